@@ -1,0 +1,23 @@
+#!lua flags=allow-oom
+-- beat: a heartbeat of a node, dispatcher or reaper, stamped with the server's clock.
+-- KEYS[1] {sched}:heartbeats        stream
+-- KEYS[2] {sched}:dispatchers       zset
+-- ARGV[1] document   ARGV[2] member of the dispatchers (name+boot), empty for nodes and reapers
+-- ARGV[3] heartbeats_max   ARGV[4] silence_ms: how long a dispatcher counts as live
+-- RETURNS {now_ms, {live dispatcher, ...}}; the list is empty for nodes and reapers
+-- INVARIANT one heartbeat more in the stream, and nothing else but the caller's own membership. A repeat is another beat.
+local heartbeats_key, dispatchers_key = KEYS[1], KEYS[2]
+local document, member = ARGV[1], ARGV[2]
+local heartbeats_max, silence_ms = ARGV[3], tonumber(ARGV[4])
+
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+
+redis.call('XADD', heartbeats_key, 'MAXLEN', '~', heartbeats_max, '*', 'node', document, 'time_ms', string.format('%.0f', now_ms))
+local live = {}
+if member ~= '' then
+  redis.call('ZADD', dispatchers_key, string.format('%.0f', now_ms), member)
+  redis.call('ZREMRANGEBYSCORE', dispatchers_key, '-inf', string.format('(%.0f', now_ms - silence_ms))
+  live = redis.call('ZRANGE', dispatchers_key, 0, -1)
+end
+return {now_ms, live}

@@ -1,0 +1,74 @@
+#!lua flags=allow-oom
+-- capacity: what the leader says of nodes: their slots, for which boot, and why. Tells the node in the same step.
+-- KEYS[1] {cell}:capacity           hash: node -> "slots boot reason"
+-- KEYS[2] {cell}:leader_epoch       string
+-- KEYS[3] {cell}:open               set
+-- KEYS[4] {cell}:freed              stream
+-- KEYS[5..] a node each: {cell}:slots:<node> zset, {cell}:inbox:<node> stream
+-- ARGV[1] leader epoch   ARGV[2] freed_max   ARGV[3..] items: node, slots, boot, reason (ready | draining | quarantined | dead)
+-- RETURNS {"accepted", answer, ...}, one a node: "written" | "unchanged" | "older" | "refused" | {"fenced", epoch}
+-- INVARIANT no epoch below the highest seen writes; a boot never falls back; the inbox tells the node in the step that
+--           changes its capacity; a repeat changes nothing.
+local capacity_key, epoch_key, open_key, freed_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local epoch, freed_max = ARGV[1], ARGV[2]
+
+local highest = redis.call('GET', epoch_key) or '0'
+if tonumber(epoch) < tonumber(highest) then return {'fenced', highest} end
+if tonumber(epoch) > tonumber(highest) then redis.call('SET', epoch_key, epoch) end
+
+local function boot_order(boot) return tonumber(string.match(boot, '^(%d+)%-')) or 0 end
+
+-- The node reads the newest word only: what it replaces goes. `resumed` takes `drained` with it, a boot takes both.
+local function tell(inbox_key, control, boot)
+  local added = redis.pcall('XADD', inbox_key, '*', 'control', control, 'boot', boot)
+  if type(added) == 'table' and added.err then return false end
+  for _, entry in ipairs(redis.call('XRANGE', inbox_key, '-', '+')) do
+    local fields = entry[2]
+    if entry[1] ~= added and fields[1] == 'control' and (fields[2] ~= 'boot' or control == 'boot') then
+      redis.call('XDEL', inbox_key, entry[1])
+    end
+  end
+  return true
+end
+
+local answers, opened = {'accepted'}, {}
+local key_index = 5
+for i = 3, #ARGV, 4 do
+  local node, slots, boot, reason = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2], ARGV[i + 3]
+  local slots_key, inbox_key = KEYS[key_index], KEYS[key_index + 1]
+  key_index = key_index + 2
+  local value = string.format('%.0f %s %s', slots, boot, reason)
+  local current = redis.call('HGET', capacity_key, node)
+  local _, current_boot, current_reason = string.match(current or '', '^(%S+) (%S+) (%S+)$')
+  local answer = 'written'
+  if current == value then
+    answer = 'unchanged'
+  elseif current_boot and boot_order(boot) < boot_order(current_boot) then
+    answer = 'older'
+  else
+    local told = true
+    if boot ~= current_boot then told = tell(inbox_key, 'boot', boot) end
+    if told and reason == 'draining' and (boot ~= current_boot or current_reason ~= 'draining') then
+      told = tell(inbox_key, 'drained', boot)
+    elseif told and reason == 'ready' and boot == current_boot and current_reason == 'draining' then
+      told = tell(inbox_key, 'resumed', boot)
+    end
+    if told then
+      redis.call('HSET', capacity_key, node, value)
+      if redis.call('ZCARD', slots_key) < slots then
+        -- More room than before can unblock a waiter even when the node was open already.
+        redis.call('SADD', open_key, node)
+        opened[#opened + 1] = node
+      else
+        redis.call('SREM', open_key, node)
+      end
+    else
+      answer = 'refused'
+    end
+  end
+  answers[#answers + 1] = answer
+end
+if #opened > 0 then
+  redis.pcall('XADD', freed_key, 'MAXLEN', '~', freed_max, '*', 'nodes', table.concat(opened, ' '))
+end
+return answers

@@ -1,0 +1,32 @@
+#!lua flags=allow-oom
+-- claim: take, renew or give up partitions of one cell.
+-- KEYS[1] {cell}:owners             hash: partition -> "epoch owner until_ms"
+-- ARGV[1] owner (name+boot)   ARGV[2] lease_ms   ARGV[3..] items: partition, action (take | give_up)
+-- RETURNS {now_ms, answer, ...}, one a partition: {"owned", epoch} | {"held", owner, until_ms} | {"given_up"}
+-- INVARIANT a change of owner raises the epoch; claiming again as the holder renews under the same one.
+local owners_key = KEYS[1]
+local owner, lease_ms = ARGV[1], tonumber(ARGV[2])
+
+local time = redis.call('TIME')
+local now_us = time[1] * 1000000 + time[2]
+local now_ms = math.floor(now_us / 1000)
+local answers = {now_ms}
+
+for i = 3, #ARGV, 2 do
+  local partition, action = ARGV[i], ARGV[i + 1]
+  local stored = redis.call('HGET', owners_key, partition) or '0 - 0'
+  local epoch_text, holder, until_text = string.match(stored, '^(%S+) (%S+) (%S+)$')
+  local epoch, until_ms = tonumber(epoch_text), tonumber(until_text)
+  if action == 'give_up' then
+    if holder == owner then redis.call('HSET', owners_key, partition, epoch_text .. ' - 0') end
+    answers[#answers + 1] = {'given_up'}
+  elseif holder ~= owner and holder ~= '-' and until_ms > now_ms then
+    answers[#answers + 1] = {'held', holder, until_ms}
+  else
+    if holder ~= owner then epoch = math.max(epoch + 1, now_us) end
+    epoch_text = string.format('%.0f', epoch)
+    redis.call('HSET', owners_key, partition, string.format('%s %s %.0f', epoch_text, owner, now_ms + lease_ms))
+    answers[#answers + 1] = {'owned', epoch_text}
+  end
+end
+return answers

@@ -1,0 +1,26 @@
+#!lua flags=allow-oom
+-- lead: take, keep or give up the leadership of the management group.
+-- KEYS[1] {sched}:leader            hash: name, epoch, until_ms
+-- ARGV[1] name (name+boot)   ARGV[2] lease_ms   ARGV[3] action: take | give_up
+-- RETURNS {"leading", epoch, now_ms} | {"following", leader, until_ms, now_ms} | {"given_up", now_ms}
+-- INVARIANT at most one name leads; a change of name raises the epoch, claiming again as the holder does not.
+local leader_key = KEYS[1]
+local name, lease_ms, action = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+
+local time = redis.call('TIME')
+local now_us = time[1] * 1000000 + time[2]
+local now_ms = math.floor(now_us / 1000)
+local stored = redis.call('HMGET', leader_key, 'name', 'epoch', 'until_ms')
+local leader, epoch, until_ms = stored[1] or '', tonumber(stored[2] or 0), tonumber(stored[3] or 0)
+
+if action == 'give_up' then
+  if leader == name then redis.call('HSET', leader_key, 'name', '', 'until_ms', 0) end
+  return {'given_up', now_ms}
+end
+if leader ~= name then
+  if leader ~= '' and until_ms > now_ms then return {'following', leader, until_ms, now_ms} end
+  epoch = math.max(epoch + 1, now_us)
+end
+local epoch_text = string.format('%.0f', epoch)
+redis.call('HSET', leader_key, 'name', name, 'epoch', epoch_text, 'until_ms', string.format('%.0f', now_ms + lease_ms))
+return {'leading', epoch_text, now_ms}

@@ -1,0 +1,75 @@
+#!lua flags=allow-oom
+-- promote: delayed jobs that are due go back to the intake.
+-- KEYS[1] {cell}:delayed zset: job_id -> due (ms)   KEYS[2] {cell}:parked stream   KEYS[3] {cell}:results stream
+-- KEYS[4..] a job each: {cell}:job:<job_id> hash, {cell}:jobs:<p> stream, {cell}:results:<reply_to> stream
+-- ARGV[1] retention_ms   ARGV[2] results_max   ARGV[3..] items: job_id, partition, reply_to
+-- RETURNS {now_ms, answer, ...}, one a job: {"promoted", entry} | {"early", due_ms} | {"stale"} | {"moved"}
+--         | {"dead"}: the parked body is missing | {"busy", due_ms}: the intake does not take it, tried again later
+-- INVARIANT a delayed job has one parked body; promoting moves it to the intake in one step. A repeat answers "stale".
+local delayed_key, parked_key, results_key = KEYS[1], KEYS[2], KEYS[3]
+local retention_ms, results_max = ARGV[1], ARGV[2]
+local BUSY_MS = 1000
+
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local now_text = string.format('%.0f', now_ms)
+local answers, feed = {now_ms}, {}
+
+local function lose_body(job_key, reply_key, job_id, record)
+  local session, entry, life, token = record[4], record[5], record[6] or '1', record[7] or '0'
+  local attempts, submitted_ms, node = record[8] or '0', record[9] or '0', record[10] or ''
+  redis.call('ZREM', delayed_key, job_id)
+  redis.call('DEL', job_key)
+  redis.call('HSET', job_key, 'state', 'dead', 'session', session, 'entry', entry, 'life', life, 'token', token,
+    'reason', 'body_lost', 'attempts', attempts, 'submitted_ms', submitted_ms, 'ended_ms', now_text)
+  redis.call('PEXPIRE', job_key, retention_ms)
+  feed[#feed + 1] = {reply_key, 'job_id', job_id, 'session', session, 'life', life, 'state', 'dead', 'reason', 'body_lost',
+    'detail', 'the parked entry is missing', 'node', node, 'token', token, 'attempts', attempts, 'entry', entry,
+    'submitted_ms', submitted_ms, 'ended_ms', now_text, 'content_type', ''}
+  return {'dead'}
+end
+
+local function promote(job_key, jobs_key, reply_key, job_id, partition, reply_to)
+  local record = redis.call('HMGET', job_key, 'state', 'partition', 'parked_id', 'session', 'entry', 'life', 'token', 'attempts',
+    'submitted_ms', 'node', 'reply_to')
+  if record[1] ~= 'delayed' then
+    redis.call('ZREM', delayed_key, job_id)
+    return {'stale'}
+  end
+  if record[2] ~= partition or (record[11] or '') ~= reply_to then return {'moved'} end
+  local due_ms = tonumber(redis.call('ZSCORE', delayed_key, job_id) or 0)
+  if due_ms > now_ms then return {'early', due_ms} end
+  local parked = record[3] and redis.call('XRANGE', parked_key, record[3], record[3])[1]
+  if not parked then return lose_body(job_key, reply_key, job_id, record) end
+
+  local fields = {}
+  for i = 1, #parked[2], 2 do
+    if parked[2][i] ~= 'partition' then
+      fields[#fields + 1] = parked[2][i]
+      fields[#fields + 1] = parked[2][i + 1]
+    end
+  end
+  local entry_id = redis.pcall('XADD', jobs_key, '*', unpack(fields))
+  if type(entry_id) == 'table' then
+    redis.call('ZADD', delayed_key, string.format('%.0f', now_ms + BUSY_MS), job_id)
+    return {'busy', now_ms + BUSY_MS}
+  end
+  local entry = partition .. '/' .. entry_id
+  redis.call('XDEL', parked_key, record[3])
+  redis.call('ZREM', delayed_key, job_id)
+  redis.call('HSET', job_key, 'state', 'queued', 'entry', entry)
+  redis.call('HDEL', job_key, 'parked_id')
+  return {'promoted', entry}
+end
+
+local key_index = 4
+for item = 3, #ARGV, 3 do
+  answers[#answers + 1] = promote(KEYS[key_index], KEYS[key_index + 1], KEYS[key_index + 2], ARGV[item], ARGV[item + 1], ARGV[item + 2])
+  key_index = key_index + 3
+end
+for _, outcome in ipairs(feed) do
+  local reply_key = table.remove(outcome, 1)
+  redis.pcall('XADD', results_key, 'MAXLEN', '~', results_max, '*', unpack(outcome))
+  if reply_key ~= results_key then redis.pcall('XADD', reply_key, 'MAXLEN', '~', results_max, '*', unpack(outcome)) end
+end
+return answers

@@ -1,0 +1,87 @@
+#!lua flags=allow-oom
+-- reject: the owner of a partition refuses entries: each is dead with its reason, or cancelled.
+-- KEYS[1] {cell}:owners hash   KEYS[2] {cell}:dead stream   KEYS[3] {cell}:results stream
+-- KEYS[4..] an entry each: {cell}:jobs:<p> stream, {cell}:job:<job_id> hash, {cell}:results:<reply_to> stream
+-- ARGV[1] retention_ms   ARGV[2] dead_retention_ms   ARGV[3] results_max
+-- ARGV[4..] items: partition, epoch, entry_id, job_id, session, tenant, reply_to, reason, detail
+-- RETURNS {now_ms, answer, ...}, one an entry: {"rejected"} | {"fenced"} | {"duplicate"} | {"gone"} | {"busy", why}
+-- INVARIANT only an entry that still exists is rejected, and only by the owner; another entry's record is not touched.
+local owners_key, dead_key, results_key = KEYS[1], KEYS[2], KEYS[3]
+local retention_ms, dead_retention_ms, results_max = ARGV[1], ARGV[2], ARGV[3]
+
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local now_text = string.format('%.0f', now_ms)
+local answers, feed = {now_ms}, {}
+
+local OURS = {job_id = true, session = true, partition = true, tenant = true, reason = true, detail = true, attempts = true,
+  crashes = true, not_started = true, life = true, submitted_ms = true, avoid = true, entry = true}
+
+-- The fields of a bad entry go into the dead stream as they came, whatever they are, followed by what we know of it.
+local function bury(fields, known)
+  local arguments = {}
+  for i = 1, #fields, 2 do
+    if not OURS[fields[i]] then
+      arguments[#arguments + 1] = fields[i]
+      arguments[#arguments + 1] = fields[i + 1]
+    end
+    if #arguments > 4000 then break end
+  end
+  for _, value in ipairs(known) do arguments[#arguments + 1] = value end
+  local id = redis.pcall('XADD', dead_key, '*', unpack(arguments))
+  if type(id) == 'table' then return nil end
+  return id
+end
+
+local function reject(jobs_key, job_key, reply_key, item)
+  local partition, epoch, entry_id, job_id = ARGV[item], ARGV[item + 1], ARGV[item + 2], ARGV[item + 3]
+  local session, tenant, reply_to, reason, detail = ARGV[item + 4], ARGV[item + 5], ARGV[item + 6], ARGV[item + 7], ARGV[item + 8]
+  local entry = partition .. '/' .. entry_id
+  local held = redis.call('HGET', owners_key, partition)
+  if not held or string.match(held, '^%S+') ~= epoch then return {'fenced'} end
+  local record = redis.call('HMGET', job_key, 'state', 'entry', 'life', 'attempts', 'submitted_ms', 'token', 'crashes',
+    'not_started', 'node')
+  if record[1] and record[2] == entry and record[1] ~= 'queued' then return {'rejected'} end
+  if record[1] and record[2] ~= entry then
+    redis.call('XDEL', jobs_key, entry_id)
+    return {'duplicate'}
+  end
+  local body = redis.call('XRANGE', jobs_key, entry_id, entry_id)[1]
+  if not body then return {'gone'} end
+
+  local cancelled = reason == 'cancelled'
+  local life, attempts, token = record[3] or '1', record[4] or '0', record[6] or '0'
+  local crashes, not_started, node = record[7] or '0', record[8] or '0', record[9] or ''
+  local submitted_ms = record[5] or string.format('%.0f', math.min(tonumber(string.match(entry_id, '^%d+')), now_ms))
+  local dead_id
+  if not cancelled then
+    dead_id = bury(body[2], {'job_id', job_id, 'submitted_ms', submitted_ms, 'reason', reason, 'detail', detail, 'session', session,
+      'partition', partition, 'tenant', tenant, 'node', node, 'attempts', attempts, 'crashes', crashes,
+      'not_started', not_started, 'life', life})
+    if not dead_id then return {'busy', 'no stream takes the body'} end
+  end
+  redis.call('XDEL', jobs_key, entry_id)
+  local state, keep_ms = cancelled and 'cancelled' or 'dead', cancelled and retention_ms or dead_retention_ms
+  redis.call('DEL', job_key)
+  redis.call('HSET', job_key, 'state', state, 'session', session, 'entry', entry, 'life', life, 'token', token, 'reason', reason,
+    'attempts', attempts, 'submitted_ms', submitted_ms, 'ended_ms', now_text)
+  if dead_id then redis.call('HSET', job_key, 'dead_id', dead_id, 'partition', partition) end
+  redis.call('PEXPIRE', job_key, keep_ms)
+  feed[#feed + 1] = {reply_key, 'job_id', job_id, 'session', session, 'life', life, 'state', state, 'reason', reason,
+    'detail', detail, 'node', node, 'token', token, 'attempts', attempts, 'entry', entry,
+    'submitted_ms', submitted_ms, 'ended_ms', now_text, 'content_type', ''}
+  return {'rejected'}
+end
+
+local key_index = 4
+for item = 4, #ARGV, 9 do
+  answers[#answers + 1] = reject(KEYS[key_index], KEYS[key_index + 1], KEYS[key_index + 2], item)
+  key_index = key_index + 3
+end
+
+for _, outcome in ipairs(feed) do
+  local reply_key = table.remove(outcome, 1)
+  redis.pcall('XADD', results_key, 'MAXLEN', '~', results_max, '*', unpack(outcome))
+  if reply_key ~= results_key then redis.pcall('XADD', reply_key, 'MAXLEN', '~', results_max, '*', unpack(outcome)) end
+end
+return answers

@@ -1,0 +1,212 @@
+#!lua flags=allow-oom
+-- release: end reservations: the slot is free, and the outcome is recorded, or the job goes back.
+-- KEYS[1] {cell}:capacity  hash     KEYS[2] {cell}:open     set      KEYS[3] {cell}:freed  stream
+-- KEYS[4] {cell}:results   stream   KEYS[5] {cell}:delayed  zset     KEYS[6] {cell}:parked stream
+-- KEYS[7] {cell}:dead      stream
+-- KEYS[8..] {cell}:jobs:<p> stream, one a partition (P); then a node each (N): {cell}:slots:<node> zset, {cell}:inbox:<node>
+--   stream; then a job each: {cell}:job:<job_id> hash, {cell}:result:<job_id> string, {cell}:results:<reply_to> stream
+-- ARGV[1] P   ARGV[2] N   ARGV[3] retention_ms   ARGV[4] dead_retention_ms   ARGV[5] not_started_max   ARGV[6] results_max
+-- ARGV[7] freed_max   ARGV[8] result_inline_bytes_max   then P x partition, N x node
+-- then a job each: partition index, node index, job_id, session, tenant, reply_to, token,
+--   verdict (finish | retry | expire | reboot | give_back | dead), boot of the caller, delay_ms, state (completed | failed),
+--   reason, detail, content_type, result
+-- RETURNS {now_ms, answer, ...}, one a job: {"released", state} | {"stale", token} | {"unknown"} | {"busy", why} | {"moved"}
+-- INVARIANT a slot is freed exactly once; the body is in exactly one stream or the job is terminal; a repeat of the last
+--           ending (token and verdict) gives the same answer, every other ending without the slot is stale.
+local capacity_key, open_key, freed_key, results_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local delayed_key, parked_key, dead_key = KEYS[5], KEYS[6], KEYS[7]
+local partitions, nodes = tonumber(ARGV[1]), tonumber(ARGV[2])
+local retention_ms, dead_retention_ms, not_started_max = ARGV[3], ARGV[4], tonumber(ARGV[5])
+local results_max, freed_max, result_inline_bytes_max = ARGV[6], ARGV[7], tonumber(ARGV[8])
+local NODE_KEYS, JOB_KEYS, JOB = 7 + partitions, 7 + partitions + 2 * nodes, 15
+
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local now_text = string.format('%.0f', now_ms)
+local answers, freed_nodes, feed = {now_ms}, {}, {}
+
+local function boot_order(boot) return tonumber(string.match(boot, '^(%d+)%-')) or 0 end
+
+-- Counters after this verdict, and where the job goes: queued, delayed or dead (with a reason).
+local function judge(record, verdict, delay_ms)
+  local attempts, crashes, not_started = record.attempts, record.crashes, record.not_started
+  local reason, detail
+  if verdict == 'retry' then
+    attempts = attempts + 1
+    if attempts >= record.attempts_max then reason, detail = 'attempts_exhausted', 'failed ' .. attempts .. ' times' end
+  elseif verdict == 'expire' or verdict == 'reboot' then
+    if record.started_ms then
+      crashes = crashes + 1
+      if crashes >= record.crashes_max then reason, detail = 'attempts_exhausted', 'lost with its node ' .. crashes .. ' times' end
+    else
+      not_started = not_started + 1
+      if not_started >= not_started_max then reason, detail = 'attempts_exhausted', 'not started ' .. not_started .. ' times' end
+    end
+  end
+  local next_state = reason and 'dead' or (verdict == 'retry' and delay_ms > 0) and 'delayed' or 'queued'
+  return {state = next_state, attempts = attempts, crashes = crashes, not_started = not_started, reason = reason, detail = detail}
+end
+
+-- The first write of an ending, the one that can fail. Returns the id, or nil.
+local function append(key, body, job, ...)
+  local id = redis.pcall('XADD', key, '*', 'job', body.job, 'payload', body.payload, 'job_id', job.job_id,
+    'submitted_ms', job.record.submitted_ms, ...)
+  if type(id) == 'table' then return nil end
+  return id
+end
+
+local function read_body(inbox_key, inbox_id)
+  local entry = redis.call('XRANGE', inbox_key, inbox_id, inbox_id)[1]
+  if not entry then return nil end
+  local body = {job = '', payload = ''}
+  for i = 1, #entry[2], 2 do
+    local field = entry[2][i]
+    if field == 'job' or field == 'payload' then body[field] = entry[2][i + 1] end
+  end
+  return body
+end
+
+-- Free the slot; the node is news only if it had no room before.
+local function free(job)
+  local slots_key = KEYS[NODE_KEYS + 2 * job.node_index - 1]
+  redis.call('XDEL', KEYS[NODE_KEYS + 2 * job.node_index], job.record.inbox_id)
+  if redis.call('ZREM', slots_key, job.job_id) == 0 then return end
+  local slots = string.match(redis.call('HGET', capacity_key, job.node) or '', '^%S+')
+  if slots and redis.call('ZCARD', slots_key) < tonumber(slots) and redis.call('SADD', open_key, job.node) == 1 then
+    freed_nodes[#freed_nodes + 1] = job.node
+  end
+end
+
+local function go_back(job, after, body)
+  local reason = job.reason ~= '' and string.sub(job.reason, 1, 64) or job.verdict
+  local entry_id = after.state == 'queued' and append(job.jobs_key, body, job, 'avoid', job.avoid)
+  local parked_id = not entry_id and append(parked_key, body, job, 'avoid', job.avoid, 'partition', job.partition)
+  if not entry_id and not parked_id then return {'busy', 'no stream takes the body'} end
+  local state = entry_id and 'queued' or 'delayed'
+  free(job)
+  redis.call('HSET', job.key, 'state', state, 'attempts', after.attempts, 'crashes', after.crashes,
+    'not_started', after.not_started, 'avoid', job.avoid, 'last_token', job.token, 'last_verdict', job.verdict, 'reason', reason)
+  redis.call('HDEL', job.key, 'started_ms', 'inbox_id', 'lease_until_ms')
+  if entry_id then
+    redis.call('HSET', job.key, 'entry', job.partition .. '/' .. entry_id)
+  else
+    -- A body that the intake would not take is tried again a second later.
+    local due_ms = now_ms + (after.state == 'delayed' and job.delay_ms or 1000)
+    redis.call('ZADD', delayed_key, string.format('%.0f', due_ms), job.job_id)
+    redis.call('HSET', job.key, 'parked_id', parked_id)
+  end
+  return {'released', state}
+end
+
+local function finish(job, state, after, reason, detail, body)
+  local record, dead_id = job.record, nil
+  if body then
+    dead_id = append(dead_key, body, job, 'reason', reason, 'detail', detail, 'session', job.session, 'partition', job.partition,
+      'tenant', job.tenant, 'node', job.node, 'attempts', after.attempts, 'crashes', after.crashes,
+      'not_started', after.not_started, 'life', record.life)
+    if not dead_id then return {'busy', 'no stream takes the body'} end
+  end
+  free(job)
+  local keep_ms = dead_id and dead_retention_ms or retention_ms
+  redis.call('DEL', job.key)
+  redis.call('HSET', job.key, 'state', state, 'session', job.session, 'entry', record.entry, 'life', record.life,
+    'node', job.node, 'token', job.token, 'last_token', job.token, 'last_verdict', job.verdict, 'reason', reason,
+    'attempts', after.attempts, 'submitted_ms', record.submitted_ms, 'ended_ms', now_text)
+  if dead_id then redis.call('HSET', job.key, 'dead_id', dead_id, 'partition', job.partition) end
+  local with_result = state == 'completed' or state == 'failed'
+  if with_result then
+    redis.call('HSET', job.key, 'content_type', job.content_type)
+    redis.call('SET', KEYS[job.result_key], job.result, 'PX', keep_ms)
+  end
+  redis.call('PEXPIRE', job.key, keep_ms)
+  local outcome = {
+    KEYS[job.reply_key], 'job_id', job.job_id, 'session', job.session, 'life', record.life, 'state', state, 'reason', reason,
+    'detail', detail, 'node', job.node, 'token', job.token, 'attempts', after.attempts, 'entry', record.entry,
+    'submitted_ms', record.submitted_ms, 'ended_ms', now_text, 'content_type', with_result and job.content_type or '',
+  }
+  if with_result and #job.result <= result_inline_bytes_max then
+    outcome[#outcome + 1] = 'result'
+    outcome[#outcome + 1] = job.result
+  end
+  feed[#feed + 1] = outcome
+  return {'released', state}
+end
+
+local FIELDS = {'state', 'token', 'node', 'boot', 'partition', 'session', 'tenant', 'reply_to', 'entry', 'inbox_id', 'attempts',
+  'crashes', 'not_started', 'started_ms', 'life', 'cancel', 'attempts_max', 'crashes_max', 'submitted_ms', 'last_token',
+  'last_verdict'}
+
+local function read_record(job_key)
+  local values = redis.call('HMGET', job_key, unpack(FIELDS))
+  local record = {}
+  for i, field in ipairs(FIELDS) do record[field] = values[i] or nil end
+  for _, count in ipairs({'attempts', 'crashes', 'not_started', 'attempts_max', 'crashes_max'}) do
+    record[count] = tonumber(record[count] or 0)
+  end
+  record.life = record.life or '1'
+  return record
+end
+
+-- Why this ending may not be: an answer, or nil.
+local function refusal(job, record)
+  if not record.state then return {'unknown'} end
+  if record.last_token == job.token and record.last_verdict == job.verdict then return {'released', record.state} end
+  if record.state ~= 'reserved' or record.token ~= job.token then return {'stale', record.token or '0'} end
+  if record.node ~= job.node or record.partition ~= job.partition or record.session ~= job.session
+    or record.tenant ~= job.tenant or record.reply_to ~= job.reply_to then
+    return {'moved'}
+  end
+  if job.verdict == 'expire' then
+    local until_ms = redis.call('ZSCORE', KEYS[NODE_KEYS + 2 * job.node_index - 1], job.job_id)
+    if until_ms and tonumber(until_ms) > now_ms then return {'busy', 'the lease has not ended'} end
+  elseif job.verdict == 'reboot' and boot_order(job.boot) <= boot_order(record.boot) then
+    return {'busy', 'not a later boot'}
+  end
+end
+
+local function release(job)
+  local record = read_record(job.key)
+  local refused = refusal(job, record)
+  if refused then return refused end
+  job.record = record
+  -- A later attempt keeps away from the node, unless the job merely goes back.
+  job.avoid = job.verdict == 'give_back' and '' or job.node
+  local unchanged = {attempts = record.attempts, crashes = record.crashes, not_started = record.not_started}
+  if job.verdict == 'finish' then return finish(job, job.state, unchanged, job.reason, job.detail, nil) end
+  if record.cancel then return finish(job, 'cancelled', unchanged, 'cancelled', job.detail, nil) end
+  local body = read_body(KEYS[NODE_KEYS + 2 * job.node_index], record.inbox_id)
+  local after = job.verdict == 'dead' and unchanged or judge(record, job.verdict, job.delay_ms)
+  if not body then return finish(job, 'dead', after, 'body_lost', 'the inbox entry is missing', nil) end
+  if job.verdict == 'dead' then return finish(job, 'dead', after, job.reason, job.detail, body) end
+  if after.state == 'dead' then
+    local detail = job.detail ~= '' and (after.detail .. '; last: ' .. job.detail) or after.detail
+    return finish(job, 'dead', after, after.reason, detail, body)
+  end
+  return go_back(job, after, body)
+end
+
+local number = 0
+for item = 8 + partitions + nodes + 1, #ARGV, JOB do
+  number = number + 1
+  local partition_index, node_index = tonumber(ARGV[item]), tonumber(ARGV[item + 1])
+  answers[number + 1] = release({
+    key = KEYS[JOB_KEYS + 3 * number - 2], result_key = JOB_KEYS + 3 * number - 1, reply_key = JOB_KEYS + 3 * number,
+    jobs_key = KEYS[7 + partition_index], partition = ARGV[8 + partition_index],
+    node_index = node_index, node = ARGV[8 + partitions + node_index],
+    job_id = ARGV[item + 2], session = ARGV[item + 3], tenant = ARGV[item + 4], reply_to = ARGV[item + 5],
+    token = ARGV[item + 6], verdict = ARGV[item + 7], boot = ARGV[item + 8], delay_ms = tonumber(ARGV[item + 9]),
+    state = ARGV[item + 10], reason = ARGV[item + 11], detail = ARGV[item + 12], content_type = ARGV[item + 13],
+    result = ARGV[item + 14],
+  })
+end
+
+-- Feeds come last and may fail: the truth is in the records.
+for _, outcome in ipairs(feed) do
+  local reply_key = table.remove(outcome, 1)
+  redis.pcall('XADD', results_key, 'MAXLEN', '~', results_max, '*', unpack(outcome))
+  if reply_key ~= results_key then redis.pcall('XADD', reply_key, 'MAXLEN', '~', results_max, '*', unpack(outcome)) end
+end
+if #freed_nodes > 0 then
+  redis.pcall('XADD', freed_key, 'MAXLEN', '~', freed_max, '*', 'nodes', table.concat(freed_nodes, ' '))
+end
+return answers

@@ -1,0 +1,33 @@
+#!lua flags=allow-oom
+-- renew: a node's leases go on; the first renewal of a reservation marks that its job was started.
+-- KEYS[1] {cell}:slots:<node>       zset: job_id -> lease deadline (ms)
+-- KEYS[2..] {cell}:job:<job_id>     hash, one a job
+-- ARGV items: job_id, token
+-- RETURNS {now_ms, answer, ...}, one a job: {"renewed", lease_until_ms} | {"cancelling", lease_until_ms}
+--         | {"stale", token} | {"unknown"} | {"overrun", started_ms}
+-- INVARIANT only the live reservation with this token is prolonged. A lapsed lease that nobody took may still be renewed.
+local slots_key = KEYS[1]
+
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local answers = {now_ms}
+
+local function renew(job_key, job_id, token)
+  local record = redis.call('HMGET', job_key, 'state', 'token', 'lease_ms', 'started_ms', 'run_ms_max', 'cancel')
+  if not record[1] then return {'unknown'} end
+  if record[1] ~= 'reserved' or record[2] ~= token then return {'stale', record[2] or '0'} end
+  if not redis.call('ZSCORE', slots_key, job_id) then return {'stale', record[2]} end
+  local started_ms = tonumber(record[4])
+  if started_ms and now_ms > started_ms + tonumber(record[5]) then return {'overrun', record[4]} end
+
+  local lease_until_ms = string.format('%.0f', now_ms + tonumber(record[3]))
+  redis.call('ZADD', slots_key, 'XX', lease_until_ms, job_id)
+  redis.call('HSET', job_key, 'lease_until_ms', lease_until_ms)
+  if not started_ms then redis.call('HSET', job_key, 'started_ms', string.format('%.0f', now_ms)) end
+  return {record[6] and 'cancelling' or 'renewed', lease_until_ms}
+end
+
+for i = 1, #ARGV, 2 do
+  answers[#answers + 1] = renew(KEYS[(i + 3) / 2], ARGV[i], ARGV[i + 1])
+end
+return answers

@@ -1,0 +1,124 @@
+"""Every number that can be set: read and validated once, then frozen.
+
+The defaults are the table of the README. A setting comes from the environment as `SCHED_<NAME>`, for example
+`SCHED_LEASE_MS=20000`. Pool policies (lease, attempts, strategy) are the defaults of pools that say nothing of their own.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Final, cast
+
+import msgspec
+
+from scheduler.errors import InvalidConfig
+from scheduler.keys import check_name
+from scheduler.model import Strategy
+
+PREFIX: Final = "SCHED_"
+NOT_SETTINGS: Final = frozenset({"SCHED_REDIS_URL", "SCHED_TEST_DATA", "SCHED_TEST_SERVERS"})
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """All settings. Units stand in the names; sizes in bytes, times in milliseconds, the rest are counts."""
+
+    namespace: str = "sched"
+    partitions: int = 16
+    cells: int = 1
+
+    # Nodes and leases.
+    heartbeat_ms: int = 1_000
+    silence_ms: int = 5_000  # a node that is not heard for so long is dead
+    start_ms: int = 5_000  # the first lease: a job must be started within it
+    lease_ms: int = 15_000
+    margin_ms: int = 1_000  # a handler stops this long before its lease ends
+    run_ms_max: int = 3_600_000
+
+    # Ownership and leadership.
+    partition_lease_ms: int = 6_000
+    leader_lease_ms: int = 6_000
+    publish_ms: int = 200  # the least time between two snapshots
+
+    # Retries.
+    attempts_max: int = 3
+    crashes_max: int = 5
+    not_started_max: int = 5
+    backoff_ms: int = 1_000  # doubles with each attempt
+    backoff_ms_max: int = 60_000
+
+    # Retention.
+    retention_ms: int = 3_600_000
+    dead_retention_ms: int = 7 * 24 * 3_600_000
+    session_ttl_ms: int = 1_800_000
+
+    # Bounds: each keeps one kind of memory from growing without end.
+    backlog_max: int = 100_000  # entries of a partition that submit accepts
+    payload_bytes_max: int = 262_144
+    document_bytes_max: int = 16_384
+    result_inline_bytes_max: int = 4_096  # longer results are fetched by job id, not copied into the feeds
+    batch_max: int = 128  # jobs of one script call: bounds how long the server is busy with it
+    candidates_max: int = 4
+    read_ahead_max: int = 512  # intake entries in hand that are not placed yet
+    waiting_max: int = 100_000  # jobs that wait in one dispatcher; beyond it, intake is not read
+    sessions_max: int = 100_000  # bindings that one dispatcher remembers
+    heartbeats_max: int = 20_000
+    results_max: int = 100_000
+    freed_max: int = 1_000
+    deltas_max: int = 1_000
+    answers_max: int = 1_000
+
+    # Placement.
+    strategy: Strategy = "affinity"
+    no_node_grace_ms: int = 10_000  # how long a job that no node could serve waits for a fleet that starts
+
+
+DEFAULTS: Final = Settings()
+
+
+def read_settings(environment: Mapping[str, str]) -> Settings:
+    """Settings from `SCHED_*` variables over the defaults.
+
+    Raises: InvalidConfig, naming the key, its value, what was expected and the nearest known key.
+    """
+    types = {field.name: field.type for field in msgspec.structs.fields(Settings)}
+    chosen: dict[str, object] = {}
+    for variable, text in sorted(environment.items()):
+        if not variable.startswith(PREFIX) or variable in NOT_SETTINGS:
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name not in types:
+            known = difflib.get_close_matches(variable, [PREFIX + each.upper() for each in types], n=1, cutoff=0.0)
+            raise InvalidConfig(variable, text, f"a known setting; the nearest is {known[0]}")
+        if types[name] is int:
+            if not text.strip().lstrip("-").isdigit():
+                raise InvalidConfig(variable, text, "a whole number")
+            chosen[name] = int(text)
+        else:
+            chosen[name] = text
+    settings = cast(Settings, msgspec.structs.replace(DEFAULTS, **chosen))
+    check_settings(settings, prefix=PREFIX)
+    return settings
+
+
+def check_settings(settings: Settings, prefix: str = "") -> None:
+    """Raises: InvalidConfig for a value that cannot work, alone or beside another one."""
+
+    def refuse(name: str, expected: str) -> None:
+        raise InvalidConfig(prefix + name.upper() if prefix else name, getattr(settings, name), expected)
+
+    check_name("namespace", settings.namespace)
+    for field in msgspec.structs.fields(Settings):
+        value = getattr(settings, field.name)
+        if field.type is int and (not isinstance(value, int) or value < 1):
+            refuse(field.name, "a whole number above 0")
+    if settings.strategy not in ("affinity", "spread", "least_loaded"):
+        refuse("strategy", "affinity, spread or least_loaded")
+    if settings.partitions % settings.cells or settings.partitions > 4096:
+        refuse("partitions", f"a multiple of cells ({settings.cells}), at most 4096")
+    if settings.batch_max > 128:
+        refuse("batch_max", "at most 128 jobs of one script call")
+    if settings.margin_ms * 2 > settings.start_ms or settings.margin_ms * 2 > settings.lease_ms:
+        refuse("margin_ms", f"at most half of start_ms ({settings.start_ms}) and of lease_ms ({settings.lease_ms})")
+    if settings.silence_ms < 2 * settings.heartbeat_ms:
+        refuse("silence_ms", f"at least two heartbeats ({2 * settings.heartbeat_ms})")

@@ -1,0 +1,86 @@
+"""Everything that can be raised on purpose. Expected outcomes of a script are values (see model.py), not errors.
+
+    SchedulerError
+    +-- InvalidInput          something that a caller or a file gave is wrong; names the thing, the value, the expectation
+    |   +-- InvalidConfig     the same, of a configuration key
+    +-- ServerUnavailable     no server, or none that answers
+    +-- ServerRefused         a server answers but cannot be used (eviction, protocol, layout, too old)
+    +-- Fenced                a newer leader or owner exists; the caller must stop acting on what it held
+    +-- IllegalTransition     the transition table has no such step
+    +-- JobFailed             a job ended without completing (raised by Producer.result only)
+    +-- LeaseLost             the reservation of a running handler ended before the handler did
+    +-- Retry                 raised by a handler: try this job again, after a delay of its choice
+    +-- Reject                raised by a handler: do not try this job again
+"""
+
+from __future__ import annotations
+
+
+class SchedulerError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class InvalidInput(SchedulerError):
+    """Input that cannot be used; the message names the thing, the value and what was expected."""
+
+
+class InvalidConfig(InvalidInput):
+    """A configuration key that cannot be used."""
+
+    def __init__(self, key: str, value: object, expected: str) -> None:
+        super().__init__(f"{key} = {value!r}: expected {expected}")
+        self.key = key
+        self.value = value
+        self.expected = expected
+
+
+class ServerUnavailable(SchedulerError):
+    """No server was found, or the one that was found does not answer."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+
+class ServerRefused(SchedulerError):
+    """The server answers but must not be used: its settings, version or layout do not fit."""
+
+
+class Fenced(SchedulerError):
+    """A newer holder exists."""
+
+
+class IllegalTransition(SchedulerError):
+    """No row of the transition table allows this step."""
+
+
+class JobFailed(SchedulerError):
+    """A job ended as failed, dead or cancelled.
+
+    Attributes: job_id, state ("failed" | "dead" | "cancelled"), reason, detail.
+    """
+
+    def __init__(self, job_id: str, state: str, reason: str, detail: str = "") -> None:
+        super().__init__(f"job {job_id} ended as {state}: {reason}" + (f" ({detail})" if detail else ""))
+        self.job_id = job_id
+        self.state = state
+        self.reason = reason
+        self.detail = detail
+
+
+class LeaseLost(SchedulerError):
+    """The reservation is no longer held, so the handler must stop; what it returns is thrown away."""
+
+
+class Retry(SchedulerError):
+    """A handler asks for another attempt.
+
+    Args: reason, shown to operators; delay_ms, None for the backoff of the node.
+    """
+
+    def __init__(self, reason: str = "the handler asked for it", delay_ms: int | None = None) -> None:
+        super().__init__(reason)
+        self.delay_ms = delay_ms
+
+
+class Reject(SchedulerError):
+    """A handler says that another attempt is of no use: the job ends as failed."""

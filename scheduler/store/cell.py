@@ -1,0 +1,231 @@
+"""The data plane of one cell: one method a script. Keys are declared group by group, as the script's header says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from scheduler import keys, model
+from scheduler.config import Settings
+from scheduler.errors import Fenced
+from scheduler.store.connection import Argument, Connection
+
+_WHY: Final = {
+    word: model.Refused(word.decode())  # type: ignore[arg-type]
+    for word in (b"full", b"behind", b"limited", b"fenced", b"duplicate", b"gone", b"job_id_taken", b"cancelling")
+}
+
+
+class _Group:
+    """Names in the order of their first use, each with its index counted from 1."""
+
+    def __init__(self) -> None:
+        self.names: list[Any] = []
+        self._indices: dict[Any, int] = {}
+
+    def index(self, name: Any) -> int:
+        found = self._indices.get(name)
+        if found is None:
+            self.names.append(name)
+            found = self._indices[name] = len(self.names)
+        return found
+
+
+class Cell:
+    """Everything under the tag `{sched:<cell>}`."""
+
+    def __init__(self, connection: Connection, settings: Settings, cell: int = 0) -> None:
+        self.keys = keys.CellKeys(settings.namespace, cell)
+        self.cell = cell
+        self._connection = connection
+        self._settings = settings
+
+    # ---- ownership and capacity ----
+
+    async def claim(
+        self, owner: str, take: Iterable[int], give_up: Iterable[int] = ()
+    ) -> tuple[int, list[model.Owned | model.HeldByOther]]:
+        """Take or renew partitions, and give others up.
+
+        Args: owner, name+boot; take and give_up, partitions of this cell.
+        Returns: (now_ms, an answer for each of `take`).
+        """
+        taken = list(take)
+        arguments: list[Argument] = [owner, self._settings.partition_lease_ms]
+        for partition in taken:
+            arguments += [partition, "take"]
+        for partition in give_up:
+            arguments += [partition, "give_up"]
+        answer = await self._connection.call("claim", [self.keys.owners], arguments)
+        answers: list[model.Owned | model.HeldByOther] = []
+        for partition, held in zip(taken, answer[1:], strict=False):
+            if held[0] == b"owned":
+                answers.append(model.Owned(partition, int(held[1])))
+            else:
+                answers.append(model.HeldByOther(partition, held[1].decode(), held[2]))
+        return answer[0], answers
+
+    async def capacity(self, epoch: int, items: Sequence[model.CapacityItem]) -> list[str]:
+        """Write capacities as the leader of `epoch`; without items it only raises the cell's epoch.
+
+        Returns: an answer for each item: written, unchanged, older or refused. Raises: Fenced.
+        """
+        names = [self.keys.capacity, self.keys.leader_epoch, self.keys.open, self.keys.freed]
+        arguments: list[Argument] = [epoch, self._settings.freed_max]
+        for item in items:
+            names += [self.keys.slots(item.node), self.keys.inbox(item.node)]
+            arguments += [item.node, item.slots, item.boot, item.reason]
+        answer = await self._connection.call("capacity", names, arguments)
+        if answer[0] == b"fenced":
+            raise Fenced(f"leader epoch {epoch} is over: {answer[1].decode()} was seen")
+        return [word.decode() for word in answer[1:]]
+
+    async def leave(self, node: str, boot: str) -> str:
+        """End a node that has neither slots nor reservations. Returns: left, busy or replaced."""
+        answer = await self._connection.call(
+            "leave",
+            [self.keys.capacity, self.keys.open, self.keys.slots(node), self.keys.inbox(node)],
+            [node, boot],
+        )
+        return str(answer[0].decode())
+
+    # ---- the way of a job ----
+
+    async def submit(self, items: Sequence[model.SubmitItem]) -> list[model.Submitted | model.NotSubmitted]:
+        """Accept jobs into the intake; an answer for each."""
+        partitions = _Group()
+        body: list[Argument] = []
+        for item in items:
+            body += [partitions.index(item.partition), item.job_id, item.session_id, item.tenant_id, item.reply_to]
+            body += [item.nonce, item.document, item.payload]
+        names = [self.keys.jobs(partition) for partition in partitions.names]
+        names += [self.keys.job(item.job_id) for item in items]
+        arguments = [len(partitions.names), self._settings.backlog_max, *partitions.names, *body]
+        answer = await self._connection.call("submit", names, arguments)
+        answers: list[model.Submitted | model.NotSubmitted] = []
+        for item, given in zip(items, answer[1:], strict=True):
+            if given[0] == b"accepted":
+                answers.append(model.Submitted(item.job_id, given[1].decode()))
+            else:
+                detail = given[1] if len(given) > 1 else b""
+                text = detail.decode() if isinstance(detail, bytes) else str(detail)
+                answers.append(model.NotSubmitted(item.job_id, given[0].decode(), text))
+        return answers
+
+    async def reserve(
+        self,
+        items: Sequence[model.ReserveItem],
+        boots: Mapping[str, str],
+        pools: Mapping[str, model.Pool],
+        snapshot_version: int,
+    ) -> list[model.Reserved | model.Refused]:
+        """Place a batch of jobs in the order given.
+
+        Args: items, at most `batch_max`; boots, of every candidate node, as the snapshot has them; pools, of every item.
+        Returns: an answer for each item.
+        """
+        partitions, nodes, policies = _Group(), _Group(), _Group()
+        body: list[Argument] = []
+        job_keys: list[str] = []
+        for item in items:
+            candidates = " ".join([str(nodes.index(node)) for node in item.candidates])
+            body += [
+                item.entry_id, partitions.index((item.partition, item.epoch)), policies.index(item.pool), item.job_id,
+                item.session_id, item.tenant_id, item.reply_to, item.binding, item.bound_node, item.variant, candidates,
+                item.choice,
+            ]  # fmt: skip
+            job_keys += [self.keys.job(item.job_id), self.keys.session(item.session_id)]
+        names = [self.keys.owners, self.keys.capacity, self.keys.open]
+        names += [self.keys.jobs(partition) for partition, _ in partitions.names]
+        arguments: list[Argument] = [
+            len(partitions.names), len(nodes.names), len(policies.names), snapshot_version, self._settings.session_ttl_ms,
+        ]  # fmt: skip
+        for partition, epoch in partitions.names:
+            arguments += [partition, epoch]
+        for node in nodes.names:
+            names += [self.keys.slots(node), self.keys.inbox(node)]
+            arguments += [node, boots[node]]
+        for name in policies.names:
+            pool = pools[name]
+            arguments += [name, pool.start_ms, pool.lease_ms, pool.attempts_max, pool.crashes_max, pool.run_ms_max]
+        answer = await self._connection.call("reserve", names + job_keys, arguments + body)
+        return [
+            model.Reserved(given[1].decode(), int(given[2]), given[3]) if given[0] == b"reserved" else _WHY[given[0]]
+            for given in answer[1:]
+        ]
+
+    async def renew(
+        self, node: str, reservations: Sequence[tuple[str, int]]
+    ) -> tuple[int, list[model.Renewed | model.NotRenewed]]:
+        """Prolong leases of one node.
+
+        Args: node; reservations, (job_id, token) each. Returns: (now_ms, an answer for each).
+        """
+        names = [self.keys.slots(node)] + [self.keys.job(job_id) for job_id, _ in reservations]
+        arguments: list[Argument] = []
+        for job_id, token in reservations:
+            arguments += [job_id, token]
+        answer = await self._connection.call("renew", names, arguments)
+        answers: list[model.Renewed | model.NotRenewed] = []
+        for given in answer[1:]:
+            if given[0] in (b"renewed", b"cancelling"):
+                answers.append(model.Renewed(int(given[1]), given[0] == b"cancelling"))
+            else:
+                answers.append(model.NotRenewed(given[0].decode()))
+        return answer[0], answers
+
+    async def release(
+        self, items: Sequence[model.ReleaseItem], retention_ms: int, dead_retention_ms: int
+    ) -> tuple[int, list[model.Released | model.NotReleased]]:
+        """End reservations. Returns: (now_ms, an answer for each item)."""
+        partitions, nodes = _Group(), _Group()
+        body: list[Argument] = []
+        job_keys: list[str] = []
+        for item in items:
+            body += [
+                partitions.index(item.partition), nodes.index(item.node), item.job_id, item.session_id, item.tenant_id,
+                item.reply_to, item.token, item.verdict, item.boot, item.delay_ms, item.state, item.reason, item.detail,
+                item.content_type, item.result,
+            ]  # fmt: skip
+            job_keys += [self.keys.job(item.job_id), self.keys.result(item.job_id), self.keys.replies(item.reply_to)]
+        k, settings = self.keys, self._settings
+        names = [k.capacity, k.open, k.freed, k.results, k.delayed, k.parked, k.dead]
+        names += [k.jobs(partition) for partition in partitions.names]
+        for node in nodes.names:
+            names += [k.slots(node), k.inbox(node)]
+        arguments: list[Argument] = [
+            len(partitions.names), len(nodes.names), retention_ms, dead_retention_ms, settings.not_started_max,
+            settings.results_max, settings.freed_max, settings.result_inline_bytes_max, *partitions.names, *nodes.names,
+        ]  # fmt: skip
+        answer = await self._connection.call("release", names + job_keys, arguments + body)
+        answers: list[model.Released | model.NotReleased] = [
+            model.Released(given[1].decode()) if given[0] == b"released" else model.NotReleased(given[0].decode())
+            for given in answer[1:]
+        ]
+        return answer[0], answers
+
+    async def reject(
+        self, items: Sequence[model.RejectItem], retention_ms: int, dead_retention_ms: int
+    ) -> list[str]:
+        """Refuse entries as their owner. Returns: rejected, fenced, duplicate, gone or busy for each."""
+        names = [self.keys.owners, self.keys.dead, self.keys.results]
+        arguments: list[Argument] = [retention_ms, dead_retention_ms, self._settings.results_max]
+        for item in items:
+            names += [self.keys.jobs(item.partition), self.keys.job(item.job_id), self.keys.replies(item.reply_to)]
+            arguments += [item.partition, item.epoch, item.entry_id, item.job_id, item.session_id, item.tenant_id]
+            arguments += [item.reply_to, item.reason, item.detail]
+        answer = await self._connection.call("reject", names, arguments)
+        return [given[0].decode() for given in answer[1:]]
+
+    async def promote(self, items: Sequence[tuple[str, int, str]], retention_ms: int) -> list[str]:
+        """Send delayed jobs that are due back to the intake.
+
+        Args: items, (job_id, partition, reply_to) each. Returns: promoted, early, stale, moved, dead or busy for each.
+        """
+        names = [self.keys.delayed, self.keys.parked, self.keys.results]
+        arguments: list[Argument] = [retention_ms, self._settings.results_max]
+        for job_id, partition, reply_to in items:
+            names += [self.keys.job(job_id), self.keys.jobs(partition), self.keys.replies(reply_to)]
+            arguments += [job_id, partition, reply_to]
+        answer = await self._connection.call("promote", names, arguments)
+        return [given[0].decode() for given in answer[1:]]

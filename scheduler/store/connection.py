@@ -1,0 +1,142 @@
+"""A server as the other modules see it: connections, script calls that survive a lost reply, and typed failures.
+
+redis-py repeats failed commands by itself and gives up on blocking reads after five seconds; both are off here. A script
+may be repeated (each one is safe to repeat), so it is this module that repeats it, until `patience_ms` is used up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from scheduler.errors import SchedulerError, ServerRefused, ServerUnavailable
+from scheduler.store.scripts import load_scripts
+
+T = TypeVar("T")
+Argument = str | bytes | int | float
+
+COMMAND_TIMEOUT_MS: Final = 5_000
+CONNECT_TIMEOUT_MS: Final = 2_000
+PATIENCE_MS: Final = 30_000
+_RETRY_FIRST_MS: Final = 20
+_RETRY_LAST_MS: Final = 500
+# The server will do it later; nothing is wrong with the call.
+_WAIT_OUT: Final = (
+    "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "MOVED", "ASK", "TRYAGAIN", "OOM", "BUSY", "NOREPLICAS", "MISCONF",
+    "NOPERM", "UNBLOCKED",
+)  # fmt: skip
+# redis-py takes the code off some messages and turns it into a class.
+_WAIT_OUT_CLASSES: Final = frozenset({
+    "BusyLoadingError", "ReadOnlyError", "MasterDownError", "ClusterDownError", "MovedError", "AskError", "TryAgainError",
+    "OutOfMemoryError", "NoPermissionError", "SlotNotCoveredError",
+})  # fmt: skip
+
+
+class ScriptFailed(SchedulerError):
+    """An error raised inside a script's body: the call itself is at fault, repeating it is of no use."""
+
+
+def is_temporary(error: BaseException) -> bool:
+    """Whether a failure says nothing about the call: the same call can succeed later."""
+    if isinstance(error, RedisConnectionError | RedisTimeoutError | ServerUnavailable | OSError | TimeoutError):
+        return not type(error).__name__.startswith("Authentication")
+    if type(error).__name__ in _WAIT_OUT_CLASSES:
+        return True
+    return isinstance(error, ResponseError) and str(error).startswith(_WAIT_OUT)
+
+
+class Connection:
+    """One server: a client for commands, and one more for each blocking reader.
+
+    Args: url, `redis://`, `rediss://` or `unix://`; patience_ms, for how long a call is repeated while the server does not
+    answer (None: for ever, which is what long-running roles want).
+    """
+
+    def __init__(self, url: str, patience_ms: int | None = PATIENCE_MS) -> None:
+        self.url = url
+        self._patience_ms = patience_ms
+        self._clients: list[Redis] = []
+        self.commands = self._client(COMMAND_TIMEOUT_MS)
+
+    def _client(self, socket_timeout_ms: int | None) -> Redis:
+        client = Redis.from_url(
+            self.url,
+            socket_timeout=None if socket_timeout_ms is None else socket_timeout_ms / 1000,
+            socket_connect_timeout=CONNECT_TIMEOUT_MS / 1000,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+        )
+        self._clients.append(client)
+        return client
+
+    def blocking(self, block_ms: int) -> Redis:
+        """A client of its own for reads that block for up to `block_ms`."""
+        return self._client(block_ms + COMMAND_TIMEOUT_MS)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        for client in self._clients:
+            await client.aclose()
+
+    async def call(self, name: str, keys: Sequence[str], arguments: Sequence[Argument]) -> list[Any]:
+        """Run a script and return its answer.
+
+        Raises: ServerUnavailable when the server did not answer within the patience; ScriptFailed for an error inside the
+        script.
+        """
+        script = load_scripts()[name]
+
+        async def once() -> list[Any]:
+            try:
+                return await self.commands.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
+            except NoScriptError:
+                await self.commands.script_load(script.source)
+                return await self.commands.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
+
+        try:
+            return await self.patiently(once)
+        except ResponseError as error:
+            raise ScriptFailed(f"{name}: {error}") from error
+
+    async def patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Repeat `attempt` while its failure is temporary and patience lasts. It must be safe to repeat."""
+        started = time.monotonic()
+        delay_ms = _RETRY_FIRST_MS
+        while True:
+            try:
+                return await attempt()
+            except (RedisError, OSError) as error:
+                if not is_temporary(error):
+                    raise
+                waited_ms = (time.monotonic() - started) * 1000
+                if self._patience_ms is not None and waited_ms + delay_ms > self._patience_ms:
+                    raise ServerUnavailable(f"{self.url} does not answer: {error}") from error
+            await asyncio.sleep(delay_ms / 1000)
+            delay_ms = min(2 * delay_ms, _RETRY_LAST_MS)
+
+    async def check(self) -> None:
+        """Refuse a server that would lose data or lacks what the scripts need.
+
+        Raises: ServerUnavailable, ServerRefused.
+        """
+        try:
+            info = await self.patiently(self.commands.info)
+        except ResponseError as error:
+            raise ServerRefused(f"{self.url}: INFO is refused: {error}") from error
+        except RedisError as error:
+            raise ServerRefused(f"{self.url}: {error}") from error
+        policy = str(info.get("maxmemory_policy", "noeviction"))
+        if policy != "noeviction":
+            raise ServerRefused(f"{self.url}: maxmemory-policy = {policy}: expected noeviction, or jobs would be evicted")
+        version = str(info.get("redis_version", "0"))
+        if int(version.split(".")[0]) < 7:
+            raise ServerRefused(f"{self.url}: version {version}: expected Redis 7.0, Valkey 8 or later")

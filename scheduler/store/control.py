@@ -1,0 +1,239 @@
+"""The control plane: one method a script, and the reads of snapshot and version."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from scheduler import keys, model
+from scheduler.config import Settings
+from scheduler.errors import Fenced, ServerRefused
+from scheduler.store.connection import Argument, Connection
+from scheduler.store.scripts import load_scripts
+
+VERSION_BLOCK_MS: Final = 1_000
+
+
+class Leading(msgspec.Struct, frozen=True):
+    """We lead, under `epoch`."""
+
+    epoch: int
+    now_ms: int
+
+
+class Following(msgspec.Struct, frozen=True):
+    """Somebody else leads until `until_ms`."""
+
+    leader: str
+    until_ms: int
+    now_ms: int
+
+
+class Beaten(msgspec.Struct, frozen=True):
+    """A heartbeat arrived. live: the dispatchers heard of late (for a dispatcher's beat only)."""
+
+    now_ms: int
+    live: tuple[str, ...]
+
+
+class Control:
+    """Everything under the tag `{sched}`."""
+
+    def __init__(self, connection: Connection, settings: Settings) -> None:
+        self.keys = keys.ControlKeys(settings.namespace)
+        self._connection = connection
+        self._settings = settings
+        self._blocking = None
+
+    async def write_layout(self) -> model.Layout:
+        """Agree on the layout: written if there is none, compared if there is one.
+
+        Raises: ServerRefused when the stored layout differs.
+        """
+        settings = self._settings
+        wanted = {
+            "partitions": settings.partitions,
+            "cells": settings.cells,
+            "protocol": keys.PROTOCOL,
+            "retention_ms": settings.retention_ms,
+            "dead_retention_ms": settings.dead_retention_ms,
+        }
+        arguments: list[Argument] = [len(wanted)]
+        for field, value in wanted.items():
+            arguments += [field, value]
+        for script in load_scripts().values():
+            arguments += [f"script:{script.name}", script.source]
+        answer = await self._connection.call("layout", [self.keys.layout], arguments)
+        stored = {answer[i].decode(): answer[i + 1].decode() for i in range(1, len(answer), 2)}
+        for field, value in wanted.items():
+            if stored[field] != str(value):
+                raise ServerRefused(
+                    f"{self._connection.url}: layout {field} = {stored[field]!r} is stored: expected {value}; "
+                    f"use the same setting everywhere, or another namespace"
+                )
+        return _layout(stored)
+
+    async def read_layout(self) -> model.Layout | None:
+        """The stored layout, None while no manager has written it. Raises: ServerRefused for another protocol."""
+        names = model.Layout.__struct_fields__
+
+        async def read() -> list[bytes | None]:
+            return await self._connection.commands.hmget(self.keys.layout, list(names))  # type: ignore[misc,no-any-return]
+
+        values = await self._connection.patiently(read)
+        if values[0] is None:
+            return None
+        layout = _layout({name: (value or b"0").decode() for name, value in zip(names, values, strict=True)})
+        if layout.protocol != keys.PROTOCOL:
+            raise ServerRefused(
+                f"{self._connection.url}: protocol {layout.protocol} is in use there: expected {keys.PROTOCOL}"
+            )
+        return layout
+
+    async def time_us(self) -> int:
+        """The server's clock, microseconds."""
+
+        async def read() -> tuple[int, int]:
+            return await self._connection.commands.time()  # type: ignore[no-any-return]
+
+        seconds, microseconds = await self._connection.patiently(read)
+        return seconds * 1_000_000 + microseconds
+
+    async def beat(self, document: bytes, dispatcher: str = "") -> Beaten:
+        """Send a heartbeat. dispatcher: name+boot of a dispatcher, empty for others."""
+        answer = await self._connection.call(
+            "beat",
+            [self.keys.heartbeats, self.keys.dispatchers],
+            [document, dispatcher, self._settings.heartbeats_max, self._settings.silence_ms],
+        )
+        return Beaten(now_ms=answer[0], live=tuple(member.decode() for member in answer[1]))
+
+    async def lead(self, name: str) -> Leading | Following:
+        """Take or keep the leadership."""
+        answer = await self._connection.call("lead", [self.keys.leader], [name, self._settings.leader_lease_ms, "take"])
+        if answer[0] == b"leading":
+            return Leading(epoch=int(answer[1]), now_ms=answer[2])
+        return Following(leader=answer[1].decode(), until_ms=answer[2], now_ms=answer[3])
+
+    async def give_up_lead(self, name: str) -> None:
+        """Stop leading at once, so that a standby need not wait for the lease."""
+        await self._connection.call("lead", [self.keys.leader], [name, 0, "give_up"])
+
+    async def take(
+        self, name: str, epoch: int, acknowledge: Sequence[str] = (), *, pending: bool = False, count: int = 1_000
+    ) -> model.Taken:
+        """Read the next heartbeats and commands, acknowledging the last heartbeats.
+
+        Args: name, epoch of the leader; acknowledge, ids of the heartbeats of the last take; pending, what an earlier leader
+        left unanswered; count, entries of each stream. Raises: Fenced.
+        """
+        answer = await self._connection.call(
+            "take",
+            [self.keys.leader, self.keys.heartbeats, self.keys.commands],
+            [name, epoch, keys.MANAGEMENT_GROUP, keys.LEADER_CONSUMER, count, "pending" if pending else "new", *acknowledge],
+        )
+        if answer[0] == b"fenced":
+            raise Fenced(f"{name} leads no more: {answer[1].decode() or 'nobody'} does")
+        now_ms = int(answer[1])
+        return model.Taken(
+            now_ms=now_ms,
+            heartbeats=tuple(_heartbeat(entry, now_ms) for entry in answer[2]),
+            commands=tuple(model.Command(id=entry[0].decode(), fields=_fields(entry[1])) for entry in answer[3]),
+        )
+
+    async def publish(
+        self,
+        name: str,
+        epoch: int,
+        snapshot: model.Snapshot | None,
+        *,
+        sets: dict[str, bytes] | None = None,
+        deletes: Sequence[str] = (),
+        answers: Sequence[tuple[str, bytes]] = (),
+    ) -> None:
+        """Write snapshot and version, configuration, and answers to commands, in one step.
+
+        Raises: Fenced, also when a higher version is stored already.
+        """
+        arguments: list[Argument] = [
+            name,
+            epoch,
+            keys.MANAGEMENT_GROUP,
+            snapshot.version if snapshot else 0,
+            model.encode_snapshot(snapshot) if snapshot else b"",
+            self._settings.deltas_max,
+            self._settings.answers_max,
+            len(sets or {}),
+            len(deletes),
+            len(answers),
+        ]
+        for field, value in (sets or {}).items():
+            arguments += [field, value]
+        arguments += deletes
+        for command, answer_document in answers:
+            arguments += [command, answer_document]
+        k = self.keys
+        answer = await self._connection.call(
+            "publish", [k.leader, k.commands, k.config, k.snapshot, k.version, k.deltas, k.answers], arguments
+        )
+        if answer[0] == b"fenced":
+            raise Fenced(f"{name} leads no more: {answer[1].decode() or 'nobody'} does")
+        if answer[0] == b"stale":
+            raise Fenced(f"version {answer[1].decode()} is stored already")
+
+    async def read_snapshot(self) -> model.Snapshot:
+        """The published snapshot, empty while there is none."""
+
+        async def read() -> bytes | None:
+            return await self._connection.commands.get(self.keys.snapshot)  # type: ignore[no-any-return]
+
+        data = await self._connection.patiently(read)
+        return model.EMPTY_SNAPSHOT if data is None else model.decode_snapshot(data)
+
+    async def read_config(self) -> dict[str, bytes]:
+        """The durable configuration: field -> document."""
+
+        async def read() -> dict[bytes, bytes]:
+            return await self._connection.commands.hgetall(self.keys.config)  # type: ignore[misc,no-any-return]
+
+        return {field.decode(): value for field, value in (await self._connection.patiently(read)).items()}
+
+    async def wait_for_delta(self, after: str) -> str:
+        """Block until something was published after stream id `after` ("$": from now on), at most a second.
+
+        Returns the id of the last entry that was seen, `after` if there was none.
+        """
+        if self._blocking is None:
+            self._blocking = self._connection.blocking(VERSION_BLOCK_MS)
+        reply = await self._blocking.xread({self.keys.deltas: after}, block=VERSION_BLOCK_MS)
+        if not reply:
+            return after
+        return str(reply[0][1][-1][0].decode())
+
+    async def last_delta(self) -> str:
+        """The id of the newest entry of the deltas, "0" when there is none."""
+
+        async def read() -> list[tuple[bytes, Any]]:
+            return await self._connection.commands.xrevrange(self.keys.deltas, count=1)  # type: ignore[no-any-return]
+
+        entries = await self._connection.patiently(read)
+        return entries[0][0].decode() if entries else "0"
+
+
+def _layout(stored: dict[str, str]) -> model.Layout:
+    return model.Layout(**{name: int(stored[name]) for name in model.Layout.__struct_fields__})
+
+
+def _fields(flat: Sequence[bytes]) -> dict[bytes, bytes]:
+    return {flat[i]: flat[i + 1] for i in range(0, len(flat), 2)}
+
+
+def _heartbeat(entry: Sequence[Any], now_ms: int) -> model.Heartbeat:
+    """Its time is the field that beat.lua wrote, else that of its id, and never in the future."""
+    fields = _fields(entry[1])
+    identifier = entry[0].decode()
+    stamp = fields.get(b"time_ms", b"")
+    time_ms = int(stamp) if stamp.isdigit() else int(identifier.partition("-")[0])
+    return model.Heartbeat(id=identifier, document=fields.get(b"node", b""), time_ms=min(time_ms, now_ms))

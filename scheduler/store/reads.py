@@ -1,0 +1,145 @@
+"""Plain reads of one cell: streams, records, bindings. Nothing here writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+from redis.asyncio import Redis
+
+from scheduler import keys, model
+from scheduler.store.connection import Connection
+
+READ_BLOCK_MS: Final = 1_000
+
+
+class Lapsed(msgspec.Struct, frozen=True):
+    """A reservation whose lease has ended, with what a release of it must name."""
+
+    job_id: str
+    node: str
+    record: dict[str, str]
+
+
+StreamEntry = tuple[str, dict[bytes, bytes]]
+
+
+class Reads:
+    """Reads of one cell over the connection for commands, and over one of its own where a read blocks."""
+
+    def __init__(self, connection: Connection, cell_keys: keys.CellKeys) -> None:
+        self.keys = cell_keys
+        self._connection = connection
+        self._blocking: Redis | None = None
+
+    async def streams(
+        self, cursors: Mapping[str, str], count: int, block_ms: int | None = READ_BLOCK_MS
+    ) -> dict[str, list[StreamEntry]]:
+        """XREAD: what came after each cursor; blocks until something did, at most `block_ms` (None: not at all).
+
+        Args: cursors, stream -> last id seen; count, entries of *each* stream.
+        """
+        if block_ms is None:
+            client = self._connection.commands
+        else:
+            if self._blocking is None:
+                self._blocking = self._connection.blocking(READ_BLOCK_MS)
+            client = self._blocking
+        reply = await client.xread(dict(cursors), count=count, block=block_ms)
+        return {
+            stream.decode(): [(identifier.decode(), fields) for identifier, fields in entries if fields]
+            for stream, entries in reply
+        }
+
+    async def bindings(self, session_ids: Sequence[str]) -> list[bytes | None]:
+        """The stored binding of each session."""
+        names = [self.keys.session(session_id) for session_id in session_ids]
+        return await self._command(lambda client: client.mget(names))
+
+    async def are_open(self, nodes: Sequence[str]) -> list[bool]:
+        """Which of the nodes have room, in one question."""
+        return [bool(flag) for flag in await self._command(lambda client: client.smismember(self.keys.open, list(nodes)))]
+
+    async def record(self, job_id: str) -> dict[str, str]:
+        """The job record, empty when there is none."""
+        return _text(await self._command(lambda client: client.hgetall(self.keys.job(job_id))))
+
+    async def records(self, job_ids: Sequence[str], fields: Sequence[str]) -> list[list[str | None]]:
+        """Some fields of several records, in one round trip."""
+        pipeline = self._connection.commands.pipeline(transaction=False)
+        for job_id in job_ids:
+            pipeline.hmget(self.keys.job(job_id), list(fields))
+        rows = await self._connection.patiently(pipeline.execute)
+        return [[None if value is None else value.decode() for value in row] for row in rows]
+
+    async def result(self, job_id: str) -> bytes | None:
+        """What the handler returned, None when there is nothing (any more)."""
+        return await self._command(lambda client: client.get(self.keys.result(job_id)))  # type: ignore[no-any-return]
+
+    async def capacities(self) -> dict[str, model.CapacityItem]:
+        """Every node's slots, boot and reason as the scripts see them."""
+        stored = _text(await self._command(lambda client: client.hgetall(self.keys.capacity)))
+        items = {}
+        for node, value in stored.items():
+            slots, boot, reason = value.split(" ")
+            items[node] = model.CapacityItem(node, int(slots), boot, reason)  # type: ignore[arg-type]
+        return items
+
+    async def used(self, nodes: Sequence[str]) -> list[int]:
+        """Slots in use on each node."""
+        pipeline = self._connection.commands.pipeline(transaction=False)
+        for node in nodes:
+            pipeline.zcard(self.keys.slots(node))
+        return [int(count) for count in await self._connection.patiently(pipeline.execute)] if nodes else []
+
+    async def reservations(self, node: str, until_ms: int | None = None, count: int = 1_000) -> list[tuple[str, int]]:
+        """(job_id, lease deadline) of a node, earliest first; only those that end by `until_ms` if it is given."""
+        latest = "+inf" if until_ms is None else until_ms
+        rows = await self._command(
+            lambda client: client.zrangebyscore(self.keys.slots(node), "-inf", latest, 0, count, withscores=True)
+        )
+        return [(member.decode(), int(score)) for member, score in rows]
+
+    async def lapsed(self, nodes: Sequence[str], now_ms: int, count: int) -> list[tuple[str, str]]:
+        """(job_id, node) of the reservations of these nodes whose lease has ended, at most `count` a node."""
+        pipeline = self._connection.commands.pipeline(transaction=False)
+        for node in nodes:
+            pipeline.zrangebyscore(self.keys.slots(node), "-inf", now_ms, 0, count)
+        rows = await self._connection.patiently(pipeline.execute) if nodes else []
+        return [(member.decode(), node) for node, members in zip(nodes, rows, strict=True) for member in members]
+
+    async def due(self, now_ms: int, count: int) -> list[str]:
+        """Delayed jobs whose time has come."""
+        members = await self._command(lambda client: client.zrangebyscore(self.keys.delayed, "-inf", now_ms, 0, count))
+        return [member.decode() for member in members]
+
+    async def length(self, stream: str) -> int:
+        """Entries of a stream."""
+        return int(await self._command(lambda client: client.xlen(stream)))
+
+    async def last_id(self, stream: str) -> str:
+        """The id of the newest entry, "0" when there is none."""
+        entries = await self._command(lambda client: client.xrevrange(stream, count=1))
+        return entries[0][0].decode() if entries else "0"
+
+    async def entries(self, stream: str, start: str = "-", end: str = "+", count: int = 100) -> list[StreamEntry]:
+        """A range of a stream."""
+        rows = await self._command(lambda client: client.xrange(stream, start, end, count))
+        return [(identifier.decode(), fields) for identifier, fields in rows]
+
+    async def owners(self) -> dict[int, tuple[int, str, int]]:
+        """partition -> (epoch, owner or "-", until_ms)."""
+        stored = _text(await self._command(lambda client: client.hgetall(self.keys.owners)))
+        held = {}
+        for partition, value in stored.items():
+            epoch, owner, until_ms = value.split(" ")
+            held[int(partition)] = (int(epoch), owner, int(until_ms))
+        return held
+
+    async def _command(self, run: Any) -> Any:
+        return await self._connection.patiently(lambda: run(self._connection.commands))
+
+
+def _text(stored: dict[bytes, bytes]) -> dict[str, str]:
+    return {field.decode(): value.decode(errors="replace") for field, value in stored.items()}

@@ -1,0 +1,71 @@
+"""A scheduler's data in one server: the control plane, the cells, and plain reads."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from scheduler import keys, model
+from scheduler.config import DEFAULTS, Settings
+from scheduler.errors import ServerUnavailable
+from scheduler.store.cell import Cell
+from scheduler.store.connection import PATIENCE_MS, Connection
+from scheduler.store.control import Control
+from scheduler.store.reads import Reads
+
+_LAYOUT_POLL_MS: Final = 100
+
+
+class Store:
+    """Opened by `open_store`. `control` is the control plane; `cell` and `reads` belong to cell 0, the only one so far."""
+
+    def __init__(self, connection: Connection, settings: Settings) -> None:
+        self.connection = connection
+        self.settings = settings
+        self.control = Control(connection, settings)
+        self.cell = Cell(connection, settings)
+        self.reads = Reads(connection, self.cell.keys)
+
+    async def __aenter__(self) -> Store:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.connection.close()
+
+    async def layout(self, wait_ms: int | None = None) -> model.Layout:
+        """The stored layout, once a manager has written it.
+
+        Args: wait_ms, for how long (None: for ever). Raises: ServerUnavailable when nobody wrote it in time.
+        """
+        waited_ms = 0
+        while (layout := await self.control.read_layout()) is None:
+            if wait_ms is not None and waited_ms >= wait_ms:
+                raise ServerUnavailable(
+                    f"{self.connection.url}: no scheduler has been started there (namespace {self.settings.namespace!r}): "
+                    f"expected a running manager, such as `scheduler up`"
+                )
+            await asyncio.sleep(_LAYOUT_POLL_MS / 1000)
+            waited_ms += _LAYOUT_POLL_MS
+        return layout
+
+    def partition_of(self, session_id: str, layout: model.Layout) -> int:
+        """The partition of a session."""
+        return keys.partition_of(session_id, layout.partitions, layout.cells)
+
+
+async def open_store(url: str, settings: Settings = DEFAULTS, patience_ms: int | None = PATIENCE_MS) -> Store:
+    """Connect and check the server.
+
+    Args: url; settings; patience_ms, as of Connection. Raises: ServerUnavailable, ServerRefused.
+    """
+    connection = Connection(url, patience_ms)
+    try:
+        await connection.check()
+    except BaseException:
+        await connection.close()
+        raise
+    return Store(connection, settings)
