@@ -13,10 +13,20 @@ local heartbeats_max, silence_ms = ARGV[3], tonumber(ARGV[4])
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 
-redis.call('XADD', heartbeats_key, 'MAXLEN', '~', heartbeats_max, '*', 'node', document, 'time_ms', string.format('%.0f', now_ms))
+local now_text = string.format('%.0f', now_ms)
+
+local function append()
+  return redis.pcall('XADD', heartbeats_key, 'MAXLEN', '~', heartbeats_max, '*', 'node', document, 'time_ms', now_text)
+end
+
+if type(append()) == 'table' then
+  -- A stream with a poisoned id takes no entry any more. No heartbeat is precious, so it starts anew.
+  redis.call('DEL', heartbeats_key)
+  append()
+end
 local live = {}
 if member ~= '' then
-  redis.call('ZADD', dispatchers_key, string.format('%.0f', now_ms), member)
+  redis.call('ZADD', dispatchers_key, now_text, member)
   redis.call('ZREMRANGEBYSCORE', dispatchers_key, '-inf', string.format('(%.0f', now_ms - silence_ms))
   live = redis.call('ZRANGE', dispatchers_key, 0, -1)
 end

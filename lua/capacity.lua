@@ -41,16 +41,17 @@ for i = 3, #ARGV, 4 do
   local current = redis.call('HGET', capacity_key, node)
   local _, current_boot, current_reason = string.match(current or '', '^(%S+) (%S+) (%S+)$')
   local answer = 'written'
-  if current == value then
+  if current == value or (not current and reason == 'dead') then
     answer = 'unchanged'
-  elseif current_boot and boot_order(boot) < boot_order(current_boot) then
+  elseif current_boot and boot ~= current_boot and boot_order(boot) <= boot_order(current_boot) then
     answer = 'older'
   else
     local told = true
     if boot ~= current_boot then told = tell(inbox_key, 'boot', boot) end
     if told and reason == 'draining' and (boot ~= current_boot or current_reason ~= 'draining') then
       told = tell(inbox_key, 'drained', boot)
-    elseif told and reason == 'ready' and boot == current_boot and current_reason == 'draining' then
+    elseif told and reason == 'ready' and boot == current_boot and current_reason ~= 'ready' then
+      -- Also after another reason: a `drained` from before it may still stand.
       told = tell(inbox_key, 'resumed', boot)
     end
     if told then

@@ -38,12 +38,17 @@ end
 if snapshot ~= '' and not repeated then
   redis.call('SET', snapshot_key, snapshot)
   redis.call('SET', version_key, version)
-  redis.call('XADD', deltas_key, 'MAXLEN', '~', deltas_max, '*', 'version', version)
+  local delta = redis.pcall('XADD', deltas_key, 'MAXLEN', '~', deltas_max, '*', 'version', version)
+  -- A stream that takes no entry any more starts anew: it only says that there is something to read.
+  if type(delta) == 'table' then
+    redis.call('DEL', deltas_key)
+    redis.pcall('XADD', deltas_key, '*', 'version', version)
+  end
 end
 for _ = 1, answers do
   -- An acknowledged command has its answer already.
   if redis.call('XACK', commands_key, group, ARGV[position]) == 1 then
-    redis.call('XADD', answers_key, 'MAXLEN', '~', answers_max, '*', 'command', ARGV[position], 'answer', ARGV[position + 1])
+    redis.pcall('XADD', answers_key, 'MAXLEN', '~', answers_max, '*', 'command', ARGV[position], 'answer', ARGV[position + 1])
   end
   position = position + 2
 end

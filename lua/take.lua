@@ -35,6 +35,5 @@ local function read(key)
   return entries
 end
 
-local heartbeats, commands = read(heartbeats_key), read(commands_key)
 for i = 7, #ARGV do redis.call('XACK', heartbeats_key, group, ARGV[i]) end
-return {'taken', now_ms, heartbeats, commands}
+return {'taken', now_ms, read(heartbeats_key), read(commands_key)}

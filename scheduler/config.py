@@ -1,14 +1,15 @@
 """Every number that can be set: read and validated once, then frozen.
 
 The defaults are the table of the README. A setting comes from the environment as `SCHED_<NAME>`, for example
-`SCHED_LEASE_MS=20000`. Pool policies (lease, attempts, strategy) are the defaults of pools that say nothing of their own.
+`SCHED_LEASE_MS=20000`. Pool policies (lease, attempts, strategy) are the defaults of pools that say nothing of their
+own.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Final, cast
+from typing import Final
 
 import msgspec
 
@@ -96,7 +97,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
             chosen[name] = int(text)
         else:
             chosen[name] = text
-    settings = cast(Settings, msgspec.structs.replace(DEFAULTS, **chosen))
+    settings = msgspec.structs.replace(DEFAULTS, **chosen)
     check_settings(settings, prefix=PREFIX)
     return settings
 

@@ -1,16 +1,17 @@
 """Everything that can be raised on purpose. Expected outcomes of a script are values (see model.py), not errors.
 
-    SchedulerError
-    +-- InvalidInput          something that a caller or a file gave is wrong; names the thing, the value, the expectation
-    |   +-- InvalidConfig     the same, of a configuration key
-    +-- ServerUnavailable     no server, or none that answers
-    +-- ServerRefused         a server answers but cannot be used (eviction, protocol, layout, too old)
-    +-- Fenced                a newer leader or owner exists; the caller must stop acting on what it held
-    +-- IllegalTransition     the transition table has no such step
-    +-- JobFailed             a job ended without completing (raised by Producer.result only)
-    +-- LeaseLost             the reservation of a running handler ended before the handler did
-    +-- Retry                 raised by a handler: try this job again, after a delay of its choice
-    +-- Reject                raised by a handler: do not try this job again
+SchedulerError
++-- InvalidInput          something that a caller or a file gave is wrong; names the thing, the value, the expectation
+|   +-- InvalidConfig     the same, of a configuration key
++-- ServerUnavailable     no server, or none that answers
++-- ServerRefused         a server answers but cannot be used (eviction, protocol, layout, too old)
++-- Fenced                a newer leader or owner exists; the caller must stop acting on what it held
++-- IllegalTransition     the transition table has no such step
++-- NotAccepted           a job was not accepted: its id is taken, or the backlog is full
++-- JobFailed             a job ended without completing (raised by Producer.result only)
++-- LeaseLost             the reservation of a running handler ended before the handler did
++-- Retry                 raised by a handler: try this job again, after a delay of its choice
++-- Reject                raised by a handler: do not try this job again
 """
 
 from __future__ import annotations
@@ -51,6 +52,19 @@ class Fenced(SchedulerError):
 
 class IllegalTransition(SchedulerError):
     """No row of the transition table allows this step."""
+
+
+class NotAccepted(SchedulerError):
+    """A job was not accepted.
+
+    Attributes: job_id, why ("duplicate" | "job_id_taken" | "busy" | "refused"), detail.
+    """
+
+    def __init__(self, job_id: str, why: str, detail: str = "") -> None:
+        super().__init__(f"job {job_id} is not accepted: {why}" + (f" ({detail})" if detail else ""))
+        self.job_id = job_id
+        self.why = why
+        self.detail = detail
 
 
 class JobFailed(SchedulerError):

@@ -1,8 +1,8 @@
 """Pure. Decides; never performs. What `scheduler demo` and `scheduler replay` submit, and when.
 
-Two loads: live speech made from a seed, and a recorded trace of conversations. Languages and tenants are given to
-a session by a seeded rule, so a session keeps its pair, and the same seed always makes the same load. No clock, no
-server; `read_trace` alone opens a file, the one it is given, and hands its lines to `parse_trace`.
+Two loads: live speech made from a seed, and a recorded trace of conversations. Languages and tenants are
+given to a session by a seeded rule: a session keeps its pair, and a seed always makes the same load. No
+clock, no server; `read_trace` alone opens a file, the one it is given, and hands its lines to `parse_trace`.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
 class SpeechShape(msgspec.Struct, frozen=True):
     """How people speak: turns of a few segments, then a pause while the other side speaks.
 
-    start_spread_ms: sessions start within it; turn_segments, pause_ms: means of a turn's length and of a pause;
-    jitter_ms: at most this much earlier or later, less than half a segment; work_ms, work_sigma: median and
-    log-space deviation of the lognormal handler time; work_ms_max cuts its tail.
+    start_spread_ms: sessions start within it; turn_segments, pause_ms: means of a turn's length and of a
+    pause; jitter_ms: at most this much earlier or later, less than half a segment; work_ms, work_sigma:
+    median and log-space deviation of the lognormal handler time; work_ms_max cuts its tail.
     """
 
     start_spread_ms: float = 3_000.0
@@ -146,9 +146,7 @@ def read_trace(
     except OSError as error:
         expected = "a readable file with one JSON object a line"
         raise InvalidInput(f"trace {str(path)!r}: {error.strerror or error}: expected {expected}") from error
-    return parse_trace(
-        lines, str(path), seed, speed=speed, ms_per_token=ms_per_token, pairs=pairs, tenants=tenants
-    )
+    return parse_trace(lines, str(path), seed, speed=speed, ms_per_token=ms_per_token, pairs=pairs, tenants=tenants)
 
 
 def parse_trace(
@@ -163,9 +161,10 @@ def parse_trace(
 ) -> list[Arrival]:
     """Turn a recorded trace into arrivals; empty lines are passed over, unknown fields tolerated.
 
-    Args: lines, JSON objects with at_ms, session_id, input_tokens, output_tokens; source, the name for errors;
-        seed, for languages and tenants, which the recording lacks; speed, how many times faster than recorded: it
-        divides arrival times and work, so the slots in use stay; ms_per_token, handler time of an output token.
+    Args: lines, JSON objects with at_ms, session_id, input_tokens, output_tokens; source, the name for
+        errors; seed, for languages and tenants, which the recording lacks; speed, how many times faster than
+        recorded: it divides arrival times and work, so the slots in use stay; ms_per_token, handler time of
+        an output token.
     Returns: arrivals by rising at_ms; those of one instant in the order of the lines.
     Raises: InvalidInput naming source, line, field, value and expectation.
     """
@@ -182,9 +181,7 @@ def parse_trace(
             assigned[session_id] = _assign(seed, session_id, pairs, tenants)
         pair, tenant = assigned[session_id]
         work_ms = output_tokens * ms_per_token / speed
-        arrivals.append(
-            Arrival(at_ms / speed, session_id, work_ms, pair.src_lang, pair.tgt_lang, tenant.tenant_id)
-        )
+        arrivals.append(Arrival(at_ms / speed, session_id, work_ms, pair.src_lang, pair.tgt_lang, tenant.tenant_id))
     if not arrivals:
         raise InvalidInput(f"{source}: no requests: expected one JSON object a line")
     return sorted(arrivals, key=lambda arrival: arrival.at_ms)
@@ -286,7 +283,8 @@ def _check_shape(shape: SpeechShape, segment_ms: float) -> None:
     _require_positive("work_ms", shape.work_ms)
     _require_positive("work_ms_max", shape.work_ms_max)
     _require(shape.turn_segments >= 1, "turn_segments", shape.turn_segments, "1 or more")
-    _require(0 <= shape.jitter_ms < segment_ms / 2, "jitter_ms", shape.jitter_ms, "less than half a segment")
+    fits = 0 <= shape.jitter_ms < segment_ms / 2  # else a session's segments could change places
+    _require(fits, "jitter_ms", shape.jitter_ms, "0 to less than half a segment")
     for name, value in (("start_spread_ms", shape.start_spread_ms), ("work_sigma", shape.work_sigma)):
         _require(isfinite(value) and value >= 0, name, value, "a finite number of 0 or more")
 

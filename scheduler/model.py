@@ -157,6 +157,7 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True):
     pairs: tuple[tuple[str, str], ...] = ()
     features: tuple[str, ...] = ()
     labels: dict[str, str] = {}
+    version: str = ""
     suspect: bool = False
 
 
@@ -315,9 +316,9 @@ class Entry(msgspec.Struct, frozen=True):
 class ReserveItem(msgspec.Struct, frozen=True):
     """One job of a reserve call.
 
-    candidates: node ids, best first; choice: take the `first` with room, or the `freest`. binding: `pool src:tgt`, empty
-    to leave the session's binding alone; bound_node: the node that the stored binding names, so that it is written
-    only on change.
+    candidates: node ids, best first; choice: take the `first` with room, or the `freest`. binding: `pool src:tgt`,
+    empty to leave the session's binding alone; bound_node: the node that the stored binding names, so that it is
+    written only on change.
     """
 
     partition: int
@@ -380,7 +381,9 @@ class Released(msgspec.Struct, frozen=True):
 
 
 class NotReleased(msgspec.Struct, frozen=True):
-    """Nothing was changed. stale: not the holder any more; unknown: no record; busy: not allowed yet; moved: other keys."""
+    """Nothing was changed. stale: not the holder any more; unknown: no record; busy: not allowed yet; moved: other
+    keys.
+    """
 
     why: Literal["stale", "unknown", "busy", "moved"]
 

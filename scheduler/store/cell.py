@@ -121,7 +121,8 @@ class Cell:
     ) -> list[model.Reserved | model.Refused]:
         """Place a batch of jobs in the order given.
 
-        Args: items, at most `batch_max`; boots, of every candidate node, as the snapshot has them; pools, of every item.
+        Args: items, at most `batch_max`; boots, of every candidate node, as the snapshot has them; pools, of every
+        item.
         Returns: an answer for each item.
         """
         partitions, nodes, policies = _Group(), _Group(), _Group()
@@ -138,7 +139,8 @@ class Cell:
         names = [self.keys.owners, self.keys.capacity, self.keys.open]
         names += [self.keys.jobs(partition) for partition, _ in partitions.names]
         arguments: list[Argument] = [
-            len(partitions.names), len(nodes.names), len(policies.names), snapshot_version, self._settings.session_ttl_ms,
+            len(partitions.names), len(nodes.names), len(policies.names), snapshot_version,
+            self._settings.session_ttl_ms,
         ]  # fmt: skip
         for partition, epoch in partitions.names:
             arguments += [partition, epoch]
@@ -204,9 +206,7 @@ class Cell:
         ]
         return answer[0], answers
 
-    async def reject(
-        self, items: Sequence[model.RejectItem], retention_ms: int, dead_retention_ms: int
-    ) -> list[str]:
+    async def reject(self, items: Sequence[model.RejectItem], retention_ms: int, dead_retention_ms: int) -> list[str]:
         """Refuse entries as their owner. Returns: rejected, fenced, duplicate, gone or busy for each."""
         names = [self.keys.owners, self.keys.dead, self.keys.results]
         arguments: list[Argument] = [retention_ms, dead_retention_ms, self._settings.results_max]
@@ -229,3 +229,10 @@ class Cell:
             arguments += [job_id, partition, reply_to]
         answer = await self._connection.call("promote", names, arguments)
         return [given[0].decode() for given in answer[1:]]
+
+    async def forget_dead(self, before_ms: int) -> None:
+        """Drop dead entries that are older than `before_ms`; their records expire by themselves."""
+        client = self._connection.commands
+        await self._connection.patiently(
+            lambda: client.xtrim(self.keys.dead, minid=max(0, before_ms), approximate=True)
+        )

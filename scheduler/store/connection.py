@@ -1,7 +1,8 @@
 """A server as the other modules see it: connections, script calls that survive a lost reply, and typed failures.
 
-redis-py repeats failed commands by itself and gives up on blocking reads after five seconds; both are off here. A script
-may be repeated (each one is safe to repeat), so it is this module that repeats it, until `patience_ms` is used up.
+redis-py repeats failed commands by itself and gives up on blocking reads after five seconds; both are off here. A
+script may be repeated (each one is safe to repeat), so it is this module that repeats it, until `patience_ms` is used
+up.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from scheduler.store.scripts import load_scripts
 
 T = TypeVar("T")
 Argument = str | bytes | int | float
+Client = Any  # redis.asyncio.Redis: its annotations allow for replies decoded or not, sync or async, all at once
 
 COMMAND_TIMEOUT_MS: Final = 5_000
 CONNECT_TIMEOUT_MS: Final = 2_000
@@ -31,14 +33,14 @@ _RETRY_FIRST_MS: Final = 20
 _RETRY_LAST_MS: Final = 500
 # The server will do it later; nothing is wrong with the call.
 _WAIT_OUT: Final = (
-    "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "MOVED", "ASK", "TRYAGAIN", "OOM", "BUSY", "NOREPLICAS", "MISCONF",
-    "NOPERM", "UNBLOCKED",
+    "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "MOVED", "ASK", "TRYAGAIN", "OOM", "BUSY",
+    "NOREPLICAS", "MISCONF", "NOPERM", "UNBLOCKED",
 )  # fmt: skip
 # redis-py takes the code off some messages and turns it into a class.
-_WAIT_OUT_CLASSES: Final = frozenset({
-    "BusyLoadingError", "ReadOnlyError", "MasterDownError", "ClusterDownError", "MovedError", "AskError", "TryAgainError",
-    "OutOfMemoryError", "NoPermissionError", "SlotNotCoveredError",
-})  # fmt: skip
+_WAIT_OUT_CLASSES: Final = (
+    "BusyLoadingError", "ReadOnlyError", "MasterDownError", "ClusterDownError", "MovedError", "AskError",
+    "TryAgainError", "OutOfMemoryError", "NoPermissionError", "SlotNotCoveredError",
+)  # fmt: skip
 
 
 class ScriptFailed(SchedulerError):
@@ -57,18 +59,18 @@ def is_temporary(error: BaseException) -> bool:
 class Connection:
     """One server: a client for commands, and one more for each blocking reader.
 
-    Args: url, `redis://`, `rediss://` or `unix://`; patience_ms, for how long a call is repeated while the server does not
-    answer (None: for ever, which is what long-running roles want).
+    Args: url, `redis://`, `rediss://` or `unix://`; patience_ms, for how long a call is repeated while the server
+    does not answer (None: for ever, which is what long-running roles want).
     """
 
     def __init__(self, url: str, patience_ms: int | None = PATIENCE_MS) -> None:
         self.url = url
         self._patience_ms = patience_ms
-        self._clients: list[Redis] = []
+        self._clients: list[Client] = []
         self.commands = self._client(COMMAND_TIMEOUT_MS)
 
-    def _client(self, socket_timeout_ms: int | None) -> Redis:
-        client = Redis.from_url(
+    def _client(self, socket_timeout_ms: int | None) -> Client:
+        client: Client = Redis.from_url(
             self.url,
             socket_timeout=None if socket_timeout_ms is None else socket_timeout_ms / 1000,
             socket_connect_timeout=CONNECT_TIMEOUT_MS / 1000,
@@ -78,7 +80,7 @@ class Connection:
         self._clients.append(client)
         return client
 
-    def blocking(self, block_ms: int) -> Redis:
+    def blocking(self, block_ms: int) -> Client:
         """A client of its own for reads that block for up to `block_ms`."""
         return self._client(block_ms + COMMAND_TIMEOUT_MS)
 
@@ -90,12 +92,12 @@ class Connection:
     async def call(self, name: str, keys: Sequence[str], arguments: Sequence[Argument]) -> list[Any]:
         """Run a script and return its answer.
 
-        Raises: ServerUnavailable when the server did not answer within the patience; ScriptFailed for an error inside the
-        script.
+        Raises: ServerUnavailable when the server did not answer within the patience; ScriptFailed for an error inside
+        the script.
         """
         script = load_scripts()[name]
 
-        async def once() -> list[Any]:
+        async def once() -> Any:
             try:
                 return await self.commands.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
             except NoScriptError:
@@ -103,7 +105,8 @@ class Connection:
                 return await self.commands.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
 
         try:
-            return await self.patiently(once)
+            answer: list[Any] = await self.patiently(once)
+            return answer
         except ResponseError as error:
             raise ScriptFailed(f"{name}: {error}") from error
 
@@ -136,7 +139,9 @@ class Connection:
             raise ServerRefused(f"{self.url}: {error}") from error
         policy = str(info.get("maxmemory_policy", "noeviction"))
         if policy != "noeviction":
-            raise ServerRefused(f"{self.url}: maxmemory-policy = {policy}: expected noeviction, or jobs would be evicted")
+            raise ServerRefused(
+                f"{self.url}: maxmemory-policy = {policy}: expected noeviction, or jobs would be evicted"
+            )
         version = str(info.get("redis_version", "0"))
         if int(version.split(".")[0]) < 7:
             raise ServerRefused(f"{self.url}: version {version}: expected Redis 7.0, Valkey 8 or later")

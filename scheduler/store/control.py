@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -10,7 +10,7 @@ import msgspec
 from scheduler import keys, model
 from scheduler.config import Settings
 from scheduler.errors import Fenced, ServerRefused
-from scheduler.store.connection import Argument, Connection
+from scheduler.store.connection import Argument, Client, Connection
 from scheduler.store.scripts import load_scripts
 
 VERSION_BLOCK_MS: Final = 1_000
@@ -45,7 +45,7 @@ class Control:
         self.keys = keys.ControlKeys(settings.namespace)
         self._connection = connection
         self._settings = settings
-        self._blocking = None
+        self._blocking: Client | None = None
 
     async def write_layout(self) -> model.Layout:
         """Agree on the layout: written if there is none, compared if there is one.
@@ -79,10 +79,7 @@ class Control:
         """The stored layout, None while no manager has written it. Raises: ServerRefused for another protocol."""
         names = model.Layout.__struct_fields__
 
-        async def read() -> list[bytes | None]:
-            return await self._connection.commands.hmget(self.keys.layout, list(names))  # type: ignore[misc,no-any-return]
-
-        values = await self._connection.patiently(read)
+        values = await self._command(lambda client: client.hmget(self.keys.layout, list(names)))
         if values[0] is None:
             return None
         layout = _layout({name: (value or b"0").decode() for name, value in zip(names, values, strict=True)})
@@ -95,11 +92,8 @@ class Control:
     async def time_us(self) -> int:
         """The server's clock, microseconds."""
 
-        async def read() -> tuple[int, int]:
-            return await self._connection.commands.time()  # type: ignore[no-any-return]
-
-        seconds, microseconds = await self._connection.patiently(read)
-        return seconds * 1_000_000 + microseconds
+        seconds, microseconds = await self._command(lambda client: client.time())
+        return int(seconds) * 1_000_000 + int(microseconds)
 
     async def beat(self, document: bytes, dispatcher: str = "") -> Beaten:
         """Send a heartbeat. dispatcher: name+boot of a dispatcher, empty for others."""
@@ -126,13 +120,21 @@ class Control:
     ) -> model.Taken:
         """Read the next heartbeats and commands, acknowledging the last heartbeats.
 
-        Args: name, epoch of the leader; acknowledge, ids of the heartbeats of the last take; pending, what an earlier leader
-        left unanswered; count, entries of each stream. Raises: Fenced.
+        Args: name, epoch of the leader; acknowledge, ids of the heartbeats of the last take; pending, what an earlier
+        leader left unanswered; count, entries of each stream. Raises: Fenced.
         """
         answer = await self._connection.call(
             "take",
             [self.keys.leader, self.keys.heartbeats, self.keys.commands],
-            [name, epoch, keys.MANAGEMENT_GROUP, keys.LEADER_CONSUMER, count, "pending" if pending else "new", *acknowledge],
+            [
+                name,
+                epoch,
+                keys.MANAGEMENT_GROUP,
+                keys.LEADER_CONSUMER,
+                count,
+                "pending" if pending else "new",
+                *acknowledge,
+            ],
         )
         if answer[0] == b"fenced":
             raise Fenced(f"{name} leads no more: {answer[1].decode() or 'nobody'} does")
@@ -186,19 +188,14 @@ class Control:
     async def read_snapshot(self) -> model.Snapshot:
         """The published snapshot, empty while there is none."""
 
-        async def read() -> bytes | None:
-            return await self._connection.commands.get(self.keys.snapshot)  # type: ignore[no-any-return]
-
-        data = await self._connection.patiently(read)
+        data = await self._command(lambda client: client.get(self.keys.snapshot))
         return model.EMPTY_SNAPSHOT if data is None else model.decode_snapshot(data)
 
     async def read_config(self) -> dict[str, bytes]:
         """The durable configuration: field -> document."""
 
-        async def read() -> dict[bytes, bytes]:
-            return await self._connection.commands.hgetall(self.keys.config)  # type: ignore[misc,no-any-return]
-
-        return {field.decode(): value for field, value in (await self._connection.patiently(read)).items()}
+        stored = await self._command(lambda client: client.hgetall(self.keys.config))
+        return {field.decode(): value for field, value in stored.items()}
 
     async def wait_for_delta(self, after: str) -> str:
         """Block until something was published after stream id `after` ("$": from now on), at most a second.
@@ -215,11 +212,11 @@ class Control:
     async def last_delta(self) -> str:
         """The id of the newest entry of the deltas, "0" when there is none."""
 
-        async def read() -> list[tuple[bytes, Any]]:
-            return await self._connection.commands.xrevrange(self.keys.deltas, count=1)  # type: ignore[no-any-return]
+        entries = await self._command(lambda client: client.xrevrange(self.keys.deltas, count=1))
+        return str(entries[0][0].decode()) if entries else "0"
 
-        entries = await self._connection.patiently(read)
-        return entries[0][0].decode() if entries else "0"
+    async def _command(self, run: Callable[[Client], Awaitable[Any]]) -> Any:
+        return await self._connection.patiently(lambda: run(self._connection.commands))
 
 
 def _layout(stored: dict[str, str]) -> model.Layout:

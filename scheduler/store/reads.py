@@ -5,21 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import msgspec
-from redis.asyncio import Redis
-
 from scheduler import keys, model
-from scheduler.store.connection import Connection
+from scheduler.store.connection import Client, Connection
 
-READ_BLOCK_MS: Final = 1_000
-
-
-class Lapsed(msgspec.Struct, frozen=True):
-    """A reservation whose lease has ended, with what a release of it must name."""
-
-    job_id: str
-    node: str
-    record: dict[str, str]
+READ_BLOCK_MS: Final = 250
 
 
 StreamEntry = tuple[str, dict[bytes, bytes]]
@@ -31,7 +20,7 @@ class Reads:
     def __init__(self, connection: Connection, cell_keys: keys.CellKeys) -> None:
         self.keys = cell_keys
         self._connection = connection
-        self._blocking: Redis | None = None
+        self._blocking: Client | None = None
 
     async def streams(
         self, cursors: Mapping[str, str], count: int, block_ms: int | None = READ_BLOCK_MS
@@ -55,11 +44,13 @@ class Reads:
     async def bindings(self, session_ids: Sequence[str]) -> list[bytes | None]:
         """The stored binding of each session."""
         names = [self.keys.session(session_id) for session_id in session_ids]
-        return await self._command(lambda client: client.mget(names))
+        return list(await self._command(lambda client: client.mget(names)))
 
     async def are_open(self, nodes: Sequence[str]) -> list[bool]:
         """Which of the nodes have room, in one question."""
-        return [bool(flag) for flag in await self._command(lambda client: client.smismember(self.keys.open, list(nodes)))]
+        return [
+            bool(flag) for flag in await self._command(lambda client: client.smismember(self.keys.open, list(nodes)))
+        ]
 
     async def record(self, job_id: str) -> dict[str, str]:
         """The job record, empty when there is none."""
@@ -75,7 +66,36 @@ class Reads:
 
     async def result(self, job_id: str) -> bytes | None:
         """What the handler returned, None when there is nothing (any more)."""
-        return await self._command(lambda client: client.get(self.keys.result(job_id)))  # type: ignore[no-any-return]
+        result: bytes | None = await self._command(lambda client: client.get(self.keys.result(job_id)))
+        return result
+
+    async def outcome(self, job_id: str) -> model.Outcome | None:
+        """How a job ended, from its record and its result; None while it has not ended, or when nothing is known of
+        it.
+        """
+        record = await self.record(job_id)
+        if record.get("state") not in model.TERMINAL:
+            return None
+        detail = ""
+        if record.get("dead_id"):
+            buried = await self.entries(self.keys.dead, record["dead_id"], record["dead_id"], 1)
+            detail = buried[0][1].get(b"detail", b"").decode(errors="replace") if buried else ""
+        return model.Outcome(
+            job_id=job_id,
+            session_id=record.get("session", ""),
+            life=int(record.get("life", "1")),
+            state=record["state"],
+            reason=record.get("reason", ""),
+            detail=detail,
+            node=record.get("node", ""),
+            token=int(record.get("token", "0")),
+            attempts=int(record.get("attempts", "0")),
+            entry=record.get("entry", ""),
+            submitted_ms=int(record.get("submitted_ms", "0")),
+            ended_ms=int(record.get("ended_ms", "0")),
+            content_type=record.get("content_type", ""),
+            result=await self.result(job_id),
+        )
 
     async def capacities(self) -> dict[str, model.CapacityItem]:
         """Every node's slots, boot and reason as the scripts see them."""
@@ -139,6 +159,34 @@ class Reads:
 
     async def _command(self, run: Any) -> Any:
         return await self._connection.patiently(lambda: run(self._connection.commands))
+
+
+def parse_outcome(fields: Mapping[bytes, bytes]) -> model.Outcome:
+    """An outcome from an entry of a results stream."""
+
+    def text(name: bytes) -> str:
+        return fields.get(name, b"").decode(errors="replace")
+
+    def number(name: bytes) -> int:
+        value = fields.get(name, b"")
+        return int(value) if value.isdigit() else 0
+
+    return model.Outcome(
+        job_id=text(b"job_id"),
+        session_id=text(b"session"),
+        life=number(b"life"),
+        state=text(b"state"),
+        reason=text(b"reason"),
+        detail=text(b"detail"),
+        node=text(b"node"),
+        token=number(b"token"),
+        attempts=number(b"attempts"),
+        entry=text(b"entry"),
+        submitted_ms=number(b"submitted_ms"),
+        ended_ms=number(b"ended_ms"),
+        content_type=text(b"content_type"),
+        result=fields.get(b"result"),
+    )
 
 
 def _text(stored: dict[bytes, bytes]) -> dict[str, str]:

@@ -17,7 +17,9 @@ _LAYOUT_POLL_MS: Final = 100
 
 
 class Store:
-    """Opened by `open_store`. `control` is the control plane; `cell` and `reads` belong to cell 0, the only one so far."""
+    """Opened by `open_store`. `control` is the control plane; `cell` and `reads` belong to cell 0, the only one so
+    far.
+    """
 
     def __init__(self, connection: Connection, settings: Settings) -> None:
         self.connection = connection
@@ -36,6 +38,10 @@ class Store:
         """Close the connections."""
         await self.connection.close()
 
+    def new_reads(self) -> Reads:
+        """Reads with a blocking connection of their own, for a second reader beside `reads`."""
+        return Reads(self.connection, self.cell.keys)
+
     async def layout(self, wait_ms: int | None = None) -> model.Layout:
         """The stored layout, once a manager has written it.
 
@@ -45,7 +51,7 @@ class Store:
         while (layout := await self.control.read_layout()) is None:
             if wait_ms is not None and waited_ms >= wait_ms:
                 raise ServerUnavailable(
-                    f"{self.connection.url}: no scheduler has been started there (namespace {self.settings.namespace!r}): "
+                    f"{self.connection.url}: no scheduler was started there (namespace {self.settings.namespace!r}): "
                     f"expected a running manager, such as `scheduler up`"
                 )
             await asyncio.sleep(_LAYOUT_POLL_MS / 1000)

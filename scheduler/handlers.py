@@ -1,0 +1,209 @@
+"""What a handler is given and what it gives back: the contract of the node SDK.
+
+- A handler takes one `Job`. It may be `async`, or a plain function: that one runs in a thread, so that leases are
+  renewed meanwhile. An async handler must not block the event loop; a blocked loop is warned about.
+- What it returns is the result: bytes as they are, str as UTF-8 text, None as nothing, everything else as JSON.
+- An exception is a failed attempt: another follows after a backoff, until the pool's attempts are used up (`dead`).
+  `Retry(delay_ms=...)` chooses the delay; `Reject("why")` ends the job as `failed`, without another attempt.
+- An async handler is cancelled (asyncio.CancelledError) when its reservation is lost, cancelled or may have ended. A
+  thread cannot be cancelled: it should look at `job.stopped` now and then, and what it returns afterwards is thrown
+  away.
+- A job may run more than once: a node can die after the work and before its report. `job.token` rises with each
+  reservation of a job, so that a store behind the handler can refuse a late writer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from random import Random
+from typing import Any, Final
+
+import msgspec
+
+from scheduler import model
+from scheduler.config import Settings
+from scheduler.errors import Reject, Retry
+from scheduler.runtime import retry
+from scheduler.runtime.retry import Ending
+
+BYTES: Final = "application/octet-stream"
+TEXT: Final = "text/plain; charset=utf-8"
+JSON: Final = "application/json"
+
+Handler = Callable[["Job"], Any] | Callable[["Job"], Awaitable[Any]]
+
+
+class Job:
+    """One attempt at a job, as its handler sees it.
+
+    Attributes: job_id, session_id, src_lang, tgt_lang, tenant_id, routing_key, features, priority of the document;
+    payload; attempt (from 1, counting lost ones), life, token, node, submitted_ms (server time); `stopped`, set when
+    the handler should end because its reservation has.
+    """
+
+    __slots__ = (
+        "_document",
+        "attempt",
+        "entry",
+        "inbox_id",
+        "life",
+        "node",
+        "partition",
+        "payload",
+        "pool",
+        "reply_to",
+        "stopped",
+        "submitted_ms",
+        "token",
+    )
+
+    def __init__(self, node: str, inbox_id: str, fields: dict[bytes, bytes]) -> None:
+        def text(name: bytes) -> str:
+            return fields.get(name, b"").decode()
+
+        self._document = msgspec.structs.replace(model.decode_job(fields[b"job"]), job_id=text(b"job_id"))
+        self.node = node
+        self.inbox_id = inbox_id
+        self.payload = fields.get(b"payload", b"")
+        self.token = int(fields[b"token"])
+        self.attempt = int(fields.get(b"attempt", b"1"))
+        self.life = int(fields.get(b"life", b"1"))
+        self.submitted_ms = int(fields.get(b"submitted_ms", b"0"))
+        self.partition = int(fields[b"partition"])
+        self.reply_to = text(b"reply_to")
+        self.entry = text(b"entry")
+        self.pool = text(b"pool")
+        self.stopped = threading.Event()
+
+    @property
+    def job_id(self) -> str:
+        """Unique in its cell."""
+        return self._document.job_id
+
+    @property
+    def session_id(self) -> str:
+        """The conversation that the job belongs to."""
+        return self._document.session_id
+
+    @property
+    def src_lang(self) -> str:
+        """Source language, empty without languages."""
+        return self._document.src_lang
+
+    @property
+    def tgt_lang(self) -> str:
+        """Target language, empty without languages."""
+        return self._document.tgt_lang
+
+    @property
+    def tenant_id(self) -> str:
+        """Whose job it is, empty when nobody said."""
+        return self._document.tenant_id
+
+    @property
+    def routing_key(self) -> str:
+        """What chooses the pool of a new session, empty when nobody said."""
+        return self._document.routing_key
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What the node must offer."""
+        return self._document.features
+
+    @property
+    def priority(self) -> int:
+        """Higher goes first among waiting jobs of a class."""
+        return self._document.priority
+
+    def __repr__(self) -> str:
+        return f"Job({self.job_id!r}, session={self.session_id!r}, attempt={self.attempt}, token={self.token})"
+
+
+def encode_result(value: object) -> tuple[str, bytes]:
+    """(content type, bytes) of what a handler returned. Raises: TypeError for what JSON cannot hold."""
+    if value is None:
+        return "", b""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return BYTES, bytes(value)
+    if isinstance(value, str):
+        return TEXT, value.encode()
+    return JSON, msgspec.json.encode(value)
+
+
+def decode_result(content_type: str, data: bytes) -> Any:
+    """The reverse of encode_result."""
+    if content_type == JSON:
+        return msgspec.json.decode(data)
+    if content_type == TEXT:
+        return data.decode()
+    return data if content_type else None
+
+
+def is_async(handler: Handler) -> bool:
+    """Whether calling the handler gives something to await; plain functions run in threads instead."""
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004
+
+
+class Threads:
+    """Threads for plain functions. left_behind: those that still run although their attempt was stopped."""
+
+    def __init__(self, workers: int, name: str) -> None:
+        self.left_behind = 0
+        self._executor = ThreadPoolExecutor(workers, thread_name_prefix=name)
+        self._futures: dict[int, Future[Any]] = {}
+
+    async def run(self, handler: Handler, job: Job) -> Any:
+        """Call a plain function in a thread. Raises: asyncio.CancelledError when stopped; the thread may run on."""
+        future = self._executor.submit(handler, job)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if future.running():
+                self.left_behind += 1
+                future.add_done_callback(self._came_back)
+                self._futures[job.token] = future
+            raise
+
+    def when_ended(self, job: Job, tell: Callable[[], None]) -> None:
+        """Call `tell` once nothing of the job runs any more: now, or when its thread ends."""
+        future = self._futures.pop(job.token, None)
+        if future is None:
+            tell()
+        else:
+            future.add_done_callback(lambda _: tell())
+
+    def shutdown(self) -> None:
+        """Start nothing more; a thread that runs ends by itself."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _came_back(self, _: Future[Any]) -> None:
+        self.left_behind -= 1
+
+
+async def run(handler: Handler, job: Job, threads: Threads) -> Any:
+    """Call the handler, in the event loop or in a thread, and await what it returns."""
+    if is_async(handler):
+        return await handler(job)
+    value = await threads.run(handler, job)
+    return await value if inspect.isawaitable(value) else value
+
+
+async def attempt(handler: Handler, job: Job, threads: Threads, settings: Settings, random: Random) -> Ending:
+    """Run one attempt and judge it. Raises: asyncio.CancelledError when the attempt was stopped."""
+    try:
+        content_type, result = encode_result(await run(handler, job, threads))
+        return retry.completed(content_type, result)
+    except Reject as error:
+        return retry.rejected(str(error) or "rejected by the handler")
+    except Retry as error:
+        return _failed(job, str(error), error.delay_ms, settings, random)
+    except Exception as error:
+        return _failed(job, f"{type(error).__name__}: {error}", None, settings, random)
+
+
+def _failed(job: Job, detail: str, delay_ms: int | None, settings: Settings, random: Random) -> Ending:
+    return retry.failed(job.attempt, detail, delay_ms, settings.backoff_ms, settings.backoff_ms_max, random)

@@ -1,0 +1,56 @@
+"""Pure. Decides; never performs. A node's own bound on the server's time, and which reservations are renewed or
+stopped.
+
+No handler runs past its lease: the bound on the server's time is the `now_ms` of an answer plus the own monotonic
+time since that request was *sent*, so it is never too low, however long the answer took or the process was stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+
+class ServerClock:
+    """An upper bound of the server's time, from the newest answer."""
+
+    def __init__(self) -> None:
+        self._now_ms = 0.0
+        self._sent_ms: float | None = None
+
+    def heard(self, now_ms: int, sent_ms: float) -> None:
+        """An answer said `now_ms` (server time); its request was sent at `sent_ms` (own monotonic time)."""
+        if self._sent_ms is None or sent_ms >= self._sent_ms:
+            self._now_ms, self._sent_ms = now_ms, sent_ms
+
+    def latest_ms(self, monotonic_ms: float) -> float:
+        """The server's time is at most this. Infinite before the first answer: nothing may be started then."""
+        if self._sent_ms is None:
+            return float("inf")
+        return self._now_ms + (monotonic_ms - self._sent_ms)
+
+
+class Reservation(msgspec.Struct):
+    """A reservation that this node runs. length_ms: of the lease in force, first `start_ms`, later the full one."""
+
+    job_id: str
+    token: int
+    lease_until_ms: int
+    lease_ms: int
+    length_ms: int
+
+
+def to_stop(reservations: Iterable[Reservation], latest_ms: float, margin_ms: int) -> list[Reservation]:
+    """Those whose lease may have ended within `margin_ms`."""
+    return [each for each in reservations if latest_ms >= each.lease_until_ms - margin_ms]
+
+
+def renewal_due(reservations: Iterable[Reservation], latest_ms: float) -> bool:
+    """Whether a third of some lease has passed; then all are renewed, in one call."""
+    return any(latest_ms >= each.lease_until_ms - each.length_ms * 2 / 3 for each in reservations)
+
+
+def may_start(lease_until_ms: int, latest_ms: float, margin_ms: int) -> bool:
+    """Whether a handler may start: an assignment can arrive late."""
+    return latest_ms < lease_until_ms - margin_ms

@@ -1,0 +1,66 @@
+"""A loop is one thing, its step another: a `Loop` repeats one `run_once`, with jitter, stop and error handling."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from scheduler.errors import Fenced, SchedulerError
+
+logger = logging.getLogger("scheduler")
+
+_JITTER: Final = 0.1
+_PAUSE_AFTER_ERROR_MS: Final = 200
+
+
+class Loop:
+    """Runs `step` every `every_ms`, or without a pause when it is 0 (a step that blocks by itself).
+
+    An error of one step is logged and the next step goes on: state must be right after any step. `wake()` ends the
+    pause early. `stop()` lets the running step finish.
+    """
+
+    def __init__(self, name: str, step: Callable[[], Awaitable[object]], every_ms: int) -> None:
+        self.name = name
+        self._step = step
+        self._every_ms = every_ms
+        self._wake = asyncio.Event()
+        self._stopping = False
+
+    def wake(self) -> None:
+        """Begin the next step now."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End after the running step."""
+        self._stopping = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Step until `stop()`."""
+        while not self._stopping:
+            pause_ms: float = self._every_ms * random.uniform(1 - _JITTER, 1 + _JITTER)
+            try:
+                await self._step()
+            except Fenced as error:
+                logger.warning("%s: %s", self.name, error)
+            except (SchedulerError, OSError) as error:
+                logger.error("%s: %s", self.name, error)
+                pause_ms = max(pause_ms, _PAUSE_AFTER_ERROR_MS)
+            except Exception:
+                logger.exception("%s: a step failed", self.name)
+                pause_ms = max(pause_ms, _PAUSE_AFTER_ERROR_MS)
+            await self._pause(pause_ms)
+
+    async def _pause(self, pause_ms: float) -> None:
+        if pause_ms <= 0 or self._stopping:
+            return
+        try:
+            async with asyncio.timeout(pause_ms / 1000):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+        self._wake.clear()

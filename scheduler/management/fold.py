@@ -1,0 +1,189 @@
+"""Pure. Decides; never performs. Heartbeats become what is known of each node, and that becomes capacities and a
+snapshot.
+
+Rules: a higher boot replaces a lower one; what a node serves is fixed for a boot, so that a later heartbeat of it
+changes capacity, health and load only; silence counts only while somebody listened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from scheduler.config import Settings
+from scheduler.model import CapacityItem, Node, NodeBeat, Pool, Reason, Snapshot, boot_order
+
+DEFAULT_POOL = "default"
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What is known of a node.
+
+    heard_ms: server time of its last heartbeat, or when listening began. partial: only its capacity is known, from a
+    cell, so that it is not placed on before it is heard.
+    """
+
+    beat: NodeBeat
+    heard_ms: int
+    dead: bool = False
+    partial: bool = False
+
+
+class Fleet(msgspec.Struct, frozen=True):
+    """Everything that the leader knows: nodes by id, and pools by id as configured."""
+
+    nodes: Mapping[str, Known] = {}
+    pools: Mapping[str, Pool] = {}
+
+
+class Ignored(msgspec.Struct, frozen=True):
+    """A heartbeat that changed nothing, and why; for log and counter."""
+
+    node: str
+    why: str
+
+
+def fold(fleet: Fleet, beats: Iterable[tuple[NodeBeat, int]]) -> tuple[Fleet, list[Ignored]]:
+    """Fold heartbeats, in stream order.
+
+    Args: fleet; beats, (document, heard_ms) each. Returns: the new fleet, and what was ignored.
+    """
+    nodes = dict(fleet.nodes)
+    ignored = []
+    for beat, heard_ms in beats:
+        known = nodes.get(beat.node)
+        if (
+            known is None
+            or boot_order(beat.boot) > boot_order(known.beat.boot)
+            or (known.partial and beat.boot == known.beat.boot)
+        ):
+            nodes[beat.node] = Known(beat, heard_ms)
+            continue
+        if beat.boot != known.beat.boot:
+            ignored.append(Ignored(beat.node, f"boot {beat.boot} is older than {known.beat.boot}"))
+            continue
+        fixed = msgspec.structs.replace(
+            known.beat, capacity=beat.capacity, healthy=beat.healthy, draining=beat.draining, running=beat.running
+        )
+        if fixed != beat:
+            ignored.append(Ignored(beat.node, f"boot {beat.boot} changed what it serves; that takes a new boot"))
+        nodes[beat.node] = Known(fixed, max(heard_ms, known.heard_ms))
+    return msgspec.structs.replace(fleet, nodes=nodes), ignored
+
+
+def recover(snapshot: Snapshot, capacities: Mapping[str, CapacityItem], now_ms: int) -> Fleet:
+    """What a new leader knows before it hears anybody: the stored snapshot and the cells' capacities. All ages are
+    0.
+    """
+    nodes = {}
+    for node in snapshot.nodes:
+        beat = NodeBeat(
+            node=node.id,
+            boot=node.boot,
+            capacity=node.slots,
+            pairs=node.pairs,
+            features=node.features,
+            labels=node.labels,
+            pool=node.pool,
+            version=node.version,
+        )
+        nodes[node.id] = Known(beat, now_ms)
+    for item in capacities.values():
+        known = nodes.get(item.node)
+        if known is None or known.beat.boot != item.boot or item.slots == 0:
+            beat = NodeBeat(
+                node=item.node,
+                boot=item.boot,
+                capacity=item.slots,
+                draining=item.reason == "draining",
+                healthy=item.reason != "quarantined",
+            )
+            # A node that was dead stays so until it is heard: the dead do not get a new period of grace.
+            heard_ms = 0 if item.reason == "dead" else now_ms
+            nodes[item.node] = Known(beat, heard_ms, dead=item.reason == "dead", partial=True)
+    return Fleet(nodes=nodes)
+
+
+def listen_anew(fleet: Fleet, now_ms: int) -> Fleet:
+    """Ages start anew: nobody listened before `now_ms`, so nobody was silent either."""
+    nodes = {
+        node: msgspec.structs.replace(known, heard_ms=max(known.heard_ms, now_ms))
+        for node, known in fleet.nodes.items()
+    }
+    return msgspec.structs.replace(fleet, nodes=nodes)
+
+
+def age(fleet: Fleet, now_ms: int, silence_ms: int) -> Fleet:
+    """Mark those dead that were silent for `silence_ms`, and alive those that were heard again."""
+    nodes = {}
+    for node, known in fleet.nodes.items():
+        dead = now_ms - known.heard_ms >= silence_ms
+        nodes[node] = known if dead == known.dead else msgspec.structs.replace(known, dead=dead)
+    return msgspec.structs.replace(fleet, nodes=nodes)
+
+
+def forget(fleet: Fleet, present: Iterable[str], now_ms: int, keep_ms: int) -> Fleet:
+    """Drop dead nodes that no cell knows any more and that were not heard for `keep_ms`."""
+    kept = set(present)
+    nodes = {
+        node: known
+        for node, known in fleet.nodes.items()
+        if not known.dead or node in kept or now_ms - known.heard_ms < keep_ms
+    }
+    return fleet if len(nodes) == len(fleet.nodes) else msgspec.structs.replace(fleet, nodes=nodes)
+
+
+def capacity_of(known: Known) -> CapacityItem:
+    """Slots and reason of a node: none when dead, draining or quarantined (it calls itself unhealthy)."""
+    beat = known.beat
+    reason: Reason = "ready"
+    if known.dead:
+        reason = "dead"
+    elif beat.draining:
+        reason = "draining"
+    elif not beat.healthy:
+        reason = "quarantined"
+    return CapacityItem(beat.node, beat.capacity if reason == "ready" else 0, beat.boot, reason)
+
+
+def picture(fleet: Fleet, version: int, settings: Settings) -> Snapshot:
+    """The snapshot of a fleet: the nodes that can take work, sorted by id, and the pools that they are in."""
+    nodes = []
+    for _, known in sorted(fleet.nodes.items()):
+        item = capacity_of(known)
+        if item.slots > 0 and not known.partial:
+            beat = known.beat
+            nodes.append(
+                Node(
+                    id=beat.node,
+                    boot=beat.boot,
+                    slots=item.slots,
+                    pool=beat.pool or DEFAULT_POOL,
+                    pairs=beat.pairs,
+                    features=beat.features,
+                    labels=beat.labels,
+                    version=beat.version,
+                )
+            )
+    names = {DEFAULT_POOL, *fleet.pools, *(node.pool for node in nodes)}
+    pools = tuple(fleet.pools.get(name) or default_pool(name, settings) for name in sorted(names))
+    return Snapshot(version=version, nodes=tuple(nodes), pools=pools)
+
+
+def default_pool(name: str, settings: Settings) -> Pool:
+    """The policy of a pool that nobody configured."""
+    return Pool(
+        id=name,
+        strategy=settings.strategy,
+        start_ms=settings.start_ms,
+        lease_ms=settings.lease_ms,
+        run_ms_max=settings.run_ms_max,
+        attempts_max=settings.attempts_max,
+        crashes_max=settings.crashes_max,
+    )
+
+
+def same_picture(one: Snapshot, other: Snapshot) -> bool:
+    """Whether placement would see the same: everything but the version."""
+    return one.nodes == other.nodes and one.pools == other.pools

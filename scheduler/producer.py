@@ -1,0 +1,216 @@
+"""The producer SDK: submits jobs and waits for what becomes of them.
+
+    async with Producer(url) as producer:
+        job_id = await producer.submit(session_id="s1", src_lang="en", tgt_lang="zh", payload=b"hello")
+        print(await producer.result(job_id))
+
+A producer needs no SDK: an XADD to the intake does, see docs/ARCHITECTURE.md. What the SDK adds is an id made before
+the first try, so that a repeated submission is the same job, and an answer that says whether the job was accepted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any, Final
+
+import msgspec
+from redis.exceptions import RedisError
+
+from scheduler import keys, model
+from scheduler.config import DEFAULTS, Settings, check_settings
+from scheduler.errors import InvalidInput, JobFailed, NotAccepted
+from scheduler.handlers import decode_result
+from scheduler.model import JobDocument, NotSubmitted, Outcome, Submitted
+from scheduler.store.connection import PATIENCE_MS
+from scheduler.store.reads import parse_outcome
+from scheduler.store.store import Store, open_store
+
+LAYOUT_WAIT_MS: Final = 10_000
+LOOK_AGAIN_MS: Final = 1_000  # a feed can be trimmed before it is read; the record is the truth
+FEED_COUNT: Final = 500
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One job to submit: its document and its payload (bytes, never decoded)."""
+
+    document: JobDocument
+    payload: bytes = b""
+
+
+class Producer:
+    """Submits jobs.
+
+    Args: url of the server; settings; patience_ms, for how long a call is repeated while the server does not answer;
+    reply_to, a results stream of one's own for all jobs that name none.
+    Raises: on entering ServerUnavailable or ServerRefused.
+    """
+
+    def __init__(
+        self, url: str, *, settings: Settings = DEFAULTS, patience_ms: int | None = PATIENCE_MS, reply_to: str = ""
+    ) -> None:
+        check_settings(settings)
+        if reply_to:
+            keys.check_name("reply_to", reply_to)
+        self._url = url
+        self._settings = settings
+        self._patience_ms = patience_ms
+        self._reply_to = reply_to
+        self._awaited: dict[str, list[asyncio.Future[None]]] = {}
+        self._feed: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Producer:
+        self._store: Store = await open_store(self._url, self._settings, self._patience_ms)
+        try:
+            self._layout = await self._store.layout(LAYOUT_WAIT_MS)
+        except BaseException:
+            await self._store.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._feed is not None:
+            self._feed.cancel()
+            await asyncio.gather(self._feed, return_exceptions=True)
+        await self._store.close()
+
+    # ---- submitting ----
+
+    async def submit(
+        self,
+        session_id: str,
+        *,
+        payload: bytes | str = b"",
+        job_id: str = "",
+        src_lang: str = "",
+        tgt_lang: str = "",
+        tenant_id: str = "",
+        routing_key: str = "",
+        features: Iterable[str] = (),
+        priority: int = 0,
+        deadline_ms: int | None = None,
+        reply_to: str = "",
+    ) -> str:
+        """Submit one job and return its id.
+
+        Args: session_id; payload, bytes (or text, sent as UTF-8) for the handler; job_id, yours or made here;
+        src_lang and tgt_lang, both or none; tenant_id; routing_key; features that the node must have; priority among
+        waiting jobs; deadline_ms, from now; reply_to, an own results stream.
+        Raises: InvalidInput, NotAccepted, ServerUnavailable.
+        """
+        document = JobDocument(
+            session_id=session_id,
+            job_id=job_id,
+            src_lang=src_lang,
+            tgt_lang=tgt_lang,
+            tenant_id=tenant_id,
+            routing_key=routing_key,
+            features=tuple(features),
+            priority=priority,
+            deadline_ms=deadline_ms,
+            reply_to=reply_to,
+        )
+        data = payload.encode() if isinstance(payload, str) else payload
+        answer = (await self.submit_many([Request(document, data)]))[0]
+        if isinstance(answer, NotSubmitted):
+            raise NotAccepted(answer.job_id, answer.why, answer.detail)
+        return answer.job_id
+
+    async def submit_many(self, requests: Sequence[Request]) -> list[Submitted | NotSubmitted]:
+        """Submit jobs, many in one call; jobs of a session keep the order given.
+
+        Returns: an answer for each. Raises: InvalidInput, before anything is sent; ServerUnavailable: some may have
+        been accepted, and submitting the same job ids again does not run them twice.
+        """
+        items = [self._item(request) for request in requests]
+        answers: list[Submitted | NotSubmitted] = []
+        for start in range(0, len(items), self._settings.batch_max):
+            answers += await self._store.cell.submit(items[start : start + self._settings.batch_max])
+        return answers
+
+    def _item(self, request: Request) -> model.SubmitItem:
+        document = request.document
+        if not document.job_id:
+            document = msgspec.structs.replace(document, job_id=secrets.token_hex(12))
+        if not document.reply_to and self._reply_to:
+            document = msgspec.structs.replace(document, reply_to=self._reply_to)
+        data = model.encode_job(document)
+        model.decode_job(data)
+        for what, size, limit in (
+            ("document", len(data), self._settings.document_bytes_max),
+            ("payload", len(request.payload), self._settings.payload_bytes_max),
+        ):
+            if size > limit:
+                raise InvalidInput(f"{what} of job {document.job_id}: {size} bytes: expected at most {limit}")
+        return model.SubmitItem(
+            partition=self._store.partition_of(document.session_id, self._layout),
+            job_id=document.job_id,
+            session_id=document.session_id,
+            tenant_id=document.tenant_id,
+            reply_to=document.reply_to,
+            nonce=secrets.token_hex(8),
+            document=data,
+            payload=request.payload,
+        )
+
+    # ---- results ----
+
+    async def result(self, job_id: str, timeout_ms: int | None = None) -> Any:
+        """What the handler of a job returned; waits until the job has ended.
+
+        Args: job_id; timeout_ms, None to wait for ever. Raises: JobFailed when it ended otherwise; TimeoutError.
+        """
+        outcome = await self.outcome(job_id, timeout_ms)
+        if outcome.state != "completed":
+            raise JobFailed(job_id, outcome.state, outcome.reason, outcome.detail)
+        return decode_result(outcome.content_type, outcome.result or b"")
+
+    async def outcome(self, job_id: str, timeout_ms: int | None = None) -> Outcome:
+        """How a job ended, whatever it came to; waits until it has. Raises: TimeoutError."""
+        async with asyncio.timeout(None if timeout_ms is None else timeout_ms / 1000):
+            if self._feed is None:
+                self._feed = asyncio.create_task(self._follow(await self._feed_end()))
+            while True:
+                news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._awaited.setdefault(job_id, []).append(news)
+                try:
+                    ended = await self._store.reads.outcome(job_id)
+                    if ended is not None:
+                        return ended
+                    await asyncio.wait([news], timeout=LOOK_AGAIN_MS / 1000)
+                finally:
+                    self._awaited[job_id].remove(news)
+                    if not self._awaited[job_id]:
+                        del self._awaited[job_id]
+
+    async def results(self, after: str = "$") -> AsyncIterator[tuple[str, Outcome]]:
+        """Outcomes as they come: (stream id, outcome) each, of this producer's `reply_to` if it has one, else of all
+        jobs.
+
+        Args: after, a stream id to go on from, "0" from the oldest kept, "$" from now on.
+        """
+        stream = self._store.cell.keys.replies(self._reply_to)
+        cursor = await self._feed_end() if after == "$" else after
+        reads = self._store.new_reads()
+        while True:
+            try:
+                read = await reads.streams({stream: cursor}, count=FEED_COUNT)
+            except RedisError:
+                await asyncio.sleep(LOOK_AGAIN_MS / 1000)
+                continue
+            for identifier, fields in read.get(stream, []):
+                cursor = identifier
+                outcome = parse_outcome(fields)
+                if outcome.result is None and outcome.content_type:
+                    outcome = msgspec.structs.replace(outcome, result=await reads.result(outcome.job_id))
+                yield identifier, outcome
+
+    async def _feed_end(self) -> str:
+        return await self._store.reads.last_id(self._store.cell.keys.replies(self._reply_to))
+
+    async def _follow(self, cursor: str) -> None:
+        async for _, outcome in self.results(cursor):
+            for news in self._awaited.get(outcome.job_id, []):
+                if not news.done():
+                    news.set_result(None)

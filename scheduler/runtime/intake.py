@@ -1,0 +1,142 @@
+"""Pure. Decides; never performs. An intake entry becomes a job, or a refusal with a reason that a person
+understands.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import msgspec
+
+from scheduler import keys, model
+from scheduler.config import Settings
+from scheduler.errors import InvalidInput
+
+_DETAIL_LENGTH_MAX: Final = 500
+
+
+class Class(NamedTuple):
+    """What a job needs. pool: the session's preferred pool, empty when no pool could serve it. Waiting is by class."""
+
+    src_lang: str
+    tgt_lang: str
+    features: tuple[str, ...]
+    pool: str
+
+
+class Job(msgspec.Struct, frozen=True):
+    """A job in the hands of its dispatcher; its body stays in the intake. deadline_at_ms: server time, or None."""
+
+    partition: int
+    epoch: int
+    entry_id: str
+    job_id: str
+    session_id: str
+    tenant_id: str
+    reply_to: str
+    src_lang: str
+    tgt_lang: str
+    features: tuple[str, ...]
+    routing_key: str
+    priority: int
+    deadline_at_ms: int | None
+    avoid: str
+
+
+def decode(entry: model.Entry, cell: int, settings: Settings) -> Job | model.RejectItem:
+    """Decode one entry.
+
+    The field `job_id` of an entry that a script wrote overrides the document's; without either the id is generated.
+    """
+    body = entry.fields.get(b"job")
+    try:
+        _check_sizes(entry, body, settings)
+    except InvalidInput as error:
+        return refuse(entry, cell, "too_large", str(error))
+    if body is None:
+        names = ", ".join(sorted(name.decode(errors="replace") for name in entry.fields))[:100]
+        return refuse(
+            entry, cell, "invalid", f"the entry has no field `job` (it has: {names}): expected a JSON or msgpack object"
+        )
+    try:
+        document = model.decode_job(body)
+        job_id = _job_id(entry, document, cell)
+    except InvalidInput as error:
+        return refuse(entry, cell, "invalid", str(error))
+    submitted_ms = _submitted_ms(entry)
+    return Job(
+        partition=entry.partition,
+        epoch=entry.epoch,
+        entry_id=entry.id,
+        job_id=job_id,
+        session_id=document.session_id,
+        tenant_id=document.tenant_id,
+        reply_to=document.reply_to,
+        src_lang=document.src_lang,
+        tgt_lang=document.tgt_lang,
+        features=tuple(sorted(set(document.features))),
+        routing_key=document.routing_key or document.tenant_id or document.session_id,
+        priority=document.priority,
+        deadline_at_ms=None if document.deadline_ms is None else submitted_ms + document.deadline_ms,
+        avoid=entry.fields.get(b"avoid", b"").decode(errors="replace"),
+    )
+
+
+def refuse(entry: model.Entry, cell: int, reason: str, detail: str) -> model.RejectItem:
+    """A refusal of an entry whose document cannot be believed: it ends under its generated id."""
+    return model.RejectItem(
+        partition=entry.partition,
+        epoch=entry.epoch,
+        entry_id=entry.id,
+        job_id=_script_job_id(entry) or keys.generated_job_id(cell, entry.partition, entry.id),
+        session_id="",
+        tenant_id="",
+        reply_to="",
+        reason=reason,
+        detail=detail[:_DETAIL_LENGTH_MAX],
+    )
+
+
+def refuse_job(job: Job, reason: str, detail: str, job_id: str | None = None) -> model.RejectItem:
+    """A refusal of a decoded job. job_id: another id to end under, when the job's own is taken."""
+    return model.RejectItem(
+        partition=job.partition,
+        epoch=job.epoch,
+        entry_id=job.entry_id,
+        job_id=job_id or job.job_id,
+        session_id=job.session_id,
+        tenant_id=job.tenant_id,
+        reply_to=job.reply_to,
+        reason=reason,
+        detail=detail[:_DETAIL_LENGTH_MAX],
+    )
+
+
+def _check_sizes(entry: model.Entry, body: bytes | None, settings: Settings) -> None:
+    payload_bytes = len(entry.fields.get(b"payload", b""))
+    if payload_bytes > settings.payload_bytes_max:
+        raise InvalidInput(f"payload of {payload_bytes} bytes: expected at most {settings.payload_bytes_max}")
+    if body is not None and len(body) > settings.document_bytes_max:
+        raise InvalidInput(f"job document of {len(body)} bytes: expected at most {settings.document_bytes_max}")
+
+
+def _script_job_id(entry: model.Entry) -> str:
+    """The id that a script wrote beside the document, empty when there is none that could be a key."""
+    given = entry.fields.get(b"job_id", b"").decode(errors="replace")
+    try:
+        return keys.check_id("job_id", given) if given else ""
+    except InvalidInput:
+        return ""
+
+
+def _job_id(entry: model.Entry, document: model.JobDocument, cell: int) -> str:
+    if b"job_id" in entry.fields:
+        return keys.check_id("field job_id", entry.fields[b"job_id"].decode(errors="replace"))
+    return document.job_id or keys.generated_job_id(cell, entry.partition, entry.id)
+
+
+def _submitted_ms(entry: model.Entry) -> int:
+    """Milliseconds of the entry's id, or of the first submission when a script carried it on; the earlier one."""
+    entry_ms = int(entry.id.partition("-")[0])
+    carried = entry.fields.get(b"submitted_ms", b"")
+    return min(entry_ms, int(carried)) if carried.isdigit() else entry_ms

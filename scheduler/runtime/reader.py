@@ -1,0 +1,135 @@
+"""Reads ahead: the next batch is read while the last one is placed. One blocking XREAD for intake and `freed`.
+
+Reading has no effect on the stream, so a batch that is thrown away is no loss: the next owner reads from the start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Final
+
+import msgspec
+from redis.exceptions import RedisError
+
+from scheduler.config import Settings
+from scheduler.model import Entry
+from scheduler.store.reads import Reads
+
+logger = logging.getLogger("scheduler.dispatcher")
+
+DEAF_MS: Final = 1_000
+_PAUSE_AFTER_ERROR_MS: Final = 100
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """What one read brought. gap: events of `freed` may have been missed."""
+
+    entries: tuple[Entry, ...] = ()
+    freed: tuple[str, ...] = ()
+    gap: bool = False
+
+
+NOTHING: Final = Batch()
+
+
+class Reader:
+    """Cursors over the owned partitions and over `freed`, and one batch in hand.
+
+    Args: reads; settings; freed_cursor, taken before the first reserve.
+    """
+
+    def __init__(self, reads: Reads, settings: Settings, freed_cursor: str) -> None:
+        self.paused = False
+        self._reads = reads
+        self._settings = settings
+        self._epochs: dict[int, int] = {}
+        self._cursors: dict[int, str] = {}
+        self._freed = freed_cursor
+        self._handed_freed = freed_cursor
+        self._batches: asyncio.Queue[tuple[Batch, str]] = asyncio.Queue(maxsize=1)
+        self._heard_at = time.monotonic()
+        self._missed = False
+        self._stopping = False
+
+    def own(self, partition: int, epoch: int) -> None:
+        """Read a partition, from its start when the epoch is new."""
+        if self._epochs.get(partition) != epoch:
+            self._epochs[partition] = epoch
+            self._cursors[partition] = "0"
+
+    def drop(self, partition: int) -> None:
+        """Read a partition no more."""
+        self._epochs.pop(partition, None)
+        self._cursors.pop(partition, None)
+
+    def stop(self) -> None:
+        """End after the read that is under way."""
+        self._stopping = True
+
+    def nudge(self) -> None:
+        """Let `next` return now, with nothing if nothing was read."""
+        if self._batches.empty():
+            self._batches.put_nowait((NOTHING, self._handed_freed))
+
+    async def next(self, timeout_ms: float) -> Batch:
+        """The next batch, an empty one after `timeout_ms`."""
+        try:
+            async with asyncio.timeout(max(timeout_ms, 1) / 1000):
+                batch, self._handed_freed = await self._batches.get()
+        except TimeoutError:
+            return NOTHING
+        return batch
+
+    async def peek_freed(self) -> frozenset[str]:
+        """Nodes named by events that are in the stream but not handed over yet; for the sweep."""
+        key = self._reads.keys.freed
+        read = await self._reads.streams({key: self._handed_freed}, count=self._settings.freed_max, block_ms=None)
+        return frozenset(_nodes(read.get(key, [])))
+
+    async def run(self) -> None:
+        """Read until `stop`."""
+        while not self._stopping:
+            try:
+                batch = await self._read()
+            except (RedisError, OSError) as error:
+                logger.warning("reading the intake failed: %s", error)
+                self._missed = True
+                await asyncio.sleep(_PAUSE_AFTER_ERROR_MS / 1000)
+                continue
+            if batch != NOTHING:
+                await self._batches.put((batch, self._freed))
+
+    async def _read(self) -> Batch:
+        keys = self._reads.keys
+        epochs = {} if self.paused else dict(self._epochs)
+        partitions = {keys.jobs(partition): partition for partition in epochs}
+        cursors = {stream: self._cursors[partition] for stream, partition in partitions.items()}
+        cursors[keys.freed] = self._freed
+        count = max(1, self._settings.read_ahead_max // max(1, len(partitions)))
+        if (time.monotonic() - self._heard_at) * 1000 > DEAF_MS:
+            self._missed = True
+        read = await self._reads.streams(cursors, count)
+        self._heard_at = time.monotonic()
+
+        events = read.pop(keys.freed, [])
+        if events:
+            self._freed = events[-1][0]
+        entries: list[Entry] = []
+        for stream, found in read.items():
+            partition = partitions[stream]
+            epoch = epochs[partition]
+            if self._epochs.get(partition) == epoch and self._cursors[partition] == cursors[stream]:
+                self._cursors[partition] = found[-1][0]
+                entries += [Entry(partition, epoch, identifier, fields) for identifier, fields in found]
+        gap = self._missed or len(events) >= count
+        self._missed = False
+        if not entries and not events and not gap:
+            return NOTHING
+        return Batch(tuple(entries), tuple(_nodes(events)), gap)
+
+
+def _nodes(events: list[tuple[str, dict[bytes, bytes]]]) -> dict[str, None]:
+    """The nodes that events name, each once, in their order."""
+    return {name: None for _, fields in events for name in fields.get(b"nodes", b"").decode().split()}

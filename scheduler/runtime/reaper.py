@@ -1,0 +1,150 @@
+"""The reaper shell: lapsed leases end, the dead leave, and delayed jobs that are due go back to the intake.
+
+It works from `capacity`, a slice of the nodes a step, so that what it looks at is what the scripts see. Any number of
+reapers may run: each of their scripts is checked and safe to repeat, so they need no leader.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Final
+
+import msgspec
+
+from scheduler import model
+from scheduler.config import Settings
+from scheduler.store.store import Store
+
+logger = logging.getLogger("scheduler.reaper")
+
+SLICE_NODES_MAX: Final = 1_000
+DEAF_MS: Final = 1_000
+TRIM_EVERY_MS: Final = 60_000
+_FIELDS: Final = ("state", "token", "partition", "session", "tenant", "reply_to", "node")
+
+
+class Report(msgspec.Struct):
+    """What a reaper has done since its start."""
+
+    expired: int = 0
+    left: int = 0
+    promoted: int = 0
+
+
+class Reaper:
+    """One reaper of a cell.
+
+    Args: store; settings; layout, as stored; name and boot, of this life of the process.
+    """
+
+    def __init__(self, store: Store, settings: Settings, layout: model.Layout, name: str, boot: str) -> None:
+        self.report = Report()
+        self._store = store
+        self._settings = settings
+        self._layout = layout
+        self._name = name
+        self._boot = boot
+        self._expired: dict[str, int] = {}
+        self._position = 0
+        self._now_ms = 0
+        self._heard_at = float("-inf")
+        self._quiet_until = 0.0
+        self._beat_due = 0.0
+        self._trim_due = 0.0
+
+    async def run_once(self) -> Report:
+        """One slice: expire what lapsed, let the dead leave, promote what is due. Returns the counts so far."""
+        capacities = await self._store.reads.capacities()
+        if not await self._listen():
+            return self.report
+        nodes = self._slice(sorted(capacities))
+        await self._expire(nodes)
+        for node in nodes:
+            item = capacities[node]
+            if item.reason == "dead" and item.slots == 0 and await self._store.cell.leave(node, item.boot) == "left":
+                self.report.left += 1
+                logger.info("node %s is gone", node)
+        await self._promote()
+        await self._trim()
+        return self.report
+
+    async def _listen(self) -> bool:
+        """Ask for the time; whoever was deaf waits one renewal first, so that nodes can renew before they are
+        judged.
+        """
+        now = time.monotonic()
+        deaf_ms = (now - self._heard_at) * 1000
+        if now >= self._beat_due:
+            beat = model.ReaperBeat(self._name, self._boot, self._expired)
+            self._now_ms = (await self._store.control.beat(model.encode_beat(beat))).now_ms
+            self._beat_due = now + self._settings.heartbeat_ms / 1000
+        else:
+            self._now_ms = await self._store.control.time_us() // 1000
+        now = time.monotonic()
+        deaf_ms = max(deaf_ms, (now - self._heard_at) * 1000)
+        self._heard_at = now
+        if deaf_ms > DEAF_MS:
+            self._quiet_until = now + self._settings.lease_ms / 3_000
+        return now >= self._quiet_until
+
+    def _slice(self, nodes: list[str]) -> list[str]:
+        if self._position >= len(nodes):
+            self._position = 0
+        chosen = nodes[self._position : self._position + SLICE_NODES_MAX]
+        self._position += SLICE_NODES_MAX
+        return chosen
+
+    async def _expire(self, nodes: list[str]) -> None:
+        lapsed = await self._store.reads.lapsed(nodes, self._now_ms, self._settings.batch_max)
+        for start in range(0, len(lapsed), self._settings.batch_max):
+            batch = lapsed[start : start + self._settings.batch_max]
+            records = await self._store.reads.records([job_id for job_id, _ in batch], _FIELDS)
+            items = [
+                model.ReleaseItem(
+                    job_id=job_id,
+                    node=node,
+                    partition=int(partition or 0),
+                    session_id=session or "",
+                    tenant_id=tenant or "",
+                    reply_to=reply_to or "",
+                    token=int(token or 0),
+                    verdict="expire",
+                    reason="lease_expired",
+                    detail=f"the lease on node {node} was not renewed",
+                )
+                for (job_id, node), (state, token, partition, session, tenant, reply_to, holder) in zip(
+                    batch, records, strict=True
+                )
+                if state == "reserved" and holder == node
+            ]
+            if items:
+                await self._release(items)
+
+    async def _release(self, items: list[model.ReleaseItem]) -> None:
+        layout = self._layout
+        _, answers = await self._store.cell.release(items, layout.retention_ms, layout.dead_retention_ms)
+        for item, answer in zip(items, answers, strict=True):
+            if isinstance(answer, model.Released):
+                self.report.expired += 1
+                self._expired[item.node] = self._expired.get(item.node, 0) + 1
+                logger.warning("job %s: its lease on %s ended, it is %s", item.job_id, item.node, answer.state)
+
+    async def _promote(self) -> None:
+        due = await self._store.reads.due(self._now_ms, self._settings.batch_max)
+        if not due:
+            return
+        records = await self._store.reads.records(due, ("partition", "reply_to"))
+        items = [
+            (job_id, int(partition or 0), reply_to or "")
+            for job_id, (partition, reply_to) in zip(due, records, strict=True)
+        ]
+        answers = await self._store.cell.promote(items, self._layout.retention_ms)
+        self.report.promoted += answers.count("promoted")
+
+    async def _trim(self) -> None:
+        """Dead entries go with their records, when their retention ends."""
+        now = time.monotonic()
+        if now >= self._trim_due:
+            self._trim_due = now + TRIM_EVERY_MS / 1000
+            await self._store.cell.forget_dead(self._now_ms - self._layout.dead_retention_ms)

@@ -1,0 +1,70 @@
+"""Pure. Decides; never performs. What becomes of a job when its handler has ended, and how long a retry waits.
+
+`release.lua` checks each verdict and turns a retry whose budget is used up into `dead`.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Final, Literal
+
+import msgspec
+
+from scheduler.model import Verdict
+
+_DETAIL_LENGTH_MAX: Final = 500
+_JITTER: Final = 0.2
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """A verdict and what goes with it; see model.ReleaseItem. reason: one word, detail: for a person."""
+
+    verdict: Verdict
+    state: Literal["completed", "failed"] = "completed"
+    delay_ms: int = 0
+    reason: str = ""
+    detail: str = ""
+    content_type: str = ""
+    result: bytes = b""
+
+
+def completed(content_type: str, result: bytes) -> Ending:
+    """The handler returned."""
+    return Ending("finish", "completed", content_type=content_type, result=result)
+
+
+def rejected(detail: str) -> Ending:
+    """The handler said that another attempt is of no use: failed, and the reason is the result."""
+    text = detail[:_DETAIL_LENGTH_MAX]
+    return Ending(
+        "finish",
+        "failed",
+        reason="rejected",
+        detail=text,
+        content_type="text/plain; charset=utf-8",
+        result=text.encode(),
+    )
+
+
+def failed(
+    attempt: int, detail: str, delay_ms: int | None, backoff_ms: int, backoff_ms_max: int, random: Random
+) -> Ending:
+    """The handler raised: another attempt after a delay that doubles.
+
+    Args: attempt, counted from 1; detail; delay_ms, asked for by the handler, None for the backoff; backoff_ms, of
+    the first retry; backoff_ms_max; random, for jitter of 20 %.
+    """
+    if delay_ms is None:
+        exponential_ms = min(backoff_ms * 2 ** min(attempt - 1, 30), backoff_ms_max)
+        delay_ms = round(exponential_ms * random.uniform(1 - _JITTER, 1 + _JITTER))
+    return Ending("retry", delay_ms=max(0, delay_ms), reason="handler_failed", detail=detail[:_DETAIL_LENGTH_MAX])
+
+
+def overrun() -> Ending:
+    """The handler ran for longer than its pool allows."""
+    return Ending("retry", reason="overrun", detail="the handler ran for longer than its pool allows")
+
+
+def given_back(detail: str) -> Ending:
+    """The node cannot run the job, through no fault of it."""
+    return Ending("give_back", reason="given_back", detail=detail)

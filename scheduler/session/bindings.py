@@ -1,0 +1,102 @@
+"""Pure. Decides; never performs. What a session is bound to, its stored form, and a bounded memory of what was written.
+
+The truth is in the server, written by `reserve`; memory is a cache of it. The stored form is one string,
+`pool src:tgt node variant`, with `:` for a job without languages and `-` for no variant.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final
+
+import msgspec
+
+NO_VARIANT: Final = "-"
+
+
+class Binding(msgspec.Struct, frozen=True):
+    """preferred_pool, bound_lang_pair (empty strings without languages), node, and a variant."""
+
+    pool: str
+    src_lang: str
+    tgt_lang: str
+    node: str
+    variant: str = NO_VARIANT
+
+    def fits(self, src_lang: str, tgt_lang: str) -> bool:
+        """Whether the pair is the bound one; another pair resets the binding."""
+        return self.src_lang == src_lang and self.tgt_lang == tgt_lang
+
+
+def prefix(pool: str, src_lang: str, tgt_lang: str) -> str:
+    """The part of the stored form that the dispatcher decides; `reserve` appends node and variant."""
+    return f"{pool} {src_lang}:{tgt_lang}"
+
+
+def parse(stored: bytes | None) -> Binding | None:
+    """A binding from its stored form, None when there is none or when it is not one of ours."""
+    if stored is None:
+        return None
+    words = stored.decode(errors="replace").split(" ")
+    if len(words) != 4 or words[1].count(":") != 1:
+        return None
+    src_lang, tgt_lang = words[1].split(":")
+    return Binding(words[0], src_lang, tgt_lang, words[2], words[3])
+
+
+class _Remembered(msgspec.Struct):
+    binding: Binding | None
+    written_ms: float
+
+
+class Bindings:
+    """A bounded cache, least recently used first out. `None` is remembered too: the session has no binding.
+
+    Args: sessions_max; ttl_ms of the stored binding, which is written again when half of it has passed.
+    """
+
+    def __init__(self, sessions_max: int, ttl_ms: int) -> None:
+        self._sessions_max = sessions_max
+        self._ttl_ms = ttl_ms
+        self._known: OrderedDict[str, _Remembered] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __contains__(self, session_id: str) -> bool:
+        return session_id in self._known
+
+    def get(self, session_id: str, now_ms: float) -> tuple[Binding | None, bool]:
+        """The binding of a session, and whether what is stored is fresh enough to be left alone."""
+        remembered = self._known.get(session_id)
+        if remembered is None:
+            return None, False
+        self._known.move_to_end(session_id)
+        return remembered.binding, now_ms - remembered.written_ms < self._ttl_ms / 2
+
+    def learn(self, session_id: str, binding: Binding | None) -> None:
+        """Remember what was read from the server; how old it is is not known."""
+        self._put(session_id, _Remembered(binding, float("-inf")))
+
+    def wrote(self, session_id: str, binding: Binding, now_ms: float) -> None:
+        """Remember what `reserve` wrote, or what it found unchanged."""
+        self._put(session_id, _Remembered(binding, now_ms))
+
+    def sessions(self) -> list[str]:
+        """The sessions that are remembered."""
+        return list(self._known)
+
+    def forget(self, session_ids: list[str]) -> None:
+        """Drop sessions, such as those of a partition that was lost."""
+        for session_id in session_ids:
+            self._known.pop(session_id, None)
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self._known.clear()
+
+    def _put(self, session_id: str, remembered: _Remembered) -> None:
+        self._known[session_id] = remembered
+        self._known.move_to_end(session_id)
+        if len(self._known) > self._sessions_max:
+            self._known.popitem(last=False)

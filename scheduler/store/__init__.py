@@ -1,0 +1,1 @@
+"""The only home of `redis`: the server, the scripts, and one method a script."""

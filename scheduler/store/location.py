@@ -1,0 +1,122 @@
+"""Finds the server to talk to: looks at the places where one can be named, in their order.
+
+Blocking code, for start-up; sends nothing but PING. The last place is a file that says where the embedded
+server of a directory runs, so that a second terminal talks to the same server; who starts it writes the file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from scheduler.errors import InvalidInput
+
+ANSWER_MAX_S: Final = 1.0
+_URL_PREFIXES: Final = ("redis://", "rediss://", "unix://")
+
+
+def ping(url: str, timeout_s: float = ANSWER_MAX_S) -> bool:
+    """Whether the server answers PING within `timeout_s`; a refusal (loading, password) is no answer."""
+    try:
+        client = redis.Redis.from_url(
+            url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 0)
+        )
+    except ValueError:
+        return False
+    try:
+        return bool(client.ping())
+    except (redis.RedisError, OSError):
+        return False
+    finally:
+        client.close()
+
+
+class Found(msgspec.Struct, frozen=True):
+    """The server to use, and the place that named it."""
+
+    url: str
+    place: str
+
+
+class Place(msgspec.Struct, frozen=True):
+    """A place that was looked at, and what was found there."""
+
+    name: str
+    finding: str
+
+
+class NotFound(msgspec.Struct, frozen=True):
+    """No place names a server."""
+
+    places: tuple[Place, ...]
+
+    def __str__(self) -> str:
+        width = max(len(place.name) for place in self.places)
+        return "\n".join(f"{place.name:{width}}  {place.finding}" for place in self.places)
+
+
+def find_url(explicit: str | None, environment: Mapping[str, str], directory: Path) -> Found | NotFound:
+    """Which server to talk to: the first place that names one; the URL file only if its server answers.
+
+    Args:
+        explicit: what was given as `--redis-url`.
+        environment: `SCHED_REDIS_URL`, then `REDIS_URL`; an empty one counts as not set.
+        directory: the one whose embedded server may run, see `url_file`.
+
+    Raises: InvalidInput when a place names something that is no URL of a server.
+    """
+    if explicit is not None:
+        return Found(_checked_url(explicit, "--redis-url"), "--redis-url")
+    places = [Place("--redis-url", "not given")]
+    for variable in ("SCHED_REDIS_URL", "REDIS_URL"):
+        if environment.get(variable):
+            return Found(_checked_url(environment[variable], variable), variable)
+        places.append(Place(variable, "empty" if variable in environment else "not set"))
+    file = url_file(directory)
+    url = _read_url_file(directory)
+    if url and ping(url):
+        return Found(url, str(file))
+    places.append(Place(str(file), f"{url} does not answer" if url else "no such file"))
+    return NotFound(tuple(places))
+
+
+def _checked_url(url: str, place: str) -> str:
+    if not url.startswith(_URL_PREFIXES):
+        shown = re.sub(r"^(.*//)?.*@", r"\1***@", url)  # what stands before an @ may be a password
+        raise InvalidInput(f"{place} = {shown!r}: expected redis://host:port/0, rediss://... or unix:///path")
+    return url
+
+
+def url_file(directory: Path) -> Path:
+    """Where the URL of the embedded server of a directory stands while it runs."""
+    return directory / ".scheduler" / "url"
+
+
+def _read_url_file(directory: Path) -> str | None:
+    try:
+        return url_file(directory).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def write_url_file(directory: Path, url: str) -> None:
+    """Tell other processes of this directory where its embedded server is; readers never see half a file."""
+    file = url_file(directory)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f"url.{os.getpid()}")
+    draft.write_text(f"{url}\n", encoding="utf-8")
+    draft.replace(file)
+
+
+def remove_url_file(directory: Path, url: str) -> None:
+    """Take the file back, unless another server has written its own since."""
+    if _read_url_file(directory) == url:
+        url_file(directory).unlink(missing_ok=True)

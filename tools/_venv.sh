@@ -1,0 +1,75 @@
+# Shared by the scripts beside it, to be sourced. Sets `project` (the project's folder) and `venv` (the environment in it);
+# `ensure_venv <extra>` makes the environment and installs the project into it, editable, with that extra. What is
+# installed already is left alone, without a look at the network: a stamp file remembers what it was installed from.
+
+unset CDPATH
+project=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P) || exit 1
+venv="$project/.venv"
+
+# What an installation depends on. Sources are not part of it: an editable install follows them.
+wanted_stamp() {
+  printf '%s %s\n' "$(cksum <"$project/pyproject.toml")" "$project"
+}
+
+# The extra `dev` contains `embedded`. The import notices an environment whose python was upgraded or removed.
+is_installed() {
+  local extra wanted
+  wanted=$(wanted_stamp)
+  for extra in "$1" dev; do
+    if [ "$(cat "$venv/.installed-$extra" 2>/dev/null)" = "$wanted" ]; then
+      "$venv/bin/python" -c 'import click' 2>/dev/null && return 0
+    fi
+  done
+  return 1
+}
+
+# Prints the name of a python that can make the environment. A name on PATH may be a shim that runs nothing, so ask each.
+find_python() {
+  local name version too_old="" without_venv=""
+  for name in python3 python3.14 python3.13 python3.12 python3.11 python; do
+    version=$("$name" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
+    if ! "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+      too_old="$too_old $name ($version)"
+    elif ! "$name" -c 'import ensurepip, venv' 2>/dev/null; then
+      without_venv="$without_venv $name ($version)"
+    else
+      echo "$name"
+      return 0
+    fi
+  done
+  if [ -n "$without_venv" ]; then
+    echo "error: python has no venv module:$without_venv; on Debian and Ubuntu: apt-get install python3-venv" >&2
+  else
+    echo "error: python 3.11 or newer is needed; found on PATH:${too_old:- none}" >&2
+  fi
+  return 1
+}
+
+# An environment that was copied or moved with the project still points to the old folder, so it is made anew.
+is_usable() {
+  [ "$(cat "$venv/.project" 2>/dev/null || echo "$project")" = "$project" ] &&
+    "$venv/bin/python" -m pip --version >/dev/null 2>&1
+}
+
+install_extra() {
+  local python
+  if ! is_usable; then
+    python=$(find_python) || return 1
+    echo "making $venv" >&2
+    rm -rf "$venv" && "$python" -m venv "$venv" || return 1
+    printf '%s\n' "$project" >"$venv/.project"
+  fi
+  echo "installing the project with its extra $1" >&2
+  rm -f "$venv"/.installed-*
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$project[$1]" || return 1
+  wanted_stamp >"$venv/.installed-$1"
+}
+
+# Of several at once the first installs and the others wait. The lock is on a file that is there anyway.
+ensure_venv() {
+  is_installed "$1" && return 0
+  (
+    if command -v flock >/dev/null 2>&1; then flock 9; fi
+    is_installed "$1" || install_extra "$1"
+  ) 9<"$project/pyproject.toml"
+}
