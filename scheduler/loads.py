@@ -218,13 +218,11 @@ def _assign(
 
 
 def _uneven_shares(random: Random, total: int, sessions: int) -> list[int]:
-    """Share `total` out into `sessions` numbers of 1 or more, by random weights and the largest remainder."""
+    """Share `total` out into `sessions` numbers of 1 or more, by random weights; what is over goes to the first."""
     weights = [random.gammavariate(2.0, 1.0) for _ in range(sessions)]
     scale = (total - sessions) / sum(weights)
-    exact = [weight * scale for weight in weights]
-    shares = [1 + floor(share) for share in exact]
-    by_remainder = sorted(range(sessions), key=lambda index: floor(exact[index]) - exact[index])
-    for index in by_remainder[: total - sum(shares)]:
+    shares = [1 + floor(weight * scale) for weight in weights]
+    for index in range(total - sum(shares)):  # fewer than sessions: each lost less than one to rounding
         shares[index] += 1
     return shares
 

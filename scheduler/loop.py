@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final
 
 from scheduler.errors import Fenced, SchedulerError
 
@@ -14,6 +14,16 @@ logger = logging.getLogger("scheduler")
 
 _JITTER: Final = 0.1
 _PAUSE_AFTER_ERROR_MS: Final = 200
+_CANCEL_AGAIN_MS: Final = 100
+
+
+async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait for their end. A cancellation can be lost inside a library, so it is repeated."""
+    pending = {task for task in tasks if not task.done()}
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_MS / 1000)
 
 
 class Loop:

@@ -26,7 +26,7 @@ from scheduler import handlers, keys, leases, model
 from scheduler.config import DEFAULTS, Settings, check_settings
 from scheduler.errors import InvalidInput, SchedulerError
 from scheduler.handlers import Handler, Job, Threads
-from scheduler.loop import Loop
+from scheduler.loop import Loop, end_tasks
 from scheduler.runtime import retry
 from scheduler.store.store import Store, open_store
 
@@ -154,9 +154,7 @@ class Node:
             logger.error("%s: the last outcomes were not reported: %s", self.node_id, error)
         for loop in (*self._loops, self._release_loop):
             loop.stop()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(self._tasks)
         self._threads.shutdown()
         await self._store.close()
 

@@ -20,8 +20,9 @@ from redis.exceptions import RedisError
 
 from scheduler import keys, model
 from scheduler.config import DEFAULTS, Settings, check_settings
-from scheduler.errors import InvalidInput, JobFailed, NotAccepted
+from scheduler.errors import InvalidInput, JobFailed, NotAccepted, ServerUnavailable
 from scheduler.handlers import decode_result
+from scheduler.loop import end_tasks
 from scheduler.model import JobDocument, NotSubmitted, Outcome, Submitted
 from scheduler.store.connection import PATIENCE_MS
 from scheduler.store.reads import parse_outcome
@@ -59,6 +60,7 @@ class Producer:
         self._reply_to = reply_to
         self._awaited: dict[str, list[asyncio.Future[None]]] = {}
         self._feed: asyncio.Task[None] | None = None
+        self._listening: asyncio.Future[None]
 
     async def __aenter__(self) -> Producer:
         self._store: Store = await open_store(self._url, self._settings, self._patience_ms)
@@ -71,8 +73,7 @@ class Producer:
 
     async def __aexit__(self, *_: object) -> None:
         if self._feed is not None:
-            self._feed.cancel()
-            await asyncio.gather(self._feed, return_exceptions=True)
+            await end_tasks([self._feed])
         await self._store.close()
 
     # ---- submitting ----
@@ -169,8 +170,7 @@ class Producer:
     async def outcome(self, job_id: str, timeout_ms: int | None = None) -> Outcome:
         """How a job ended, whatever it came to; waits until it has. Raises: TimeoutError."""
         async with asyncio.timeout(None if timeout_ms is None else timeout_ms / 1000):
-            if self._feed is None:
-                self._feed = asyncio.create_task(self._follow(await self._feed_end()))
+            await self._listen()
             while True:
                 news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 self._awaited.setdefault(job_id, []).append(news)
@@ -209,7 +209,21 @@ class Producer:
     async def _feed_end(self) -> str:
         return await self._store.reads.last_id(self._store.cell.keys.replies(self._reply_to))
 
-    async def _follow(self, cursor: str) -> None:
+    async def _listen(self) -> None:
+        """Follow the feed, from before the first look at a record: what ends after that look is heard."""
+        if self._feed is None or self._feed.done():
+            self._listening = asyncio.get_running_loop().create_future()
+            self._feed = asyncio.create_task(self._follow(self._listening))
+        await asyncio.shield(self._listening)
+
+    async def _follow(self, listening: asyncio.Future[None]) -> None:
+        try:
+            cursor = await self._feed_end()
+        except BaseException as error:
+            listening.set_exception(error if isinstance(error, Exception) else ServerUnavailable("closed"))
+            listening.exception()  # told whoever waits; nobody else has to ask
+            raise
+        listening.set_result(None)
         async for _, outcome in self.results(cursor):
             for news in self._awaited.get(outcome.job_id, []):
                 if not news.done():

@@ -18,6 +18,7 @@ import msgspec
 
 from scheduler import keys, model
 from scheduler.config import Settings
+from scheduler.loop import end_tasks
 from scheduler.runtime import intake, placement
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Class, Job
@@ -96,9 +97,7 @@ class Dispatcher:
         if self._reader is not None:
             self._reader.stop()
         self.snapshots.stop()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(self._tasks)
         owned = list(self._epochs)
         self._epochs.clear()
         if owned:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -29,6 +29,7 @@ Client = Any  # redis.asyncio.Redis: its annotations allow for replies decoded o
 COMMAND_TIMEOUT_MS: Final = 5_000
 CONNECT_TIMEOUT_MS: Final = 2_000
 PATIENCE_MS: Final = 30_000
+CONNECTIONS_MAX: Final = 4  # of one client: more callers at once take turns
 _RETRY_FIRST_MS: Final = 20
 _RETRY_LAST_MS: Final = 500
 # The server will do it later; nothing is wrong with the call.
@@ -70,13 +71,16 @@ class Connection:
         self.commands = self._client(COMMAND_TIMEOUT_MS)
 
     def _client(self, socket_timeout_ms: int | None) -> Client:
-        client: Client = Redis.from_url(
+        pool = BlockingConnectionPool.from_url(
             self.url,
+            max_connections=CONNECTIONS_MAX,
+            timeout=None,
             socket_timeout=None if socket_timeout_ms is None else socket_timeout_ms / 1000,
             socket_connect_timeout=CONNECT_TIMEOUT_MS / 1000,
             retry=Retry(NoBackoff(), 0),
             protocol=2,
         )
+        client: Client = Redis.from_pool(pool)
         self._clients.append(client)
         return client
 

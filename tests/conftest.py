@@ -1,0 +1,57 @@
+"""Servers for the whole suite: every test that asks for `server`, `url` or `store` runs once on each engine.
+
+Each engine is started once, in memory. `SCHED_TEST_SERVERS=valkey,redis` restricts them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from typing import cast
+
+import pytest
+import redis
+
+from scheduler.store.server import EmbeddedServer, Engine, available_engines, start_embedded
+from scheduler.store.store import Store, open_store
+
+pytest.register_assert_rewrite("tests.seeds")
+
+
+def _chosen_engines() -> list[str]:
+    """The engines of this machine, or those of them that the environment names."""
+    available = list(available_engines())
+    wanted = [name.strip() for name in os.environ.get("SCHED_TEST_SERVERS", "").split(",") if name.strip()]
+    missing = sorted(set(wanted) - set(available))
+    if missing:
+        raise pytest.UsageError(
+            f"SCHED_TEST_SERVERS names {', '.join(missing)}: there is {', '.join(available) or 'none'} here"
+        )
+    return [name for name in available if not wanted or name in wanted]
+
+
+@pytest.fixture(scope="session", params=_chosen_engines())
+def server(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
+    """A running server in memory; its data is that of whatever test was before (see `url`)."""
+    with start_embedded(engine=cast(Engine, request.param)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def _flusher(server: EmbeddedServer) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(server.url, protocol=2) as client:
+        yield client
+
+
+@pytest.fixture
+def url(server: EmbeddedServer, _flusher: redis.Redis) -> str:
+    """The URL of a server without any data; the scripts stay loaded."""
+    _flusher.flushall()
+    return server.url
+
+
+@pytest.fixture
+async def store(url: str) -> AsyncIterator[Store]:
+    """An opened store on an empty server."""
+    async with await open_store(url) as opened:
+        yield opened

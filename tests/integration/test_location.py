@@ -1,0 +1,159 @@
+"""Which server is found, in which order, and what is said when there is none."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from scheduler.errors import InvalidInput
+from scheduler.store.location import (
+    Found,
+    NotFound,
+    Place,
+    find_url,
+    ping,
+    remove_url_file,
+    url_file,
+    write_url_file,
+)
+from scheduler.store.server import EmbeddedServer, start_embedded
+
+EXPLICIT = "redis://explicit:1/0"
+FIRST = "redis://first:2/0"
+SECOND = "rediss://second:3/0"
+
+
+def unused_url() -> str:
+    """Of a port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"redis://127.0.0.1:{listener.getsockname()[1]}/0"
+
+
+@pytest.mark.parametrize(
+    ("explicit", "environment", "expected"),
+    [
+        (EXPLICIT, {"SCHED_REDIS_URL": FIRST, "REDIS_URL": SECOND}, Found(EXPLICIT, "--redis-url")),
+        (None, {"SCHED_REDIS_URL": FIRST, "REDIS_URL": SECOND}, Found(FIRST, "SCHED_REDIS_URL")),
+        (None, {"SCHED_REDIS_URL": "", "REDIS_URL": SECOND}, Found(SECOND, "REDIS_URL")),
+        (None, {"REDIS_URL": "unix:///run/redis.sock"}, Found("unix:///run/redis.sock", "REDIS_URL")),
+    ],
+)
+def test_order_of_places(
+    server: EmbeddedServer,
+    tmp_path: Path,
+    explicit: str | None,
+    environment: Mapping[str, str],
+    expected: Found,
+) -> None:
+    """What is typed goes before the environment, and that before a running server; neither is asked."""
+    write_url_file(tmp_path, server.url)
+    assert find_url(explicit, environment, tmp_path) == expected
+
+
+def test_running_embedded_server(server: EmbeddedServer, tmp_path: Path) -> None:
+    """The embedded server of the directory is the last place."""
+    write_url_file(tmp_path, server.url)
+    assert find_url(None, {}, tmp_path) == Found(server.url, str(tmp_path / ".scheduler" / "url"))
+
+
+def test_stale_url_file_is_ignored(tmp_path: Path) -> None:
+    """A file whose server is gone names no server, and says so."""
+    with start_embedded(tmp_path / "data") as server:
+        write_url_file(tmp_path, server.url)
+    assert find_url(None, {"REDIS_URL": ""}, tmp_path) == NotFound(
+        (
+            Place("--redis-url", "not given"),
+            Place("SCHED_REDIS_URL", "not set"),
+            Place("REDIS_URL", "empty"),
+            Place(str(url_file(tmp_path)), f"{server.url} does not answer"),
+        )
+    )
+
+
+def test_nothing_anywhere(tmp_path: Path) -> None:
+    """The places that were looked at make a table for people."""
+    found = find_url(None, {}, tmp_path)
+    width = len(str(url_file(tmp_path)))
+    assert str(found).splitlines() == [
+        f"{'--redis-url':{width}}  not given",
+        f"{'SCHED_REDIS_URL':{width}}  not set",
+        f"{'REDIS_URL':{width}}  not set",
+        f"{url_file(tmp_path)}  no such file",
+    ]
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"http://127.0.0.1/", b"redis://127.0.0.1:nonsense/0"])
+def test_damaged_url_file_is_ignored(tmp_path: Path, content: bytes) -> None:
+    """A file with anything but the URL of a server harms nobody."""
+    write_url_file(tmp_path, "redis://127.0.0.1:1/0")
+    url_file(tmp_path).write_bytes(content)
+    assert isinstance(find_url(None, {}, tmp_path), NotFound)
+
+
+@pytest.mark.parametrize(
+    ("explicit", "environment", "message"),
+    [
+        ("", {"REDIS_URL": FIRST}, r"--redis-url = '': expected redis://"),
+        ("localhost:6379", {}, r"--redis-url = 'localhost:6379': expected"),
+        (
+            None,
+            {"SCHED_REDIS_URL": "http://user:secret@host"},
+            r"SCHED_REDIS_URL = 'http://\*\*\*@host': expected",
+        ),
+        (None, {"REDIS_URL": "user:secret@host:6379"}, r"REDIS_URL = '\*\*\*@host:6379': expected"),
+    ],
+)
+def test_place_with_something_else(
+    tmp_path: Path, explicit: str | None, environment: Mapping[str, str], message: str
+) -> None:
+    """A place that names no URL is an error, never a reason to use another server; no password is shown."""
+    with pytest.raises(InvalidInput, match=message):
+        find_url(explicit, environment, tmp_path)
+
+
+def test_url_file_is_replaced_and_removed(tmp_path: Path) -> None:
+    """The last writer's URL stands; nothing else is left, before or after it is taken back."""
+    write_url_file(tmp_path, FIRST)
+    write_url_file(tmp_path, SECOND)
+    assert [path.name for path in url_file(tmp_path).parent.iterdir()] == ["url"]
+    assert url_file(tmp_path).read_text() == f"{SECOND}\n"
+    remove_url_file(tmp_path, SECOND)
+    remove_url_file(tmp_path, SECOND)
+    assert list(url_file(tmp_path).parent.iterdir()) == []
+
+
+def test_url_file_of_another_server_stays(tmp_path: Path) -> None:
+    """A server that stops late does not take away the file of the next one."""
+    write_url_file(tmp_path, SECOND)
+    remove_url_file(tmp_path, FIRST)
+    assert url_file(tmp_path).read_text() == f"{SECOND}\n"
+
+
+def test_ping_of_nobody() -> None:
+    """Nobody there, and something that is no URL, do not answer."""
+    assert [ping(unused_url()), ping("unix:///nowhere/at/all"), ping("nonsense")] == [False, False, False]
+
+
+def test_ping_of_somebody_silent() -> None:
+    """A listener that says nothing does not answer, within the time given."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert not ping(f"redis://127.0.0.1:{listener.getsockname()[1]}/0", timeout_s=0.05)
+
+
+def test_ping_with_a_password(tmp_path: Path) -> None:
+    """A server with a password answers only to who knows it."""
+    with start_embedded(tmp_path) as server:
+        assert ping(server.url)
+        known = server.url.replace("//", "//:secret@")
+        set_password(server.url, "secret")
+        assert (ping(server.url), ping(known)) == (False, True)
+
+
+def set_password(url: str, password: str) -> None:
+    """Ask for a password from now on."""
+    with socket.create_connection(("127.0.0.1", int(url.split(":")[2].split("/")[0]))) as connection:
+        connection.sendall(f"CONFIG SET requirepass {password}\r\n".encode())
+        assert connection.recv(64) == b"+OK\r\n"
