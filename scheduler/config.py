@@ -71,7 +71,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     # Placement.
     strategy: Strategy = "affinity"
-    no_node_grace_ms: int = 10_000  # how long a job that no node could serve waits for a fleet that starts
+    no_node_grace_ms: int = 60_000  # how long a job that no node serves waits for a fleet that starts, or starts again
 
 
 DEFAULTS: Final = Settings()

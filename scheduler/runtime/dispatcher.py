@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
 from random import Random
 from typing import Final
 
@@ -20,12 +19,15 @@ from scheduler import keys, model
 from scheduler.config import Settings
 from scheduler.loop import end_tasks
 from scheduler.runtime import intake, placement
+from scheduler.runtime.attempts import Try, failed, keeps_binding, reserve_item
 from scheduler.runtime.index import Index
-from scheduler.runtime.intake import Class, Job
+from scheduler.runtime.intake import Job
+from scheduler.runtime.partitions import Partitions
 from scheduler.runtime.reader import Batch, Reader
 from scheduler.runtime.snapshots import Snapshots
+from scheduler.runtime.sweep import Sweep, expired
 from scheduler.runtime.waiting import Waiter, Waiting
-from scheduler.session.bindings import Binding, Bindings, parse, prefix
+from scheduler.session.bindings import Binding, Bindings, parse
 from scheduler.store.connection import ScriptFailed
 from scheduler.store.store import Store
 
@@ -46,15 +48,6 @@ class Report(msgspec.Struct):
     waiting: int = 0
 
 
-class _Try(msgspec.Struct, frozen=True):
-    """One job of a call. waiter: None for a newcomer. placement: None when it is held back from this call."""
-
-    job: Job
-    wanted: Class
-    waiter: Waiter | None
-    placement: placement.Placement | None
-
-
 class Dispatcher:
     """One dispatcher of a cell. `open` first, then `run_once` again and again, then `close`.
 
@@ -70,19 +63,18 @@ class Dispatcher:
         self.waiting = Waiting()
         self.bindings = Bindings(settings.sessions_max, settings.session_ttl_ms)
         self.snapshots = Snapshots(store.control, self._nudge)
+        self.partitions = Partitions(store.cell, owner, layout.partitions, self._gained, self._lost)
         self._store = store
         self._settings = settings
         self._layout = layout
         self._random = random or Random()
         self._index: Index = self.snapshots.index
-        self._epochs: dict[int, int] = {}
         self._loads: dict[str, int] = {}
         self._refused: list[model.RejectItem] = []
-        self._no_node_since: dict[Class, float] = {}
+        self._sweep = Sweep(self.waiting, settings)
         self._reader: Reader | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._due = {"claim": 0.0, "beat": 0.0, "sweep": 0.0}
-        self._clock_offset_ms = 0.0
 
     async def open(self) -> None:
         """Take the cursor of `freed`, the snapshot and the partitions, and begin to read ahead."""
@@ -98,10 +90,7 @@ class Dispatcher:
             self._reader.stop()
         self.snapshots.stop()
         await end_tasks(self._tasks)
-        owned = list(self._epochs)
-        self._epochs.clear()
-        if owned:
-            await self._store.cell.claim(self.owner, (), owned)
+        await self.partitions.give_up()
 
     async def run_once(self) -> Report:
         """One step: keep what is ours, take the next batch, and place what can be placed. Returns the counts so far."""
@@ -125,13 +114,13 @@ class Dispatcher:
 
     def _decode(self, batch: Batch) -> list[Job]:
         jobs = []
-        now_ms = self._server_ms()
+        now_ms = self.partitions.server_ms()
         for entry in batch.entries:
             decoded = intake.decode(entry, self._store.cell.cell, self._settings)
             if isinstance(decoded, model.RejectItem):
                 self._refused.append(decoded)
             elif decoded.deadline_at_ms is not None and decoded.deadline_at_ms <= now_ms:
-                self._refused.append(_expired(decoded))
+                self._refused.append(expired(decoded))
             else:
                 jobs.append(decoded)
         self.report.read += len(batch.entries)
@@ -173,10 +162,10 @@ class Dispatcher:
         """Place jobs that were just read. Those that must wait keep their place behind the earlier ones of their
         session.
         """
-        jobs = [job for job in jobs if self._epochs.get(job.partition) == job.epoch]
+        jobs = [job for job in jobs if self.partitions.holds(job.partition, job.epoch)]
         await self._load_bindings(jobs)
         now_ms = _now_ms()
-        tries: list[_Try] = []
+        tries: list[Try] = []
         held: set[str] = set()
         for job in jobs:
             binding, _ = self.bindings.get(job.session_id, now_ms)
@@ -188,7 +177,7 @@ class Dispatcher:
                 )
             if placed is None:
                 held.add(job.session_id)
-            tries.append(_Try(job, wanted, None, placed))
+            tries.append(Try(job, wanted, None, placed))
         await self._reserve(tries)
 
     async def _try_waiting(self) -> None:
@@ -205,7 +194,7 @@ class Dispatcher:
                     tries.append(attempt)
             await self._reserve(tries)
 
-    def _place_waiter(self, waiter: Waiter) -> _Try | None:
+    def _place_waiter(self, waiter: Waiter) -> Try | None:
         """Candidates for a waiter, None when it parks or asks instead."""
         binding, _ = self.bindings.get(waiter.job.session_id, _now_ms())
         if waiter.hint is None:
@@ -227,7 +216,7 @@ class Dispatcher:
                 waiter.complete = False
                 self.waiting.still_full(waiter, waiter.hint)
                 return None
-        return _Try(waiter.job, waiter.wanted, waiter, found)
+        return Try(waiter.job, waiter.wanted, waiter, found)
 
     async def _load_bindings(self, jobs: list[Job]) -> None:
         """One read a batch for the sessions that this dispatcher does not know yet."""
@@ -250,41 +239,21 @@ class Dispatcher:
 
     # ---- reserve and settle ----
 
-    async def _reserve(self, tries: list[_Try]) -> None:
+    async def _reserve(self, tries: list[Try]) -> None:
         """One script call for those that have candidates; then settle all, in their order."""
         now_ms = _now_ms()
         sent = [each for each in tries if each.placement is not None]
-        items = [self._item(each, now_ms) for each in sent]
+        items = [
+            reserve_item(each, each.placement, *self.bindings.get(each.job.session_id, now_ms))
+            for each in sent
+            if each.placement is not None
+        ]
         answers: dict[int, model.Reserved | model.Refused] = {}
         if items:
             answers = {id(each): answer for each, answer in zip(sent, await self._call(items), strict=True)}
         for each in tries:
             self._settle(each, answers.get(id(each)), now_ms)
         await self._reject_refused()
-
-    def _item(self, each: _Try, now_ms: float) -> model.ReserveItem:
-        job, found = each.job, each.placement
-        assert found is not None
-        binding, fresh = self.bindings.get(job.session_id, now_ms)
-        wanted = each.wanted
-        stored = prefix(wanted.pool, job.src_lang, job.tgt_lang)
-        if job.avoid and binding is not None and binding.node not in found.candidates:
-            stored = ""  # an attempt that keeps away from its node does not move the session
-        same = binding is not None and binding.pool == wanted.pool and binding.fits(job.src_lang, job.tgt_lang)
-        return model.ReserveItem(
-            partition=job.partition,
-            epoch=job.epoch,
-            entry_id=job.entry_id,
-            job_id=job.job_id,
-            session_id=job.session_id,
-            tenant_id=job.tenant_id,
-            reply_to=job.reply_to,
-            pool=wanted.pool,
-            candidates=found.candidates,
-            choice=found.choice,
-            binding=stored,
-            bound_node=binding.node if binding is not None and same and fresh else "",
-        )
 
     async def _call(self, items: list[model.ReserveItem]) -> list[model.Reserved | model.Refused]:
         """Reserve; after an error inside the script each job alone, so that only the one at fault suffers."""
@@ -296,12 +265,12 @@ class Dispatcher:
             if len(items) > 1:
                 logger.error("a batch of %d jobs failed, each is tried alone: %s", len(items), error)
                 return [answer for item in items for answer in await self._call([item])]
-            self._refused.append(_failed(items[0], str(error)))
+            self._refused.append(failed(items[0], str(error)))
             return [model.Refused("gone")]
 
-    def _settle(self, each: _Try, answer: model.Reserved | model.Refused | None, now_ms: float) -> None:
+    def _settle(self, each: Try, answer: model.Reserved | model.Refused | None, now_ms: float) -> None:
         job, waiter = each.job, each.waiter
-        if self._epochs.get(job.partition) != job.epoch:
+        if not self.partitions.holds(job.partition, job.epoch):
             return
         if isinstance(answer, model.Reserved):
             self._placed(each, answer, now_ms)
@@ -319,7 +288,7 @@ class Dispatcher:
             else:
                 self.waiting.still_full(waiter, each.placement.candidates)
         elif answer.why == "fenced":
-            self._lose(job.partition)
+            self.partitions.lose(job.partition)
         else:
             if answer.why == "job_id_taken":
                 taken = keys.generated_job_id(self._store.cell.cell, job.partition, job.entry_id)
@@ -330,16 +299,13 @@ class Dispatcher:
             if waiter is not None:
                 self.waiting.leave(waiter)
 
-    def _placed(self, each: _Try, answer: model.Reserved, now_ms: float) -> None:
+    def _placed(self, each: Try, answer: model.Reserved, now_ms: float) -> None:
         job = each.job
         self.report.placed += 1
         if answer.used >= 0:
             self._loads[answer.node] = answer.used
             binding, _ = self.bindings.get(job.session_id, now_ms)
-            keeps = (
-                job.avoid and binding is not None and each.placement and binding.node not in each.placement.candidates
-            )
-            if not keeps:
+            if not keeps_binding(each, binding):
                 bound = Binding(each.wanted.pool, job.src_lang, job.tgt_lang, answer.node)
                 self.bindings.wrote(job.session_id, bound, now_ms)
         if each.waiter is not None:
@@ -350,7 +316,7 @@ class Dispatcher:
         refused, self._refused = self._refused, []
         for start in range(0, len(refused), self._settings.batch_max):
             batch = refused[start : start + self._settings.batch_max]
-            batch = [item for item in batch if self._epochs.get(item.partition) == item.epoch]
+            batch = [item for item in batch if self.partitions.holds(item.partition, item.epoch)]
             if not batch:
                 continue
             layout = self._layout
@@ -360,7 +326,7 @@ class Dispatcher:
                     logger.error("job %s cannot be ended (%s): no stream takes it", item.job_id, item.reason)
                     self._refused.append(item)
                 elif answer == "fenced":
-                    self._lose(item.partition)
+                    self.partitions.lose(item.partition)
                 else:
                     self.report.rejected += 1
                     logger.info("job %s is rejected: %s: %s", item.job_id, item.reason, item.detail)
@@ -371,11 +337,11 @@ class Dispatcher:
         """Claims, heartbeats and the sweep, each when it is due."""
         settings = self._settings
         if self._is_due("claim", settings.partition_lease_ms / 3):
-            await self._claim()
+            await self.partitions.claim()
         if self._is_due("beat", settings.heartbeat_ms):
             await self._beat()
         if self._is_due("sweep", SWEEP_MS):
-            await self._sweep()
+            await self._look()
 
     def _is_due(self, what: str, every_ms: float) -> bool:
         now = time.monotonic()
@@ -384,31 +350,17 @@ class Dispatcher:
         self._due[what] = now + every_ms / 1000
         return True
 
-    async def _claim(self) -> None:
-        now_ms, answers = await self._store.cell.claim(self.owner, range(self._layout.partitions))
-        self._clock_offset_ms = now_ms - _now_ms()
-        for answer in answers:
-            if isinstance(answer, model.HeldByOther):
-                if answer.partition in self._epochs:
-                    self._lose(answer.partition)
-            elif self._epochs.get(answer.partition) != answer.epoch:
-                self._lose(answer.partition)
-                self._epochs[answer.partition] = answer.epoch
-                assert self._reader is not None
-                self._reader.own(answer.partition, answer.epoch)
+    def _gained(self, partition: int, epoch: int) -> None:
+        assert self._reader is not None
+        self._reader.own(partition, epoch)
 
-    def _lose(self, partition: int) -> None:
+    def _lost(self, partition: int) -> None:
         """Forget everything about a partition; its sessions are another owner's, or are read anew."""
-        if self._epochs.pop(partition, None) is None:
-            return
-        logger.info("partition %d is not ours any more", partition)
         if self._reader is not None:
             self._reader.drop(partition)
         self.waiting.drop_partition(partition)
         self._refused = [item for item in self._refused if item.partition != partition]
-        self.bindings.forget(
-            [session for session in self.bindings.sessions() if self._partition_of(session) == partition]
-        )
+        self.bindings.forget([each for each in self.bindings.sessions() if self._partition_of(each) == partition])
         self._due["claim"] = 0.0
 
     async def _beat(self) -> None:
@@ -416,45 +368,15 @@ class Dispatcher:
         beat = model.DispatcherBeat(name, boot, self.waiting.by_pool(), self._index.version)
         await self._store.control.beat(model.encode_beat(beat), self.owner)
 
-    async def _sweep(self) -> None:
-        """The safety net: deadlines, classes that nobody can serve, and room that no event told of."""
+    async def _look(self) -> None:
+        """The sweep. What the nodes were believed to hold is forgotten too: it grows stale."""
         self._loads.clear()
-        overdue = self.waiting.overdue(self._server_ms())
-        self._refuse_waiters(overdue, lambda waiter: _expired(waiter.job))
-        self._refuse_unservable()
-        settled = [wanted for wanted in self.waiting.settled_classes() if self._index.eligible(wanted)]
-        names = list(dict.fromkeys(node.id for wanted in settled for node in self._index.eligible(wanted)))
-        if not names or self._reader is None:
-            return
-        are_open = dict(zip(names, await self._store.reads.are_open(names), strict=True))
-        if not any(are_open.values()):
-            return
-        told = await self._reader.peek_freed()
-        for wanted in settled:
-            untold = [node.id for node in self._index.eligible(wanted) if are_open[node.id] and node.id not in told]
-            if untold:
-                logger.debug("the sweep found room for %s on %s", wanted, untold)
-                self.waiting.wake_class(wanted, untold, swept=True)
-
-    def _refuse_unservable(self) -> None:
-        """Jobs of classes that had no eligible node for the time of grace."""
-        now_ms = _now_ms()
-        unservable = [wanted for wanted in self.waiting.classes() if not self._index.eligible(wanted)]
-        self._no_node_since = {wanted: self._no_node_since.get(wanted, now_ms) for wanted in unservable}
-        for wanted, since_ms in self._no_node_since.items():
-            if now_ms - since_ms >= self._settings.no_node_grace_ms:
-                self._refuse_waiters(self.waiting.parked(wanted), lambda waiter: _no_node(waiter.job))
-
-    def _refuse_waiters(self, waiters: Sequence[Waiter], refuse: Callable[[Waiter], model.RejectItem]) -> None:
-        for waiter in waiters:
-            self._refused.append(refuse(waiter))
-            self.waiting.leave(waiter)
+        self._refused += self._sweep.refuse(self._index, _now_ms(), self.partitions.server_ms())
+        if self._reader is not None:
+            await self._sweep.look(self._index, self._store.reads, self._reader)
 
     def _partition_of(self, session_id: str) -> int:
         return keys.partition_of(session_id, self._layout.partitions, self._layout.cells)
-
-    def _server_ms(self) -> int:
-        return int(_now_ms() + self._clock_offset_ms)
 
     def _nudge(self) -> None:
         if self._reader is not None:
@@ -463,27 +385,3 @@ class Dispatcher:
 
 def _now_ms() -> float:
     return time.monotonic() * 1000
-
-
-def _expired(job: Job) -> model.RejectItem:
-    return intake.refuse_job(job, "expired", f"its deadline passed at {job.deadline_at_ms} (server time, ms)")
-
-
-def _no_node(job: Job) -> model.RejectItem:
-    languages = f"{job.src_lang}:{job.tgt_lang}" if job.src_lang else "no languages"
-    features = f", features {', '.join(job.features)}" if job.features else ""
-    return intake.refuse_job(job, "no_compatible_node", f"no node serves {languages}{features}")
-
-
-def _failed(item: model.ReserveItem, error: str) -> model.RejectItem:
-    return model.RejectItem(
-        item.partition,
-        item.epoch,
-        item.entry_id,
-        item.job_id,
-        item.session_id,
-        item.tenant_id,
-        item.reply_to,
-        "invalid",
-        error,
-    )

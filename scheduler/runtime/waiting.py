@@ -146,17 +146,13 @@ class Waiting:
         """Nodes got room. serves: whether a node may take jobs of a class."""
         freed = list(dict.fromkeys(nodes))
         for wanted, line in self._lines.items():
-            for node in freed:
-                if serves(wanted, node):
-                    line.wakes[node] = None
-                    line.swept = False
+            self._announce(line, [node for node in freed if serves(wanted, node)])
 
     def wake_class(self, wanted: Class, nodes: Iterable[str], swept: bool = False) -> None:
         """Nodes have room for one class: they are new to it, or (swept) a look found what no event told."""
         line = self._lines.get(wanted)
         if line is not None:
-            line.swept = swept and not line.wakes
-            line.wakes.update(dict.fromkeys(nodes))
+            self._announce(line, nodes, swept)
 
     def ask_all(self) -> None:
         """Events may have been missed: every competing job that is parked asks `open`, class by class."""
@@ -177,9 +173,9 @@ class Waiting:
         return chosen
 
     def _wake_up(self, line: _Line, limit: int) -> list[Waiter]:
-        line.pace = max(2 * line.pace, TRIES_A_WAKE * len(line.wakes))
-        count = min(line.pace, limit, len(line.parked))
         hint = tuple(line.wakes)[:WAKE_CANDIDATES_MAX]
+        line.pace = max(2 * line.pace, TRIES_A_WAKE * len(hint))
+        count = min(line.pace, limit, len(line.parked))
         woken = line.parked[:count]
         del line.parked[:count]
         for waiter in woken:
@@ -201,14 +197,11 @@ class Waiting:
         return list(asking)
 
     def answer_open(self, waiter: Waiter, open_nodes: tuple[str, ...]) -> None:
-        """What `open` said of a waiter's eligible nodes: try those, or park."""
+        """What `open` said of a waiter's eligible nodes: they wake its class, and it parks until its turn."""
         if waiter.status == "left":
             return
-        if open_nodes:
-            self._make_ready(waiter, open_nodes[:WAKE_CANDIDATES_MAX])
-            waiter.complete = len(open_nodes) <= WAKE_CANDIDATES_MAX
-        else:
-            self._park(waiter)
+        self._announce(self._lines[waiter.wanted], open_nodes)
+        self._park(waiter)
 
     def still_full(self, waiter: Waiter, candidates: Iterable[str]) -> None:
         """A try found no room on any of `candidates`, so their wakes are spent for this class."""
@@ -217,8 +210,7 @@ class Waiting:
         line = self._lines[waiter.wanted]
         for node in candidates:
             line.wakes.pop(node, None)
-        if not line.wakes:
-            line.pace = 0
+        line.pace = 0
         if waiter.complete:
             self._park(waiter)
         else:
@@ -243,10 +235,7 @@ class Waiting:
         line.remove(waiter)
         self._size -= 1
         if was_first:
-            unannounced = waiter.status != "parked" and not waiter.woken
             self._stop_competing(waiter)
-            if unannounced and waiter.wanted in self._lines:
-                self._ask_next(self._lines[waiter.wanted])
         waiter.status = "left"
         if not line:
             del self._sessions[waiter.job.session_id]
@@ -286,7 +275,7 @@ class Waiting:
 
     def settled_classes(self) -> list[Class]:
         """Classes whose jobs all wait for an event: what the sweep looks at."""
-        return [wanted for wanted, line in self._lines.items() if line.parked and not line.wakes]
+        return [wanted for wanted, line in self._lines.items() if len(line.parked) == line.competing and not line.wakes]
 
     # ---- inside ----
 
@@ -303,12 +292,22 @@ class Waiting:
         self._lines.setdefault(waiter.wanted, _Line()).competing += 1
 
     def _stop_competing(self, waiter: Waiter) -> None:
+        """A waiter leaves its class. If others parked behind its try or its question, the next of them asks."""
         line = self._lines[waiter.wanted]
         line.competing -= 1
-        if waiter.status == "parked":
-            line.parked.remove(waiter)
         if line.competing == 0:
             del self._lines[waiter.wanted]
+        elif waiter.status == "parked":
+            del line.parked[bisect.bisect_left(line.parked, waiter)]
+        elif not waiter.woken:
+            self._ask_next(line)
+
+    def _announce(self, line: _Line, nodes: Iterable[str], swept: bool = False) -> None:
+        """These nodes may have room for a class: its parked waiters are tried on them."""
+        told = dict.fromkeys(nodes)
+        if told:
+            line.swept = swept and not line.wakes
+            line.wakes.update(told)
 
     def _ask_next(self, line: _Line) -> None:
         if line.parked:
