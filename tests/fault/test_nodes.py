@@ -1,0 +1,112 @@
+"""Nodes that are killed, stopped, paused and replaced, as processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from pathlib import Path
+
+from scheduler.model import JobDocument, Outcome
+from scheduler.producer import Request
+from tests.fault.processes import process
+from tests.system import System, running
+
+WAIT_MS = 30_000
+
+
+def node(node_id: str, capacity: int, work_ms: int, record: Path | None = None) -> list[str]:
+    """The command line of a simulated node."""
+    line = ["node", "--id", node_id, "--capacity", str(capacity), "--pair", "en:zh", "--work-ms", str(work_ms)]
+    return line + (["--record", str(record)] if record else [])
+
+
+async def submit(system: System, count: int, sessions: int = 10) -> list[str]:
+    """Submit jobs; their ids."""
+    requests = [Request(JobDocument(f"s{i % sessions}", f"j{i}", src_lang="en", tgt_lang="zh")) for i in range(count)]
+    return [answer.job_id for answer in await system.producer.submit_many(requests)]
+
+
+async def ended(system: System, job_ids: list[str]) -> list[Outcome]:
+    """How the jobs ended."""
+    return list(await asyncio.gather(*(system.producer.outcome(job_id, WAIT_MS) for job_id in job_ids)))
+
+
+async def holds(system: System, node_id: str, count: int) -> bool:
+    """Whether a node holds at least `count` slots."""
+    return (await system.store.reads.used([node_id]))[0] >= count
+
+
+async def test_sigkill_of_a_node_with_running_jobs(url: str) -> None:
+    """All its jobs complete elsewhere, none is lost or counted as done twice, and its slots are 0 afterwards."""
+    async with running(url) as system, process(url, *node("n2", 4, 20)):
+        async with process(url, *node("n1", 4, 60_000)) as doomed:
+            await system.until(lambda: "n1" in system.dispatcher.snapshots.index.nodes)
+            ids = await submit(system, 60)
+            await system.until(lambda: holds(system, "n1", 4))
+            doomed.send(signal.SIGKILL)
+            outcomes = await ended(system, ids)
+        assert {(outcome.state, outcome.node) for outcome in outcomes} == {("completed", "n2")}
+        await system.until(lambda: _is_gone(system, "n1"))
+        assert await system.store.reads.used(["n1"]) == [0]
+        assert system.dispatcher.report.sweep_hits == 0
+
+
+async def _is_gone(system: System, node_id: str) -> bool:
+    return node_id not in await system.store.reads.capacities()
+
+
+async def test_sigterm_drains_a_node(url: str) -> None:
+    """Running jobs end where they run, at no cost of an attempt; the node leaves and exits with 0."""
+    async with running(url) as system, process(url, *node("n2", 2, 5)):
+        async with process(url, *node("n1", 4, 300)) as leaving:
+            ids = await submit(system, 40)
+            await system.until(lambda: holds(system, "n1", 4))
+            leaving.send(signal.SIGTERM)
+            assert await leaving.exit_code() == 0
+            assert await _is_gone(system, "n1")
+        outcomes = await ended(system, ids)
+        assert {(outcome.state, outcome.attempts) for outcome in outcomes} == {("completed", 0)}
+
+
+async def test_a_node_that_is_started_again_ends_what_its_last_life_held(url: str) -> None:
+    """The new boot gives back what the old one held, long before the leases end."""
+    async with running(url) as system:
+        async with process(url, *node("n1", 4, 60_000)) as doomed:
+            ids = await submit(system, 8)
+            await system.until(lambda: holds(system, "n1", 4))
+            doomed.send(signal.SIGKILL)
+            await doomed.exit_code()
+        async with process(url, *node("n1", 4, 5)):
+            assert {outcome.state for outcome in await ended(system, ids)} == {"completed"}
+
+
+async def test_a_second_process_of_a_node_replaces_the_first(url: str) -> None:
+    """The later boot takes over; the first one stops by itself and exits with 1; every job completes."""
+    async with running(url) as system, process(url, *node("n1", 4, 200)) as first:
+        ids = await submit(system, 24)
+        await system.until(lambda: holds(system, "n1", 4))
+        async with process(url, *node("n1", 4, 5)):
+            assert await first.exit_code() == 1
+            assert {outcome.state for outcome in await ended(system, ids)} == {"completed"}
+
+
+async def test_a_paused_node_wakes_after_its_slots_were_given_away(url: str, tmp_path: Path) -> None:
+    """Its late completions change nothing; by the nodes' own records nobody runs more handlers than it has slots."""
+    record = tmp_path / "n1.jsonl"
+    async with running(url) as system, process(url, *node("n2", 4, 10)):
+        async with process(url, *node("n1", 2, 400, record)) as paused:
+            ids = await submit(system, 30)
+            await system.until(lambda: holds(system, "n1", 2))
+            paused.send(signal.SIGSTOP)
+            outcomes = await ended(system, ids)
+            paused.send(signal.SIGCONT)
+            await system.until(lambda: "n1" in system.dispatcher.snapshots.index.nodes)
+            paused.send(signal.SIGTERM)
+            assert await paused.exit_code() == 0
+        assert {outcome.state for outcome in outcomes} == {"completed"}
+        runs = [json.loads(line) for line in record.read_text().splitlines()]
+        spans = [(run["started_us"], run["ended_us"]) for run in runs if run.get("ended_us")]
+        most = max(sum(start <= at < end for start, end in spans) for at, _ in spans)
+        assert most <= 2
+        assert await system.used() == 0
