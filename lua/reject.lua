@@ -5,7 +5,8 @@
 -- ARGV[1] retention_ms   ARGV[2] dead_retention_ms   ARGV[3] results_max
 -- ARGV[4..] items: partition, epoch, entry_id, job_id, session, tenant, reply_to, reason, detail
 -- RETURNS {now_ms, answer, ...}, one an entry: {"rejected"} | {"fenced"} | {"duplicate"} | {"gone"} | {"busy", why}
--- INVARIANT only an entry that still exists is rejected, and only by the owner; another entry's record is not touched.
+-- INVARIANT only an entry that still exists is rejected, and only by the owner. "duplicate": the record under this id is
+--           another entry's, nothing is changed; the caller rejects again under the entry's generated id.
 local owners_key, dead_key, results_key = KEYS[1], KEYS[2], KEYS[3]
 local retention_ms, dead_retention_ms, results_max = ARGV[1], ARGV[2], ARGV[3]
 
@@ -42,10 +43,7 @@ local function reject(jobs_key, job_key, reply_key, item)
   local record = redis.call('HMGET', job_key, 'state', 'entry', 'life', 'attempts', 'submitted_ms', 'token', 'crashes',
     'not_started', 'node')
   if record[1] and record[2] == entry and record[1] ~= 'queued' then return {'rejected'} end
-  if record[1] and record[2] ~= entry then
-    redis.call('XDEL', jobs_key, entry_id)
-    return {'duplicate'}
-  end
+  if record[1] and record[2] ~= entry then return {'duplicate'} end
   local body = redis.call('XRANGE', jobs_key, entry_id, entry_id)[1]
   if not body then return {'gone'} end
 

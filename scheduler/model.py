@@ -348,10 +348,10 @@ class Refused(msgspec.Struct, frozen=True):
     """The job was not placed.
 
     why: full, behind, limited (it waits) | fenced (not our partition) | duplicate, gone (nothing left to do) |
-    job_id_taken, cancelling (to be rejected).
+    job_id_taken, cancelling, broken (to be rejected; broken: the script failed because of this job).
     """
 
-    why: Literal["full", "behind", "limited", "fenced", "duplicate", "gone", "job_id_taken", "cancelling"]
+    why: Literal["full", "behind", "limited", "fenced", "duplicate", "gone", "job_id_taken", "cancelling", "broken"]
 
 
 class ReleaseItem(msgspec.Struct, frozen=True, kw_only=True):
@@ -385,7 +385,7 @@ class NotReleased(msgspec.Struct, frozen=True):
     keys.
     """
 
-    why: Literal["stale", "unknown", "busy", "moved"]
+    why: Literal["stale", "unknown", "busy", "moved", "broken"]
 
 
 class Renewed(msgspec.Struct, frozen=True):

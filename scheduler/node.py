@@ -15,7 +15,7 @@ import functools
 import logging
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from random import Random
 from typing import Final, Literal
 
@@ -28,6 +28,7 @@ from scheduler.errors import InvalidInput, SchedulerError
 from scheduler.handlers import Handler, Job, Threads
 from scheduler.loop import Loop, end_tasks
 from scheduler.runtime import retry
+from scheduler.store.connection import or_each_alone
 from scheduler.store.store import Store, open_store
 
 logger = logging.getLogger("scheduler.node")
@@ -388,16 +389,19 @@ class Node:
         """Report every ending so far, in as few calls as possible; what cannot be reported is kept."""
         while self._endings:
             batch = self._endings[: self._settings.batch_max]
-            sent_ms = _monotonic_ms()
-            layout = self._layout
-            now_ms, answers = await self._store.cell.release(batch, layout.retention_ms, layout.dead_retention_ms)
-            self._clock.heard(now_ms, sent_ms)
+            answers = await or_each_alone(batch, self._call_release, lambda _: model.NotReleased("broken"))
             del self._endings[: len(batch)]
             for item, answer in zip(batch, answers, strict=True):
                 if isinstance(answer, model.NotReleased):
                     logger.warning("%s: the %s of job %s is %s", self.node_id, item.verdict, item.job_id, answer.why)
         if self.phase == "draining":
             await self._leave()
+
+    async def _call_release(self, batch: Sequence[model.ReleaseItem]) -> list[model.Released | model.NotReleased]:
+        sent_ms, layout = _monotonic_ms(), self._layout
+        now_ms, answers = await self._store.cell.release(batch, layout.retention_ms, layout.dead_retention_ms)
+        self._clock.heard(now_ms, sent_ms)
+        return answers
 
 
 def _monotonic_ms() -> float:

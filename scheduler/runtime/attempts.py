@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from scheduler import model
-from scheduler.runtime.intake import Class, Job
+from scheduler import keys, model
+from scheduler.runtime.intake import Class, Job, refuse_job
 from scheduler.runtime.placement import Placement
 from scheduler.runtime.waiting import Waiter
 from scheduler.session.bindings import Binding, prefix
@@ -51,16 +51,13 @@ def keeps_binding(each: Try, binding: Binding | None) -> bool:
     return binding.node not in each.placement.candidates
 
 
-def failed(item: model.ReserveItem, error: str) -> model.RejectItem:
-    """The refusal of the one job that a script cannot handle."""
-    return model.RejectItem(
-        partition=item.partition,
-        epoch=item.epoch,
-        entry_id=item.entry_id,
-        job_id=item.job_id,
-        session_id=item.session_id,
-        tenant_id=item.tenant_id,
-        reply_to=item.reply_to,
-        reason="invalid",
-        detail=error,
-    )
+def refusal_of(job: Job, answer: model.Refused, cell: int) -> model.RejectItem | None:
+    """How a job ends that `reserve` will never place; None when nothing is left to do."""
+    if answer.why == "job_id_taken":
+        generated = keys.generated_job_id(cell, job.partition, job.entry_id)
+        return refuse_job(job, "job_id_taken", f"job_id {job.job_id!r} belongs to another session", generated)
+    if answer.why == "cancelling":
+        return refuse_job(job, "cancelled", "cancelled before it was placed")
+    if answer.why == "broken":
+        return refuse_job(job, "invalid", "its placement fails; what is stored under its id is no job record")
+    return None

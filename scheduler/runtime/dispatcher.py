@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from random import Random
 from typing import Final
 
@@ -19,7 +20,7 @@ from scheduler import keys, model
 from scheduler.config import Settings
 from scheduler.loop import end_tasks
 from scheduler.runtime import intake, placement
-from scheduler.runtime.attempts import Try, failed, keeps_binding, reserve_item
+from scheduler.runtime.attempts import Try, keeps_binding, refusal_of, reserve_item
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Job
 from scheduler.runtime.partitions import Partitions
@@ -28,7 +29,7 @@ from scheduler.runtime.snapshots import Snapshots
 from scheduler.runtime.sweep import Sweep, expired
 from scheduler.runtime.waiting import Waiter, Waiting
 from scheduler.session.bindings import Binding, Bindings, parse
-from scheduler.store.connection import ScriptFailed
+from scheduler.store.connection import or_each_alone
 from scheduler.store.store import Store
 
 logger = logging.getLogger("scheduler.dispatcher")
@@ -71,6 +72,7 @@ class Dispatcher:
         self._index: Index = self.snapshots.index
         self._loads: dict[str, int] = {}
         self._refused: list[model.RejectItem] = []
+        self._stuck: list[model.RejectItem] = []
         self._sweep = Sweep(self.waiting, settings)
         self._reader: Reader | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -256,17 +258,20 @@ class Dispatcher:
         await self._reject_refused()
 
     async def _call(self, items: list[model.ReserveItem]) -> list[model.Reserved | model.Refused]:
-        """Reserve; after an error inside the script each job alone, so that only the one at fault suffers."""
-        self.report.calls += 1
+        """Reserve; after an error inside the script each job alone, still in the order of each session."""
         index = self._index
-        try:
-            return await self._store.cell.reserve(items, index.boots, index.pools, index.version)
-        except ScriptFailed as error:
-            if len(items) > 1:
-                logger.error("a batch of %d jobs failed, each is tried alone: %s", len(items), error)
-                return [answer for item in items for answer in await self._call([item])]
-            self._refused.append(failed(items[0], str(error)))
-            return [model.Refused("gone")]
+        blocked: set[str] = set()
+
+        async def call(batch: Sequence[model.ReserveItem]) -> list[model.Reserved | model.Refused]:
+            if batch[0].session_id in blocked:
+                return [model.Refused("behind")]
+            self.report.calls += 1
+            answers = await self._store.cell.reserve(batch, index.boots, index.pools, index.version)
+            if isinstance(answers[0], model.Refused) and answers[0].why in ("full", "behind", "limited"):
+                blocked.add(batch[0].session_id)
+            return answers
+
+        return await or_each_alone(items, call, lambda _: model.Refused("broken"))
 
     def _settle(self, each: Try, answer: model.Reserved | model.Refused | None, now_ms: float) -> None:
         job, waiter = each.job, each.waiter
@@ -290,12 +295,9 @@ class Dispatcher:
         elif answer.why == "fenced":
             self.partitions.lose(job.partition)
         else:
-            if answer.why == "job_id_taken":
-                taken = keys.generated_job_id(self._store.cell.cell, job.partition, job.entry_id)
-                detail = f"job_id {job.job_id!r} belongs to another session"
-                self._refused.append(intake.refuse_job(job, "job_id_taken", detail, taken))
-            elif answer.why == "cancelling":
-                self._refused.append(intake.refuse_job(job, "cancelled", "cancelled before it was placed"))
+            refusal = refusal_of(job, answer, self._store.cell.cell)
+            if refusal is not None:
+                self._refused.append(refusal)
             if waiter is not None:
                 self.waiting.leave(waiter)
 
@@ -312,24 +314,33 @@ class Dispatcher:
             self.waiting.leave(each.waiter, placed=True)
 
     async def _reject_refused(self) -> None:
-        """End what was refused. What cannot be ended now is kept and tried again."""
+        """End what was refused. What cannot be ended now is tried again at the next sweep."""
         refused, self._refused = self._refused, []
         for start in range(0, len(refused), self._settings.batch_max):
             batch = refused[start : start + self._settings.batch_max]
             batch = [item for item in batch if self.partitions.holds(item.partition, item.epoch)]
-            if not batch:
-                continue
-            layout = self._layout
-            answers = await self._store.cell.reject(batch, layout.retention_ms, layout.dead_retention_ms)
-            for item, answer in zip(batch, answers, strict=True):
-                if answer == "busy":
-                    logger.error("job %s cannot be ended (%s): no stream takes it", item.job_id, item.reason)
-                    self._refused.append(item)
-                elif answer == "fenced":
-                    self.partitions.lose(item.partition)
-                else:
-                    self.report.rejected += 1
-                    logger.info("job %s is rejected: %s: %s", item.job_id, item.reason, item.detail)
+            if batch:
+                answers = await or_each_alone(batch, self._reject, lambda _: "broken")
+                for item, answer in zip(batch, answers, strict=True):
+                    self._rejected(item, answer)
+
+    async def _reject(self, batch: Sequence[model.RejectItem]) -> list[str]:
+        layout = self._layout
+        return await self._store.cell.reject(batch, layout.retention_ms, layout.dead_retention_ms)
+
+    def _rejected(self, item: model.RejectItem, answer: str) -> None:
+        generated = keys.generated_job_id(self._store.cell.cell, item.partition, item.entry_id)
+        if answer == "fenced":
+            self.partitions.lose(item.partition)
+        elif answer in ("duplicate", "broken") and item.job_id != generated:
+            # The record under its id is another entry's, or unreadable: it ends under an id of its own.
+            self._refused.append(msgspec.structs.replace(item, job_id=generated))
+        elif answer in ("busy", "broken"):
+            logger.error("job %s cannot be ended (%s): %s", item.job_id, item.reason, answer)
+            self._stuck.append(item)
+        else:
+            self.report.rejected += 1
+            logger.info("job %s is rejected: %s: %s", item.job_id, item.reason, item.detail)
 
     # ---- what runs on timers ----
 
@@ -371,6 +382,8 @@ class Dispatcher:
     async def _look(self) -> None:
         """The sweep. What the nodes were believed to hold is forgotten too: it grows stale."""
         self._loads.clear()
+        self._refused += self._stuck
+        self._stuck = []
         self._refused += self._sweep.refuse(self._index, _now_ms(), self.partitions.server_ms())
         if self._reader is not None:
             await self._sweep.look(self._index, self._store.reads, self._reader)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from scheduler import model
 from scheduler.config import Settings
+from scheduler.store.connection import or_each_alone
 from scheduler.store.store import Store
 
 logger = logging.getLogger("scheduler.reaper")
@@ -122,13 +124,16 @@ class Reaper:
                 await self._release(items)
 
     async def _release(self, items: list[model.ReleaseItem]) -> None:
-        layout = self._layout
-        _, answers = await self._store.cell.release(items, layout.retention_ms, layout.dead_retention_ms)
+        answers = await or_each_alone(items, self._call_release, lambda _: model.NotReleased("broken"))
         for item, answer in zip(items, answers, strict=True):
             if isinstance(answer, model.Released):
                 self.report.expired += 1
                 self._expired[item.node] = self._expired.get(item.node, 0) + 1
                 logger.warning("job %s: its lease on %s ended, it is %s", item.job_id, item.node, answer.state)
+
+    async def _call_release(self, items: Sequence[model.ReleaseItem]) -> list[model.Released | model.NotReleased]:
+        layout = self._layout
+        return (await self._store.cell.release(items, layout.retention_ms, layout.dead_retention_ms))[1]
 
     async def _promote(self) -> None:
         due = await self._store.reads.due(self._now_ms, self._settings.batch_max)
@@ -139,7 +144,9 @@ class Reaper:
             (job_id, int(partition or 0), reply_to or "")
             for job_id, (partition, reply_to) in zip(due, records, strict=True)
         ]
-        answers = await self._store.cell.promote(items, self._layout.retention_ms)
+        answers = await or_each_alone(
+            items, lambda batch: self._store.cell.promote(batch, self._layout.retention_ms), lambda _: "broken"
+        )
         self.report.promoted += answers.count("promoted")
 
     async def _trim(self) -> None:

@@ -27,6 +27,7 @@ from scheduler.runtime.intake import Class, Job
 
 WAKE_CANDIDATES_MAX: Final = 16  # nodes tried by one woken job; the others stay pending
 TRIES_A_WAKE: Final = 2  # jobs tried at once for each freed node
+DEADLINES_SPARE: Final = 1_000  # deadlines of those who left that may be kept beside as many as there are waiters
 
 Status = Literal["behind", "parked", "ready", "trying", "asking", "left"]
 
@@ -138,7 +139,14 @@ class Waiting:
             line.append(waiter)
         if job.deadline_at_ms is not None:
             heapq.heappush(self._deadlines, (job.deadline_at_ms, waiter.order, waiter))
+            self._forget_deadlines()
         return waiter
+
+    def _forget_deadlines(self) -> None:
+        """Drop the deadlines of those who left, so that far ones do not pile up; rarely, because it looks at all."""
+        if len(self._deadlines) > 2 * self._size + DEADLINES_SPARE:
+            self._deadlines = [each for each in self._deadlines if each[2].status != "left"]
+            heapq.heapify(self._deadlines)
 
     # ---- tries ----
 
@@ -252,7 +260,7 @@ class Waiting:
             self._stop_competing(waiter)
             waiter.wanted = wanted
             self._compete(waiter)
-            self._make_ready(waiter, None)
+            self._make_ready(waiter)
 
     def drop_partition(self, partition: int) -> None:
         """Forget every job of a partition: it is another owner's business now."""
@@ -284,7 +292,7 @@ class Waiting:
         passes = waiter.wanted not in self._lines
         self._compete(waiter)
         if passes:
-            self._make_ready(waiter, None)
+            self._make_ready(waiter)
         else:
             self._park(waiter)
 
@@ -319,7 +327,7 @@ class Waiting:
         waiter.status, waiter.hint, waiter.woken = "parked", None, False
         bisect.insort(self._lines[waiter.wanted].parked, waiter)
 
-    def _make_ready(self, waiter: Waiter, hint: tuple[str, ...] | None) -> None:
-        waiter.status, waiter.hint, waiter.complete = "ready", hint, False
+    def _make_ready(self, waiter: Waiter) -> None:
+        waiter.status, waiter.hint, waiter.complete = "ready", None, False
         waiter.woken, waiter.swept = False, False
         self._ready.append(waiter)

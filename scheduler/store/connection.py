@@ -8,6 +8,7 @@ up.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
@@ -22,7 +23,11 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from scheduler.errors import SchedulerError, ServerRefused, ServerUnavailable
 from scheduler.store.scripts import load_scripts
 
+logger = logging.getLogger("scheduler.store")
+
 T = TypeVar("T")
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 Argument = str | bytes | int | float
 Client = Any  # redis.asyncio.Redis: its annotations allow for replies decoded or not, sync or async, all at once
 
@@ -55,6 +60,23 @@ def is_temporary(error: BaseException) -> bool:
     if type(error).__name__ in _WAIT_OUT_CLASSES:
         return True
     return isinstance(error, ResponseError) and str(error).startswith(_WAIT_OUT)
+
+
+async def or_each_alone(
+    items: Sequence[Item], call: Callable[[Sequence[Item]], Awaitable[list[Answer]]], broken: Callable[[Item], Answer]
+) -> list[Answer]:
+    """Call with all items; after an error inside the script with each alone, so that only the one at fault suffers.
+
+    Args: items; call, gives an answer for each of the items it is called with; broken, the answer for the one at fault.
+    """
+    try:
+        return await call(items)
+    except ScriptFailed as error:
+        if len(items) == 1:
+            logger.error("%s", error)
+            return [broken(items[0])]
+        logger.error("a batch of %d failed, each is tried alone: %s", len(items), error)
+        return [answer for item in items for answer in await or_each_alone([item], call, broken)]
 
 
 class Connection:

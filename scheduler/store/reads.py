@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from scheduler import keys, model
@@ -129,6 +129,27 @@ class Reads:
         rows = await self._connection.patiently(pipeline.execute) if nodes else []
         return [(member.decode(), node) for node, members in zip(nodes, rows, strict=True) for member in members]
 
+    async def held(self, nodes: Sequence[str], count: int) -> list[tuple[str, str, int]]:
+        """(job_id, node, lease deadline) of the reservations of these nodes, at most `count` a node."""
+        pipeline = self._connection.commands.pipeline(transaction=False)
+        for node in nodes:
+            pipeline.zrange(self.keys.slots(node), 0, count - 1, withscores=True)
+        rows = await self._connection.patiently(pipeline.execute) if nodes else []
+        return [
+            (member.decode(), node, int(score))
+            for node, members in zip(nodes, rows, strict=True)
+            for member, score in members
+        ]
+
+    async def due_ms(self, job_id: str) -> int | None:
+        """When a delayed job is due, None when it is not delayed."""
+        score = await self._command(lambda client: client.zscore(self.keys.delayed, job_id))
+        return None if score is None else int(score)
+
+    async def delayed(self) -> int:
+        """How many jobs are delayed."""
+        return int(await self._command(lambda client: client.zcard(self.keys.delayed)))
+
     async def due(self, now_ms: int, count: int) -> list[str]:
         """Delayed jobs whose time has come."""
         members = await self._command(lambda client: client.zrangebyscore(self.keys.delayed, "-inf", now_ms, 0, count))
@@ -137,6 +158,25 @@ class Reads:
     async def length(self, stream: str) -> int:
         """Entries of a stream."""
         return int(await self._command(lambda client: client.xlen(stream)))
+
+    async def lengths(self, streams: Sequence[str]) -> list[int]:
+        """Entries of each stream, in one round trip."""
+        pipeline = self._connection.commands.pipeline(transaction=False)
+        for stream in streams:
+            pipeline.xlen(stream)
+        return [int(count) for count in await self._connection.patiently(pipeline.execute)] if streams else []
+
+    async def backlogs(self, partitions: Iterable[int]) -> list[tuple[int, str]]:
+        """(entries, id of the oldest one or "") of each partition's intake, in one round trip."""
+        pipeline = self._connection.commands.pipeline(transaction=False)
+        for partition in partitions:
+            pipeline.xlen(self.keys.jobs(partition))
+            pipeline.xrange(self.keys.jobs(partition), count=1)
+        answers = await self._connection.patiently(pipeline.execute)
+        return [
+            (int(length), oldest[0][0].decode() if oldest else "")
+            for length, oldest in zip(answers[::2], answers[1::2], strict=True)
+        ]
 
     async def last_id(self, stream: str) -> str:
         """The id of the newest entry, "0" when there is none."""
