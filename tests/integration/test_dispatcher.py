@@ -1,0 +1,240 @@
+"""The dispatcher step by step on a real server: what it reads, holds, loses, and does when a batch fails."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+
+from scheduler import keys, model
+from scheduler.config import Settings
+from scheduler.model import CapacityItem, JobDocument
+from scheduler.runtime.dispatcher import Dispatcher
+from scheduler.store.cell import Cell
+from scheduler.store.store import Store, open_store
+from tests.system import QUICK
+
+BOOT = "1000-test"
+EPOCH = 1
+CALM = msgspec.structs.replace(QUICK, partition_lease_ms=60_000, no_node_grace_ms=60_000)
+
+
+class Bench:
+    """A dispatcher that is driven step by step, on a fleet that exists as capacities and a snapshot only."""
+
+    def __init__(self, store: Store, dispatcher: Dispatcher, layout: model.Layout) -> None:
+        self.store = store
+        self.dispatcher = dispatcher
+        self.layout = layout
+        self.entries = 0
+
+    async def fleet(self, **slots: int) -> None:
+        """Nodes with so many slots each, serving en:zh."""
+        items = [CapacityItem(name, count, BOOT, "ready") for name, count in slots.items()]
+        await self.store.cell.capacity(EPOCH, items)
+        nodes = tuple(model.Node(name, BOOT, count, "default", (("en", "zh"),)) for name, count in slots.items())
+        lead = await self.store.control.lead("m+1")
+        assert not hasattr(lead, "leader")
+        version = await self.store.control.time_us()
+        await self.store.control.publish("m+1", lead.epoch, model.Snapshot(version, nodes, (model.Pool("default"),)))  # type: ignore[union-attr]
+        await self.dispatcher.snapshots.load()
+
+    async def add(self, session: str, job_id: str, payload: bytes = b"") -> str:
+        """A raw intake entry; its partition and id."""
+        partition = keys.partition_of(session, self.layout.partitions)
+        document = model.encode_job(JobDocument(session, job_id, "en", "zh"))
+        fields = {"job": document, "payload": payload}
+        identifier = await self.store.connection.commands.xadd(self.store.cell.keys.jobs(partition), fields)
+        self.entries += 1
+        return f"{partition}/{identifier.decode()}"
+
+    async def step_until_read(self) -> None:
+        """Step until every entry so far has been read and handled."""
+        while self.dispatcher.report.read < self.entries:
+            await self.dispatcher.run_once()
+
+    async def inbox(self, node: str) -> list[str]:
+        """The jobs assigned to a node, in order."""
+        entries = await self.store.reads.entries(self.store.cell.keys.inbox(node), count=10_000)
+        return [fields[b"job_id"].decode() for _, fields in entries if b"job_id" in fields]
+
+    async def free(self, node: str, job_id: str) -> None:
+        """Finish a job as its node would."""
+        record = await self.store.reads.record(job_id)
+        item = model.ReleaseItem(
+            job_id=job_id,
+            node=node,
+            partition=int(record["partition"]),
+            session_id=record["session"],
+            tenant_id="",
+            reply_to="",
+            token=int(record["token"]),
+            verdict="finish",
+        )
+        _, answers = await self.store.cell.release([item], 60_000, 60_000)
+        assert answers == [model.Released("completed")]
+
+
+@asynccontextmanager
+async def bench(url: str, settings: Settings = CALM, owner: str = "d+1") -> AsyncIterator[Bench]:
+    """An opened dispatcher."""
+    async with await open_store(url, settings) as store:
+        layout = await store.control.write_layout()
+        dispatcher = Dispatcher(store, settings, layout, owner)
+        await dispatcher.open()
+        try:
+            yield Bench(store, dispatcher, layout)
+        finally:
+            await dispatcher.close()
+
+
+async def test_what_is_read_and_called_is_bounded(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RULES 6: COUNT is per stream, so the bound is over all of them; a call takes 128 jobs at most."""
+    settings = msgspec.structs.replace(CALM, read_ahead_max=64, batch_max=16)
+    calls: list[int] = []
+    reserve = Cell.reserve
+
+    async def spy(self: Cell, items: list[model.ReserveItem], *rest: object) -> object:
+        calls.append(len(items))
+        return await reserve(self, items, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Cell, "reserve", spy)
+    async with bench(url, settings) as b:
+        await b.fleet(n1=2_000)
+        for i in range(600):
+            await b.add(f"s{i % 50}", f"j{i}")
+        most, before = 0, 0
+        while b.dispatcher.report.read < 600:
+            await b.dispatcher.run_once()
+            most = max(most, b.dispatcher.report.read - before)
+            before = b.dispatcher.report.read
+        assert (most <= 64, max(calls) <= 16, b.dispatcher.report.placed) == (True, True, 600)
+
+
+async def test_a_job_that_breaks_the_script_is_dead_alone(url: str) -> None:
+    """RULES 29: what is stored under one job's id is no record; it ends with a reason, the others are placed."""
+    async with bench(url) as b:
+        await b.fleet(n1=100)
+        for i in range(9):
+            if i == 4:
+                await b.store.connection.commands.set(b.store.cell.keys.job("j4"), "no record")
+            await b.add("s1", f"j{i}")
+        await b.step_until_read()
+        while not await b.store.reads.length(b.store.cell.keys.dead):
+            await b.dispatcher.run_once()
+        assert await b.inbox("n1") == ["j0", "j1", "j2", "j3", "j5", "j6", "j7", "j8"]
+        dead = (await b.store.reads.entries(b.store.cell.keys.dead))[0][1]
+        assert (dead[b"reason"], dead[b"job_id"][:1]) == (b"invalid", b"~")
+
+
+async def test_order_holds_when_a_batch_falls_apart(url: str) -> None:
+    """RULES 18 and 29: jobs tried alone after a failure do not pass the first of their session that waits."""
+    async with bench(url) as b:
+        await b.fleet(n1=2)
+        await b.store.connection.commands.set(b.store.cell.keys.job("j1"), "no record")
+        for i in range(5):
+            await b.add("s1", f"j{i}")
+        await b.step_until_read()
+        assert await b.inbox("n1") == ["j0", "j2"]
+        await b.free("n1", "j0")
+        while len(await b.inbox("n1")) < 2:
+            await b.dispatcher.run_once()
+        assert await b.inbox("n1") == ["j2", "j3"]
+
+
+async def test_losing_a_partition_drops_what_is_remembered(url: str) -> None:
+    """RULES 4: waiting jobs and bindings of a lost partition are forgotten; the other owner places its jobs."""
+    async with bench(url) as b:
+        await b.fleet(n1=1)
+        await b.add("s1", "j0")
+        await b.add("s1", "j1")
+        await b.step_until_read()
+        assert (len(b.dispatcher.waiting), "s1" in b.dispatcher.bindings) == (1, True)
+        partition = keys.partition_of("s1", b.layout.partitions)
+        owners = b.store.cell.keys.owners
+        epoch, holder, _ = (await b.store.connection.commands.hget(owners, partition)).decode().split(" ")
+        await b.store.connection.commands.hset(owners, partition, f"{epoch} {holder} 0")
+        async with bench(url, owner="d+2") as other:
+            assert other.dispatcher.partitions.holds(partition, int(epoch)) is False
+            await b.free("n1", "j0")
+            while len(other.dispatcher.partitions) == 0 or await other.inbox("n1") != ["j1"]:
+                await b.dispatcher.run_once()
+                await other.dispatcher.run_once()
+            await b.dispatcher.partitions.claim()
+            assert (len(b.dispatcher.waiting), "s1" in b.dispatcher.bindings) == (0, False)
+
+
+async def test_a_gap_in_freed_tries_every_waiting_class(url: str) -> None:
+    """RULES 20: events that were trimmed before they were read are made up for by asking `open`, not by the sweep."""
+    async with bench(url) as b:
+        await b.fleet(n1=1)
+        await b.add("s1", "j0")
+        await b.add("s2", "j1")
+        await b.step_until_read()
+        assert await b.inbox("n1") == ["j0"]
+        reader = b.dispatcher._reader
+        assert reader is not None
+        await b.free("n1", "j0")
+        await b.store.connection.commands.xtrim(b.store.cell.keys.freed, maxlen=0)
+        reader._missed = True
+        while await b.inbox("n1") != ["j1"]:
+            await b.dispatcher.run_once()
+        assert b.dispatcher.waiting.sweep_hits == 0
+
+
+async def test_the_sweep_finds_room_that_no_event_told_and_counts_it(url: str) -> None:
+    """The safety net works, and says that it was needed."""
+    async with bench(url) as b:
+        await b.fleet(n1=1)
+        await b.add("s1", "j0")
+        await b.add("s2", "j1")
+        await b.step_until_read()
+        cell_keys = b.store.cell.keys
+        await b.store.connection.commands.zrem(cell_keys.slots("n1"), "j0")
+        await b.store.connection.commands.sadd(cell_keys.open, "n1")
+        while "j1" not in await b.inbox("n1"):
+            await b.dispatcher.run_once()
+        assert b.dispatcher.waiting.sweep_hits == 1
+
+
+async def test_freed_is_read_from_before_the_first_reserve(url: str) -> None:
+    """RULES 20: a slot that is freed between the opening and the first batch still wakes."""
+    async with bench(url) as b:
+        await b.fleet(n1=1)
+        await b.add("s1", "j0")
+        await b.add("s2", "j1")
+        await b.step_until_read()
+        await b.free("n1", "j0")
+        while "j1" not in await b.inbox("n1"):
+            await b.dispatcher.run_once()
+        assert b.dispatcher.waiting.sweep_hits == 0
+
+
+async def test_reading_has_no_effect_on_the_intake(url: str) -> None:
+    """RULES 1: entries that wait, or were only read ahead, stay in the intake until a script deletes them."""
+    async with bench(url) as b:
+        await b.fleet(n1=1)
+        for i in range(10):
+            await b.add("s1", f"j{i}")
+        await b.step_until_read()
+        partition = keys.partition_of("s1", b.layout.partitions)
+        assert await b.store.reads.length(b.store.cell.keys.jobs(partition)) == 9
+        await b.dispatcher.close()
+        async with bench(url, owner="d+2") as other:
+            other.entries = 9
+            await other.step_until_read()
+            assert len(other.dispatcher.waiting) == 9
+
+
+async def test_a_job_in_the_wrong_partition_is_placed_all_the_same(url: str) -> None:
+    """Only affinity and order suffer."""
+    async with bench(url) as b:
+        await b.fleet(n1=1)
+        wrong = (keys.partition_of("s1", b.layout.partitions) + 1) % b.layout.partitions
+        document = model.encode_job(JobDocument("s1", "j0", "en", "zh"))
+        await b.store.connection.commands.xadd(b.store.cell.keys.jobs(wrong), {"job": document})
+        b.entries = 1
+        await b.step_until_read()
+        assert await b.inbox("n1") == ["j0"]
