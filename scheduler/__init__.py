@@ -1,3 +1,36 @@
-"""A session-affine, capacity-exact job scheduler on Redis or Valkey streams."""
+"""A session-affine, capacity-exact job scheduler on Redis or Valkey streams.
 
+    from scheduler import Job, Node, Producer, Reject, Retry
+
+These names are the public API, with the errors of scheduler.errors. Each is imported at its first use, so that
+`import scheduler` alone, as the command line begins, loads nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scheduler.errors import Reject, Retry
+    from scheduler.handlers import Job
+    from scheduler.node import Node
+    from scheduler.producer import Producer
+
+__all__ = ["Job", "Node", "Producer", "Reject", "Retry"]
 __version__ = "0.1.0"
+
+if not TYPE_CHECKING:  # a type checker would take it for every name that there is not
+    _HOMES = {
+        "Job": "scheduler.handlers",
+        "Node": "scheduler.node",
+        "Producer": "scheduler.producer",
+        "Reject": "scheduler.errors",
+        "Retry": "scheduler.errors",
+    }
+
+    def __getattr__(name: str) -> object:
+        import importlib
+
+        if name not in _HOMES:
+            raise AttributeError(f"module 'scheduler' has no attribute {name!r}")
+        return getattr(importlib.import_module(_HOMES[name]), name)

@@ -13,6 +13,7 @@ from scheduler.config import Settings
 from scheduler.model import CapacityItem, JobDocument
 from scheduler.runtime.dispatcher import Dispatcher
 from scheduler.store.cell import Cell
+from scheduler.store.control import Leading
 from scheduler.store.store import Store, open_store
 from tests.system import QUICK
 
@@ -36,9 +37,9 @@ class Bench:
         await self.store.cell.capacity(EPOCH, items)
         nodes = tuple(model.Node(name, BOOT, count, "default", (("en", "zh"),)) for name, count in slots.items())
         lead = await self.store.control.lead("m+1")
-        assert not hasattr(lead, "leader")
+        assert isinstance(lead, Leading)
         version = await self.store.control.time_us()
-        await self.store.control.publish("m+1", lead.epoch, model.Snapshot(version, nodes, (model.Pool("default"),)))  # type: ignore[union-attr]
+        await self.store.control.publish("m+1", lead.epoch, model.Snapshot(version, nodes, (model.Pool("default"),)))
         await self.dispatcher.snapshots.load()
 
     async def add(self, session: str, job_id: str, payload: bytes = b"") -> str:

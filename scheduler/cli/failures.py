@@ -1,0 +1,64 @@
+"""How a command ends otherwise than well: an exit code and a line for people. Light, for every start imports it.
+
+Exit codes: 1 failure, 2 usage, 3 no server or none that answers, 130 Ctrl-C, 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import IO, Any, Final
+
+import click
+
+from scheduler.errors import InvalidInput, SchedulerError, ServerUnavailable
+
+BY_SIGNAL: Final = 128
+
+_CREDENTIALS: Final = re.compile(r"(\w://)[^/\s@]*@")
+
+
+class Failure(click.ClickException):
+    """Ends the command with 1, and with a line on stderr unless the message is empty."""
+
+    exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_credentials(message))
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print it."""
+        if self.message:
+            click.echo(f"Error: {self.message}", file=file, err=file is None)
+
+
+class WrongUsage(Failure):
+    """Ends the command with 2: something that was typed, or a setting, is wrong."""
+
+    exit_code = 2
+
+
+class Unreachable(Failure):
+    """Ends the command with 3: no server, none that answers, or no scheduler there."""
+
+    exit_code = 3
+
+
+class CutOff(Exception):
+    """The process is to end at once, whatever still runs. exit_code; message, a line on stderr unless it is empty."""
+
+    def __init__(self, exit_code: int, message: str = "") -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.message = message
+
+
+def as_failure(error: SchedulerError | OSError) -> Failure:
+    """The failure that an error is to the user of a command."""
+    if isinstance(error, InvalidInput):
+        return WrongUsage(str(error))
+    return Unreachable(str(error)) if isinstance(error, ServerUnavailable) else Failure(str(error))
+
+
+def without_credentials(text: str) -> str:
+    """Take user and password out of every URL in a text."""
+    return _CREDENTIALS.sub(r"\1***@", text)

@@ -1,0 +1,316 @@
+"""`scheduler streams`, `reservations` and `nodes`: what there is, as tables of 80 columns or as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import click
+import msgspec
+from rich.console import Console, JustifyMethod
+from rich.table import Table
+from rich.text import Text
+
+from scheduler import model
+from scheduler.cli.common import (
+    duration,
+    json_option,
+    opened_store,
+    print_json,
+    server_options,
+    settings_of_environment,
+)
+from scheduler.cli.failures import Failure
+from scheduler.cli.process import run_async
+from scheduler.config import Settings
+
+PAIRS_WIDTH_MAX: Final = 14
+FEATURES_WIDTH_MAX: Final = 10
+NODE_RESERVATIONS_MAX: Final = 10_000
+
+Column = str | tuple[str, JustifyMethod]
+"""A header; with a side when its cells are never cut."""
+
+
+@click.group()
+def streams() -> None:
+    """What lies in the streams."""
+
+
+@click.group()
+def reservations() -> None:
+    """Slots that are held."""
+
+
+@click.group()
+def nodes() -> None:
+    """The fleet."""
+
+
+# ---- streams --------------------------------------------------------------------------------------------------------
+
+
+class Intake(msgspec.Struct, frozen=True):
+    """A partition's intake. owner: None when nobody holds it; a lapsed lease holds until somebody takes it."""
+
+    partition: int
+    backlog: int
+    oldest_ms: int | None
+    owner: str | None
+    epoch: int | None
+    lease_left_ms: int | None
+
+
+class Streams(msgspec.Struct, frozen=True):
+    """All intakes, and the entries of the other streams and of the set of delayed jobs."""
+
+    partitions: list[Intake]
+    entries: dict[str, int]
+
+
+_STREAM_WORDS: Final = {
+    "heartbeats": "kept from nodes, dispatchers and reapers",
+    "results": "outcomes kept in the common feed",
+    "freed": "news for jobs that wait",
+    "delayed": "jobs that wait for their time",
+    "parked": "bodies of delayed jobs",
+    "dead": "jobs given up, with reason and body",
+}
+
+
+@streams.command("ls")
+@json_option
+@server_options()
+def streams_ls(redis_url: str | None, as_json: bool) -> None:
+    """List each partition's intake with its backlog and owner, and the lengths of the other streams.
+
+    \b
+    Example:
+      scheduler streams ls
+      scheduler streams ls --json | jq '.entries.dead'
+    """
+    seen = run_async(_read_streams(redis_url, settings_of_environment()))
+    if as_json:
+        print_json(seen)
+        return
+    intakes = _table(("partition", "right"), ("backlog", "right"), ("oldest", "right"), "owner", ("lease", "right"))
+    for intake in seen.partitions:
+        lease_ms = intake.lease_left_ms
+        lease = "" if lease_ms is None else duration(lease_ms) if lease_ms > 0 else "lapsed"
+        _row(intakes, intake.partition, intake.backlog, _age(intake.oldest_ms), intake.owner or "nobody", lease)
+    others = _table("stream", ("entries", "right"), "what")
+    for name, entries in seen.entries.items():
+        _row(others, name, entries, _STREAM_WORDS[name])
+    _print(intakes, others)
+
+
+async def _read_streams(redis_url: str | None, settings: Settings) -> Streams:
+    async with opened_store(redis_url, settings) as (store, layout):
+        reads, keys = store.reads, store.cell.keys
+        owners = await reads.owners()
+        backlogs = await reads.backlogs(range(layout.partitions))
+        names = {
+            "heartbeats": store.control.keys.heartbeats,
+            "results": keys.results,
+            "freed": keys.freed,
+            "parked": keys.parked,
+            "dead": keys.dead,
+        }
+        lengths = dict(zip(names, await reads.lengths(list(names.values())), strict=True))
+        lengths["delayed"] = await reads.delayed()
+        now_ms = await store.control.time_us() // 1000
+    intakes = []
+    for partition, (backlog, oldest_id) in enumerate(backlogs):
+        epoch, owner, until_ms = owners.get(partition, (None, "-", 0))
+        held = owner != "-"
+        intakes.append(
+            Intake(
+                partition=partition,
+                backlog=backlog,
+                oldest_ms=max(0, now_ms - int(oldest_id.partition("-")[0])) if oldest_id else None,
+                owner=owner if held else None,
+                epoch=epoch,
+                lease_left_ms=until_ms - now_ms if held else None,
+            )
+        )
+    return Streams(partitions=intakes, entries={name: lengths[name] for name in _STREAM_WORDS})
+
+
+# ---- reservations ---------------------------------------------------------------------------------------------------
+
+
+class HeldSlot(msgspec.Struct, frozen=True):
+    """One reservation. age_ms: since the slot was taken; lease_left_ms: below 0 when the lease has ended."""
+
+    job_id: str
+    node: str
+    token: int
+    session_id: str
+    age_ms: int
+    lease_left_ms: int
+
+
+@reservations.command("ls")
+@click.option("--node", "node_id", metavar="NAME", help="Only those of this node.")
+@json_option
+@server_options()
+def reservations_ls(redis_url: str | None, node_id: str | None, as_json: bool) -> None:
+    """List the slots that are held: by which job, on which node, and for how long the lease still lasts.
+
+    \b
+    Example:
+      scheduler reservations ls --node n1
+    """
+    held = run_async(_read_reservations(redis_url, settings_of_environment(), node_id))
+    if as_json:
+        print_json(held)
+        return
+    table = _table(("job", "left"), "node", "session", ("token", "right"), ("age", "right"), ("lease", "right"))
+    for each in held:
+        lease = duration(each.lease_left_ms) if each.lease_left_ms > 0 else "lapsed"
+        _row(table, each.job_id, each.node, each.session_id, each.token, duration(each.age_ms), lease)
+    _print(table if held else Text("no slot is held"))
+
+
+async def _read_reservations(redis_url: str | None, settings: Settings, node_id: str | None) -> list[HeldSlot]:
+    async with opened_store(redis_url, settings) as (store, _):
+        reads = store.reads
+        known = sorted(await reads.capacities())
+        if node_id is not None and node_id not in known:
+            names = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
+            raise Failure(f"no node {node_id!r}; there is {names or 'none'}")
+        asked = known if node_id is None else [node_id]
+        slots = await reads.held(asked, NODE_RESERVATIONS_MAX)
+        records = await reads.records([job_id for job_id, _, _ in slots], ("state", "token", "session"))
+        now_us = await store.control.time_us()
+    return [
+        HeldSlot(
+            job_id=job_id,
+            node=node,
+            token=int(token or 0),
+            session_id=session or "",
+            # A token is the server's time in microseconds, save where several were given out in one.
+            age_ms=max(0, now_us - int(token or now_us)) // 1000,
+            lease_left_ms=until_ms - now_us // 1000,
+        )
+        for (job_id, node, until_ms), (state, token, session) in zip(slots, records, strict=True)
+        if state == "reserved"  # it may have ended between the two reads
+    ]
+
+
+# ---- nodes ----------------------------------------------------------------------------------------------------------
+
+
+class Member(msgspec.Struct, frozen=True):
+    """A node. What it serves is known while it takes work; reason says why it does not."""
+
+    id: str
+    pool: str | None
+    slots: int
+    used: int
+    reason: str
+    pairs: tuple[tuple[str, str], ...]
+    features: tuple[str, ...]
+    labels: dict[str, str]
+    version: str
+    boot: str
+    boot_age_ms: int
+
+
+_NODE_COLUMNS: Final[tuple[Column, ...]] = (
+    "node", "pool", ("used", "right"), ("slots", "right"), ("reason", "left"), ("pairs", "left"), ("features", "left"),
+    ("boot", "right"),
+)  # fmt: skip
+
+
+@nodes.command("ls")
+@json_option
+@server_options()
+def nodes_ls(redis_url: str | None, as_json: bool) -> None:
+    """List the nodes with their slots, and why one takes no work.
+
+    \b
+    Example:
+      scheduler nodes ls
+      scheduler nodes ls --json | jq '.[] | select(.reason != "ready")'
+    """
+    fleet = run_async(_read_nodes(redis_url, settings_of_environment()))
+    if as_json:
+        print_json(fleet)
+        return
+    table = _table(*_NODE_COLUMNS)
+    for each in fleet:
+        pairs = _some([f"{source}:{target}" for source, target in each.pairs], PAIRS_WIDTH_MAX)
+        words = (each.reason, pairs, _some(each.features, FEATURES_WIDTH_MAX), _age(each.boot_age_ms))
+        _row(table, each.id, each.pool or "-", each.used, each.slots, *words)
+    _print(table if fleet else Text("no node is known"))
+
+
+async def _read_nodes(redis_url: str | None, settings: Settings) -> list[Member]:
+    async with opened_store(redis_url, settings) as (store, _):
+        snapshot = await store.control.read_snapshot()
+        capacities = await store.reads.capacities()
+        names = sorted(capacities)
+        used = await store.reads.used(names)
+        now_us = await store.control.time_us()
+    in_snapshot = {node.id: node for node in snapshot.nodes}
+    return [
+        _member(capacities[name], in_snapshot.get(name), count, now_us) for name, count in zip(names, used, strict=True)
+    ]
+
+
+def _member(item: model.CapacityItem, node: model.Node | None, used: int, now_us: int) -> Member:
+    if node is not None and node.boot != item.boot:
+        node = None  # of another life of this node
+    return Member(
+        id=item.node,
+        pool=node.pool if node else None,
+        slots=item.slots,
+        used=used,
+        reason=item.reason,
+        pairs=node.pairs if node else (),
+        features=node.features if node else (),
+        labels=node.labels if node else {},
+        version=node.version if node else "",
+        boot=item.boot,
+        boot_age_ms=max(0, now_us - model.boot_order(item.boot)) // 1000,
+    )
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def _table(*columns: Column) -> Table:
+    """A table of one line a row, whose texts are cut where it would be too wide."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for column in columns:
+        if isinstance(column, tuple):
+            table.add_column(column[0], justify=column[1], no_wrap=True)
+        else:
+            table.add_column(column, min_width=len(column))  # one that may wrap is narrowed first; its cells never wrap
+    return table
+
+
+def _row(table: Table, *cells: object) -> None:
+    table.add_row(*(Text(str(cell), no_wrap=True, overflow="ellipsis") for cell in cells))
+
+
+def _print(*parts: Table | Text) -> None:
+    console = Console(highlight=False)
+    for number, part in enumerate(parts):
+        if number:
+            console.print()
+        console.print(part)
+
+
+def _age(milliseconds: int | None) -> str:
+    return "" if milliseconds is None else duration(milliseconds)
+
+
+def _some(words: Sequence[str], width_max: int) -> str:
+    """As many of the words as fit, and how many more there are: `en:zh en:de +3`."""
+    for count in range(len(words), 0, -1):
+        text = " ".join(words[:count]) + (f" +{len(words) - count}" if count < len(words) else "")
+        if len(text) <= width_max:
+            return text
+    return f"{words[0]} +{len(words) - 1}" if len(words) > 1 else " ".join(words)

@@ -1,0 +1,109 @@
+"""The command `scheduler`: finds the subcommand, and turns errors into a line on stderr and an exit code.
+
+A subcommand's module is imported when the command is asked for, so that `scheduler --version` does not wait for redis
+and rich. What each exit code means stands in failures.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from typing import Any, Final, NoReturn
+
+import click
+
+from scheduler import __version__
+from scheduler.cli.failures import BY_SIGNAL, CutOff, Failure, as_failure
+from scheduler.errors import SchedulerError
+
+COMMANDS: Final[Mapping[str, str]] = {
+    "up": "scheduler.cli.up:up",
+    "demo": "scheduler.cli.demo:demo",
+    "replay": "scheduler.cli.replay:replay",
+    "jobs": "scheduler.cli.jobs:jobs",
+    "streams": "scheduler.cli.listings:streams",
+    "reservations": "scheduler.cli.listings:reservations",
+    "nodes": "scheduler.cli.listings:nodes",
+    "node": "scheduler.cli.roles:node",
+    "manager": "scheduler.cli.roles:manager",
+    "dispatcher": "scheduler.cli.roles:dispatcher",
+    "reaper": "scheduler.cli.roles:reaper",
+}
+"""Each command and its home, `module:attribute`, in the order of `--help`."""
+
+
+class Commands(click.Group):
+    """The subcommands of COMMANDS, imported when they are asked for, and what becomes of their errors."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in the order of COMMANDS."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command; None for a name that is none."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, and name the nearest one for a name that is none."""
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            ctx.fail(f"no such command {args[0]!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what it printed is flushed here, where a closed stdout can still be handled."""
+        try:
+            value = super().invoke(ctx)
+            sys.stdout.flush()
+        except CutOff as error:
+            _end_at_once(error)
+        except KeyboardInterrupt:
+            ctx.exit(BY_SIGNAL + signal.SIGINT)
+        except SchedulerError as error:
+            raise as_failure(error) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # click ends quietly: whoever read our output has seen enough
+                raise
+            raise as_failure(error) from error
+        return value
+
+
+def _end_at_once(why: CutOff) -> NoReturn:
+    """End without waiting for threads that run handlers."""
+    with contextlib.suppress(OSError):
+        Failure(why.message).show()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(why.exit_code)
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="scheduler")
+def main() -> None:
+    """A session-affine, capacity-exact job scheduler on Redis or Valkey streams.
+
+    \b
+    A first look, in two terminals of one directory:
+      scheduler up
+      scheduler node --id n1 --capacity 4 --pair en:zh
+    and jobs from a third:
+      echo '{"session_id": "s1", "src_lang": "en", "tgt_lang": "zh"}' \\
+        | scheduler jobs submit - --wait
+
+    The server is the one of --redis-url, else of SCHED_REDIS_URL or REDIS_URL, else the one that `up` runs in this
+    directory. Settings come from SCHED_<NAME> variables, such as SCHED_LEASE_MS=20000.
+
+    Exit codes: 0 done, 1 failure, 2 usage, 3 no server or no scheduler there, 130 Ctrl-C.
+    """

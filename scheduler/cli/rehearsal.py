@@ -1,0 +1,382 @@
+"""What `demo` and `replay` share: a load is submitted on time to roles and nodes of its own, written down and audited.
+
+All of it runs in this process: a server in memory (unless a URL was typed), manager, dispatcher, reaper, simulated
+nodes and a producer. The nodes' handlers sleep and have no limit of their own, or the checker could find no node over
+its capacity.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from types import FrameType
+from typing import Final
+
+import msgspec
+
+from scheduler import audit, roles
+from scheduler.cli.failures import BY_SIGNAL
+from scheduler.cli.process import run_async, stop_roles
+from scheduler.cli.records import NodeRecords, Records
+from scheduler.config import Settings
+from scheduler.errors import NotAccepted, SchedulerError
+from scheduler.handlers import Job
+from scheduler.loads import Arrival
+from scheduler.loop import end_tasks
+from scheduler.model import JobDocument, Submitted
+from scheduler.node import Node
+from scheduler.producer import Producer, Request
+from scheduler.runtime import waiting
+from scheduler.runtime.dispatcher import Dispatcher
+from scheduler.runtime.intake import Class
+from scheduler.runtime.intake import Job as IntakeJob
+from scheduler.store.cleanup import remove_namespace
+from scheduler.store.server import start_embedded
+from scheduler.store.store import Store, open_store
+
+logger = logging.getLogger("scheduler.rehearsal")
+
+FOUND_MS_MAX: Final = 5_000
+READY_MS_MAX: Final = 30_000
+READY_POLL_MS: Final = 10
+STALL_MS: Final = 60_000
+DRAIN_MS_MAX: Final = 3_000
+RETENTION_SPARE_MS: Final = 3_600_000
+
+
+class SimulatedNode(msgspec.Struct, frozen=True):
+    """A node of the rehearsal's fleet; pairs are (source, target) languages."""
+
+    node_id: str
+    pool: str
+    capacity: int
+    pairs: tuple[tuple[str, str], ...]
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What is rehearsed.
+
+    name: of the command, for the namespace on somebody else's server; url: None for a server of its own; stall_ms: the
+    rehearsal ends when nothing has ended for so long, beyond the longest job.
+    """
+
+    name: str
+    arrivals: Sequence[Arrival]
+    fleet: Sequence[SimulatedNode]
+    settings: Settings
+    url: str | None = None
+    stall_ms: int = STALL_MS
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What came of it.
+
+    waited: jobs that were not placed at their first try, or had to stand behind an earlier one; sweep_hits: placed only
+    because the dispatcher's safety net looked, which no event had told; lag_ms: the latest submission; seconds: from
+    the first submission to the last outcome.
+    """
+
+    report: audit.Report
+    sweep_hits: int
+    waited: int
+    seconds: float
+    lag_ms: float
+
+    def document(self) -> dict[str, object]:
+        """The object of `--json`: the checker's keys first."""
+        report = self.report.document()
+        broken = {name: report.pop(name) for name in ("contradictions", "violations") if name in report}
+        if self.report.affinity_rate is not None:
+            report["affinity_rate"] = round(self.report.affinity_rate, 4)
+        report["jobs_per_s"] = round(self.report.jobs_per_s, 1)
+        report |= {"sweep_hits": self.sweep_hits, "waited": self.waited}
+        return report | {"seconds": round(self.seconds, 2), "submission_lag_ms": round(self.lag_ms, 1)} | broken
+
+
+class CountedWaiting(waiting.Waiting):
+    """Waiting jobs, and how many there were in all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waited = 0
+
+    def queue(self, job: IntakeJob, wanted: Class, now_ms: float) -> waiting.Waiter:
+        """Count a newcomer that must stand behind others."""
+        self.waited += 1
+        return super().queue(job, wanted, now_ms)
+
+    def tried_in_vain(self, job: IntakeJob, wanted: Class, now_ms: float) -> waiting.Waiter:
+        """Count a newcomer that found no room."""
+        self.waited += 1
+        return super().tried_in_vain(job, wanted, now_ms)
+
+
+class Stage:
+    """A rehearsal as it runs: what a view may look at."""
+
+    def __init__(self, plan: Plan, store: Store, server: str, dispatcher: Dispatcher) -> None:
+        self.plan = plan
+        self.store = store
+        self.server = server
+        self.dispatcher = dispatcher
+        self.waiting = CountedWaiting()
+        self.records = Records()
+        self.started_s = time.monotonic()
+        dispatcher.waiting = self.waiting
+
+
+Watch = Callable[[Stage], Awaitable[None]]
+"""Shows a running rehearsal; it is cancelled at the end."""
+
+
+def rehearse(plan: Plan, watch: Watch | None = None) -> Result:
+    """Start everything, submit the load, wait for all outcomes, stop everything in order, and audit.
+
+    Blocks; belongs into the main thread, with which a server of its own would end. Ctrl-C and SIGTERM stop in order.
+    Raises: ServerUnavailable, ServerRefused, NotAccepted; KeyboardInterrupt or, on SIGTERM, SystemExit.
+    """
+    with _sigterm_as_interrupt():
+        if plan.url is not None:
+            own = msgspec.structs.replace(plan.settings, namespace=f"{plan.name}-{secrets.token_hex(4)}")
+            return run_async(_rehearse(plan.url, msgspec.structs.replace(plan, settings=own), watch))
+        with start_embedded() as server:
+            return run_async(_rehearse(server.url, plan, watch))
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does, which asyncio turns into a cancellation. Raises: SystemExit(143) then."""
+    received: list[int] = []
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if received:
+            raise SystemExit(BY_SIGNAL + signal.SIGTERM) from None
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+async def _rehearse(url: str, plan: Plan, watch: Watch | None) -> Result:
+    plan = msgspec.structs.replace(plan, settings=_roomy(plan))
+    async with contextlib.AsyncExitStack() as stack:
+        stage, producer = await _set_up(stack, url, plan)
+        await stack.enter_async_context(_beside(_follow(producer, stage.records)))
+        if watch is not None:
+            await stack.enter_async_context(_beside(watch(stage)))
+        await _to_its_end(_perform(stage, producer))
+    report = audit.audit(stage.records.evidence())
+    return Result(
+        report=report,
+        sweep_hits=stage.dispatcher.report.sweep_hits,
+        waited=stage.waiting.waited,
+        seconds=stage.records.last_ended_s - stage.records.first_submission_s,
+        lag_ms=stage.records.lag_ms,
+    )
+
+
+def _roomy(plan: Plan) -> Settings:
+    """Settings under which no outcome is forgotten before it was read."""
+    settings, jobs = plan.settings, len(plan.arrivals)
+    length_ms = round(max((arrival.at_ms + arrival.work_ms for arrival in plan.arrivals), default=0))
+    return msgspec.structs.replace(
+        settings,
+        retention_ms=max(settings.retention_ms, 2 * length_ms + RETENTION_SPARE_MS),
+        results_max=max(settings.results_max, 2 * jobs),
+    )
+
+
+# ---- roles and nodes ----
+
+
+async def _set_up(stack: contextlib.AsyncExitStack, url: str, plan: Plan) -> tuple[Stage, Producer]:
+    """Start everything and wait until the dispatcher knows every node. The stack stops it all, the last one first.
+
+    The dispatcher goes before the nodes, so that none of them is given anything while it drains; the manager goes last,
+    because a node leaves by its word.
+    """
+    settings = plan.settings
+    store = await stack.enter_async_context(await open_store(url, settings, FOUND_MS_MAX))
+    if plan.url is not None:
+        stack.push_async_callback(remove_namespace, store, settings.cells)
+    manager, _ = await roles.start_manager(url, settings)
+    stack.push_async_callback(stop_roles, [manager])
+    reaper, _ = await roles.start_reaper(url, settings)
+    stack.push_async_callback(stop_roles, [reaper])
+    # The nodes need the stage's records, and the stage the dispatcher, which is stopped before them all the same.
+    nodes_stack = await stack.enter_async_context(contextlib.AsyncExitStack())
+    server = await _describe(store)
+    role, dispatcher = await roles.start_dispatcher(url, settings)
+    stack.push_async_callback(stop_roles, [role])
+    stage = Stage(plan, store, server, dispatcher)
+    nodes = await nodes_stack.enter_async_context(_serving(url, plan, stage.records))
+    await _until_ready(dispatcher, nodes)
+    producer = await stack.enter_async_context(Producer(url, settings=settings))
+    stage.started_s = time.monotonic()
+    return stage, producer
+
+
+@contextlib.asynccontextmanager
+async def _serving(url: str, plan: Plan, records: Records) -> AsyncIterator[list[Node]]:
+    """All nodes of the fleet; at the end they drain side by side."""
+    nodes: list[Node] = []
+    observers: list[NodeRecords] = []
+    try:
+        for simulated in plan.fleet:
+            observer = NodeRecords(records, simulated.node_id, simulated.capacity)
+            node = Node(
+                url,
+                simulated.node_id,
+                capacity=simulated.capacity,
+                handler=_work,
+                pairs=simulated.pairs,
+                pool=simulated.pool,
+                settings=plan.settings,
+                observer=observer,
+                drain_ms_max=DRAIN_MS_MAX,
+            )
+            from_us = time.monotonic_ns() // 1_000
+            await node.__aenter__()
+            nodes.append(node)
+            observers.append(observer)
+            observer.serves(node, from_us)
+        yield nodes
+    finally:
+        await asyncio.gather(*(node.__aexit__() for node in nodes))
+        for observer in observers:
+            observer.give_up()
+
+
+async def _work(job: Job) -> None:
+    """A simulated handler: the payload says for how many milliseconds it is busy."""
+    await asyncio.sleep(float(job.payload) / 1000)
+
+
+async def _until_ready(dispatcher: Dispatcher, nodes: Sequence[Node]) -> None:
+    """Wait until placement sees the whole fleet, so that no job waits for the start."""
+    deadline_s = time.monotonic() + READY_MS_MAX / 1000
+    while time.monotonic() < deadline_s:
+        if all(node.phase == "serving" and node.node_id in dispatcher.snapshots.index.nodes for node in nodes):
+            return
+        await asyncio.sleep(READY_POLL_MS / 1000)
+    raise SchedulerError(f"the nodes were not ready within {READY_MS_MAX} ms")
+
+
+async def _describe(store: Store) -> str:
+    """The server in a few words, such as `valkey 9.1.0 at 127.0.0.1:25000`."""
+    client = store.connection.commands
+    info = await store.connection.patiently(lambda: client.info("server"))
+    name = str(info.get("server_name", "redis"))
+    version = info.get(f"{name}_version", info.get("redis_version", "?"))
+    place = store.connection.url.partition("://")[2].rpartition("@")[2].partition("?")[0]
+    return f"{name} {version} at {place.removesuffix('/0')}"
+
+
+# ---- the producer ----
+
+
+async def _perform(stage: Stage, producer: Producer) -> None:
+    """Submit the load and wait for what becomes of it. Raises: NotAccepted."""
+    await _submit(producer, stage.plan, stage.records)
+    await _wait_for_outcomes(stage.plan, stage.records)
+    await _look_up(stage)
+
+
+async def _submit(producer: Producer, plan: Plan, records: Records) -> None:
+    """Submit each job when it is due; those that are due together go in one call, in their order.
+
+    Raises: NotAccepted.
+    """
+    arrivals = plan.arrivals
+    started_s = records.first_submission_s = time.monotonic()
+    position = 0
+    while position < len(arrivals):
+        elapsed_ms = (time.monotonic() - started_s) * 1000
+        if arrivals[position].at_ms > elapsed_ms:
+            await asyncio.sleep((arrivals[position].at_ms - elapsed_ms) / 1000)
+            elapsed_ms = (time.monotonic() - started_s) * 1000
+        end = position + 1
+        while end < len(arrivals) and end - position < plan.settings.batch_max and arrivals[end].at_ms <= elapsed_ms:
+            end += 1
+        records.lag_ms = max(records.lag_ms, elapsed_ms - arrivals[position].at_ms)
+        requests = [_request(number, arrivals[number]) for number in range(position, end)]
+        for arrival, answer in zip(arrivals[position:end], await producer.submit_many(requests), strict=True):
+            if not isinstance(answer, Submitted):
+                raise NotAccepted(answer.job_id, answer.why, answer.detail)
+            records.submitted(arrival, answer)
+        position = end
+
+
+def _request(number: int, arrival: Arrival) -> Request:
+    document = JobDocument(
+        session_id=arrival.session_id,
+        job_id=f"j{number:06d}",
+        src_lang=arrival.src_lang,
+        tgt_lang=arrival.tgt_lang,
+        tenant_id=arrival.tenant_id,
+    )
+    return Request(document, f"{arrival.work_ms:.3f}".encode())
+
+
+async def _follow(producer: Producer, records: Records) -> None:
+    """Write every outcome of the feed down."""
+    async for _, outcome in producer.results("0"):
+        records.ended_with(outcome)
+
+
+async def _wait_for_outcomes(plan: Plan, records: Records) -> None:
+    """Wait while jobs keep ending: until all have, or none has for too long."""
+    longest_ms = max((arrival.work_ms for arrival in plan.arrivals), default=0.0)
+    stall_ms = plan.stall_ms + longest_ms
+    while records.open_jobs:
+        records.news.clear()
+        try:
+            async with asyncio.timeout(stall_ms / 1000):
+                await records.news.wait()
+        except TimeoutError:
+            logger.warning("nothing ended for %d s, %d jobs are open", stall_ms / 1000, records.open_jobs)
+            return
+
+
+async def _look_up(stage: Stage) -> None:
+    """Read the records of the jobs that the feed did not tell of: the record is the truth."""
+    records = stage.records
+    for submission in records.submissions:
+        if submission.job_id not in records.ended:
+            outcome = await stage.store.reads.outcome(submission.job_id)
+            if outcome is not None:
+                logger.warning("the feed did not tell of job %s, its record does: %s", outcome.job_id, outcome.state)
+                records.ended_with(outcome)
+
+
+@contextlib.asynccontextmanager
+async def _beside(work: Awaitable[None]) -> AsyncIterator[None]:
+    """Run something beside the body and cancel it afterwards; its own failure is raised then."""
+    task = asyncio.ensure_future(work)
+    try:
+        yield
+    finally:
+        await end_tasks([task])
+    if not task.cancelled():
+        task.result()
+
+
+async def _to_its_end(work: Awaitable[None]) -> None:
+    """Run something in a task of its own: it ends when we are cancelled, also where one cancellation is lost."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task})
+    finally:
+        await end_tasks([task])
+    task.result()

@@ -1,0 +1,226 @@
+"""The roles as processes of their own: `manager`, `dispatcher`, `reaper` and `node`, each until a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from scheduler import roles
+from scheduler.cli.common import find_server, print_line, server_options, settings_of_environment
+from scheduler.cli.failures import CutOff, Failure
+from scheduler.cli.process import STOP_MS_MAX, StartRole, check_server, run_serving, stop_roles, unless_stopped
+from scheduler.cli.work import Recorder, label_of, load_handler, pair_of, simulated_work
+from scheduler.node import DRAIN_MS_MAX, Node, Observer
+
+logger = logging.getLogger("scheduler")
+
+WORK_MS: Final = 20.0
+THREADS_MS_MAX: Final = 500
+
+
+@click.command(short_help="Run a manager alone.")
+@server_options(log_level="info")
+def manager(redis_url: str | None) -> None:
+    """Run a manager: it folds heartbeats into capacities and the snapshot.
+
+    The first one writes the layout. Of several one leads and the others stand by. Prints `ready` when it runs; SIGTERM
+    or Ctrl-C gives up the leadership and ends, a second signal ends at once.
+
+    \b
+    Example:
+      scheduler manager --redis-url redis://10.0.0.5:6379/0
+    """
+    _run_role(redis_url, roles.start_manager)
+
+
+@click.command(short_help="Run a dispatcher alone.")
+@server_options(log_level="info")
+def dispatcher(redis_url: str | None) -> None:
+    """Run a dispatcher: it places the jobs of its partitions on nodes.
+
+    Several share the partitions. Prints `ready` when it runs, after a manager has written the layout; SIGTERM or
+    Ctrl-C gives up its partitions and ends, a second signal ends at once.
+
+    \b
+    Example:
+      scheduler dispatcher --log-level debug
+    """
+    _run_role(redis_url, roles.start_dispatcher)
+
+
+@click.command(short_help="Run a reaper alone.")
+@server_options(log_level="info")
+def reaper(redis_url: str | None) -> None:
+    """Run a reaper: it ends lapsed leases and sends delayed jobs back when they are due.
+
+    Any number may run. Prints `ready` when it runs, after a manager has written the layout; SIGTERM or Ctrl-C ends it,
+    a second signal at once.
+
+    \b
+    Example:
+      scheduler reaper
+    """
+    _run_role(redis_url, roles.start_reaper)
+
+
+def _run_role(redis_url: str | None, start: StartRole) -> None:
+    settings, url = settings_of_environment(), find_server(redis_url)
+
+    async def serve(stopping: asyncio.Event) -> None:
+        await check_server(url, settings)
+        started = await unless_stopped(stopping, start(url, settings))
+        if started is None:
+            return
+        try:
+            print_line("ready")
+            await stopping.wait()
+        finally:
+            await stop_roles([started[0]])
+
+    run_serving(serve)
+
+
+def _each(parse: Callable[[str], tuple[str, str]]) -> Callable[..., tuple[tuple[str, str], ...]]:
+    """A click callback that parses each value of a repeatable option."""
+
+    def convert(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[Any, ...]:
+        try:
+            return tuple(parse(value) for value in values)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+
+    return convert
+
+
+@click.command(short_help="Run a node, with a function of yours or simulated work.")
+@click.option("--id", "node_id", required=True, metavar="NAME", help="The node's name; one process each.")
+@click.option("--capacity", type=click.IntRange(min=1), default=1, show_default=True, help="Jobs at once.")
+@click.option(
+    "--pair", "pairs", multiple=True, metavar="SRC:TGT", callback=_each(pair_of), help="Languages served; repeatable."
+)
+@click.option("--feature", "features", multiple=True, metavar="NAME", help="Something offered; repeatable.")
+@click.option("--pool", default="", metavar="NAME", help="Its pool.  [default: default]")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", callback=_each(label_of), help="Repeatable.")
+@click.option("--version", "node_version", default="", metavar="TEXT", help="Of the software that the node runs.")
+@click.option("--handler", metavar="MODULE:FUNCTION", help="What runs the jobs; looked for in this directory first.")
+@click.option(
+    "--work-ms",
+    type=click.FloatRange(min=0),
+    help=f"Without --handler: how long a job sleeps, unless its JSON payload has `work_ms`.  [default: {WORK_MS:g}]",
+)
+@click.option(
+    "--drain-ms",
+    type=click.IntRange(min=0),
+    default=DRAIN_MS_MAX,
+    show_default=True,
+    help="How long leaving waits for running jobs before it gives them back.",
+)
+@click.option(
+    "--record",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Append a JSON line for its capacity, and at the start and at the end of each handler.",
+)
+@server_options(log_level="info")
+def node(
+    node_id: str,
+    capacity: int,
+    pairs: tuple[tuple[str, str], ...],
+    features: tuple[str, ...],
+    pool: str,
+    labels: tuple[tuple[str, str], ...],
+    node_version: str,
+    handler: str | None,
+    work_ms: float | None,
+    drain_ms: int,
+    record: Path | None,
+    redis_url: str | None,
+) -> None:
+    """Run a node: it serves jobs with a function of yours, or with simulated work.
+
+    Prints `ready` when it has registered. SIGTERM or Ctrl-C drains it: running jobs end, then it leaves and exits with
+    0; a second signal ends it at once. It exits with 1 when a later process of the same name replaces it.
+
+    \b
+    Examples:
+      scheduler node --id n1 --capacity 8 --pair en:zh --pair zh:en
+      scheduler node --id gpu1 --feature llm --handler app.chat:answer
+    """
+    if handler is not None and work_ms is not None:
+        raise click.UsageError("--work-ms is for simulated work: not with --handler.")
+    function = simulated_work(WORK_MS if work_ms is None else work_ms) if handler is None else load_handler(handler)
+    settings, url = settings_of_environment(), find_server(redis_url)
+    recorder = None if record is None else Recorder(record)
+    member = Node(
+        url,
+        node_id,
+        capacity=capacity,
+        handler=function,
+        pairs=pairs,
+        features=features,
+        labels=dict(labels),
+        pool=pool,
+        version=node_version,
+        settings=settings,
+        observer=recorder or Observer(),
+        drain_ms_max=drain_ms,
+    )
+
+    async def enter() -> Node:
+        await member.__aenter__()
+        if recorder is not None:
+            recorder.serves(member, capacity)  # in the same step, so before any handler
+        return member
+
+    async def serve(stopping: asyncio.Event) -> None:
+        if not await check_server(url, settings):
+            logger.info("waiting for a manager to write the layout")
+        if await unless_stopped(stopping, enter()) is None:
+            return
+        try:
+            print_line("ready")
+            await unless_stopped(stopping, member.stopped())
+        finally:
+            await _leave(member, drain_ms)
+
+    run_serving(serve)
+    _conclude(member)
+
+
+async def _leave(member: Node, drain_ms: int) -> None:
+    """Drain and leave; a server that is gone keeps nobody here."""
+    try:
+        async with asyncio.timeout((drain_ms + STOP_MS_MAX) / 1000):
+            await member.__aexit__()
+    except TimeoutError:
+        logger.warning("the server does not answer: what runs here is run again elsewhere when its lease ends")
+
+
+def _conclude(member: Node) -> None:
+    """End as the node did. Raises: Failure; CutOff while a handler's thread still runs, which nobody can stop."""
+    failure = ""
+    if member.phase == "replaced":
+        failure = f"{member.node_id}: a later process of this name has replaced this one"
+    elif member.phase == "draining":
+        failure = f"{member.node_id}: it has not left; it counts as dead when it was silent for long enough"
+    if _threads_run_on():
+        logger.warning("a handler's thread still runs; it is cut off")
+        raise CutOff(1 if failure else 0, failure)
+    if failure:
+        raise Failure(failure)
+
+
+def _threads_run_on() -> bool:
+    """Whether threads would keep this process alive. Idle ones have been told to end, and need a moment."""
+    until = time.monotonic() + THREADS_MS_MAX / 1000
+    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
+    for thread in others:
+        thread.join(max(0.0, until - time.monotonic()))
+    return any(thread.is_alive() for thread in others)

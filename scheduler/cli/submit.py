@@ -1,0 +1,259 @@
+"""Submits jobs from lines of JSON as they come, and waits for their outcomes: what `scheduler jobs submit` does."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from typing import Any, BinaryIO, Final
+
+import click
+import msgspec
+
+from scheduler import model
+from scheduler.cli.common import shown
+from scheduler.config import Settings
+from scheduler.errors import InvalidInput, NotAccepted, SchedulerError
+from scheduler.handlers import BYTES, decode_result
+from scheduler.loop import end_tasks
+from scheduler.model import NotSubmitted, Outcome, Submitted
+from scheduler.producer import Producer, Request
+from scheduler.store.reads import Reads
+
+READ_BYTES: Final = 65_536
+ESCAPED_BYTES_MAX: Final = 6  # of one byte in JSON, written as an escape
+SWEEP_MS: Final = 1_000
+SWEEP_JOBS_MAX: Final = 512
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+class Line(msgspec.Struct, frozen=True):
+    """One line of the input. number: from 1; data without its end."""
+
+    number: int
+    data: bytes
+
+
+class _Body(msgspec.Struct):
+    """What a line may have beside the job document; msgspec decodes base64 for bytes."""
+
+    payload: str = ""
+    payload_base64: bytes = b""
+
+
+async def read_lines(source: BinaryIO, line_bytes_max: int) -> AsyncIterator[list[Line]]:
+    """The lines that are there, again and again, until the input ends; empty ones are left out.
+
+    Args: source, with a file descriptor; line_bytes_max: of a longer line only one byte more is kept.
+    """
+    number, rest = 0, b""
+    descriptor = source.fileno()
+    while True:
+        await _readable(descriptor)
+        chunk = os.read(descriptor, READ_BYTES)
+        complete = (rest + chunk).split(b"\n")
+        rest = b"" if not chunk else complete.pop()[: line_bytes_max + 1]
+        lines = [Line(number + index, data) for index, data in enumerate(complete, 1)]
+        number += len(lines)
+        if lines := [line for line in lines if line.data.strip()]:
+            yield lines
+        if not chunk:
+            return
+
+
+async def _readable(descriptor: int) -> None:
+    """Wait until a read would not block. A regular file never blocks, and cannot be waited for."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    try:
+        loop.add_reader(descriptor, ready.set)
+    except PermissionError:
+        return
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(descriptor)
+
+
+def parse_line(data: bytes, line_bytes_max: int) -> Request:
+    """A job document with an optional `payload` (text) or `payload_base64` (bytes). Raises: InvalidInput."""
+    if len(data) > line_bytes_max:
+        raise InvalidInput(f"it is longer than {line_bytes_max} bytes: no document and payload need so much")
+    if not data.lstrip().startswith(b"{"):
+        raise InvalidInput(f"{shown(data.decode(errors='replace'), 40)!r}: expected a JSON object")
+    document = model.decode_job(data)
+    try:
+        body = msgspec.json.decode(data, type=_Body)
+    except msgspec.DecodeError as error:
+        raise InvalidInput(f"job is no valid JSON document: {error}") from None
+    if body.payload and body.payload_base64:
+        raise InvalidInput("payload and payload_base64: expected one of them")
+    return Request(document, body.payload_base64 or body.payload.encode())
+
+
+# ---- submitting -----------------------------------------------------------------------------------------------------
+
+
+class Submitter:
+    """Submits lines in their order. refused counts those that were not accepted; each is explained on stderr.
+
+    Args: producer; settings; accepted, called with the ids of each batch.
+    """
+
+    def __init__(
+        self, producer: Producer, settings: Settings, accepted: Callable[[list[str]], Coroutine[Any, Any, None]]
+    ) -> None:
+        self.refused = 0
+        self._producer = producer
+        self._batch_max = settings.batch_max
+        self._line_bytes_max = ESCAPED_BYTES_MAX * (settings.document_bytes_max + settings.payload_bytes_max)
+        self._accepted = accepted
+
+    async def run(self, source: BinaryIO) -> None:
+        """Submit everything, a batch as soon as it is there."""
+        async for lines in read_lines(source, self._line_bytes_max):
+            for start in range(0, len(lines), self._batch_max):
+                await self._submit(lines[start : start + self._batch_max])
+
+    async def _submit(self, lines: Sequence[Line]) -> None:
+        requests: dict[int, Request] = {}
+        problems: dict[int, SchedulerError] = {}
+        for line in lines:
+            try:
+                requests[line.number] = parse_line(line.data, self._line_bytes_max)
+            except InvalidInput as error:
+                problems[line.number] = error
+        ids = []
+        for number, answer in zip(requests, await self._answers(list(requests.values())), strict=True):
+            if isinstance(answer, Submitted):
+                ids.append(answer.job_id)
+            else:
+                problems[number] = answer
+        for number, problem in sorted(problems.items()):
+            click.echo(f"line {number}: {shown(str(problem))}", err=True)
+        self.refused += len(problems)
+        if ids:
+            await self._accepted(ids)
+
+    async def _answers(self, requests: Sequence[Request]) -> Sequence[Submitted | SchedulerError]:
+        """What became of each request: accepted, or why not."""
+        try:
+            return [_answer(answer) for answer in await self._producer.submit_many(requests)]
+        except InvalidInput as error:  # nothing was sent, and only one by one shows which it is
+            if len(requests) == 1:
+                return [error]
+            return [answer for request in requests for answer in await self._answers([request])]
+
+
+def _answer(answer: Submitted | NotSubmitted) -> Submitted | NotAccepted:
+    return answer if isinstance(answer, Submitted) else NotAccepted(answer.job_id, answer.why, answer.detail)
+
+
+# ---- waiting --------------------------------------------------------------------------------------------------------
+
+
+class Awaited:
+    """Jobs whose outcomes are awaited: the feed tells most of them, the records the rest, for they are the truth.
+
+    Args: producer, whose feed is followed; reads; tell, called with each outcome, once a job.
+    """
+
+    def __init__(self, producer: Producer, reads: Reads, tell: Callable[[Outcome], None]) -> None:
+        self.open: dict[str, None] = {}
+        self._producer = producer
+        self._reads = reads
+        self._tell = tell
+        self._none_open = asyncio.Event()
+
+    async def add(self, job_ids: list[str]) -> None:
+        """Wait for these too; some may have ended already."""
+        self._none_open.clear()
+        self.open.update(dict.fromkeys(job_ids))
+        await self._look_up(job_ids)
+
+    async def all_ended(self) -> None:
+        """Wait until no job is open."""
+        if self.open:
+            await self._none_open.wait()
+
+    async def follow(self) -> None:
+        """Follow the feed, for ever."""
+        async for _, outcome in self._producer.results():
+            self._ended(outcome)
+
+    async def sweep(self) -> None:
+        """Look at the records now and then, for ever: a feed can be trimmed before it is read."""
+        while True:
+            await asyncio.sleep(SWEEP_MS / 1000)
+            oldest = list(itertools.islice(self.open, SWEEP_JOBS_MAX))
+            await self._look_up(oldest)
+            for job_id in oldest:
+                if job_id in self.open:  # the others' turn is next
+                    self.open[job_id] = self.open.pop(job_id)
+
+    async def _look_up(self, job_ids: Iterable[str]) -> None:
+        looked_at = list(job_ids)
+        if not looked_at:
+            return
+        states = await self._reads.records(looked_at, ("state",))
+        for job_id, (state,) in zip(looked_at, states, strict=True):
+            if state is None:
+                self._ended(Outcome(job_id=job_id, session_id="", life=0, state="unknown", reason="no_record"))
+            elif state in model.TERMINAL and job_id in self.open:
+                outcome = await self._reads.outcome(job_id)
+                if outcome is not None:
+                    self._ended(outcome)
+
+    def _ended(self, outcome: Outcome) -> None:
+        if outcome.job_id in self.open:
+            del self.open[outcome.job_id]
+            self._tell(outcome)
+        if not self.open:
+            self._none_open.set()
+
+
+async def beside(work: Coroutine[Any, Any, None], companions: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Do `work` while the companions run; they are cancelled at its end, and a failure of one of them ends it."""
+    worker = asyncio.ensure_future(work)
+    tasks = [asyncio.ensure_future(companion) for companion in companions]
+    try:
+        await asyncio.wait({worker, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (*tasks, worker):
+            if task.done():
+                task.result()
+    finally:
+        await end_tasks([worker, *tasks])
+
+
+def result_fields(content_type: str, data: bytes | None) -> dict[str, object]:
+    """A result for JSON: `result`, or `result_base64` for bytes and for what is not what it says it is."""
+    if data is None or not content_type:
+        return {"result": None}
+    if content_type != BYTES:
+        try:
+            return {"result": decode_result(content_type, data)}
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            pass
+    return {"result_base64": data}
+
+
+def outcome_fields(outcome: Outcome) -> dict[str, object]:
+    """An outcome as `--wait` prints it.
+
+    dispatch_ms: from the submission to the reservation that ended, whose token is the server's time in microseconds.
+    """
+    dispatched = outcome.token > 0 and outcome.submitted_ms > 0
+    ended = outcome.ended_ms > 0 and outcome.submitted_ms > 0
+    return {
+        "job_id": outcome.job_id,
+        "state": outcome.state,
+        "reason": outcome.reason,
+        "detail": outcome.detail,
+        "node": outcome.node,
+        "attempts": outcome.attempts,
+        "dispatch_ms": max(0, outcome.token // 1000 - outcome.submitted_ms) if dispatched else None,
+        "total_ms": outcome.ended_ms - outcome.submitted_ms if ended else None,
+    } | result_fields(outcome.content_type, outcome.result)

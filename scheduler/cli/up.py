@@ -1,0 +1,99 @@
+"""`scheduler up`: a whole scheduler in one process, on a server of its own unless one is named or already runs here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from pathlib import Path
+from typing import Final
+
+import click
+
+from scheduler import roles
+from scheduler.cli.common import print_line, server_options, settings_of_environment
+from scheduler.cli.failures import without_credentials
+from scheduler.cli.process import STOP_MS_MAX, StartRole, check_server, run_serving, stop_roles, unless_stopped
+from scheduler.config import Settings
+from scheduler.errors import ServerUnavailable
+from scheduler.roles import Role
+from scheduler.store.location import Found, find_url, remove_url_file, url_file, write_url_file
+from scheduler.store.server import EmbeddedServer, start_embedded
+
+logger = logging.getLogger("scheduler")
+
+HERE: Final = Path()
+DATA_DIRECTORY: Final = url_file(HERE).parent
+WATCH_MS: Final = 500
+
+_START: Final[tuple[StartRole, ...]] = (roles.start_manager, roles.start_dispatcher, roles.start_reaper)
+
+
+@click.command(short_help="Run a whole scheduler in one process.")
+@click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=DATA_DIRECTORY,
+    show_default=True,
+    help="Where a server that is started here keeps its data. Its URL is always told in .scheduler/url.",
+)
+@server_options(log_level="info")
+def up(redis_url: str | None, data_dir: Path) -> None:
+    """Run a whole scheduler in this process: manager, dispatcher and reaper.
+
+    Starts a server of its own, with its data on disk, unless one is named or already runs in this directory. Prints the
+    server's URL, and `ready` when everything runs. Other commands of this directory find the server by themselves.
+
+    SIGTERM or Ctrl-C stops in order: partitions and leadership are handed over, then the server that was started here
+    is stopped. A second signal stops at once.
+
+    \b
+    Example:
+      scheduler up
+      scheduler up --redis-url redis://10.0.0.5:6379/0 --log-level warning
+    """
+    settings = settings_of_environment()
+    found = find_url(redis_url, os.environ, HERE)
+    if isinstance(found, Found):
+        logger.info("using the server named by %s", found.place)
+        run_serving(lambda stopping: _serve(found.url, settings, stopping, None))
+        return
+    with start_embedded(data_dir, persistent=True) as server:
+        logger.info("started %s in %s", server.engine, data_dir / server.engine)
+        write_url_file(HERE, server.url)
+        try:
+            run_serving(lambda stopping: _serve(server.url, settings, stopping, server))
+        finally:
+            remove_url_file(HERE, server.url)
+
+
+async def _serve(url: str, settings: Settings, stopping: asyncio.Event, server: EmbeddedServer | None) -> None:
+    """Run the roles until told to stop. Raises: ServerUnavailable when the server that was started here ended."""
+    await check_server(url, settings)
+    started: list[Role] = []
+    alive = True
+    try:
+        for start in _START:
+            role = await unless_stopped(stopping, start(url, settings))
+            if role is None:
+                return
+            started.append(role[0])
+        print_line(without_credentials(url))
+        print_line("ready")
+        alive = await _alive_until(stopping, server)
+    finally:
+        await stop_roles(started, STOP_MS_MAX if alive else 0)
+    if server is not None and not alive:
+        raise ServerUnavailable(f"the server that was started here has ended; its log is {server.log_path}")
+
+
+async def _alive_until(stopping: asyncio.Event, server: EmbeddedServer | None) -> bool:
+    """Wait until told to stop, or until the server of our own has ended. Returns: whether it is alive."""
+    while server is None or server.running:
+        try:
+            async with asyncio.timeout(WATCH_MS / 1000):
+                await stopping.wait()
+            return True
+        except TimeoutError:
+            continue
+    return False

@@ -1,0 +1,246 @@
+"""One run of every script to every answer that it can give, for the tests that watch what scripts do."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+
+from scheduler import model
+from scheduler.config import DEFAULTS
+from scheduler.errors import Fenced
+from scheduler.store.cell import Cell
+from scheduler.store.store import Store
+from tests.seeds import (
+    BOOT,
+    JOB,
+    LATER_BOOT,
+    MANAGER,
+    NODE,
+    OWNER,
+    PARTITION,
+    promote,
+    reject,
+    reject_item,
+    release,
+    release_item,
+    reserve,
+    reserve_item,
+    seed_delayed,
+    seed_entry,
+    seed_job,
+    seed_lapsed,
+    seed_leader,
+    seed_node,
+    seed_owner,
+    seed_poison,
+    seed_record,
+    seed_reserved,
+    submit_item,
+)
+
+
+async def run_layout(store: Store) -> None:
+    """Written, kept."""
+    await store.control.write_layout()
+    await store.control.write_layout()
+
+
+async def run_beat(store: Store) -> None:
+    """A node, a dispatcher, and a stream that takes no entry."""
+    await store.control.beat(b"doc")
+    await seed_poison(store, store.control.keys.heartbeats)
+    await store.control.beat(b"doc", OWNER)
+
+
+async def run_lead(store: Store) -> None:
+    """Leading, following, given up."""
+    await store.control.lead("m1")
+    await store.control.lead("m2")
+    await store.control.give_up_lead("m1")
+
+
+async def run_take(store: Store) -> None:
+    """Taken: new, pending, trimmed. Fenced."""
+    epoch = await seed_leader(store)
+    await store.control.beat(b"doc")
+    await store.control.take(MANAGER, epoch)
+    await store.connection.commands.xtrim(store.control.keys.heartbeats, maxlen=0)
+    await store.control.take(MANAGER, epoch, ["1-1"], pending=True)
+    with contextlib.suppress(Fenced):
+        await store.control.take("m2", epoch)
+
+
+async def run_publish(store: Store) -> None:
+    """Published with everything, also over a poisoned stream. Fenced, stale."""
+    epoch = await seed_leader(store)
+    added: bytes = await store.connection.commands.xadd(store.control.keys.commands, {"command": "drain"})
+    await store.control.take(MANAGER, epoch)
+    await seed_poison(store, store.control.keys.deltas)
+    await store.control.publish(
+        MANAGER,
+        epoch,
+        model.Snapshot(5),
+        sets={"a": b"b"},
+        deletes=["c"],
+        answers=[(added.decode(), b"done")],
+    )
+    with contextlib.suppress(Fenced):
+        await store.control.publish(MANAGER, epoch, model.Snapshot(4))
+    with contextlib.suppress(Fenced):
+        await store.control.publish("m2", epoch, None)
+
+
+async def run_claim(store: Store) -> None:
+    """Owned, held, given up."""
+    await store.cell.claim("d1", [1, 2])
+    await store.cell.claim("d2", [1])
+    await store.cell.claim("d1", [], [1, 2])
+
+
+async def run_capacity(store: Store) -> None:
+    """Written with each message, unchanged, older, refused. Fenced."""
+    await seed_poison(store, store.cell.keys.inbox("n2"))
+    item = model.CapacityItem
+    for each in (
+        item(NODE, 2, BOOT, "ready"),
+        item(NODE, 2, BOOT, "ready"),
+        item(NODE, 0, BOOT, "draining"),
+        item(NODE, 2, BOOT, "ready"),
+        item(NODE, 1, LATER_BOOT, "ready"),
+        item(NODE, 1, BOOT, "ready"),
+        item("n2", 1, BOOT, "ready"),
+    ):
+        await store.cell.capacity(7, [each])
+    with contextlib.suppress(Fenced):
+        await store.cell.capacity(6, [])
+
+
+async def run_leave(store: Store) -> None:
+    """Busy, replaced, left, left again."""
+    await seed_node(store)
+    await store.cell.leave(NODE, BOOT)
+    await store.cell.leave(NODE, LATER_BOOT)
+    await seed_node(store, slots=0, reason="draining")
+    await store.cell.leave(NODE, BOOT)
+    await store.cell.leave(NODE, BOOT)
+
+
+async def run_submit(store: Store) -> None:
+    """Accepted, duplicate, taken, busy, refused."""
+    await seed_poison(store, store.cell.keys.jobs(2))
+    await store.cell.submit([submit_item(), submit_item(nonce="other"), submit_item(session="s2")])
+    await Cell(store.connection, msgspec.structs.replace(DEFAULTS, backlog_max=1)).submit([submit_item("j2")])
+    await store.cell.submit([submit_item("j3", partition=2, payload=b"")])
+
+
+async def run_reserve(store: Store) -> None:
+    """Reserved and its repeat, full, behind, fenced, duplicate, gone, taken, cancelling, a poisoned inbox."""
+    epoch = await seed_owner(store)
+    await seed_node(store)
+    await seed_node(store, "n2")
+    await seed_poison(store, store.cell.keys.inbox("n2"))
+    entries = [await seed_job(store, f"j{i}", f"s{min(i, 3)}") for i in range(5)]
+    await seed_record(store, "j2", cancel=1)
+    copy, taken = await seed_entry(store, "j1", "s1"), await seed_entry(store, "j1", "s9")
+    items = [
+        reserve_item(entries[1], epoch, "j1", "s1", candidates=("n2", NODE), binding="default en:zh"),
+        reserve_item(entries[2], epoch, "j2", "s2"),
+        reserve_item(entries[3], epoch, "j3", "s3", choice="freest"),
+        reserve_item(entries[4], epoch, "j4", "s3"),
+        reserve_item(entries[0], epoch + 1, "j0", "s0"),
+        reserve_item(copy, epoch, "j1", "s1"),
+        reserve_item(taken, epoch, "j1", "s9"),
+        reserve_item("5-5", epoch, "j9", "s8"),
+    ]
+    await reserve(store, items)
+    await reserve(store, items)
+
+
+async def run_renew(store: Store) -> None:
+    """Renewed, stale, unknown, cancelling, overrun."""
+    token = await seed_reserved(store)
+    await store.cell.renew(NODE, [(JOB, token), (JOB, token + 1), ("j9", 1)])
+    await seed_record(store, cancel=1)
+    await store.cell.renew(NODE, [(JOB, token)])
+    await seed_record(store, started_ms=1)
+    await store.cell.renew(NODE, [(JOB, token)])
+
+
+async def run_release(store: Store) -> None:
+    """Released by every verdict, to every place; stale, unknown, busy, moved."""
+    tokens = [await seed_reserved(store, f"j{i}", f"s{i}", slots=9, reply_to="r1") for i in range(7)]
+
+    def item(i: int, verdict: model.Verdict, **rest: Any) -> model.ReleaseItem:
+        fields: dict[str, Any] = {"reply_to": "r1"} | rest
+        return release_item(tokens[i], verdict, f"j{i}", f"s{i}", **fields)
+
+    await seed_lapsed(store, "j3")
+    await seed_record(store, "j6", inbox_id="1-1")
+    await release(
+        store,
+        item(0, "expire"),
+        item(0, "finish", node="n2"),
+        item(0, "finish", result=b"out"),
+        item(0, "dead"),
+        item(1, "retry"),
+        item(2, "retry", delay_ms=5),
+        item(3, "expire"),
+        item(4, "reboot", boot=LATER_BOOT),
+        item(5, "dead", reason="poison"),
+        item(6, "give_back"),
+        release_item(1, "finish", "j9", "s9"),
+    )
+
+
+async def run_reject(store: Store) -> None:
+    """Rejected, fenced, duplicate, gone, busy, cancelled."""
+    epoch = await seed_owner(store)
+    first, second = await seed_job(store, "j1", "s1", reply_to="r1"), await seed_job(store, "j2", "s2")
+    copy = await seed_entry(store, "j2", "s2")
+    await reject(
+        store,
+        reject_item(first, epoch + 1, "expired", "j1", "s1"),
+        reject_item(first, epoch, "expired", "j1", "s1", reply_to="r1"),
+        reject_item(copy, epoch, "expired", "j2", "s2"),
+        reject_item("5-5", epoch, "expired", "j9", "s9"),
+    )
+    await seed_poison(store, store.cell.keys.dead)
+    await reject(store, reject_item(second, epoch, "expired", "j2", "s2"))
+    await reject(store, reject_item(second, epoch, "cancelled", "j2", "s2"))
+
+
+async def run_promote(store: Store) -> None:
+    """Early, moved, promoted, stale, dead, busy."""
+    await seed_delayed(store, due=False)
+    await promote(store)
+    await promote(store, reply_to="r1")
+    await seed_delayed(store, "j2", "s2", reply_to="r1")
+    await promote(store, "j2", reply_to="r1")
+    await promote(store, "j2", reply_to="r1")
+    await seed_delayed(store, "j3", "s3", reply_to="r1")
+    await seed_record(store, "j3", parked_id="1-1")
+    await promote(store, "j3", reply_to="r1")
+    await seed_delayed(store, "j4", "s4")
+    await seed_poison(store, store.cell.keys.jobs(PARTITION))
+    await promote(store, "j4")
+
+
+RUNS: Final[dict[str, Callable[[Store], Awaitable[None]]]] = {
+    "layout": run_layout,
+    "beat": run_beat,
+    "lead": run_lead,
+    "take": run_take,
+    "publish": run_publish,
+    "claim": run_claim,
+    "capacity": run_capacity,
+    "leave": run_leave,
+    "submit": run_submit,
+    "reserve": run_reserve,
+    "renew": run_renew,
+    "release": run_release,
+    "reject": run_reject,
+    "promote": run_promote,
+}

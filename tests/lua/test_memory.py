@@ -1,0 +1,133 @@
+"""A server without memory left refuses new jobs and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from redis.exceptions import OutOfMemoryError
+
+from scheduler import model
+from scheduler.errors import ServerUnavailable
+from scheduler.store.scripts import SCRIPT_NAMES
+from scheduler.store.store import Store, open_store
+from tests.seeds import (
+    BOOT,
+    JOB,
+    MANAGER,
+    NODE,
+    OWNER,
+    dump,
+    promote,
+    reject,
+    reject_item,
+    release,
+    release_item,
+    reserve,
+    reserve_item,
+    seed_delayed,
+    seed_entry,
+    seed_job,
+    seed_leader,
+    seed_node,
+    seed_owner,
+    seed_reserved,
+    submit_item,
+    unchanged,
+)
+
+Act = Callable[[], Awaitable[object]]
+
+
+@contextlib.asynccontextmanager
+async def full_memory(store: Store) -> AsyncIterator[None]:
+    """The server has used more than it may."""
+    await store.connection.commands.config_set("maxmemory", 1)
+    try:
+        yield
+    finally:
+        await store.connection.commands.config_set("maxmemory", 0)
+
+
+async def prepare(store: Store, script: str) -> tuple[Act, object]:
+    """What must be there before; returns a call that writes, and the answer to expect (None: any)."""
+    if script == "layout":
+        return store.control.write_layout, None
+    if script == "beat":
+        return lambda: store.control.beat(b"doc", OWNER), None
+    if script == "lead":
+        return lambda: store.control.lead(MANAGER), None
+    if script in ("take", "publish"):
+        epoch = await seed_leader(store)
+        await store.control.beat(b"doc")
+        if script == "take":
+            return lambda: store.control.take(MANAGER, epoch), None
+        return lambda: store.control.publish(MANAGER, epoch, model.Snapshot(5), sets={"a": b"b"}), None
+    if script == "claim":
+        return lambda: store.cell.claim(OWNER, [1]), None
+    if script == "capacity":
+        return lambda: store.cell.capacity(1, [model.CapacityItem(NODE, 1, BOOT, "ready")]), ["written"]
+    if script == "leave":
+        await seed_node(store, slots=0, reason="draining")
+        return lambda: store.cell.leave(NODE, BOOT), "left"
+    return await prepare_job(store, script)
+
+
+async def prepare_job(store: Store, script: str) -> tuple[Act, object]:
+    """As `prepare`, for the scripts of a job."""
+    if script in ("reserve", "reject"):
+        epoch = await seed_owner(store)
+        await seed_node(store)
+        entry_id = await seed_job(store)
+        if script == "reserve":
+            return lambda: reserve(store, [reserve_item(entry_id, epoch)]), None
+        return lambda: reject(store, reject_item(entry_id, epoch)), ["rejected"]
+    if script == "promote":
+        await seed_delayed(store)
+        return lambda: promote(store), "promoted"
+    token = await seed_reserved(store)
+    if script == "renew":
+        return lambda: store.cell.renew(NODE, [(JOB, token)]), None
+    return lambda: release(store, release_item(token, "retry")), [model.Released("queued")]
+
+
+@pytest.mark.parametrize("script", [name for name in SCRIPT_NAMES if name != "submit"])
+async def test_rule_34_every_other_script_writes_with_full_memory(store: Store, script: str) -> None:
+    """What is under way goes on and ends, and the fleet is managed, while memory is full."""
+    act, expected = await prepare(store, script)
+    before = await dump(store)
+
+    async with full_memory(store):
+        answer = await act()
+
+    assert expected in (None, answer)
+    assert await dump(store) != before
+
+
+async def test_rule_34_submit_is_refused_with_full_memory(store: Store, url: str) -> None:
+    """A producer is told that the server does not take the job now, and nothing is written."""
+    await seed_job(store, "earlier", "s9")
+
+    async with await open_store(url, patience_ms=0) as impatient, full_memory(store), unchanged(store):
+        with pytest.raises(ServerUnavailable, match="maxmemory"):
+            await impatient.cell.submit([submit_item()])
+
+
+async def test_rule_34_raw_entry_is_refused_with_full_memory(store: Store) -> None:
+    """An entry that is added by hand is refused by the server itself."""
+    async with full_memory(store), unchanged(store):
+        with pytest.raises(OutOfMemoryError):
+            await seed_entry(store)
+
+
+async def test_rule_34_submit_goes_on_when_there_is_memory_again(store: Store, url: str) -> None:
+    """The refusal leaves nothing behind: the same submission is accepted afterwards."""
+    async with await open_store(url, patience_ms=0) as impatient:
+        async with full_memory(store):
+            with pytest.raises(ServerUnavailable):
+                await impatient.cell.submit([submit_item()])
+
+        (answer,) = await impatient.cell.submit([submit_item()])
+
+    assert isinstance(answer, model.Submitted)

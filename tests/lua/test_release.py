@@ -1,0 +1,596 @@
+"""release.lua: the end of a reservation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from scheduler import model
+from scheduler.store.store import Store
+from tests.seeds import (
+    BOOT,
+    DEAD_RETENTION_MS,
+    JOB,
+    LATER_BOOT,
+    NODE,
+    PARTITION,
+    POOL,
+    RETENTION_MS,
+    SESSION,
+    bodies,
+    document,
+    dump,
+    release,
+    release_item,
+    reserve,
+    reserve_item,
+    seed_delayed,
+    seed_entry,
+    seed_job,
+    seed_lapsed,
+    seed_node,
+    seed_owner,
+    seed_poison,
+    seed_record,
+    seed_reserved,
+    standing,
+    stands,
+    transitions,
+    unchanged,
+)
+
+STALE, UNKNOWN = model.NotReleased("stale"), model.NotReleased("unknown")
+BUSY, MOVED = model.NotReleased("busy"), model.NotReleased("moved")
+GOING_BACK: tuple[model.Verdict, ...] = ("retry", "expire", "reboot", "give_back")
+VERDICTS: tuple[model.Verdict, ...] = (*GOING_BACK, "finish", "dead")
+# Every row that release performs: the endings that lead to it, each with what is prepared before.
+Ending = tuple[model.Verdict, dict[str, Any], str]
+ENDINGS: dict[str, list[Ending]] = {
+    "completed": [("finish", {}, ""), ("finish", {}, "cancelled"), ("finish", {}, "body_lost")],
+    "failed": [("finish", {"state": "failed"}, "")],
+    "requeued": [(verdict, {}, "") for verdict in GOING_BACK],
+    "parked": [("retry", {"delay_ms": 1_000}, ""), *((verdict, {}, "poisoned") for verdict in GOING_BACK)],
+    "given_up": [
+        ("dead", {"reason": "poison"}, ""),
+        *((verdict, {}, "used_up") for verdict in GOING_BACK[:3]),
+    ],
+    "body_lost": [(verdict, {}, "body_lost") for verdict in (*GOING_BACK, "dead")],
+    "cancelled": [(verdict, {}, "cancelled") for verdict in (*GOING_BACK, "dead")],
+}
+CASES = [
+    pytest.param(row, *ending, id=f"{row.event}-{ending[0]}{'-' * bool(ending[2])}{ending[2]}")
+    for row in transitions("release")
+    for ending in ENDINGS[row.event]
+]
+
+
+def ending(token: int, verdict: model.Verdict, **rest: Any) -> model.ReleaseItem:
+    """An ending; a reboot is told by a later boot."""
+    return release_item(token, verdict, boot=LATER_BOOT if verdict == "reboot" else BOOT, **rest)
+
+
+async def seed(store: Store, prepared: str = "", **fields: Any) -> int:
+    """A started reservation whose lease has lapsed, so that every verdict is allowed; returns the token."""
+    token = await seed_reserved(store, started=True, **fields)
+    await seed_lapsed(store)
+    if prepared == "cancelled":
+        await seed_record(store, cancel=1)
+    elif prepared == "poisoned":
+        await seed_poison(store, store.cell.keys.jobs(PARTITION))
+    elif prepared == "used_up":
+        await seed_record(store, attempts=2, crashes=4)
+    elif prepared == "body_lost":
+        inbox_id = (await store.reads.record(JOB))["inbox_id"]
+        await store.connection.commands.xdel(store.cell.keys.inbox(NODE), inbox_id)
+    return token
+
+
+async def only(store: Store, *items: model.ReleaseItem) -> model.Released | model.NotReleased:
+    """The answer of a call with one ending."""
+    (answer,) = await release(store, *items)
+    return answer
+
+
+def text(fields: dict[bytes, bytes]) -> dict[str, str]:
+    """Fields of a stream entry as text."""
+    return {name.decode(): value.decode() for name, value in fields.items()}
+
+
+# ---- the transition table ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("row", "verdict", "rest", "prepared"), CASES)
+async def test_transition(
+    store: Store, row: model.Transition, verdict: model.Verdict, rest: dict[str, Any], prepared: str
+) -> None:
+    """Each row of the transition table that release performs, by every verdict that leads to it."""
+    token = await seed(store, prepared)
+    assert (await standing(store))[0] == row.state
+
+    assert await only(store, ending(token, verdict, **rest)) == model.Released(row.next_state)
+
+    assert await standing(store) == stands(row)
+    assert await store.reads.used([NODE]) == [0]
+
+
+@pytest.mark.parametrize(("row", "verdict", "rest", "prepared"), CASES)
+async def test_rule_28_repeat_gives_the_same_answer_and_changes_nothing(
+    store: Store, row: model.Transition, verdict: model.Verdict, rest: dict[str, Any], prepared: str
+) -> None:
+    """The same call after a lost reply is answered the same, whatever the ending was."""
+    token = await seed(store, prepared)
+    await release(store, ending(token, verdict, **rest))
+
+    async with unchanged(store):
+        assert await only(store, ending(token, verdict, **rest)) == model.Released(row.next_state)
+
+
+@pytest.mark.parametrize("late", VERDICTS)
+@pytest.mark.parametrize("first", VERDICTS)
+async def test_rule_28_only_token_and_verdict_of_the_last_ending_are_a_repeat(
+    store: Store, first: model.Verdict, late: model.Verdict
+) -> None:
+    """After one ending every other verdict with that token is stale, a late finish after an expiry too."""
+    token = await seed(store)
+    answer = await only(store, ending(token, first))
+
+    async with unchanged(store):
+        again = await only(store, ending(token, late))
+
+    assert again == (answer if late == first else STALE)
+
+
+# ---- what an ending writes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["completed", "failed"])
+async def test_rule_23_terminal_record_is_small_and_the_result_has_its_own_key(store: Store, state: Any) -> None:
+    """Record, result with the same expiry, both feeds, the slot and the wake: an ending as a whole."""
+    token = await seed(store, reply_to="r1", tenant="t1")
+    before = await store.reads.record(JOB)
+    freed_before = await store.reads.length(store.cell.keys.freed)
+    item = ending(
+        token,
+        "finish",
+        state=state,
+        reason="why",
+        detail="how",
+        result=b"\x00out",
+        content_type="text/plain",
+        reply_to="r1",
+        tenant_id="t1",
+    )
+
+    assert await only(store, item) == model.Released(state)
+
+    k = store.cell.keys
+    record = await store.reads.record(JOB)
+    shared = {
+        "state": state,
+        "session": SESSION,
+        "entry": before["entry"],
+        "life": "1",
+        "node": NODE,
+        "token": str(token),
+        "reason": "why",
+        "attempts": "0",
+        "submitted_ms": before["submitted_ms"],
+        "ended_ms": record["ended_ms"],
+        "content_type": "text/plain",
+    }
+    assert record == shared | {"last_token": str(token), "last_verdict": "finish"}
+    assert await store.reads.result(JOB) == b"\x00out"
+    for key in (k.job(JOB), k.result(JOB)):
+        assert RETENTION_MS - 5_000 < await store.connection.commands.pttl(key) <= RETENTION_MS
+    ((_, outcome),) = await store.reads.entries(k.results)
+    assert text(outcome) == shared | {"job_id": JOB, "detail": "how", "result": "\x00out"}
+    assert [fields for _, fields in await store.reads.entries(k.replies("r1"))] == [outcome]
+    assert [fields for _, fields in await store.reads.entries(k.freed)][freed_before:] == [{b"nodes": b"n1"}]
+    assert await store.reads.are_open([NODE]) == [True]
+
+
+async def test_long_result_is_not_copied_into_the_feed(store: Store) -> None:
+    """A result above the limit is told without its bytes; who wants it reads its key."""
+    token = await seed(store)
+    result = b"x" * (store.settings.result_inline_bytes_max + 1)
+
+    await release(store, ending(token, "finish", result=result))
+
+    ((_, outcome),) = await store.reads.entries(store.cell.keys.results)
+    assert b"result" not in outcome
+    assert await store.reads.result(JOB) == result
+
+
+async def test_requeued_job_has_its_body_and_history_in_the_intake(store: Store) -> None:
+    """The new entry carries document, payload, job id, first submission and the node to avoid."""
+    token = await seed(store)
+    before = await store.reads.record(JOB)
+
+    await release(store, ending(token, "retry", reason="flaky"))
+
+    ((entry_id, fields),) = await store.reads.entries(store.cell.keys.jobs(PARTITION))
+    assert text(fields) == {
+        "job": document().decode(),
+        "payload": "body",
+        "job_id": JOB,
+        "submitted_ms": before["submitted_ms"],
+        "avoid": NODE,
+    }
+    for gone in ("started_ms", "inbox_id", "lease_until_ms"):
+        del before[gone]
+    assert await store.reads.record(JOB) == before | {
+        "state": "queued",
+        "entry": f"{PARTITION}/{entry_id}",
+        "attempts": "1",
+        "crashes": "0",
+        "not_started": "0",
+        "avoid": NODE,
+        "last_token": str(token),
+        "last_verdict": "retry",
+        "reason": "flaky",
+    }
+
+
+async def test_given_back_job_avoids_no_node(store: Store) -> None:
+    """A node that stops in an orderly way did nothing wrong."""
+    token = await seed(store)
+
+    await release(store, ending(token, "give_back"))
+
+    ((_, fields),) = await store.reads.entries(store.cell.keys.jobs(PARTITION))
+    assert fields[b"avoid"] == b""
+
+
+async def test_delayed_job_is_due_after_its_delay(store: Store) -> None:
+    """The body is parked with its partition, and the due time counts from the server's clock."""
+    token = await seed(store)
+    now_ms, _ = await store.cell.release([ending(token, "retry", delay_ms=60_000)], RETENTION_MS, DEAD_RETENTION_MS)
+
+    k = store.cell.keys
+    ((parked_id, fields),) = await store.reads.entries(k.parked)
+    assert fields[b"partition"] == str(PARTITION).encode()
+    assert (await store.reads.record(JOB))["parked_id"] == parked_id
+    assert (await dump(store))[k.delayed] == ("zset", [[JOB, float(now_ms + 60_000)]], False)
+
+
+async def test_dead_job_is_kept_with_its_body_and_history(store: Store) -> None:
+    """A job that is given up lies in the dead stream, and its record lives as long."""
+    token = await seed(store, tenant="t1")
+    before = await store.reads.record(JOB)
+
+    await release(store, ending(token, "dead", reason="poison", detail="it kills nodes", tenant_id="t1"))
+
+    k = store.cell.keys
+    ((dead_id, dead),) = await store.reads.entries(k.dead)
+    assert text(dead) == {
+        "job": document().decode(),
+        "payload": "body",
+        "job_id": JOB,
+        "submitted_ms": before["submitted_ms"],
+        "reason": "poison",
+        "detail": "it kills nodes",
+        "session": SESSION,
+        "partition": str(PARTITION),
+        "tenant": "t1",
+        "node": NODE,
+        "attempts": "0",
+        "crashes": "0",
+        "not_started": "0",
+        "life": "1",
+    }
+    record = await store.reads.record(JOB)
+    assert (record["dead_id"], record["partition"]) == (dead_id, str(PARTITION))
+    assert DEAD_RETENTION_MS - 5_000 < await store.connection.commands.pttl(k.job(JOB)) <= DEAD_RETENTION_MS
+    assert k.result(JOB) not in await dump(store)
+
+
+# ---- budgets -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("verdict", "started", "counts"),
+    [
+        ("retry", True, ("1", "0", "0")),
+        ("retry", False, ("1", "0", "0")),
+        ("expire", True, ("0", "1", "0")),
+        ("reboot", True, ("0", "1", "0")),
+        ("expire", False, ("0", "0", "1")),
+        ("reboot", False, ("0", "0", "1")),
+        ("give_back", True, ("0", "0", "0")),
+        ("give_back", False, ("0", "0", "0")),
+    ],
+)
+async def test_rule_12_each_ending_counts_once_and_an_unstarted_job_is_no_crash(
+    store: Store, verdict: model.Verdict, started: bool, counts: tuple[str, str, str]
+) -> None:
+    """Failures, crashes and jobs that were never started are counted apart; a give-back costs nothing."""
+    token = await seed_reserved(store, started=started)
+    await seed_lapsed(store)
+
+    await release(store, ending(token, verdict))
+
+    record = await store.reads.record(JOB)
+    assert (record["attempts"], record["crashes"], record["not_started"]) == counts
+
+
+@pytest.mark.parametrize(
+    ("verdict", "started", "used", "detail"),
+    [
+        ("retry", True, {"attempts": 1}, "failed 2 times; last: boom"),
+        ("expire", True, {"crashes": 2}, "lost with its node 3 times; last: boom"),
+        ("reboot", True, {"crashes": 2}, "lost with its node 3 times; last: boom"),
+        ("expire", False, {"not_started": 4}, "not started 5 times; last: boom"),
+        ("reboot", False, {"not_started": 4}, "not started 5 times; last: boom"),
+    ],
+)
+async def test_used_up_budget_is_dead_with_the_reason(
+    store: Store, verdict: model.Verdict, started: bool, used: dict[str, Any], detail: str
+) -> None:
+    """The script itself gives up a job whose budget, as of its reservation, is used up."""
+    policy = model.Pool(POOL, attempts_max=2, crashes_max=3)
+    token = await seed_reserved(store, started=started, pool=policy)
+    await seed_lapsed(store)
+    await seed_record(store, **used)
+
+    assert await only(store, ending(token, verdict, detail="boom")) == model.Released("dead")
+
+    ((_, dead),) = await store.reads.entries(store.cell.keys.dead)
+    assert (dead[b"reason"].decode(), dead[b"detail"].decode()) == ("attempts_exhausted", detail)
+
+
+async def test_give_back_has_no_budget(store: Store) -> None:
+    """A job is given back as often as nodes stop."""
+    token = await seed(store, "used_up")
+    await seed_record(store, not_started=99)
+
+    assert await only(store, ending(token, "give_back")) == model.Released("queued")
+
+
+# ---- refusals change nothing -------------------------------------------------------------------------------
+
+
+async def test_job_without_a_record_is_unknown(store: Store) -> None:
+    """After the retention nothing is known of a job."""
+    await seed_node(store)
+
+    async with unchanged(store):
+        assert await only(store, ending(1, "finish")) == UNKNOWN
+
+
+@pytest.mark.parametrize("verdict", VERDICTS)
+@pytest.mark.parametrize("shift", [-1, 1])
+async def test_another_token_is_stale_and_changes_nothing(store: Store, verdict: model.Verdict, shift: int) -> None:
+    """Only the holder of this very token ends the reservation."""
+    token = await seed(store)
+
+    async with unchanged(store):
+        assert await only(store, ending(token + shift, verdict)) == STALE
+
+
+@pytest.mark.parametrize("verdict", VERDICTS)
+async def test_token_from_before_is_stale_while_the_job_runs_again(store: Store, verdict: model.Verdict) -> None:
+    """A node that was thought dead cannot end the reservation that came after its own."""
+    first = await seed(store)
+    await release(store, ending(first, "expire"))
+    epoch = await seed_owner(store)
+    entry_id = (await store.reads.record(JOB))["entry"].partition("/")[2]
+    await reserve(store, [reserve_item(entry_id, epoch)])
+
+    async with unchanged(store):
+        answer = await only(store, ending(first, verdict))
+
+    assert answer == (model.Released("reserved") if verdict == "expire" else STALE)
+
+
+@pytest.mark.parametrize("state", ["queued", "delayed"])
+async def test_job_that_is_not_reserved_is_stale(store: Store, state: str) -> None:
+    """Without a reservation there is nothing to end, even with the record's own token."""
+    if state == "queued":
+        await seed_job(store)
+        await seed_record(store, token=5)
+        token = 5
+    else:
+        token = await seed_delayed(store)
+
+    async with unchanged(store):
+        assert await only(store, ending(token, "finish")) == STALE
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"node": "n2"}, {"partition": 2}, {"session": "s2"}, {"tenant_id": "t2"}, {"reply_to": "r2"}],
+    ids=lambda fields: next(iter(fields)),
+)
+@pytest.mark.parametrize("verdict", VERDICTS)
+async def test_rule_27_keys_that_disagree_with_the_record_are_moved(
+    store: Store, verdict: model.Verdict, fields: dict[str, Any]
+) -> None:
+    """A caller that names another node, partition, session, tenant or reply stream changes nothing."""
+    token = await seed(store)
+
+    async with unchanged(store):
+        assert await only(store, ending(token, verdict, **fields)) == MOVED
+
+
+async def test_rule_15_expire_before_the_deadline_is_busy(store: Store) -> None:
+    """A lease that has not ended by the server's clock is not taken away, whoever thinks so."""
+    token = await seed_reserved(store)
+
+    async with unchanged(store):
+        assert await only(store, ending(token, "expire")) == BUSY
+
+
+async def test_rule_15_renewed_lease_is_not_expired(store: Store) -> None:
+    """A renewal that came before the reaper saves the reservation."""
+    token = await seed_reserved(store)
+    await seed_lapsed(store)
+    await store.cell.renew(NODE, [(JOB, token)])
+
+    async with unchanged(store):
+        assert await only(store, ending(token, "expire")) == BUSY
+
+
+@pytest.mark.parametrize("boot", [BOOT, "999-z", "1000-b", ""])
+async def test_rule_13_reboot_needs_a_later_boot(store: Store, boot: str) -> None:
+    """A boot ends reservations of lower boots only, never its own."""
+    token = await seed_reserved(store)
+
+    async with unchanged(store):
+        assert await only(store, release_item(token, "reboot", boot=boot)) == BUSY
+
+
+@pytest.mark.parametrize(("verdict", "prepared"), [("dead", ""), ("retry", "used_up"), ("expire", "used_up")])
+async def test_rule_24_poisoned_dead_stream_is_busy_and_changes_nothing(
+    store: Store, verdict: model.Verdict, prepared: str
+) -> None:
+    """A body that cannot be buried stays with its reservation."""
+    token = await seed(store, prepared)
+    await seed_poison(store, store.cell.keys.dead)
+
+    async with unchanged(store):
+        assert await only(store, ending(token, verdict)) == BUSY
+
+
+@pytest.mark.parametrize("verdict", GOING_BACK)
+async def test_rule_24_poisoned_intake_and_parked_is_busy_and_changes_nothing(
+    store: Store, verdict: model.Verdict
+) -> None:
+    """When no stream takes the body the reservation stands."""
+    token = await seed(store, "poisoned")
+    await seed_poison(store, store.cell.keys.parked)
+
+    async with unchanged(store):
+        assert await only(store, ending(token, verdict)) == BUSY
+
+
+async def test_rule_24_poisoned_parked_is_busy_for_a_delayed_retry(store: Store) -> None:
+    """A job that must wait is not sent back at once because its place to wait is broken."""
+    token = await seed(store)
+    await seed_poison(store, store.cell.keys.parked)
+
+    async with unchanged(store):
+        assert await only(store, ending(token, "retry", delay_ms=1_000)) == BUSY
+
+
+async def test_rule_24_poisoned_intake_parks_the_job_for_a_moment(store: Store) -> None:
+    """A body that the intake does not take is parked, due a second later, with its counts."""
+    token = await seed(store, "poisoned")
+
+    now_ms, _ = await store.cell.release([ending(token, "retry")], RETENTION_MS, DEAD_RETENTION_MS)
+
+    after = await dump(store)
+    assert after[store.cell.keys.delayed] == ("zset", [[JOB, float(now_ms + 1_000)]], False)
+    assert (await store.reads.record(JOB))["attempts"] == "1"
+
+
+@pytest.mark.parametrize("verdict", ["finish", "dead"])
+async def test_rule_24_poisoned_feeds_do_not_stop_the_ending(store: Store, verdict: model.Verdict) -> None:
+    """Results, reply stream and `freed` may fail: record, slot and open node are right all the same."""
+    token = await seed(store, reply_to="r1")
+    k = store.cell.keys
+    for stream in (k.results, k.replies("r1"), k.freed):
+        await seed_poison(store, stream)
+
+    answer = await only(store, ending(token, verdict, reply_to="r1"))
+
+    assert isinstance(answer, model.Released)
+    assert (await store.reads.record(JOB))["state"] == answer.state
+    assert await store.reads.used([NODE]) == [0]
+    assert await store.reads.are_open([NODE]) == [True]
+
+
+# ---- room and waking ---------------------------------------------------------------------------------------
+
+
+async def test_rule_20_only_a_full_node_that_gets_room_wakes(store: Store) -> None:
+    """The release that opens a full node is told once; the next one, of an open node, is not."""
+    first = await seed_reserved(store, "j1", "s1", slots=2)
+    second = await seed_reserved(store, "j2", "s2", slots=2)
+    freed = store.cell.keys.freed
+    before = await store.reads.length(freed)
+
+    await release(store, release_item(first, "finish", "j1", "s1"))
+    after_first = await store.reads.length(freed)
+    await release(store, release_item(second, "finish", "j2", "s2"))
+
+    assert (after_first, await store.reads.length(freed)) == (before + 1, before + 1)
+    assert await store.reads.are_open([NODE]) == [True]
+
+
+async def test_rule_20_one_call_wakes_with_one_entry(store: Store) -> None:
+    """Several nodes that get room in one call are told in one entry."""
+    first = await seed_reserved(store, "j1", "s1", node="n1")
+    second = await seed_reserved(store, "j2", "s2", node="n2")
+    before = await store.reads.length(store.cell.keys.freed)
+
+    await release(
+        store,
+        release_item(first, "finish", "j1", "s1", node="n1"),
+        release_item(second, "retry", "j2", "s2", node="n2"),
+    )
+
+    entries = await store.reads.entries(store.cell.keys.freed)
+    assert [fields for _, fields in entries][before:] == [{b"nodes": b"n1 n2"}]
+
+
+@pytest.mark.parametrize("reason", ["draining", "quarantined", "dead", "gone"])
+async def test_rule_21_node_without_slots_is_not_opened(store: Store, reason: Any) -> None:
+    """The end of a job makes no room on a node that takes none."""
+    token = await seed(store)
+    if reason == "gone":
+        await store.connection.commands.hdel(store.cell.keys.capacity, NODE)
+        await store.connection.commands.srem(store.cell.keys.open, NODE)
+    else:
+        await seed_node(store, slots=0, reason=reason)
+    before = await store.reads.length(store.cell.keys.freed)
+
+    await release(store, ending(token, "finish"))
+
+    assert await store.reads.are_open([NODE]) == [False]
+    assert await store.reads.length(store.cell.keys.freed) == before
+
+
+async def test_each_job_of_a_call_has_its_own_answer(store: Store) -> None:
+    """Endings of several jobs, nodes and partitions in one call do not disturb each other."""
+    tokens = {
+        "j1": await seed_reserved(store, "j1", "s1", node="n1", slots=2),
+        "j2": await seed_reserved(store, "j2", "s2", node="n2", slots=2, partition=2),
+        "j3": await seed_reserved(store, "j3", "s3", node="n1", slots=2),
+    }
+
+    answers = await release(
+        store,
+        release_item(1, "finish", "j0", "s0"),
+        release_item(tokens["j1"], "finish", "j1", "s1"),
+        release_item(tokens["j1"], "finish", "j1", "s1"),
+        release_item(tokens["j2"], "retry", "j2", "s2", node="n2", partition=2),
+        release_item(tokens["j3"] + 1, "finish", "j3", "s3"),
+        release_item(tokens["j3"], "expire", "j3", "s3"),
+        release_item(tokens["j3"], "retry", "j3", "s3", delay_ms=5),
+    )
+
+    completed = model.Released("completed")
+    assert answers == [
+        UNKNOWN,
+        completed,
+        completed,
+        model.Released("queued"),
+        STALE,
+        BUSY,
+        model.Released("delayed"),
+    ]
+    assert sorted(await bodies(store)) == [("intake", "j2"), ("parked", "j3")]
+
+
+async def test_raw_job_ends_like_a_submitted_one(store: Store) -> None:
+    """A job that was written by hand, without tenant or reply stream, completes."""
+    epoch = await seed_owner(store)
+    await seed_node(store)
+    entry_id = await seed_entry(store)
+    (answer,) = await reserve(store, [reserve_item(entry_id, epoch)])
+    assert isinstance(answer, model.Reserved)
+
+    assert await only(store, ending(answer.token, "finish")) == model.Released("completed")
+
+    assert await standing(store) == ("completed", [])

@@ -1,0 +1,164 @@
+"""renew.lua: a node's leases go on."""
+
+from __future__ import annotations
+
+import pytest
+
+from scheduler import model
+from scheduler.store.store import Store
+from tests.seeds import (
+    JOB,
+    NODE,
+    POOL,
+    dump,
+    release,
+    release_item,
+    seed_delayed,
+    seed_job,
+    seed_lapsed,
+    seed_node,
+    seed_record,
+    seed_reserved,
+    standing,
+    stands,
+    transitions,
+    unchanged,
+)
+
+(RENEWED,) = transitions("renew")
+POLICY = model.Pool(POOL, start_ms=4_000, lease_ms=9_000, run_ms_max=70_000)
+STALE, UNKNOWN = model.NotRenewed("stale"), model.NotRenewed("unknown")
+
+
+async def renew(
+    store: Store, *reservations: tuple[str, int], node: str = NODE
+) -> list[model.Renewed | model.NotRenewed]:
+    """The answer for each reservation."""
+    return (await store.cell.renew(node, reservations))[1]
+
+
+async def test_rule_12_first_renewal_marks_the_start_and_sets_the_full_lease(store: Store) -> None:
+    """Slot and record get the full lease from now, the record its start; nothing else changes."""
+    token = await seed_reserved(store, pool=POLICY)
+    before = await dump(store)
+
+    now_ms, answers = await store.cell.renew(NODE, [(JOB, token)])
+
+    lease_until_ms = now_ms + POLICY.lease_ms
+    k = store.cell.keys
+    record = before[k.job(JOB)][1] | {"lease_until_ms": str(lease_until_ms), "started_ms": str(now_ms)}
+    assert answers == [model.Renewed(lease_until_ms)]
+    assert await dump(store) == before | {
+        k.job(JOB): ("hash", record, False),
+        k.slots(NODE): ("zset", [[JOB, float(lease_until_ms)]], False),
+    }
+    assert await standing(store) == stands(RENEWED)
+
+
+async def test_rule_28_repeat_only_moves_the_lease(store: Store) -> None:
+    """A second renewal prolongs from its own time and leaves the start as it was."""
+    token = await seed_reserved(store, started=True)
+    started_ms = (await store.reads.record(JOB))["started_ms"]
+
+    now_ms, answers = await store.cell.renew(NODE, [(JOB, token)])
+
+    assert answers == [model.Renewed(now_ms + 15_000)]
+    record = await store.reads.record(JOB)
+    assert (record["started_ms"], record["lease_until_ms"]) == (started_ms, str(now_ms + 15_000))
+
+
+async def test_rule_28_lapsed_lease_that_nobody_took_is_renewed(store: Store) -> None:
+    """A node that comes late, but before the reaper, keeps its job."""
+    token = await seed_reserved(store)
+    await seed_lapsed(store)
+
+    now_ms, answers = await store.cell.renew(NODE, [(JOB, token)])
+
+    assert answers == [model.Renewed(now_ms + 15_000)]
+    assert await store.reads.reservations(NODE) == [(JOB, now_ms + 15_000)]
+
+
+async def test_requested_cancel_is_told_and_the_lease_goes_on(store: Store) -> None:
+    """Until the handler has stopped the slot is held, so the lease is prolonged all the same."""
+    token = await seed_reserved(store)
+    await seed_record(store, cancel=1)
+
+    now_ms, answers = await store.cell.renew(NODE, [(JOB, token)])
+
+    assert answers == [model.Renewed(now_ms + 15_000, cancelling=True)]
+
+
+async def test_job_without_a_record_is_unknown(store: Store) -> None:
+    """After the retention nothing is known of a job."""
+    await seed_node(store)
+
+    async with unchanged(store):
+        assert await renew(store, (JOB, 1)) == [UNKNOWN]
+
+
+@pytest.mark.parametrize("shift", [-1, 1])
+async def test_another_token_is_stale_and_changes_nothing(store: Store, shift: int) -> None:
+    """Only the live reservation with this very token is prolonged."""
+    token = await seed_reserved(store)
+
+    async with unchanged(store):
+        assert await renew(store, (JOB, token + shift)) == [STALE]
+
+
+async def test_another_node_is_stale_and_changes_nothing(store: Store) -> None:
+    """A node cannot renew what another one holds, even with the right token."""
+    token = await seed_reserved(store)
+    await seed_node(store, "n2")
+
+    async with unchanged(store):
+        assert await renew(store, (JOB, token), node="n2") == [STALE]
+
+
+@pytest.mark.parametrize("verdict", ["finish", "retry", "give_back", "dead", "delayed"])
+async def test_ended_reservation_is_stale_and_changes_nothing(store: Store, verdict: str) -> None:
+    """Whatever became of the job, a late renewal of its last reservation changes nothing."""
+    if verdict == "delayed":
+        token = await seed_delayed(store)
+    else:
+        token = await seed_reserved(store)
+        await release(store, release_item(token, verdict))  # type: ignore[arg-type]
+
+    async with unchanged(store):
+        assert await renew(store, (JOB, token)) == [STALE]
+
+
+async def test_queued_job_is_stale(store: Store) -> None:
+    """A job that was never placed has no reservation to renew."""
+    await seed_job(store)
+
+    async with unchanged(store):
+        assert await renew(store, (JOB, 0)) == [STALE]
+
+
+async def test_slot_that_is_not_held_is_stale(store: Store) -> None:
+    """The slots are the truth: without a slot the record alone holds nothing."""
+    token = await seed_reserved(store)
+    await store.connection.commands.zrem(store.cell.keys.slots(NODE), JOB)
+
+    async with unchanged(store):
+        assert await renew(store, (JOB, token)) == [STALE]
+
+
+async def test_rule_12_renewal_past_the_longest_run_is_refused(store: Store) -> None:
+    """A job that ran for longer than its pool allows is not prolonged, so its lease ends."""
+    token = await seed_reserved(store, pool=POLICY, started=True)
+    await seed_record(store, started_ms=1)
+
+    async with unchanged(store):
+        assert await renew(store, (JOB, token)) == [model.NotRenewed("overrun")]
+
+
+async def test_each_job_of_a_call_has_its_own_answer(store: Store) -> None:
+    """One lost reservation does not keep the others from being prolonged."""
+    first = await seed_reserved(store, "j1", "s1", slots=3)
+    second = await seed_reserved(store, "j2", "s2", slots=3)
+
+    now_ms, answers = await store.cell.renew(NODE, [("j0", 1), ("j1", first + 1), ("j1", first), ("j2", second)])
+
+    renewed = model.Renewed(now_ms + 15_000)
+    assert answers == [UNKNOWN, STALE, renewed, renewed]

@@ -1,0 +1,143 @@
+"""take.lua: the leader reads heartbeats and commands."""
+
+from __future__ import annotations
+
+import pytest
+
+from scheduler import keys, model
+from scheduler.errors import Fenced
+from scheduler.store.connection import ScriptFailed
+from scheduler.store.store import Store
+from tests.seeds import MANAGER, dump, seed_leader, unchanged
+
+
+async def seed_command(store: Store) -> str:
+    """A command of an operator; returns its id."""
+    added: bytes = await store.connection.commands.xadd(store.control.keys.commands, {"command": "drain n1"})
+    return added.decode()
+
+
+async def pending(store: Store, stream: str) -> list[str]:
+    """What the management group has read and not acknowledged."""
+    groups = (await dump(store))[stream][1]["groups"]
+    ids: list[str] = groups[keys.MANAGEMENT_GROUP][1]
+    return ids
+
+
+async def test_first_take_makes_the_groups_and_reads_what_was_there(store: Store) -> None:
+    """Heartbeats and commands from before the first leader are read."""
+    beaten = await store.control.beat(b"doc")
+    command = await seed_command(store)
+    epoch = await seed_leader(store)
+
+    taken = await store.control.take(MANAGER, epoch)
+
+    (heartbeat,) = taken.heartbeats
+    assert taken == model.Taken(
+        now_ms=taken.now_ms,
+        heartbeats=(model.Heartbeat(heartbeat.id, b"doc", beaten.now_ms),),
+        commands=(model.Command(command, {b"command": b"drain n1"}),),
+    )
+
+
+@pytest.mark.parametrize(("name", "shift"), [("m2", 0), (MANAGER, 1), (MANAGER, -1)])
+async def test_fenced_reader_changes_nothing(store: Store, name: str, shift: int) -> None:
+    """Another name or another epoch than the leader's reads nothing and acknowledges nothing."""
+    epoch = await seed_leader(store)
+    await store.control.beat(b"doc")
+    taken = await store.control.take(MANAGER, epoch)
+    await store.control.beat(b"doc")
+
+    async with unchanged(store):
+        with pytest.raises(Fenced):
+            await store.control.take(name, epoch + shift, [taken.heartbeats[0].id])
+
+
+async def test_fenced_without_any_leader(store: Store) -> None:
+    """Before the first leader nobody reads."""
+    async with unchanged(store):
+        with pytest.raises(Fenced):
+            await store.control.take(MANAGER, 1)
+
+
+async def test_rule_32_take_acknowledges_the_last_batch(store: Store) -> None:
+    """Heartbeats of the last take are acknowledged by the call that reads the next ones."""
+    epoch = await seed_leader(store)
+    await store.control.beat(b"one")
+    first = await store.control.take(MANAGER, epoch)
+    await store.control.beat(b"two")
+
+    second = await store.control.take(MANAGER, epoch, [first.heartbeats[0].id])
+
+    assert [each.document for each in second.heartbeats] == [b"two"]
+    assert await pending(store, store.control.keys.heartbeats) == [second.heartbeats[0].id]
+
+
+async def test_rule_32_trimmed_pending_entries_are_acknowledged(store: Store) -> None:
+    """What was read and then trimmed can never be handled: reading it again acknowledges it."""
+    epoch = await seed_leader(store)
+    await store.control.beat(b"doc")
+    await seed_command(store)
+    await store.control.take(MANAGER, epoch)
+    await store.connection.commands.xtrim(store.control.keys.heartbeats, maxlen=0)
+    await store.connection.commands.xtrim(store.control.keys.commands, maxlen=0)
+
+    taken = await store.control.take(MANAGER, epoch, pending=True)
+
+    assert (taken.heartbeats, taken.commands) == ((), ())
+    assert await pending(store, store.control.keys.heartbeats) == []
+    assert await pending(store, store.control.keys.commands) == []
+
+
+async def test_rule_28_lost_reply_is_read_again_as_pending(store: Store) -> None:
+    """What a lost reply contained is not new any more, but pending: a read of the pending has all of it."""
+    epoch = await seed_leader(store)
+    await store.control.beat(b"doc")
+    await seed_command(store)
+    lost = await store.control.take(MANAGER, epoch)
+
+    repeated = await store.control.take(MANAGER, epoch)
+    async with unchanged(store):
+        again = await store.control.take(MANAGER, epoch, pending=True)
+
+    assert (repeated.heartbeats, repeated.commands) == ((), ())
+    assert (again.heartbeats, again.commands) == (lost.heartbeats, lost.commands)
+
+
+async def test_pending_read_goes_on_after_an_acknowledgement(store: Store) -> None:
+    """Reading the pending batch by batch, each call acknowledging the last, comes to an end."""
+    epoch = await seed_leader(store)
+    for document in (b"one", b"two", b"three"):
+        await store.control.beat(document)
+    await store.control.take(MANAGER, epoch)
+
+    first = await store.control.take(MANAGER, epoch, pending=True, count=2)
+    second = await store.control.take(MANAGER, epoch, [each.id for each in first.heartbeats], pending=True, count=2)
+    third = await store.control.take(MANAGER, epoch, [each.id for each in second.heartbeats], pending=True, count=2)
+
+    read = [[each.document for each in taken.heartbeats] for taken in (first, second, third)]
+    assert read == [[b"one", b"two"], [b"three"], []]
+
+
+async def test_unanswered_command_is_pending_for_the_next_leader(store: Store) -> None:
+    """A command stays pending however often heartbeats are acknowledged, and the next leader reads it."""
+    epoch = await seed_leader(store)
+    command = await seed_command(store)
+    await store.control.take(MANAGER, epoch)
+    await store.control.take(MANAGER, epoch)
+    await store.control.give_up_lead(MANAGER)
+    next_epoch = await seed_leader(store, "m2")
+
+    taken = await store.control.take("m2", next_epoch, pending=True)
+
+    assert [each.id for each in taken.commands] == [command]
+
+
+async def test_other_errors_are_not_taken_for_a_missing_group(store: Store) -> None:
+    """A key of another type is an error of the call, and nothing is made in its place."""
+    epoch = await seed_leader(store)
+    await store.connection.commands.set(store.control.keys.heartbeats, "no stream")
+
+    async with unchanged(store):
+        with pytest.raises(ScriptFailed, match="WRONGTYPE"):
+            await store.control.take(MANAGER, epoch)
