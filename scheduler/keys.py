@@ -1,7 +1,8 @@
 """Every key, stream, group and field name of the server: nobody else glues a key.
 
 Two kinds of hash tag: `{sched}` holds the control plane, `{sched:<cell>}` everything of one cell, so that each script
-touches one slot of a Cluster. `sched` is the namespace and can be changed. `docs/PROTOCOL.md` is the contract in words.
+touches one slot of a Cluster. `sched` is the namespace and can be changed. `docs/ARCHITECTURE.md` says who
+writes what.
 """
 
 from __future__ import annotations

@@ -42,8 +42,8 @@ class Reservation(msgspec.Struct):
 
 
 def to_stop(reservations: Iterable[Reservation], latest_ms: float, margin_ms: int) -> list[Reservation]:
-    """Those whose lease may have ended within `margin_ms`."""
-    return [each for each in reservations if latest_ms >= each.lease_until_ms - margin_ms]
+    """Those whose lease may end within the margin."""
+    return [each for each in reservations if not may_run(each, latest_ms, margin_ms)]
 
 
 def renewal_due(reservations: Iterable[Reservation], latest_ms: float) -> bool:
@@ -51,6 +51,9 @@ def renewal_due(reservations: Iterable[Reservation], latest_ms: float) -> bool:
     return any(latest_ms >= each.lease_until_ms - each.length_ms * 2 / 3 for each in reservations)
 
 
-def may_start(lease_until_ms: int, latest_ms: float, margin_ms: int) -> bool:
-    """Whether a handler may start: an assignment can arrive late."""
-    return latest_ms < lease_until_ms - margin_ms
+def may_run(reservation: Reservation, latest_ms: float, margin_ms: int) -> bool:
+    """Whether a handler may start or go on: an assignment can arrive late.
+
+    The margin is half of the lease at most: pools can have shorter leases than the node's own settings were made for.
+    """
+    return latest_ms < reservation.lease_until_ms - min(margin_ms, reservation.length_ms // 2)

@@ -29,8 +29,8 @@ async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
 class Loop:
     """Runs `step` every `every_ms`, or without a pause when it is 0 (a step that blocks by itself).
 
-    An error of one step is logged and the next step goes on: state must be right after any step. `wake()` ends the
-    pause early. `stop()` lets the running step finish.
+    An error of one step is logged and the next step goes on: state must be right after any step. The same error again
+    is logged at debug level only. `wake()` ends the pause early. `stop()` lets the running step finish.
     """
 
     def __init__(self, name: str, step: Callable[[], Awaitable[object]], every_ms: int) -> None:
@@ -39,6 +39,7 @@ class Loop:
         self._every_ms = every_ms
         self._wake = asyncio.Event()
         self._stopping = False
+        self._complained = ""
 
     def wake(self) -> None:
         """Begin the next step now."""
@@ -58,12 +59,20 @@ class Loop:
             except Fenced as error:
                 logger.warning("%s: %s", self.name, error)
             except (SchedulerError, OSError) as error:
-                logger.error("%s: %s", self.name, error)
+                self._complain(str(error), error, traceback=False)
                 pause_ms = max(pause_ms, _PAUSE_AFTER_ERROR_MS)
-            except Exception:
-                logger.exception("%s: a step failed", self.name)
+            except Exception as error:
+                self._complain("a step failed", error, traceback=True)
                 pause_ms = max(pause_ms, _PAUSE_AFTER_ERROR_MS)
+            else:
+                self._complained = ""
             await self._pause(pause_ms)
+
+    def _complain(self, what: str, error: Exception, traceback: bool) -> None:
+        """Log a failure once, not at every step for as long as it lasts."""
+        level = logging.DEBUG if repr(error) == self._complained else logging.ERROR
+        self._complained = repr(error)
+        logger.log(level, "%s: %s", self.name, what, exc_info=error if traceback else None)
 
     async def _pause(self, pause_ms: float) -> None:
         if pause_ms <= 0 or self._stopping:

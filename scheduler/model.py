@@ -207,7 +207,11 @@ def decode_job(data: bytes) -> JobDocument:
         keys.check_id("job_id", job.job_id)
         if job.job_id.startswith(keys.GENERATED_PREFIX):
             raise InvalidInput(f"job_id = {job.job_id!r}: expected not to start with ~, which is for generated ids")
-    if job.src_lang or job.tgt_lang:
+    if bool(job.src_lang) != bool(job.tgt_lang):
+        raise InvalidInput(
+            f"src_lang = {job.src_lang!r}, tgt_lang = {job.tgt_lang!r}: expected both languages, or none of them"
+        )
+    if job.src_lang:
         check_pair(job.src_lang, job.tgt_lang)
     if job.tenant_id:
         keys.check_name("tenant_id", job.tenant_id)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +24,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from scheduler import handlers, keys, leases, model
-from scheduler.config import DEFAULTS, Settings, check_settings
+from scheduler.config import Settings, check_settings, read_settings
 from scheduler.errors import InvalidInput, SchedulerError
 from scheduler.handlers import Handler, Job, Threads
 from scheduler.loop import Loop, end_tasks
@@ -66,9 +67,10 @@ class Node:
     """One node. Entering registers it and begins to serve; leaving drains it: running jobs end, then it leaves the
     fleet.
 
-    Args: url of the server; node_id, one running process each; capacity, jobs at once; handler; pairs, (source, target)
-    languages; features; labels; pool, empty for the default; version, of the node's software; settings; observer;
-    drain_ms_max, how long leaving waits for running jobs before it gives them back.
+    Args: url of the server; node_id, one running process each; capacity, jobs at once; handler; pairs, (source,
+    target) languages; features; labels; pool, empty for the default; version, of the node's software; settings, by
+    default from the `SCHED_*` variables; observer; drain_ms_max, how long leaving waits for running jobs before it
+    gives them back.
     Raises: InvalidInput; on entering ServerUnavailable or ServerRefused.
     """
 
@@ -84,10 +86,11 @@ class Node:
         labels: Mapping[str, str] | None = None,
         pool: str = "",
         version: str = "",
-        settings: Settings = DEFAULTS,
+        settings: Settings | None = None,
         observer: Observer | None = None,
         drain_ms_max: int = DRAIN_MS_MAX,
     ) -> None:
+        settings = read_settings(os.environ) if settings is None else settings
         check_settings(settings)
         if capacity < 1:
             raise InvalidInput(f"capacity = {capacity!r}: expected a number of slots above 0")
@@ -279,14 +282,14 @@ class Node:
         lease_until_ms, lease_ms = int(fields[b"lease_until_ms"]), int(fields[b"lease_ms"])
         if job.token in self._running:
             return
-        if not leases.may_start(lease_until_ms, self._clock.latest_ms(_monotonic_ms()), self._settings.margin_ms):
+        length_ms = max(1, lease_until_ms - int(job.inbox_id.partition("-")[0]))
+        lease = leases.Reservation(job.job_id, job.token, lease_until_ms, lease_ms, length_ms)
+        if not leases.may_run(lease, self._clock.latest_ms(_monotonic_ms()), self._settings.margin_ms):
             self._end(job, "give_back", retry.given_back("the assignment arrived too late"))
             return
         if self._threads.left_behind and len(self._running) + self._threads.left_behind >= self._beat_document.capacity:
             self._end(job, "give_back", retry.given_back("a thread that lost its lease still occupies the slot"))
             return
-        length_ms = max(1, lease_until_ms - int(job.inbox_id.partition("-")[0]))
-        lease = leases.Reservation(job.job_id, job.token, lease_until_ms, lease_ms, length_ms)
         task = asyncio.create_task(self._attempt(job), name=f"job {job.job_id}")
         self._running[job.token] = _Running(job, lease, task)
         task.add_done_callback(functools.partial(self._attempt_ended, job))

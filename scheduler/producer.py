@@ -11,6 +11,7 @@ the first try, so that a repeated submission is the same job, and an answer that
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, Final
@@ -19,7 +20,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from scheduler import keys, model
-from scheduler.config import DEFAULTS, Settings, check_settings
+from scheduler.config import Settings, check_settings, read_settings
 from scheduler.errors import InvalidInput, JobFailed, NotAccepted, ServerUnavailable
 from scheduler.handlers import decode_result
 from scheduler.loop import end_tasks
@@ -43,14 +44,15 @@ class Request(msgspec.Struct, frozen=True):
 class Producer:
     """Submits jobs.
 
-    Args: url of the server; settings; patience_ms, for how long a call is repeated while the server does not answer;
-    reply_to, a results stream of one's own for all jobs that name none.
+    Args: url of the server; settings, by default from the `SCHED_*` variables; patience_ms, for how long a call is
+    repeated while the server does not answer; reply_to, a results stream of one's own for all jobs that name none.
     Raises: on entering ServerUnavailable or ServerRefused.
     """
 
     def __init__(
-        self, url: str, *, settings: Settings = DEFAULTS, patience_ms: int | None = PATIENCE_MS, reply_to: str = ""
+        self, url: str, *, settings: Settings | None = None, patience_ms: int | None = PATIENCE_MS, reply_to: str = ""
     ) -> None:
+        settings = read_settings(os.environ) if settings is None else settings
         check_settings(settings)
         if reply_to:
             keys.check_name("reply_to", reply_to)

@@ -35,18 +35,27 @@ def process_name(role: str) -> tuple[str, str]:
 
 
 class Role:
-    """A role that runs: a loop, and what to do at its end."""
+    """A role that runs: a loop, how to end a step that waits, and what to do at the end."""
 
-    def __init__(self, name: str, loop: Loop, close: Callable[[], Awaitable[None]], store: Store) -> None:
+    def __init__(
+        self,
+        name: str,
+        loop: Loop,
+        close: Callable[[], Awaitable[None]],
+        store: Store,
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:
         self.name = name
         self._loop = loop
         self._close = close
         self._store = store
+        self._wake = wake
         self._task = asyncio.create_task(loop.run(), name=name)
 
     async def stop(self) -> None:
         """Finish the step that is under way, hand over what is held, and disconnect."""
         self._loop.stop()
+        self._wake()
         await asyncio.gather(self._task, return_exceptions=True)
         try:
             await self._close()
@@ -77,7 +86,8 @@ async def start_dispatcher(url: str, settings: Settings) -> tuple[Role, Dispatch
     except BaseException:
         await store.close()
         raise
-    return Role(name, Loop("dispatcher", dispatcher.run_once, 0), dispatcher.close, store), dispatcher
+    loop = Loop("dispatcher", dispatcher.run_once, 0)
+    return Role(name, loop, dispatcher.close, store, dispatcher.wake), dispatcher
 
 
 async def start_reaper(url: str, settings: Settings) -> tuple[Role, Reaper]:

@@ -63,7 +63,7 @@ class Dispatcher:
         self.report = Report()
         self.waiting = Waiting()
         self.bindings = Bindings(settings.sessions_max, settings.session_ttl_ms)
-        self.snapshots = Snapshots(store.control, self._nudge)
+        self.snapshots = Snapshots(store.control, self.wake)
         self.partitions = Partitions(store.cell, owner, layout.partitions, self._gained, self._lost)
         self._store = store
         self._settings = settings
@@ -98,9 +98,10 @@ class Dispatcher:
         """One step: keep what is ours, take the next batch, and place what can be placed. Returns the counts so far."""
         assert self._reader is not None
         await self._keep()
-        batch = await self._reader.next((min(self._due.values()) - time.monotonic()) * 1000)
+        batch = await self._reader.next(self._idle_ms())
         self._swap()
         newcomers = self._decode(batch)
+        self._refused += self._sweep.overdue(self.partitions.server_ms())
         self._wake(batch)
         await self._try_waiting()
         for start in range(0, len(newcomers), self._settings.batch_max):
@@ -111,6 +112,12 @@ class Dispatcher:
         self.report.waiting = len(self.waiting)
         self.report.sweep_hits = self.waiting.sweep_hits
         return self.report
+
+    def _idle_ms(self) -> float:
+        """For how long there is nothing to do, unless something is read: until the next timer or deadline."""
+        idle_ms = (min(self._due.values()) - time.monotonic()) * 1000
+        deadline_ms = self.waiting.next_deadline_ms()
+        return idle_ms if deadline_ms is None else min(idle_ms, deadline_ms - self.partitions.server_ms() + 1)
 
     # ---- decode, and what the world tells ----
 
@@ -371,7 +378,9 @@ class Dispatcher:
             self._reader.drop(partition)
         self.waiting.drop_partition(partition)
         self._refused = [item for item in self._refused if item.partition != partition]
-        self.bindings.forget([each for each in self.bindings.sessions() if self._partition_of(each) == partition])
+        partitions, cells = self._layout.partitions, self._layout.cells
+        sessions = self.bindings.sessions()
+        self.bindings.forget([each for each in sessions if keys.partition_of(each, partitions, cells) == partition])
         self._due["claim"] = 0.0
 
     async def _beat(self) -> None:
@@ -384,14 +393,12 @@ class Dispatcher:
         self._loads.clear()
         self._refused += self._stuck
         self._stuck = []
-        self._refused += self._sweep.refuse(self._index, _now_ms(), self.partitions.server_ms())
+        self._refused += self._sweep.unservable(self._index, _now_ms())
         if self._reader is not None:
             await self._sweep.look(self._index, self._store.reads, self._reader)
 
-    def _partition_of(self, session_id: str) -> int:
-        return keys.partition_of(session_id, self._layout.partitions, self._layout.cells)
-
-    def _nudge(self) -> None:
+    def wake(self) -> None:
+        """Let a step that waits for work end now."""
         if self._reader is not None:
             self._reader.nudge()
 

@@ -29,12 +29,13 @@ class Sweep:
         self._settings = settings
         self._no_node_since_ms: dict[Class, float] = {}
 
-    def refuse(self, index: Index, now_ms: float, server_ms: int) -> list[RejectItem]:
-        """Take out of the waiting those whose deadline has passed, and those that no node served for the time of grace.
+    def overdue(self, server_ms: int) -> list[RejectItem]:
+        """Take those out of the waiting whose deadline has passed, by the server's time."""
+        return self._leave(self._waiting.overdue(server_ms), expired)
 
-        Args: index; now_ms, monotonic; server_ms, the server's time.
-        """
-        refused = self._leave(self._waiting.overdue(server_ms), expired)
+    def unservable(self, index: Index, now_ms: float) -> list[RejectItem]:
+        """Take those out of the waiting that no node served for the time of grace; now_ms: monotonic."""
+        refused: list[RejectItem] = []
         unservable = [wanted for wanted in self._waiting.classes() if not index.eligible(wanted)]
         self._no_node_since_ms = {wanted: self._no_node_since_ms.get(wanted, now_ms) for wanted in unservable}
         for wanted, since_ms in self._no_node_since_ms.items():

@@ -74,10 +74,14 @@ class _Line:
 
 
 class Waiting:
-    """All waiting jobs of one dispatcher."""
+    """All waiting jobs of one dispatcher.
+
+    waited: how many there were; sweep_hits: how many were placed only because the sweep looked.
+    """
 
     def __init__(self) -> None:
         self.sweep_hits = 0
+        self.waited = 0
         self._sessions: dict[str, deque[Waiter]] = {}
         self._lines: dict[Class, _Line] = {}
         self._ready: deque[Waiter] = deque()
@@ -128,6 +132,7 @@ class Waiting:
 
     def _add(self, job: Job, wanted: Class, now_ms: float) -> Waiter:
         self._order += 1
+        self.waited += 1
         waiter = Waiter(job, wanted, self._order, now_ms)
         self._size += 1
         line = self._sessions.get(job.session_id)
@@ -275,6 +280,12 @@ class Waiting:
             if waiter.status != "left":
                 overdue.append(waiter)
         return overdue
+
+    def next_deadline_ms(self) -> int | None:
+        """The earliest deadline of a waiting job, in server time."""
+        while self._deadlines and self._deadlines[0][2].status == "left":
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
 
     def parked(self, wanted: Class) -> list[Waiter]:
         """The parked waiters of a class, first come first."""

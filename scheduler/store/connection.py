@@ -168,6 +168,7 @@ class Connection:
             raise ServerRefused(
                 f"{self.url}: maxmemory-policy = {policy}: expected noeviction, or jobs would be evicted"
             )
-        version = str(info.get("redis_version", "0"))
-        if int(version.split(".")[0]) < 7:
-            raise ServerRefused(f"{self.url}: version {version}: expected Redis 7.0, Valkey 8 or later")
+        name, floor = ("Valkey", 8) if "valkey_version" in info else ("Redis", 7)
+        version = str(info.get(f"{name.lower()}_version", "0"))
+        if int(version.split(".")[0]) < floor:
+            raise ServerRefused(f"{self.url}: {name} {version}: expected Redis 7.0, Valkey 8 or later")

@@ -350,7 +350,7 @@ EXPECTED_DETAILS = sorted(
         "invalid: session_id = 'has space': expected 1 to 128 visible ASCII characters without spaces and braces",
         "invalid: the entry has no field `job` (it has: other): expected a JSON or msgpack object",
         "invalid: job is empty: expected a JSON or msgpack object",
-        "invalid: tgt_lang = '': expected 1 to 35 visible ASCII characters without spaces and braces",
+        "invalid: src_lang = 'en', tgt_lang = '': expected both languages, or none of them",
         "invalid: job is no valid msgpack document: MessagePack data is malformed: invalid opcode '\\xc1' (byte 0)",
         "invalid: job_id = '~mine': expected not to start with ~, which is for generated ids",
         "too_large: payload of 262145 bytes: expected at most 262144",
