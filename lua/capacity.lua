@@ -18,15 +18,15 @@ if tonumber(epoch) > tonumber(highest) then redis.call('SET', epoch_key, epoch) 
 
 local function boot_order(boot) return tonumber(string.match(boot, '^(%d+)%-')) or 0 end
 
--- The node reads the newest word only: what it replaces goes. `resumed` takes `drained` with it, a boot takes both.
+-- The node reads the newest word only: what it replaces goes. `resumed` takes `drained` with it, a boot takes both and
+-- the boots before it.
 local function tell(inbox_key, control, boot)
   local added = redis.pcall('XADD', inbox_key, '*', 'control', control, 'boot', boot)
   if type(added) == 'table' and added.err then return false end
   for _, entry in ipairs(redis.call('XRANGE', inbox_key, '-', '+')) do
     local fields = entry[2]
-    if entry[1] ~= added and fields[1] == 'control' and (fields[2] ~= 'boot' or control == 'boot') then
-      redis.call('XDEL', inbox_key, entry[1])
-    end
+    local replaced = fields[2] == 'drained' or fields[2] == 'resumed' or (fields[2] == 'boot' and control == 'boot')
+    if entry[1] ~= added and fields[1] == 'control' and replaced then redis.call('XDEL', inbox_key, entry[1]) end
   end
   return true
 end

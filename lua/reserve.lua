@@ -86,7 +86,11 @@ local function reserve(number, item)
   local record = redis.call('HMGET', job_key, 'state', 'session', 'entry', 'node', 'token', 'attempts', 'life',
     'submitted_ms', 'cancel', 'crashes', 'not_started')
   local state, token = record[1], tonumber(record[5] or 0)
-  if state and record[3] == entry and state ~= 'queued' then return {'reserved', record[4] or '', record[5] or '0', -1} end
+  if state and record[3] == entry and state ~= 'queued' then
+    -- Placed before, wherever it is now; or ended without ever having been placed.
+    if (record[4] or '') == '' then return {'gone'} end
+    return {'reserved', record[4], record[5] or '0', -1}
+  end
   if state and record[2] ~= session then return {'job_id_taken'} end
   if state and record[3] ~= entry then
     redis.call('XDEL', jobs_key, entry_id)

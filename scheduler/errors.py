@@ -16,6 +16,11 @@ SchedulerError
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
+_CREDENTIALS: Final = re.compile(r"(\w://)[^/\s@]*@")
+
 
 class SchedulerError(Exception):
     """Base of every error that this package raises on purpose."""
@@ -35,15 +40,23 @@ class InvalidConfig(InvalidInput):
         self.expected = expected
 
 
+def without_credentials(text: str) -> str:
+    """Take user and password out of every URL in a text."""
+    return _CREDENTIALS.sub(r"\1***@", text)
+
+
 class ServerUnavailable(SchedulerError):
-    """No server was found, or the one that was found does not answer."""
+    """No server was found, or the one that was found does not answer. The message hides passwords in URLs."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message)
+        super().__init__(without_credentials(message))
 
 
 class ServerRefused(SchedulerError):
-    """The server answers but must not be used: its settings, version or layout do not fit."""
+    """The server answers but must not be used: its settings, version or layout do not fit. Passwords are hidden."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_credentials(message))
 
 
 class Fenced(SchedulerError):

@@ -15,7 +15,7 @@ import redis
 from scheduler.store.server import EmbeddedServer, Engine, available_engines, start_embedded
 from scheduler.store.store import Store, open_store
 
-pytest.register_assert_rewrite("tests.seeds")
+pytest.register_assert_rewrite("tests.seeds", "tests.dumps")
 
 
 def _chosen_engines() -> list[str]:

@@ -1,14 +1,11 @@
-"""Arranging and comparing: what lies in a server before a script is called, and what lies there after it."""
+"""Arranging and acting: what lies in a server before a script is called, and the call itself."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
-import msgspec
-
-from scheduler import keys, model
+from scheduler import model
 from scheduler.store.control import Leading
 from scheduler.store.store import Store
 
@@ -28,8 +25,6 @@ FAR_US: Final = 4_102_444_800_000_000
 """2100-01-01 in microseconds: ahead of every clock that runs these tests."""
 POISON_ID: Final = "18446744073709551615-18446744073709551615"
 """The highest id of a stream: after it, `XADD *` fails."""
-
-Dump = dict[str, tuple[str, Any, bool]]
 
 
 # ---- arranging ---------------------------------------------------------------------------------------------
@@ -136,9 +131,7 @@ async def seed_delayed(
 ) -> int:
     """A job that was placed, failed and waits for its next attempt; returns the token of the first."""
     token = await seed_reserved(store, job_id, session, reply_to=reply_to)
-    (answer,) = await release(
-        store, release_item(token, "retry", job_id, session, delay_ms=60_000, reply_to=reply_to)
-    )
+    (answer,) = await release(store, release_item(token, "retry", job_id, session, delay_ms=60_000, reply_to=reply_to))
     assert answer == model.Released("delayed")
     if due:
         await store.connection.commands.zadd(store.cell.keys.delayed, {job_id: 1})
@@ -289,124 +282,3 @@ async def promote(store: Store, job_id: str = JOB, *, partition: int = PARTITION
     """Send one delayed job back to the intake if it is due."""
     (answer,) = await store.cell.promote([(job_id, partition, reply_to)], RETENTION_MS)
     return answer
-
-
-# ---- comparing ---------------------------------------------------------------------------------------------
-
-
-def transitions(script: str) -> tuple[model.Transition, ...]:
-    """The rows of the transition table that a script performs."""
-    return tuple(row for row in model.TRANSITIONS if row.script == script)
-
-
-async def standing(store: Store, job_id: str = JOB) -> tuple[str, list[str]]:
-    """The state of a job and every place of its body: what a row of the transition table says of it."""
-    record = await store.reads.record(job_id)
-    return record.get("state", "none"), await whereabouts(store, job_id)
-
-
-def stands(row: model.Transition) -> tuple[str, list[str]]:
-    """What `standing` is after a row of the transition table."""
-    return row.next_state, [] if row.body == "none" else [row.body]
-
-
-async def whereabouts(store: Store, job_id: str = JOB) -> list[str]:
-    """Every place where a body of the job lies (intake, inbox, parked, dead), one word a copy."""
-    return sorted(place for place, holder in await bodies(store) if holder == job_id)
-
-
-async def bodies(store: Store) -> list[tuple[str, str]]:
-    """(place, job_id) of every stream entry that holds a body."""
-    k = store.cell.keys
-    intake, inbox = k.jobs(0).removesuffix("0"), k.inbox("")
-    places: dict[str, str] = {k.parked: "parked", k.dead: "dead"}
-    found: list[tuple[str, str]] = []
-    for key, (kind, value, _) in (await dump(store)).items():
-        place = "intake" if key.startswith(intake) else "inbox" if key.startswith(inbox) else places.get(key)
-        if kind == "stream" and place:
-            partition = key.removeprefix(intake)
-            found += [
-                (place, job_id_of(fields, partition, entry_id))
-                for entry_id, fields in value["entries"].items()
-                if "control" not in fields
-            ]
-    return found
-
-
-def job_id_of(fields: dict[str, str], partition: str, entry_id: str) -> str:
-    """The field wins over the document; without either the entry names the job."""
-    if "job_id" in fields:
-        return fields["job_id"]
-    try:
-        named = str(msgspec.json.decode(fields["job"]).get("job_id", ""))
-    except (KeyError, AttributeError, msgspec.DecodeError):
-        named = ""
-    return named or keys.generated_job_id(0, int(partition), entry_id)
-
-
-@contextlib.asynccontextmanager
-async def unchanged(store: Store) -> AsyncIterator[None]:
-    """Whatever happens inside leaves everything in the server as it was."""
-    before = await dump(store)
-    yield
-    assert await dump(store) == before
-
-
-async def dump(store: Store) -> Dump:
-    """Everything in the server: key -> (type, value, whether it expires); streams with counters, groups."""
-    client = store.connection.commands
-    names = sorted([name async for name in client.scan_iter(count=1_000)])
-    pipeline = client.pipeline(transaction=False)
-    for name in names:
-        pipeline.type(name)
-    kinds = [kind.decode() for kind in await pipeline.execute()]
-    for name, kind in zip(names, kinds, strict=True):
-        pipeline.pttl(name)
-        if kind == "string":
-            pipeline.get(name)
-        elif kind == "hash":
-            pipeline.hgetall(name)
-        elif kind == "set":
-            pipeline.smembers(name)
-        elif kind == "zset":
-            pipeline.zrange(name, 0, -1, withscores=True)
-        else:
-            pipeline.execute_command("XINFO", "STREAM", name, "FULL", "COUNT", "0")
-    rows = await pipeline.execute()
-    return {
-        name.decode(): (kind, _plain(value) if kind != "stream" else _stream(value), rows[2 * i] >= 0)
-        for i, (name, kind, value) in enumerate(zip(names, kinds, rows[1::2], strict=True))
-    }
-
-
-def _plain(value: Any) -> Any:
-    """Bytes as text, sets as sorted lists, so that a difference can be read."""
-    if isinstance(value, bytes):
-        return value.decode(errors="backslashreplace")
-    if isinstance(value, dict):
-        return {_plain(field): _plain(each) for field, each in value.items()}
-    if isinstance(value, set):
-        return sorted(_plain(each) for each in value)
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return value
-
-
-def _stream(value: Any) -> dict[str, Any]:
-    """Entries, the counters that tell of a write when its entry is gone, and what each group has pending."""
-    told = _pairs(value)
-    groups = [_pairs(group) for group in told["groups"]]
-    return {
-        "entries": {entry_id: _pairs(fields) for entry_id, fields in told["entries"]},
-        "last": told["last-generated-id"],
-        "added": told["entries-added"],
-        "groups": {
-            group["name"]: (group["last-delivered-id"], [pending[0] for pending in group["pending"]])
-            for group in groups
-        },
-    }
-
-
-def _pairs(flat: Any) -> dict[str, Any]:
-    plain = _plain(flat)
-    return {plain[i]: plain[i + 1] for i in range(0, len(plain), 2)}

@@ -16,9 +16,8 @@ import msgspec
 from redis.exceptions import RedisError
 
 from scheduler import model
-from scheduler.cli.failures import without_credentials
 from scheduler.config import Settings, read_settings
-from scheduler.errors import SchedulerError, ServerUnavailable
+from scheduler.errors import SchedulerError, ServerUnavailable, without_credentials
 from scheduler.store.location import Found, find_url
 from scheduler.store.store import Store, open_store
 

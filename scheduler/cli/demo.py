@@ -13,9 +13,9 @@ from typing import Final
 import click
 from rich.console import Console
 
-from scheduler.cli.common import log_level_option, settings_of_environment
+from scheduler.cli.common import find_server, log_level_option, settings_of_environment
 from scheduler.cli.rehearsal import Plan, SimulatedNode, rehearse
-from scheduler.cli.view import LivePicture, conclude
+from scheduler.cli.view import LivePicture, conclude, is_screen
 from scheduler.loads import Arrival, SpeechShape, offered_load, speech_arrivals
 
 JOBS: Final = 2_000
@@ -45,12 +45,20 @@ def demo(jobs: int, sessions: int | None, seed: int, as_json: bool, redis_url: s
     Starts a server in memory, all roles and six nodes; submits live speech; audits every run from the records of nodes
     and producer. Ends with 0 only if nothing was lost, run twice, over capacity or out of order.
     """
-    arrivals = speech_arrivals(seed, min(SESSIONS, jobs) if sessions is None else sessions, jobs, shape=SHAPE)
+    if sessions is not None and sessions > jobs:
+        raise click.UsageError(f"--jobs {jobs}: expected one or more for each of {sessions} sessions")
+    arrivals = speech_arrivals(seed, sessions or min(SESSIONS, jobs), jobs, shape=SHAPE)
     fleet = make_fleet(arrivals)
-    plan = Plan(name="demo", arrivals=arrivals, fleet=fleet, settings=settings_of_environment(), url=redis_url)
+    plan = Plan(
+        name="demo",
+        arrivals=arrivals,
+        fleet=fleet,
+        settings=settings_of_environment(),
+        url=redis_url and find_server(redis_url),
+    )
     console = Console()
     headline = _headline(arrivals, fleet, seed)
-    if console.is_terminal and not as_json:
+    if is_screen(console) and not as_json:
         result = rehearse(plan, LivePicture(console, headline))
     else:
         result = rehearse(plan)

@@ -5,16 +5,13 @@ Exit codes: 1 failure, 2 usage, 3 no server or none that answers, 130 Ctrl-C, 14
 
 from __future__ import annotations
 
-import re
 from typing import IO, Any, Final
 
 import click
 
-from scheduler.errors import InvalidInput, SchedulerError, ServerUnavailable
+from scheduler.errors import InvalidInput, SchedulerError, ServerUnavailable, without_credentials
 
 BY_SIGNAL: Final = 128
-
-_CREDENTIALS: Final = re.compile(r"(\w://)[^/\s@]*@")
 
 
 class Failure(click.ClickException):
@@ -57,8 +54,3 @@ def as_failure(error: SchedulerError | OSError) -> Failure:
     if isinstance(error, InvalidInput):
         return WrongUsage(str(error))
     return Unreachable(str(error)) if isinstance(error, ServerUnavailable) else Failure(str(error))
-
-
-def without_credentials(text: str) -> str:
-    """Take user and password out of every URL in a text."""
-    return _CREDENTIALS.sub(r"\1***@", text)

@@ -46,7 +46,7 @@ def jobs() -> None:
 # ---- submit ---------------------------------------------------------------------------------------------------------
 
 
-@jobs.command()
+@jobs.command(short_help="Submit jobs from lines of JSON, and wait for them.")
 @click.argument("file", type=click.File("rb"))
 @click.option("--wait", is_flag=True, help="Print each outcome, a JSON line, instead of the ids.")
 @click.option(
@@ -65,9 +65,9 @@ def submit(redis_url: str | None, file: BinaryIO, wait: bool, timeout_ms: int | 
     submitted all the same. Ends with 1 if a line was not accepted, or with --wait if a job did not complete.
 
     \b
-    Example:
-      echo '{"session_id": "s1", "src_lang": "en", "tgt_lang": "zh",
-             "payload": "hello"}' | tr -d '\\n' | scheduler jobs submit - --wait
+    Examples:
+      scheduler jobs submit jobs.jsonl --wait --timeout-ms 60000
+      echo '{"session_id": "s1", "payload": "hi"}' | scheduler jobs submit -
     """
     if timeout_ms is not None and not wait:
         raise click.UsageError("--timeout-ms is for --wait.")
@@ -177,7 +177,7 @@ class Picture(msgspec.Struct, frozen=True):
     result: bytes | None
 
 
-@jobs.command()
+@jobs.command(short_help="Show what is known of a job.")
 @click.argument("job_id")
 @json_option
 @server_options()

@@ -78,7 +78,7 @@ _STREAM_WORDS: Final = {
 }
 
 
-@streams.command("ls")
+@streams.command("ls", short_help="List what lies in the streams.")
 @json_option
 @server_options()
 def streams_ls(redis_url: str | None, as_json: bool) -> None:
@@ -150,7 +150,7 @@ class HeldSlot(msgspec.Struct, frozen=True):
     lease_left_ms: int
 
 
-@reservations.command("ls")
+@reservations.command("ls", short_help="List the slots that are held.")
 @click.option("--node", "node_id", metavar="NAME", help="Only those of this node.")
 @json_option
 @server_options()
@@ -223,7 +223,7 @@ _NODE_COLUMNS: Final[tuple[Column, ...]] = (
 )  # fmt: skip
 
 
-@nodes.command("ls")
+@nodes.command("ls", short_help="List the nodes.")
 @json_option
 @server_options()
 def nodes_ls(redis_url: str | None, as_json: bool) -> None:

@@ -15,14 +15,14 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from types import FrameType
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
 from scheduler import audit, roles
 from scheduler.cli.failures import BY_SIGNAL
 from scheduler.cli.process import run_async, stop_roles
-from scheduler.cli.records import NodeRecords, Records
+from scheduler.cli.records import CountedWaiting, NodeRecords, Records
 from scheduler.config import Settings
 from scheduler.errors import NotAccepted, SchedulerError
 from scheduler.handlers import Job
@@ -31,21 +31,22 @@ from scheduler.loop import end_tasks
 from scheduler.model import JobDocument, Submitted
 from scheduler.node import Node
 from scheduler.producer import Producer, Request
-from scheduler.runtime import waiting
 from scheduler.runtime.dispatcher import Dispatcher
-from scheduler.runtime.intake import Class
-from scheduler.runtime.intake import Job as IntakeJob
 from scheduler.store.cleanup import remove_namespace
 from scheduler.store.server import start_embedded
 from scheduler.store.store import Store, open_store
 
 logger = logging.getLogger("scheduler.rehearsal")
 
+T = TypeVar("T")
+
 FOUND_MS_MAX: Final = 5_000
 READY_MS_MAX: Final = 30_000
 READY_POLL_MS: Final = 10
 STALL_MS: Final = 60_000
+"""A rehearsal ends when no job has ended for so long, beyond the longest job."""
 DRAIN_MS_MAX: Final = 3_000
+STOP_MS_MAX: Final = 5_000
 RETENTION_SPARE_MS: Final = 3_600_000
 
 
@@ -61,8 +62,7 @@ class SimulatedNode(msgspec.Struct, frozen=True):
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What is rehearsed.
 
-    name: of the command, for the namespace on somebody else's server; url: None for a server of its own; stall_ms: the
-    rehearsal ends when nothing has ended for so long, beyond the longest job.
+    name: of the command, for the namespace on somebody else's server; url: None for a server of its own.
     """
 
     name: str
@@ -70,7 +70,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     fleet: Sequence[SimulatedNode]
     settings: Settings
     url: str | None = None
-    stall_ms: int = STALL_MS
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -98,24 +97,6 @@ class Result(msgspec.Struct, frozen=True):
         return report | {"seconds": round(self.seconds, 2), "submission_lag_ms": round(self.lag_ms, 1)} | broken
 
 
-class CountedWaiting(waiting.Waiting):
-    """Waiting jobs, and how many there were in all."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waited = 0
-
-    def queue(self, job: IntakeJob, wanted: Class, now_ms: float) -> waiting.Waiter:
-        """Count a newcomer that must stand behind others."""
-        self.waited += 1
-        return super().queue(job, wanted, now_ms)
-
-    def tried_in_vain(self, job: IntakeJob, wanted: Class, now_ms: float) -> waiting.Waiter:
-        """Count a newcomer that found no room."""
-        self.waited += 1
-        return super().tried_in_vain(job, wanted, now_ms)
-
-
 class Stage:
     """A rehearsal as it runs: what a view may look at."""
 
@@ -140,38 +121,51 @@ def rehearse(plan: Plan, watch: Watch | None = None) -> Result:
     Blocks; belongs into the main thread, with which a server of its own would end. Ctrl-C and SIGTERM stop in order.
     Raises: ServerUnavailable, ServerRefused, NotAccepted; KeyboardInterrupt or, on SIGTERM, SystemExit.
     """
-    with _sigterm_as_interrupt():
+    with _sigterm_as_exit():
         if plan.url is not None:
             own = msgspec.structs.replace(plan.settings, namespace=f"{plan.name}-{secrets.token_hex(4)}")
-            return run_async(_rehearse(plan.url, msgspec.structs.replace(plan, settings=own), watch))
+            return run_async(_until_sigterm(plan.url, msgspec.structs.replace(plan, settings=own), watch))
         with start_embedded() as server:
-            return run_async(_rehearse(server.url, plan, watch))
+            return run_async(_until_sigterm(server.url, plan, watch))
 
 
 @contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does, which asyncio turns into a cancellation. Raises: SystemExit(143) then."""
-    received: list[int] = []
+def _sigterm_as_exit() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit, so that what was started is stopped on the way out."""
 
-    def interrupt(number: int, _: FrameType | None) -> None:
-        received.append(number)
-        signal.raise_signal(signal.SIGINT)
+    def leave(_: int, __: FrameType | None) -> None:
+        raise SystemExit(BY_SIGNAL + signal.SIGTERM)
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, leave)
     try:
         yield
-    except KeyboardInterrupt:
-        if received:
-            raise SystemExit(BY_SIGNAL + signal.SIGTERM) from None
-        raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+async def _until_sigterm(url: str, plan: Plan, watch: Watch | None) -> Result:
+    """Let SIGTERM cancel the rehearsal, as Ctrl-C does by itself. Raises: SystemExit then."""
+    received = asyncio.Event()
+    task = asyncio.current_task()
+    assert task is not None
+
+    def stop() -> None:
+        received.set()
+        task.cancel()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
+    try:
+        return await _rehearse(url, plan, watch)
+    except asyncio.CancelledError:
+        if received.is_set():
+            raise SystemExit(BY_SIGNAL + signal.SIGTERM) from None
+        raise
 
 
 async def _rehearse(url: str, plan: Plan, watch: Watch | None) -> Result:
     plan = msgspec.structs.replace(plan, settings=_roomy(plan))
     async with contextlib.AsyncExitStack() as stack:
-        stage, producer = await _set_up(stack, url, plan)
+        stage, producer = await _to_its_end(_set_up(stack, url, plan))
         await stack.enter_async_context(_beside(_follow(producer, stage.records)))
         if watch is not None:
             await stack.enter_async_context(_beside(watch(stage)))
@@ -211,14 +205,14 @@ async def _set_up(stack: contextlib.AsyncExitStack, url: str, plan: Plan) -> tup
     if plan.url is not None:
         stack.push_async_callback(remove_namespace, store, settings.cells)
     manager, _ = await roles.start_manager(url, settings)
-    stack.push_async_callback(stop_roles, [manager])
+    stack.push_async_callback(stop_roles, [manager], STOP_MS_MAX)
     reaper, _ = await roles.start_reaper(url, settings)
-    stack.push_async_callback(stop_roles, [reaper])
+    stack.push_async_callback(stop_roles, [reaper], STOP_MS_MAX)
     # The nodes need the stage's records, and the stage the dispatcher, which is stopped before them all the same.
     nodes_stack = await stack.enter_async_context(contextlib.AsyncExitStack())
     server = await _describe(store)
     role, dispatcher = await roles.start_dispatcher(url, settings)
-    stack.push_async_callback(stop_roles, [role])
+    stack.push_async_callback(stop_roles, [role], STOP_MS_MAX)
     stage = Stage(plan, store, server, dispatcher)
     nodes = await nodes_stack.enter_async_context(_serving(url, plan, stage.records))
     await _until_ready(dispatcher, nodes)
@@ -253,9 +247,22 @@ async def _serving(url: str, plan: Plan, records: Records) -> AsyncIterator[list
             observer.serves(node, from_us)
         yield nodes
     finally:
-        await asyncio.gather(*(node.__aexit__() for node in nodes))
+        await _leave(nodes)
         for observer in observers:
             observer.give_up()
+
+
+async def _leave(nodes: Sequence[Node]) -> None:
+    """Let all nodes drain; one that waits for a server that is gone is left behind."""
+    if not nodes:
+        return
+    tasks = [asyncio.create_task(node.__aexit__()) for node in nodes]
+    done, pending = await asyncio.wait(tasks, timeout=STOP_MS_MAX / 1000)
+    if pending:
+        logger.warning("%d nodes did not stop within %d ms", len(pending), STOP_MS_MAX)
+        await end_tasks(pending)
+    for task in done:
+        task.result()
 
 
 async def _work(job: Job) -> None:
@@ -338,7 +345,7 @@ async def _follow(producer: Producer, records: Records) -> None:
 async def _wait_for_outcomes(plan: Plan, records: Records) -> None:
     """Wait while jobs keep ending: until all have, or none has for too long."""
     longest_ms = max((arrival.work_ms for arrival in plan.arrivals), default=0.0)
-    stall_ms = plan.stall_ms + longest_ms
+    stall_ms = STALL_MS + longest_ms
     while records.open_jobs:
         records.news.clear()
         try:
@@ -372,11 +379,11 @@ async def _beside(work: Awaitable[None]) -> AsyncIterator[None]:
         task.result()
 
 
-async def _to_its_end(work: Awaitable[None]) -> None:
+async def _to_its_end(work: Awaitable[T]) -> T:
     """Run something in a task of its own: it ends when we are cancelled, also where one cancellation is lost."""
     task = asyncio.ensure_future(work)
     try:
         await asyncio.wait({task})
     finally:
         await end_tasks([task])
-    task.result()
+    return task.result()

@@ -12,9 +12,9 @@ import click
 import msgspec
 from rich.console import Console
 
-from scheduler.cli.common import log_level_option, settings_of_environment
+from scheduler.cli.common import find_server, log_level_option, settings_of_environment
 from scheduler.cli.rehearsal import Plan, SimulatedNode, rehearse
-from scheduler.cli.view import ProgressBars, conclude
+from scheduler.cli.view import ProgressBars, conclude, is_screen
 from scheduler.errors import InvalidInput
 from scheduler.loads import PAIRS, Arrival, LanguagePair, offered_load, read_trace, speech_arrivals
 from scheduler.model import check_pair
@@ -105,9 +105,15 @@ def replay(
     arrivals = arrivals[:limit]
     served = tuple((pair.src_lang, pair.tgt_lang) for pair in pairs)
     fleet = tuple(SimulatedNode(f"n{number}", POOL, capacity, served) for number in range(1, nodes + 1))
-    plan = Plan(name="replay", arrivals=arrivals, fleet=fleet, settings=settings_of_environment(), url=redis_url)
+    plan = Plan(
+        name="replay",
+        arrivals=arrivals,
+        fleet=fleet,
+        settings=settings_of_environment(),
+        url=redis_url and find_server(redis_url),
+    )
     console = Console()
-    watch = ProgressBars(console) if console.is_terminal and not as_json else None
+    watch = ProgressBars(console) if is_screen(console) and not as_json else None
     result = rehearse(plan, watch)
     weights = {f"{pair.src_lang}:{pair.tgt_lang}": pair.weight for pair in pairs}
     conclude(

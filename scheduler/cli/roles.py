@@ -45,8 +45,8 @@ def manager(redis_url: str | None) -> None:
 def dispatcher(redis_url: str | None) -> None:
     """Run a dispatcher: it places the jobs of its partitions on nodes.
 
-    Several share the partitions. Prints `ready` when it runs, after a manager has written the layout; SIGTERM or
-    Ctrl-C gives up its partitions and ends, a second signal ends at once.
+    A partition belongs to one of them; further ones stand by and take over. Prints `ready` when it runs, after a
+    manager has written the layout; SIGTERM or Ctrl-C gives up its partitions and ends, a second signal ends at once.
 
     \b
     Example:

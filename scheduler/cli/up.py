@@ -12,10 +12,9 @@ import click
 
 from scheduler import roles
 from scheduler.cli.common import print_line, server_options, settings_of_environment
-from scheduler.cli.failures import without_credentials
 from scheduler.cli.process import STOP_MS_MAX, StartRole, check_server, run_serving, stop_roles, unless_stopped
 from scheduler.config import Settings
-from scheduler.errors import ServerUnavailable
+from scheduler.errors import ServerUnavailable, without_credentials
 from scheduler.roles import Role
 from scheduler.store.location import Found, find_url, remove_url_file, url_file, write_url_file
 from scheduler.store.server import EmbeddedServer, start_embedded
@@ -81,6 +80,8 @@ async def _serve(url: str, settings: Settings, stopping: asyncio.Event, server: 
         print_line(without_credentials(url))
         print_line("ready")
         alive = await _alive_until(stopping, server)
+        if server is not None:
+            remove_url_file(HERE, url)  # at once: nobody who starts now should use a server that is about to end
     finally:
         await stop_roles(started, STOP_MS_MAX if alive else 0)
     if server is not None and not alive:

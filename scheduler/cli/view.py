@@ -57,6 +57,11 @@ async def read(stage: Stage) -> Reading:
     return Reading(tuple(used), sum([await reads.length(reads.keys.jobs(partition)) for partition in partitions]))
 
 
+def is_screen(console: Console) -> bool:
+    """Whether a person looks on: a variable such as FORCE_COLOR may make a terminal of a file, which is for colours."""
+    return console.is_terminal and console.file.isatty()
+
+
 # ---- live ----
 
 

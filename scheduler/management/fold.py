@@ -60,6 +60,8 @@ def fold(fleet: Fleet, beats: Iterable[tuple[NodeBeat, int]]) -> tuple[Fleet, li
         ):
             nodes[beat.node] = Known(beat, heard_ms)
             continue
+        if heard_ms < known.heard_ms and beat.boot == known.beat.boot:
+            continue  # read late: a newer one is folded already
         if beat.boot != known.beat.boot:
             ignored.append(Ignored(beat.node, f"boot {beat.boot} is older than {known.beat.boot}"))
             continue

@@ -24,6 +24,7 @@ logger = logging.getLogger("scheduler.manager")
 
 DEAF_MS: Final = 1_000  # after so long without a take of our own, silence proves nothing
 FORGET_MS: Final = 60_000
+LOOK_BACK_MS: Final = 5_000
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -50,6 +51,7 @@ class Manager:
         self._published_at = 0.0
         self._taken_at = 0.0
         self._led_at = 0.0
+        self._looked_back_at = 0.0
         self._acknowledge: tuple[str, ...] = ()
         self._written: dict[str, CapacityItem] = {}
 
@@ -103,7 +105,7 @@ class Manager:
         self._fleet = fold.recover(self._published, capacities, leading.now_ms)
         self._written = {}
         self._acknowledge = ()
-        self._taken_at = time.monotonic()
+        self._taken_at = self._looked_back_at = time.monotonic()
         acknowledge: tuple[str, ...] = ()
         while True:
             taken = await self._store.control.take(self.name, leading.epoch, acknowledge, pending=True)
@@ -116,7 +118,11 @@ class Manager:
 
     async def _manage(self) -> Report:
         assert self._epoch is not None
-        taken = await self._store.control.take(self.name, self._epoch, self._acknowledge)
+        # Now and then also what a lost reply left behind, commands above all.
+        pending = time.monotonic() - self._looked_back_at > LOOK_BACK_MS / 1000
+        if pending:
+            self._looked_back_at = time.monotonic()
+        taken = await self._store.control.take(self.name, self._epoch, self._acknowledge, pending=pending)
         self._acknowledge = tuple(heartbeat.id for heartbeat in taken.heartbeats)
         now = time.monotonic()
         if (now - self._taken_at) * 1000 > DEAF_MS:

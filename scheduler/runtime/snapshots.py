@@ -10,6 +10,7 @@ from typing import Final
 
 from redis.exceptions import RedisError
 
+from scheduler.errors import SchedulerError
 from scheduler.runtime.index import Index
 from scheduler.store.control import Control
 
@@ -42,16 +43,18 @@ class Snapshots:
 
     async def run(self) -> None:
         """Load now and after each publication, until `stop`."""
-        cursor = "0"
+        cursor = seen = "0"
         while not self._stopping:
             try:
                 cursor = await self._control.last_delta() if cursor == "0" else cursor
                 await self.load()
-                seen = cursor
-                while seen == cursor and not self._stopping:
+                while not self._stopping:
                     seen = await self._control.wait_for_delta(cursor)
-                cursor = seen
-            except (RedisError, OSError) as error:
+                    # Ids can fall back with a server's clock, so silence of the stream proves nothing: compare too.
+                    if seen != cursor or await self._control.read_version() != self.index.version:
+                        break
+                cursor = seen if seen != cursor else "0"
+            except (RedisError, OSError, SchedulerError) as error:
                 logger.warning("following the snapshot failed: %s", error)
                 cursor = "0"
                 await asyncio.sleep(_PAUSE_AFTER_ERROR_MS / 1000)

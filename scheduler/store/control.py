@@ -191,6 +191,10 @@ class Control:
         data = await self._command(lambda client: client.get(self.keys.snapshot))
         return model.EMPTY_SNAPSHOT if data is None else model.decode_snapshot(data)
 
+    async def read_version(self) -> int:
+        """The published version, 0 while there is none."""
+        return int(await self._command(lambda client: client.get(self.keys.version)) or 0)
+
     async def read_config(self) -> dict[str, bytes]:
         """The durable configuration: field -> document."""
 

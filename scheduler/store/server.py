@@ -34,6 +34,7 @@ HOST: Final = "127.0.0.1"
 # Below the ports that systems give to outgoing connections: a client that keeps trying to reach a stopped
 # server could else be given that very port, connect to itself, and keep the server from coming back.
 PORTS: Final = range(20_000, 32_000)
+PORT_FILE: Final = "port"
 PORT_ATTEMPTS_MAX: Final = 20
 READY_MAX_S: Final = 60.0
 STOP_MAX_S: Final = 10.0
@@ -239,7 +240,7 @@ def start_embedded(
         engine: None for the preferred one of `available_engines`.
         persistent: data in `<directory>/<engine>/` (files of one engine do not load in the other), written at
             once, synced every second; else in memory, with a temporary directory that `stop` removes.
-        port: None for a free one.
+        port: None for a free one; for that of the last time where the data of a last time is.
 
     Raises: ServerUnavailable when there is no such engine, the port or the directory is taken, or it fails.
     """
@@ -256,11 +257,30 @@ def start_embedded(
         chosen, engines[chosen], _own_directory(directory, chosen, persistent), persistent=persistent
     )
     try:
-        server.start(port)
+        if port is None and persistent:
+            _start_where_it_was(server)
+        else:
+            server.start(port)
     except BaseException:
         server.stop()
         raise
     return server
+
+
+def _start_where_it_was(server: EmbeddedServer) -> None:
+    """Start on the port of the last time, so that clients that run on find it again; on a free one if it is taken."""
+    memory = server.directory / PORT_FILE
+    try:
+        last = int(memory.read_text())
+    except (OSError, ValueError):
+        last = 0
+    try:
+        server.start(last if last in PORTS else None)
+    except ServerUnavailable:
+        if last not in PORTS:
+            raise
+        server.start()
+    memory.write_text(f"{server.port}\n")
 
 
 def _own_directory(directory: Path | None, engine: Engine, persistent: bool) -> Path:

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any, Final
 
 from scheduler import keys, model
-from tests.seeds import Dump
+from tests.dumps import Dump
 
 CELL: Final = keys.CellKeys()
 _JOB: Final = CELL.job("")

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from scheduler.store.control import Beaten
 from scheduler.store.store import Store
-from tests.seeds import FAR_US, MANAGER, dump, seed_leader, seed_poison
+from tests.dumps import dump
+from tests.seeds import (
+    FAR_US,
+    MANAGER,
+    seed_leader,
+    seed_poison,
+)
 
 
 async def test_node_is_one_entry_more_and_nothing_else(store: Store) -> None:

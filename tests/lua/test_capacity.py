@@ -7,18 +7,17 @@ import pytest
 from scheduler import model
 from scheduler.errors import Fenced
 from scheduler.store.store import Store
+from tests.dumps import dump, unchanged
 from tests.seeds import (
     BOOT,
     LATER_BOOT,
     LEADER_EPOCH,
     NODE,
-    dump,
     release,
     release_item,
     seed_node,
     seed_poison,
     seed_reserved,
-    unchanged,
 )
 
 

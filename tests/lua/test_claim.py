@@ -6,7 +6,10 @@ import pytest
 
 from scheduler import model
 from scheduler.store.store import Store
-from tests.seeds import FAR_US, unchanged
+from tests.dumps import unchanged
+from tests.seeds import (
+    FAR_US,
+)
 
 
 async def claim(store: Store, owner: str, partition: int = 1) -> model.Owned | model.HeldByOther:

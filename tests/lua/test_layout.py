@@ -11,7 +11,7 @@ from scheduler.errors import ServerRefused
 from scheduler.store.control import Control
 from scheduler.store.scripts import load_scripts
 from scheduler.store.store import Store
-from tests.seeds import dump, unchanged
+from tests.dumps import dump, unchanged
 
 AGREED = {
     "partitions": "16",

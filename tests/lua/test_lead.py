@@ -6,7 +6,11 @@ import pytest
 
 from scheduler.store.control import Following, Leading
 from scheduler.store.store import Store
-from tests.seeds import FAR_US, seed_leader, unchanged
+from tests.dumps import unchanged
+from tests.seeds import (
+    FAR_US,
+    seed_leader,
+)
 
 
 async def stored(store: Store) -> tuple[str, int, int]:

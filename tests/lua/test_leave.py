@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from scheduler.store.store import Store
+from tests.dumps import dump, standing, unchanged
 from tests.seeds import (
     BOOT,
     JOB,
     LATER_BOOT,
     NODE,
-    dump,
     release,
     release_item,
     seed_lapsed,
     seed_node,
     seed_reserved,
-    standing,
-    unchanged,
 )
 
 

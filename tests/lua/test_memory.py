@@ -12,13 +12,13 @@ from scheduler import model
 from scheduler.errors import ServerUnavailable
 from scheduler.store.scripts import SCRIPT_NAMES
 from scheduler.store.store import Store, open_store
+from tests.dumps import dump, unchanged
 from tests.seeds import (
     BOOT,
     JOB,
     MANAGER,
     NODE,
     OWNER,
-    dump,
     promote,
     reject,
     reject_item,
@@ -34,7 +34,6 @@ from tests.seeds import (
     seed_owner,
     seed_reserved,
     submit_item,
-    unchanged,
 )
 
 Act = Callable[[], Awaitable[object]]

@@ -8,23 +8,18 @@ import pytest
 
 from scheduler import model
 from scheduler.store.store import Store
+from tests.dumps import bodies, dump, standing, stands, transitions, unchanged
 from tests.seeds import (
     JOB,
     PARTITION,
     RETENTION_MS,
     SESSION,
-    bodies,
     document,
-    dump,
     promote,
     seed_delayed,
     seed_job,
     seed_poison,
     seed_reserved,
-    standing,
-    stands,
-    transitions,
-    unchanged,
 )
 
 

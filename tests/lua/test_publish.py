@@ -7,7 +7,15 @@ import pytest
 from scheduler import model
 from scheduler.errors import Fenced
 from scheduler.store.store import Store
-from tests.seeds import BOOT, FAR_US, MANAGER, POOL, dump, seed_leader, seed_poison, unchanged
+from tests.dumps import dump, unchanged
+from tests.seeds import (
+    BOOT,
+    FAR_US,
+    MANAGER,
+    POOL,
+    seed_leader,
+    seed_poison,
+)
 
 
 def snapshot(version: int) -> model.Snapshot:

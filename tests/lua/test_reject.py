@@ -8,15 +8,14 @@ import pytest
 
 from scheduler import model
 from scheduler.store.store import Store
+from tests.dumps import bodies, dump, standing, stands, transitions, unchanged
 from tests.seeds import (
     DEAD_RETENTION_MS,
     JOB,
     PARTITION,
     RETENTION_MS,
     SESSION,
-    bodies,
     document,
-    dump,
     reject,
     reject_item,
     release,
@@ -30,10 +29,6 @@ from tests.seeds import (
     seed_poison,
     seed_record,
     seed_reserved,
-    standing,
-    stands,
-    transitions,
-    unchanged,
 )
 
 REASONS = {"rejected": "expired", "rejected_cancelled": "cancelled"}
@@ -290,7 +285,7 @@ async def test_rule_28_late_reserve_of_a_rejected_entry_places_nothing(store: St
     await reject(store, reject_item(entry_id, epoch))
 
     async with unchanged(store):
-        assert await reserve(store, [reserve_item(entry_id, epoch)]) == [model.Reserved("", 0, -1)]
+        assert await reserve(store, [reserve_item(entry_id, epoch)]) == [model.Refused("gone")]
 
 
 async def test_each_entry_of_a_call_has_its_own_answer(store: Store) -> None:

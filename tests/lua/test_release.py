@@ -1,4 +1,4 @@
-"""release.lua: the end of a reservation."""
+"""release.lua: the end of a reservation; endings that may not be stand in a file of their own."""
 
 from __future__ import annotations
 
@@ -8,42 +8,29 @@ import pytest
 
 from scheduler import model
 from scheduler.store.store import Store
+from tests.dumps import bodies, dump, standing, stands, transitions, unchanged
+from tests.lua.endings import BUSY, GOING_BACK, STALE, UNKNOWN, VERDICTS, ending, only, seed, text
 from tests.seeds import (
-    BOOT,
     DEAD_RETENTION_MS,
     JOB,
-    LATER_BOOT,
     NODE,
     PARTITION,
     POOL,
     RETENTION_MS,
     SESSION,
-    bodies,
     document,
-    dump,
     release,
     release_item,
     reserve,
     reserve_item,
-    seed_delayed,
     seed_entry,
-    seed_job,
     seed_lapsed,
     seed_node,
     seed_owner,
-    seed_poison,
     seed_record,
     seed_reserved,
-    standing,
-    stands,
-    transitions,
-    unchanged,
 )
 
-STALE, UNKNOWN = model.NotReleased("stale"), model.NotReleased("unknown")
-BUSY, MOVED = model.NotReleased("busy"), model.NotReleased("moved")
-GOING_BACK: tuple[model.Verdict, ...] = ("retry", "expire", "reboot", "give_back")
-VERDICTS: tuple[model.Verdict, ...] = (*GOING_BACK, "finish", "dead")
 # Every row that release performs: the endings that lead to it, each with what is prepared before.
 Ending = tuple[model.Verdict, dict[str, Any], str]
 ENDINGS: dict[str, list[Ending]] = {
@@ -63,38 +50,6 @@ CASES = [
     for row in transitions("release")
     for ending in ENDINGS[row.event]
 ]
-
-
-def ending(token: int, verdict: model.Verdict, **rest: Any) -> model.ReleaseItem:
-    """An ending; a reboot is told by a later boot."""
-    return release_item(token, verdict, boot=LATER_BOOT if verdict == "reboot" else BOOT, **rest)
-
-
-async def seed(store: Store, prepared: str = "", **fields: Any) -> int:
-    """A started reservation whose lease has lapsed, so that every verdict is allowed; returns the token."""
-    token = await seed_reserved(store, started=True, **fields)
-    await seed_lapsed(store)
-    if prepared == "cancelled":
-        await seed_record(store, cancel=1)
-    elif prepared == "poisoned":
-        await seed_poison(store, store.cell.keys.jobs(PARTITION))
-    elif prepared == "used_up":
-        await seed_record(store, attempts=2, crashes=4)
-    elif prepared == "body_lost":
-        inbox_id = (await store.reads.record(JOB))["inbox_id"]
-        await store.connection.commands.xdel(store.cell.keys.inbox(NODE), inbox_id)
-    return token
-
-
-async def only(store: Store, *items: model.ReleaseItem) -> model.Released | model.NotReleased:
-    """The answer of a call with one ending."""
-    (answer,) = await release(store, *items)
-    return answer
-
-
-def text(fields: dict[bytes, bytes]) -> dict[str, str]:
-    """Fields of a stream entry as text."""
-    return {name.decode(): value.decode() for name, value in fields.items()}
 
 
 # ---- the transition table ----------------------------------------------------------------------------------
@@ -345,159 +300,6 @@ async def test_give_back_has_no_budget(store: Store) -> None:
     await seed_record(store, not_started=99)
 
     assert await only(store, ending(token, "give_back")) == model.Released("queued")
-
-
-# ---- refusals change nothing -------------------------------------------------------------------------------
-
-
-async def test_job_without_a_record_is_unknown(store: Store) -> None:
-    """After the retention nothing is known of a job."""
-    await seed_node(store)
-
-    async with unchanged(store):
-        assert await only(store, ending(1, "finish")) == UNKNOWN
-
-
-@pytest.mark.parametrize("verdict", VERDICTS)
-@pytest.mark.parametrize("shift", [-1, 1])
-async def test_another_token_is_stale_and_changes_nothing(store: Store, verdict: model.Verdict, shift: int) -> None:
-    """Only the holder of this very token ends the reservation."""
-    token = await seed(store)
-
-    async with unchanged(store):
-        assert await only(store, ending(token + shift, verdict)) == STALE
-
-
-@pytest.mark.parametrize("verdict", VERDICTS)
-async def test_token_from_before_is_stale_while_the_job_runs_again(store: Store, verdict: model.Verdict) -> None:
-    """A node that was thought dead cannot end the reservation that came after its own."""
-    first = await seed(store)
-    await release(store, ending(first, "expire"))
-    epoch = await seed_owner(store)
-    entry_id = (await store.reads.record(JOB))["entry"].partition("/")[2]
-    await reserve(store, [reserve_item(entry_id, epoch)])
-
-    async with unchanged(store):
-        answer = await only(store, ending(first, verdict))
-
-    assert answer == (model.Released("reserved") if verdict == "expire" else STALE)
-
-
-@pytest.mark.parametrize("state", ["queued", "delayed"])
-async def test_job_that_is_not_reserved_is_stale(store: Store, state: str) -> None:
-    """Without a reservation there is nothing to end, even with the record's own token."""
-    if state == "queued":
-        await seed_job(store)
-        await seed_record(store, token=5)
-        token = 5
-    else:
-        token = await seed_delayed(store)
-
-    async with unchanged(store):
-        assert await only(store, ending(token, "finish")) == STALE
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [{"node": "n2"}, {"partition": 2}, {"session": "s2"}, {"tenant_id": "t2"}, {"reply_to": "r2"}],
-    ids=lambda fields: next(iter(fields)),
-)
-@pytest.mark.parametrize("verdict", VERDICTS)
-async def test_rule_27_keys_that_disagree_with_the_record_are_moved(
-    store: Store, verdict: model.Verdict, fields: dict[str, Any]
-) -> None:
-    """A caller that names another node, partition, session, tenant or reply stream changes nothing."""
-    token = await seed(store)
-
-    async with unchanged(store):
-        assert await only(store, ending(token, verdict, **fields)) == MOVED
-
-
-async def test_rule_15_expire_before_the_deadline_is_busy(store: Store) -> None:
-    """A lease that has not ended by the server's clock is not taken away, whoever thinks so."""
-    token = await seed_reserved(store)
-
-    async with unchanged(store):
-        assert await only(store, ending(token, "expire")) == BUSY
-
-
-async def test_rule_15_renewed_lease_is_not_expired(store: Store) -> None:
-    """A renewal that came before the reaper saves the reservation."""
-    token = await seed_reserved(store)
-    await seed_lapsed(store)
-    await store.cell.renew(NODE, [(JOB, token)])
-
-    async with unchanged(store):
-        assert await only(store, ending(token, "expire")) == BUSY
-
-
-@pytest.mark.parametrize("boot", [BOOT, "999-z", "1000-b", ""])
-async def test_rule_13_reboot_needs_a_later_boot(store: Store, boot: str) -> None:
-    """A boot ends reservations of lower boots only, never its own."""
-    token = await seed_reserved(store)
-
-    async with unchanged(store):
-        assert await only(store, release_item(token, "reboot", boot=boot)) == BUSY
-
-
-@pytest.mark.parametrize(("verdict", "prepared"), [("dead", ""), ("retry", "used_up"), ("expire", "used_up")])
-async def test_rule_24_poisoned_dead_stream_is_busy_and_changes_nothing(
-    store: Store, verdict: model.Verdict, prepared: str
-) -> None:
-    """A body that cannot be buried stays with its reservation."""
-    token = await seed(store, prepared)
-    await seed_poison(store, store.cell.keys.dead)
-
-    async with unchanged(store):
-        assert await only(store, ending(token, verdict)) == BUSY
-
-
-@pytest.mark.parametrize("verdict", GOING_BACK)
-async def test_rule_24_poisoned_intake_and_parked_is_busy_and_changes_nothing(
-    store: Store, verdict: model.Verdict
-) -> None:
-    """When no stream takes the body the reservation stands."""
-    token = await seed(store, "poisoned")
-    await seed_poison(store, store.cell.keys.parked)
-
-    async with unchanged(store):
-        assert await only(store, ending(token, verdict)) == BUSY
-
-
-async def test_rule_24_poisoned_parked_is_busy_for_a_delayed_retry(store: Store) -> None:
-    """A job that must wait is not sent back at once because its place to wait is broken."""
-    token = await seed(store)
-    await seed_poison(store, store.cell.keys.parked)
-
-    async with unchanged(store):
-        assert await only(store, ending(token, "retry", delay_ms=1_000)) == BUSY
-
-
-async def test_rule_24_poisoned_intake_parks_the_job_for_a_moment(store: Store) -> None:
-    """A body that the intake does not take is parked, due a second later, with its counts."""
-    token = await seed(store, "poisoned")
-
-    now_ms, _ = await store.cell.release([ending(token, "retry")], RETENTION_MS, DEAD_RETENTION_MS)
-
-    after = await dump(store)
-    assert after[store.cell.keys.delayed] == ("zset", [[JOB, float(now_ms + 1_000)]], False)
-    assert (await store.reads.record(JOB))["attempts"] == "1"
-
-
-@pytest.mark.parametrize("verdict", ["finish", "dead"])
-async def test_rule_24_poisoned_feeds_do_not_stop_the_ending(store: Store, verdict: model.Verdict) -> None:
-    """Results, reply stream and `freed` may fail: record, slot and open node are right all the same."""
-    token = await seed(store, reply_to="r1")
-    k = store.cell.keys
-    for stream in (k.results, k.replies("r1"), k.freed):
-        await seed_poison(store, stream)
-
-    answer = await only(store, ending(token, verdict, reply_to="r1"))
-
-    assert isinstance(answer, model.Released)
-    assert (await store.reads.record(JOB))["state"] == answer.state
-    assert await store.reads.used([NODE]) == [0]
-    assert await store.reads.are_open([NODE]) == [True]
 
 
 # ---- room and waking ---------------------------------------------------------------------------------------

@@ -6,11 +6,11 @@ import pytest
 
 from scheduler import model
 from scheduler.store.store import Store
+from tests.dumps import dump, standing, stands, transitions, unchanged
 from tests.seeds import (
     JOB,
     NODE,
     POOL,
-    dump,
     release,
     release_item,
     seed_delayed,
@@ -19,10 +19,6 @@ from tests.seeds import (
     seed_node,
     seed_record,
     seed_reserved,
-    standing,
-    stands,
-    transitions,
-    unchanged,
 )
 
 (RENEWED,) = transitions("renew")

@@ -17,11 +17,10 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 
 from scheduler import model
 from scheduler.store.store import Store, open_store
+from tests.dumps import dump, job_id_of
 from tests.lua.picture import CELL, Picture
 from tests.seeds import (
     RETENTION_MS,
-    dump,
-    job_id_of,
     reject,
     reject_item,
     release,
@@ -93,7 +92,10 @@ class Machine(RuleBasedStateMachine):
             self.act("capacity", partial(self.tell, node, 1, "ready"))
         for owner, partition in (("d1", 0), ("d2", 1)):
             self.take(owner, partition)
+        # Every story begins with a job that runs, one that waits and one that is delayed: the rest comes of itself.
         self.submit([("j0", "s0"), ("j1", "s1"), ("j2", "s0")], "a")
+        self.place("first", [], False, 0)
+        self.end([(7, "retry_later")], False, False)
 
     def do(self, awaitable: Awaitable[Any]) -> Any:
         """Run to its end."""
@@ -183,7 +185,7 @@ class Machine(RuleBasedStateMachine):
 
         (answer,) = self.act("claim", call)
         if isinstance(answer, model.Owned):
-            held = self.epochs.get((owner, partition), 0)
+            held = self.epochs.get((owner, partition))
             others = [epoch for (_, p), epoch in self.epochs.items() if p == partition]
             assert answer.epoch == held or answer.epoch > max(others, default=0)
             self.epochs[owner, partition] = answer.epoch
@@ -206,6 +208,7 @@ class Machine(RuleBasedStateMachine):
     @rule(choice=choices, late=st.lists(indices, max_size=2), other=rarely, turn=indices)
     def place(self, choice: str, late: list[int], other: bool, turn: int) -> None:
         """Dispatchers, owners or not, place all that they read, and perhaps entries that they read long ago."""
+        self.promote_all()
         for partition in (0, 1):
             self.place_from(partition, choice, late, other, turn)
 
@@ -379,7 +382,13 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def promote(self) -> None:
         """Time passes: every delayed job is due and promoted."""
+        self.promote_all()
+
+    def promote_all(self) -> None:
+        """What a reaper does, as if every delay were over."""
         delayed = self.delayed()
+        if not delayed:
+            return
         self.do(self.store.connection.commands.zadd(CELL.delayed, dict.fromkeys(delayed, 1)))
         items = [(job, int(self.now.records[job]["partition"]), "") for job in delayed]
         answers = self.act("promote", lambda: self.store.cell.promote(items, RETENTION_MS))
@@ -433,8 +442,8 @@ def test_any_order_of_calls_keeps_the_guarantees(url: str) -> None:
             run_state_machine_as_test(
                 type("BoundMachine", (Machine,), {"runner": runner, "store": store}),
                 settings=settings(
-                    max_examples=40,
-                    stateful_step_count=50,
+                    max_examples=20,
+                    stateful_step_count=40,
                     deadline=None,
                     suppress_health_check=list(HealthCheck),
                 ),

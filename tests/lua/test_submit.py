@@ -8,24 +8,20 @@ from scheduler import model
 from scheduler.config import DEFAULTS
 from scheduler.store.cell import Cell
 from scheduler.store.store import Store
+from tests.dumps import dump, standing, stands, transitions, unchanged
 from tests.seeds import (
     FAR_US,
     JOB,
     PARTITION,
     SESSION,
     document,
-    dump,
     release,
     release_item,
     seed_entry,
     seed_job,
     seed_poison,
     seed_reserved,
-    standing,
-    stands,
     submit_item,
-    transitions,
-    unchanged,
 )
 
 (SUBMITTED,) = transitions("submit")

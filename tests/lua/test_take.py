@@ -8,7 +8,11 @@ from scheduler import keys, model
 from scheduler.errors import Fenced
 from scheduler.store.connection import ScriptFailed
 from scheduler.store.store import Store
-from tests.seeds import MANAGER, dump, seed_leader, unchanged
+from tests.dumps import dump, unchanged
+from tests.seeds import (
+    MANAGER,
+    seed_leader,
+)
 
 
 async def seed_command(store: Store) -> str:

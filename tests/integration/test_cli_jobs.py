@@ -1,0 +1,249 @@
+"""`scheduler jobs` within this process: which lines are accepted, and what is said of a job."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from click.testing import Result
+
+from scheduler import model
+from scheduler.cli.jobs import body_of
+from scheduler.cli.submit import result_fields
+from scheduler.store.store import Store
+from tests import seeds
+from tests.integration.commands import on_server, refusal, run
+
+pytestmark = pytest.mark.usefixtures("own_place")
+
+
+# ---- jobs submit ----
+
+
+def entries(url: str, job_id: str) -> list[dict[bytes, bytes]]:
+    """The intake entries of a job."""
+
+    async def look(store: Store) -> list[dict[bytes, bytes]]:
+        streams = [await store.reads.entries(store.cell.keys.jobs(partition)) for partition in range(16)]
+        return [fields for stream in streams for _, fields in stream if fields[b"job_id"] == job_id.encode()]
+
+    return on_server(url, look)
+
+
+def submit(url: str, path: Path, *lines: str, options: tuple[str, ...] = (), **environment: str) -> Result:
+    """Run `jobs submit` on a file of these lines."""
+    file = path / "jobs.jsonl"
+    file.write_text("\n".join(lines))
+    return run("jobs", "submit", str(file), "--redis-url", url, *options, **environment)
+
+
+def test_submit(ready_url: str, tmp_path: Path) -> None:
+    """Each accepted job's id is printed, in the order of the lines; the last line needs no end."""
+    lines = [json.dumps({"session_id": f"s{number % 7}", "job_id": f"j{number}"}) for number in range(300)]
+    result = submit(ready_url, tmp_path, *lines)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.split() == [f"j{number}" for number in range(300)]
+
+
+def test_submitted_bodies(ready_url: str, tmp_path: Path) -> None:
+    """A payload is text, or bytes in base64, or nothing; the document holds the rest."""
+    result = submit(
+        ready_url,
+        tmp_path,
+        '{"session_id": "s", "job_id": "text", "src_lang": "en", "tgt_lang": "zh", "payload": "h\\u00e9"}',
+        '{"session_id": "s", "job_id": "bytes", "payload_base64": "/wA="}',
+        '{"session_id": "s", "job_id": "none", "priority": 3}',
+    )
+    assert result.exit_code == 0
+    found = {job_id: entries(ready_url, job_id)[0] for job_id in result.stdout.split()}
+    assert {job_id: fields.get(b"payload") for job_id, fields in found.items()} == {
+        "text": "hé".encode(),
+        "bytes": b"\xff\x00",
+        "none": None,
+    }
+    assert model.decode_job(found["none"][b"job"]) == model.JobDocument("s", job_id="none", priority=3)
+
+
+def test_lines_that_are_not_accepted(ready_url: str, tmp_path: Path) -> None:
+    """Each bad line is explained by its number, the others are submitted, and the command ends with 1."""
+    result = submit(
+        ready_url,
+        tmp_path,
+        '{"session_id": "s", "job_id": "first"}',
+        "oops\x1b[31m",
+        "",
+        '{"session_id": "a b"}',
+        '{"session_id": "s", "payload": "123456789"}',
+        '{"session_id": "s", "payload": "1", "payload_base64": "MQ=="}',
+        '{"session_id": "s", "payload_base64": "*"}',
+        '{"session_id": "s", "job_id": "first"}',
+        '{"session_id": "other", "job_id": "first"}',
+        '{"session_id": "' + "s" * 200_000 + '"}',
+        '{"session_id": "s", "job_id": "last"}',
+        SCHED_PAYLOAD_BYTES_MAX="8",
+    )
+    assert result.exit_code == 1
+    assert result.stdout.split() == ["first", "last"]
+    *explained, conclusion = result.stderr.splitlines()
+    assert [re.sub(r"job [0-9a-f]{24}", "job ID", line) for line in explained] == [
+        "line 2: 'oops\N{REPLACEMENT CHARACTER}[31m': expected a JSON object",
+        "line 4: session_id = 'a b': expected 1 to 128 visible ASCII characters without spaces and braces",
+        "line 5: payload of job ID: 9 bytes: expected at most 8",
+        "line 6: payload and payload_base64: expected one of them",
+        "line 7: job is no valid JSON document: Invalid base64 encoded string - at `$.payload_base64`",
+        "line 8: job first is not accepted: duplicate (queued)",
+        "line 9: job first is not accepted: job_id_taken",
+        "line 10: it is longer than 98352 bytes: no document and payload need so much",
+    ]
+    assert conclusion == "Error: 8 lines were not accepted"
+
+
+def test_full_backlog(ready_url: str, tmp_path: Path) -> None:
+    """A partition that is full takes no more, and says how full it is."""
+    lines = [f'{{"session_id": "s", "job_id": "j{number}"}}' for number in range(3)]
+    result = submit(ready_url, tmp_path, *lines, SCHED_BACKLOG_MAX="2")
+    assert result.stdout.split() == ["j0", "j1"]
+    assert result.stderr == "line 3: job j2 is not accepted: busy (2)\nError: 1 line was not accepted\n"
+
+
+def test_wait_that_takes_too_long(ready_url: str, tmp_path: Path) -> None:
+    """With a time limit, what has not ended by then is counted and named, and the command ends with 1."""
+    lines = [f'{{"session_id": "s", "job_id": "j{number}"}}' for number in range(6)]
+    result = submit(ready_url, tmp_path, *lines, options=("--wait", "--timeout-ms", "20"))
+    assert refusal(result) == (
+        1,
+        "Error: 6 jobs had not ended 20 ms after the end of the input: j0, j1, j2, j3, j4, ...\n",
+    )
+
+
+def test_results_in_json() -> None:
+    """A result is decoded as its content type says, and kept as bytes where that is a lie."""
+    assert result_fields("application/json", b'{"a":1}') == {"result": {"a": 1}}
+    assert result_fields("text/plain; charset=utf-8", b"hi") == {"result": "hi"}
+    assert result_fields("", b"") == {"result": None}
+    for content_type, data in [
+        ("application/octet-stream", b"\xff"),
+        ("application/json", b"{"),
+        ("text/plain; charset=utf-8", b"\xff"),
+    ]:
+        fields = result_fields(content_type, data)
+        assert json.loads(msgspec.json.encode(fields)) == {"result_base64": base64.b64encode(data).decode()}
+
+
+# ---- jobs show ----
+
+
+def show(url: str, job_id: str = seeds.JOB) -> tuple[dict[str, str], dict[str, Any]]:
+    """What `jobs show` says of a job: its lines by their first words, and its JSON."""
+    table, document = (
+        run("jobs", "show", job_id, "--redis-url", url),
+        run("jobs", "show", job_id, "--json", REDIS_URL=url),
+    )
+    assert (table.exit_code, document.exit_code) == (0, 0)
+    assert max(map(len, table.stdout.splitlines())) <= 80
+    pieces = [re.split(r"  +", line.strip(), maxsplit=1) for line in table.stdout.splitlines()]
+    return {piece[0]: piece[1] for piece in pieces if len(piece) == 2}, json.loads(document.stdout)
+
+
+def test_show_unknown_job(ready_url: str) -> None:
+    """A job that nobody knows ends with 1 and says why that may be."""
+    exit_code, stderr = refusal(run("jobs", "show", "no\tsuch", "--redis-url", ready_url))
+    assert exit_code == 1
+    assert stderr.startswith("Error: nothing is known of job 'no\N{REPLACEMENT CHARACTER}such': it was never submitted")
+
+
+def test_show_queued_job(ready_url: str) -> None:
+    """A queued job is in the intake."""
+    entry_id = on_server(ready_url, seeds.seed_job)
+    words, fields = show(ready_url)
+    assert words["state"] == "queued"
+    assert words["body"] == f"intake of partition 1, entry {entry_id}"
+    assert words["bound to"] == "nothing"
+    assert words["attempts"] == "0 failed, 0 lost with their node, 0 not started"
+    assert (fields["body"], fields["body_entry"], fields["node"]) == ("intake", f"1/{entry_id}", None)
+
+
+def test_show_reserved_job(ready_url: str) -> None:
+    """A reserved job is in its node's inbox, under a lease that still lasts."""
+
+    async def seed(store: Store) -> int:
+        token = await seeds.seed_reserved(store, started=True)
+        await seeds.seed_record(store, cancel="1")
+        await store.connection.commands.set(store.cell.keys.session(seeds.SESSION), "default en:zh n1 -")
+        return token
+
+    token = on_server(ready_url, seed)
+    words, fields = show(ready_url)
+    assert words["state"] == "reserved, being cancelled"
+    assert words["body"] == f"inbox of node n1, entry {fields['body_entry']}"
+    assert words["bound to"] == "node n1 of pool default, en to zh"
+    assert (words["node"], words["boot"], words["token"]) == ("n1", seeds.BOOT, str(token))
+    assert re.search(r"\(in 14\.\d s\)$", words["lease until"])
+    assert words["started"].endswith(" ago)")
+    assert fields["binding"] == {"pool": "default", "src_lang": "en", "tgt_lang": "zh", "node": "n1", "variant": "-"}
+
+
+def test_show_delayed_job(ready_url: str) -> None:
+    """A delayed job is parked, and says when it is due."""
+    on_server(ready_url, lambda store: seeds.seed_delayed(store, due=False))
+    words, fields = show(ready_url)
+    assert words["state"] == "delayed"
+    assert words["body"] == f"parked, entry {fields['body_entry']}"
+    assert re.search(r"\(in 59\.\d s\)$", words["due"])
+    assert words["attempts"].startswith("1 failed")
+
+
+def test_show_dead_job(ready_url: str) -> None:
+    """A dead job is in the dead stream, with reason and detail; what a terminal may obey is taken out."""
+
+    async def seed(store: Store) -> None:
+        token = await seeds.seed_reserved(store)
+        item = seeds.release_item(token, "dead", reason="run_time", detail="gone\x1b[2J")
+        assert await seeds.release(store, item) == [model.Released("dead")]
+
+    on_server(ready_url, seed)
+    words, fields = show(ready_url)
+    assert words["state"] == "dead"
+    assert words["body"] == f"dead stream, entry {fields['body_entry']}"
+    assert (words["reason"], words["detail"]) == ("run_time", "gone\N{REPLACEMENT CHARACTER}[2J")
+    assert fields["detail"] == "gone\x1b[2J"
+
+
+@pytest.mark.parametrize(
+    ("content_type", "result", "words", "fields"),
+    [
+        ("application/json", b'{"a":1}', '{"a":1}', {"result": {"a": 1}}),
+        ("text/plain; charset=utf-8", b"x" * 500, "x" * 63, {"result": "x" * 500}),
+        ("application/octet-stream", b"\xff\x00", "2 bytes", {"result_base64": "/wA="}),
+    ],
+)
+def test_show_completed_job(
+    ready_url: str, content_type: str, result: bytes, words: str, fields: dict[str, object]
+) -> None:
+    """A completed job has no body any more but a result: cut in the table, whole in JSON."""
+
+    async def seed(store: Store) -> None:
+        token = await seeds.seed_reserved(store)
+        await seeds.release(store, seeds.release_item(token, "finish", content_type=content_type, result=result))
+
+    on_server(ready_url, seed)
+    table, document = show(ready_url)
+    assert (table["state"], table["body"], table["last node"]) == ("completed", "none any more", "n1")
+    assert table["result"].startswith(words)
+    assert document | fields == document
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in model.TRANSITIONS if row.next_state != "none"], ids=lambda row: row.event
+)
+def test_body_as_the_transition_table_says(row: model.Transition) -> None:
+    """Where a body is said to be is where the transition table leaves it."""
+    record = {"state": row.next_state, "entry": "1/1-0", "inbox_id": "2-0", "parked_id": "3-0"}
+    if row.body == "dead":
+        record["dead_id"] = "4-0"
+    assert body_of(record)[0] == row.body

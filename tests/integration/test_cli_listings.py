@@ -1,0 +1,129 @@
+"""`scheduler streams`, `reservations` and `nodes` within this process, at 80 columns."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from scheduler import model
+from scheduler.store.store import Store
+from tests import seeds
+from tests.integration.commands import on_server, refusal, run
+
+LONG_JOB = "0123456789abcdef01234567"
+
+pytestmark = pytest.mark.usefixtures("own_place")
+
+
+def listed(url: str, *command: str) -> tuple[list[list[str]], Any]:
+    """A listing's lines as words, none longer than 80 columns, and its JSON."""
+    table, document = run(*command, "--redis-url", url), run(*command, "--json", REDIS_URL=url)
+    assert (table.exit_code, document.exit_code, table.stderr, document.stderr) == (0, 0, "", "")
+    lines = table.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    return [line.split() for line in lines], json.loads(document.stdout)
+
+
+def test_streams(ready_url: str) -> None:
+    """Each partition's backlog and owner, and what lies in the other streams."""
+
+    async def seed(store: Store) -> None:
+        await seeds.seed_owner(store, 1)
+        await seeds.seed_job(store, partition=1)
+        await seeds.seed_job(store, "j2", partition=1)
+        await store.cell.claim("gone+1", [2])
+        await store.cell.claim("gone+1", (), [2])
+        await store.control.beat(model.encode_beat(model.NodeBeat("n1", seeds.BOOT, 1)))
+
+    on_server(ready_url, seed)
+    rows, document = listed(ready_url, "streams", "ls")
+    assert rows[0] == ["partition", "backlog", "oldest", "owner", "lease"]
+    assert rows[1] == ["0", "0", "nobody"]
+    assert (rows[2][:2], rows[2][4], rows[2][6]) == (["1", "2"], seeds.OWNER, "s")
+    assert rows[3] == ["2", "0", "nobody"]
+    assert rows[18] == ["stream", "entries", "what"]
+    assert {row[0]: row[1] for row in rows[19:]} == {
+        "heartbeats": "1", "results": "0", "freed": "0", "delayed": "0", "parked": "0", "dead": "0",
+    }  # fmt: skip
+    owned = document["partitions"][1]
+    assert (owned["partition"], owned["backlog"], owned["owner"]) == (1, 2, seeds.OWNER)
+    assert 0 < owned["lease_left_ms"] <= 6_000
+    assert owned["oldest_ms"] >= 0
+    assert document["entries"] == {
+        "heartbeats": 1, "results": 0, "freed": 0, "delayed": 0, "parked": 0, "dead": 0,
+    }  # fmt: skip
+
+
+def test_reservations(ready_url: str) -> None:
+    """Each held slot with its job, node, token and lease; ids of jobs and tokens are never cut."""
+
+    async def seed(store: Store) -> int:
+        session = "a-session-with-a-name-that-is-rather-long"
+        await seeds.seed_reserved(store, "other", "s2", node="n2")
+        return await seeds.seed_reserved(store, LONG_JOB, session, node="a-node-with-a-name-that-is-rather-long")
+
+    token = on_server(ready_url, seed)
+    rows, document = listed(ready_url, "reservations", "ls")
+    assert rows[0] == ["job", "node", "session", "token", "age", "lease"]
+    assert (rows[1][0], rows[1][3]) == (LONG_JOB, str(token))
+    assert len(rows) == 3
+    assert [(each["job_id"], each["node"]) for each in document] == [
+        (LONG_JOB, "a-node-with-a-name-that-is-rather-long"),
+        ("other", "n2"),
+    ]
+    assert 0 <= document[0]["age_ms"] < 5_000
+    assert 0 < document[0]["lease_left_ms"] <= 5_000
+
+
+def test_reservations_of_a_node(ready_url: str) -> None:
+    """One node's reservations only; a lapsed lease is called so, and an unknown node is an error."""
+
+    async def seed(store: Store) -> None:
+        await seeds.seed_reserved(store, "j1", "s1", node="n1")
+        await seeds.seed_reserved(store, "j2", "s2", node="n2")
+        await seeds.seed_node(store, "n3")
+        await seeds.seed_lapsed(store, "j2", "n2")
+
+    on_server(ready_url, seed)
+    rows, document = listed(ready_url, "reservations", "ls", "--node", "n2")
+    assert (rows[1][0], rows[1][-1], len(rows)) == ("j2", "lapsed", 2)
+    assert document[0]["lease_left_ms"] < 0
+    assert run("reservations", "ls", "--node", "n3", REDIS_URL=ready_url).stdout == "no slot is held\n"
+    assert refusal(run("reservations", "ls", "--node", "n4", REDIS_URL=ready_url)) == (
+        1,
+        "Error: no node 'n4'; there is n1, n2, n3\n",
+    )
+
+
+def test_nodes(ready_url: str) -> None:
+    """Each node with its slots; long lists of pairs are shortened, and one that takes no work says why."""
+    pairs = tuple(("en", target) for target in ("de", "es", "fr", "it", "ja", "zh"))
+
+    async def seed(store: Store) -> None:
+        await seeds.seed_reserved(store, node="n1", slots=4)
+        await seeds.seed_node(store, "n2", slots=0, reason="draining")
+        epoch = await seeds.seed_leader(store)
+        node = model.Node("n1", seeds.BOOT, 4, "a-pool-with-a-long-name", pairs, ("asr", "tts"), {"zone": "eu"}, "2.1")
+        other = model.Node("n2", seeds.LATER_BOOT, 4, "of-another-boot")
+        await store.control.publish(seeds.MANAGER, epoch, model.Snapshot(1, (node, other)))
+
+    on_server(ready_url, seed)
+    rows, document = listed(ready_url, "nodes", "ls")
+    assert rows[0] == ["node", "pool", "used", "slots", "reason", "pairs", "features", "boot"]
+    assert rows[1][2:10] == ["1", "4", "ready", "en:de", "en:es", "+4", "asr", "tts"]
+    assert rows[2][:5] == ["n2", "-", "0", "0", "draining"]
+    assert document[0] | {"boot_age_ms": 0} == {
+        "id": "n1",
+        "pool": "a-pool-with-a-long-name",
+        "slots": 4,
+        "used": 1,
+        "reason": "ready",
+        "pairs": [list(pair) for pair in pairs],
+        "features": ["asr", "tts"],
+        "labels": {"zone": "eu"},
+        "version": "2.1",
+        "boot": seeds.BOOT,
+        "boot_age_ms": 0,
+    }

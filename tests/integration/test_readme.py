@@ -1,0 +1,388 @@
+"""What the README and docs/ARCHITECTURE.md say is so: every block that is typed there runs, every table is that of the
+code.
+
+A server and the roles are real. Blocks of shell run in a directory whose `.scheduler/url` names the server, with a
+command `scheduler` that is this source tree.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import re
+import shutil
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import click
+import msgspec
+import pytest
+
+from scheduler import keys, model
+from scheduler.cli.main import main
+from scheduler.config import DEFAULTS, NOT_SETTINGS, Settings, read_settings
+from scheduler.handlers import Job
+from scheduler.keys import CellKeys, ControlKeys
+from scheduler.store.location import write_url_file
+from scheduler.store.scripts import SCRIPT_NAMES
+from tests.system import System, running
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ARCHITECTURE = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+LINE_WIDTH = 80
+WAIT_MS = 20_000
+HELLO = "HELLO"
+
+Block = tuple[str, str]
+"""Language and text of a fenced block."""
+
+
+def blocks(document: str) -> list[Block]:
+    """The fenced blocks of a document, in their order."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", document, re.MULTILINE | re.DOTALL)
+
+
+def block(language: str, beginning: str) -> str:
+    """The one block of a language whose text begins so."""
+    (found,) = [text for name, text in blocks(README) if name == language and text.startswith(beginning)]
+    return found
+
+
+def python_file(name: str) -> str:
+    """The block of python that follows a line that names its file."""
+    found = re.search(rf"^`{re.escape(name)}`:\n\n```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    assert found is not None, f"no block for {name}"
+    return found[1]
+
+
+def table(document: str, header: str) -> list[list[str]]:
+    """The rows of the table with this header line, cell by cell."""
+    _, _, rest = document.partition(f"\n{header}\n")
+    assert rest, f"no table {header}"
+    rows = []
+    for line in rest.splitlines()[1:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split(" | ")])
+    return rows
+
+
+def quoted(text: str) -> list[str]:
+    """What stands in backquotes, outside of blocks."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
+
+
+# ---- a terminal -----------------------------------------------------------------------------------------------------
+
+
+class Terminal:
+    """A directory, and an environment in which the command `scheduler` is this source tree."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        commands = directory / "bin"
+        commands.mkdir()
+        command = commands / "scheduler"
+        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m scheduler "$@"\n')
+        command.chmod(0o755)
+        mine = {name: value for name, value in os.environ.items() if not name.startswith(("SCHED_", "REDIS_"))}
+        path = f"{commands}{os.pathsep}{mine['PATH']}"
+        self.environment = mine | {"PATH": path, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file as a reader would."""
+        (self.directory / name).write_text(text, encoding="utf-8")
+
+    @asynccontextmanager
+    async def start(self, *command: str) -> AsyncIterator[Process]:
+        """Run something beside the test; it is killed at the end if it still runs."""
+        process = await asyncio.create_subprocess_exec(
+            *command, cwd=self.directory, env=self.environment, stdin=PIPE, stdout=PIPE, stderr=PIPE
+        )
+        try:
+            yield process
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.communicate()
+
+    @asynccontextmanager
+    async def serving(self, typed: str) -> AsyncIterator[Process]:
+        """Type a command that serves, and wait until it is ready."""
+        async with self.start("bash", "-c", f"exec {typed}") as process:
+            assert process.stdout is not None
+            while (line := await process.stdout.readline()) != b"ready\n":
+                assert line, f"{typed.strip()} ended before it was ready"
+            yield process
+
+    async def output(self, *command: str, code: int = 0) -> str:
+        """Run something to its end, and return what it printed."""
+        async with self.start(*command) as process:
+            printed, errors = await process.communicate()
+            assert process.returncode == code, errors.decode()
+            return printed.decode()
+
+    async def type(self, typed: str, code: int = 0) -> str:
+        """Type something, and return what it printed."""
+        return await self.output("bash", "-c", typed, code=code)
+
+
+async def end(process: Process, number: signal.Signals) -> int | None:
+    """Send a signal and wait for the end; the exit code."""
+    process.send_signal(number)
+    await process.communicate()
+    return process.returncode
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Terminal:
+    """A terminal in a new directory, where no server is known."""
+    return Terminal(tmp_path)
+
+
+@pytest.fixture
+async def system(url: str, terminal: Terminal) -> AsyncIterator[System]:
+    """A scheduler at work with the settings of the README, which the terminal finds."""
+    write_url_file(terminal.directory, url)
+    async with running(url, DEFAULTS) as system:
+        yield system
+
+
+# ---- what is typed --------------------------------------------------------------------------------------------------
+
+
+def test_every_block_is_tried() -> None:
+    """A block that is new in the README needs a test here; the tools are tried by whoever runs this one."""
+    first_lines = [(language, text.partition("\n")[0]) for language, text in blocks(README)]
+    assert first_lines == [
+        ("sh", "./tools/demo    # a whole scheduler on one screen: 2,000 jobs, six nodes, audited at the end"),
+        ("text", "producer --- submit, or XADD ---> jobs:<p>           one stream a partition"),
+        ("sh", ". .venv/bin/activate"),
+        ("sh", "scheduler up"),
+        ("sh", "scheduler node --id n1 --capacity 4 --pair en:zh"),
+        ("jsonl", '{"session_id": "call-7", "src_lang": "en", "tgt_lang": "zh", "payload": "good morning"}'),
+        ("sh", "scheduler jobs submit jobs.jsonl --wait"),
+        ("python", "import asyncio"),
+        ("sh", "scheduler node --id n3 --capacity 8 --pair en:zh --handler my_node:translate"),
+        ("python", "import asyncio"),
+        ("sh", "redis-cli -u \"$(cat .scheduler/url)\" XADD '{sched:0}:jobs:5' '*' \\"),
+        ("sh", "redis-cli -u \"$(cat .scheduler/url)\" GET '{sched:0}:result:typed-1'"),
+        ("python", "import json"),
+    ]
+
+
+def test_the_tools_are_there() -> None:
+    """The commands of the first block can be run."""
+    typed = [line.split()[0] for line in block("sh", "./tools/").splitlines()]
+    assert [name for name in typed if not os.access(ROOT / name, os.X_OK)] == []
+
+
+def test_the_picture_fits() -> None:
+    """Pictures can be read on 80 columns."""
+    pictures = [text for document in (README, ARCHITECTURE) for name, text in blocks(document) if name == "text"]
+    assert [line for text in pictures for line in text.splitlines() if len(line) > LINE_WIDTH] == []
+
+
+async def test_first_steps(terminal: Terminal) -> None:
+    """From nothing to finished jobs in three terminals."""
+    terminal.write("jobs.jsonl", block("jsonl", ""))
+    async with terminal.serving(block("sh", "scheduler up")) as up:
+        async with terminal.serving(block("sh", "scheduler node --id n1")) as node:
+            printed = await terminal.type(block("sh", "scheduler jobs submit"))
+            outcomes = [msgspec.json.decode(line) for line in printed.splitlines()]
+            assert [(each["state"], each["node"]) for each in outcomes] == [("completed", "n1")] * 3
+            assert await end(node, signal.SIGINT) == 0
+        assert await end(up, signal.SIGINT) == 0
+
+
+async def test_node_and_producer(system: System, terminal: Terminal) -> None:
+    """The two programs of a dozen lines meet; Ctrl-C drains the node."""
+    terminal.write("my_node.py", python_file("my_node.py"))
+    terminal.write("my_producer.py", python_file("my_producer.py"))
+    async with terminal.start(sys.executable, "my_node.py") as node:
+        assert (await terminal.output(sys.executable, "my_producer.py")).split() == [HELLO]
+        await end(node, signal.SIGINT)
+    assert await system.store.reads.capacities() == {}
+
+
+async def test_a_function_by_name(system: System, terminal: Terminal) -> None:
+    """The command line runs the function of the same file, and drains on SIGTERM."""
+    terminal.write("my_node.py", python_file("my_node.py"))
+    terminal.write("my_producer.py", python_file("my_producer.py"))
+    async with terminal.serving(block("sh", "scheduler node --id n3")) as node:
+        assert (await terminal.output(sys.executable, "my_producer.py")).split() == [HELLO]
+        assert await end(node, signal.SIGTERM) == 0
+    assert await system.store.reads.capacities() == {}
+
+
+@pytest.mark.skipif(shutil.which("redis-cli") is None, reason="the README types redis-cli, which is not on PATH")
+async def test_typed_with_redis_cli(system: System, terminal: Terminal) -> None:
+    """A job that a person types runs, once, and its result can be typed for."""
+    ran = []
+
+    async def handle(job: Job) -> str:
+        ran.append(job.job_id)
+        return HELLO
+
+    await system.add_node("n1", handle)
+    typed = block("sh", 'redis-cli -u "$(cat .scheduler/url)" XADD')
+    assert f":jobs:{keys.partition_of('call-7', DEFAULTS.partitions)}'" in typed
+    await terminal.type(typed)
+    await system.producer.outcome("typed-1", WAIT_MS)
+    assert (await terminal.type(block("sh", 'redis-cli -u "$(cat .scheduler/url)" GET'))).split() == [HELLO]
+    await terminal.type(typed)
+    later = await system.producer.submit("call-7", src_lang="en", tgt_lang="zh")
+    await system.producer.outcome(later, WAIT_MS)
+    assert ran == ["typed-1", later]
+
+
+async def test_plain_redis_py(system: System, terminal: Terminal) -> None:
+    """A producer without the SDK reads its outcome, however often it is run."""
+
+    async def handle(_: Job) -> str:
+        return HELLO
+
+    await system.add_node("n1", handle)
+    terminal.write("plain.py", block("python", "import json"))
+    printed = [await terminal.output(sys.executable, "plain.py") for _ in range(2)]
+    assert printed == [f"completed {HELLO}\n"] * 2
+
+
+async def test_exit_codes(system: System, terminal: Terminal) -> None:
+    """The codes of the table that need no signal; those of signals are tested beside the commands."""
+    codes = [int(code) for code, _ in table(README, "| exit code | meaning |")]
+    assert codes == [0, 1, 2, 3, 130, 143]
+    await asyncio.gather(
+        terminal.type("scheduler nodes ls", code=0),
+        terminal.type("scheduler jobs show nobody-knows-it", code=1),
+        terminal.type("scheduler node --capacity 4", code=2),
+        terminal.type("SCHED_LEASE=1 scheduler nodes ls", code=2),
+        terminal.type("scheduler nodes ls --redis-url redis://127.0.0.1:1/0", code=3),
+        terminal.type("SCHED_NAMESPACE=empty scheduler nodes ls", code=3),
+    )
+
+
+# ---- what is told ---------------------------------------------------------------------------------------------------
+
+
+def test_defaults() -> None:
+    """The table of settings is that of the code, field by field, in its order."""
+    rows = table(README, "| name | default | meaning |")
+    assert [(name.strip("`"), default) for name, default, _ in rows] == [
+        (field.name, str(getattr(DEFAULTS, field.name))) for field in msgspec.structs.fields(Settings)
+    ]
+    assert [name for name, _, meaning in rows if not meaning] == []
+
+
+def test_settings_that_are_mentioned() -> None:
+    """An assignment to a SCHED_ variable can be made as it stands; a variable alone is known to the program."""
+    for variable, value in re.findall(r"\b(SCHED_[A-Z_]+)=(\w+)", README):
+        read_settings({variable: value})
+    known = NOT_SETTINGS | {f"SCHED_{name.upper()}" for name in Settings.__struct_fields__}
+    assert set(re.findall(r"\b(SCHED_[A-Z_]+[A-Z])\b", README)) <= known
+
+
+def commands_told() -> Iterator[list[str]]:
+    """Every command that stands in backquotes or in a block, word by word, without files and options."""
+    typed = [line for name, text in blocks(README) if name == "sh" for line in text.splitlines()]
+    for text in [*quoted(README), *typed]:
+        if text.startswith("scheduler "):
+            words = text.partition(" -")[0].split()[1:]
+            yield [word for word in words if "." not in word]
+
+
+def test_commands_that_are_told_exist() -> None:
+    """Whoever types a command of the README finds it."""
+    told = list(commands_told())
+    assert ["jobs", "submit"] in told
+    for words in told:
+        command: click.Command = main
+        for word in words:
+            assert isinstance(command, click.Group), words
+            found = command.get_command(click.Context(command), word)
+            assert found is not None, words
+            command = found
+
+
+def test_fields_of_a_document() -> None:
+    """The table of fields names those of the code."""
+    told = [name for cell, *_ in table(README, "| field | what it is |") for name in quoted(cell)]
+    assert sorted(told) == sorted(model.JobDocument.__struct_fields__)
+
+
+def test_states_and_reasons() -> None:
+    """The states in which a job ends, and every reason that a dead job can have."""
+    states = [quoted(row[0])[0] for row in table(README, "| state | when | what is kept |")]
+    assert set(states) == model.TERMINAL
+    told = {quoted(row[0])[0] for row in table(README, "| reason of `dead` | what happened |")}
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "scheduler" / "runtime").glob("*.py"))
+    given = set(re.findall(r'refuse(?:_job)?\(\s*(?:job|entry, cell), "(\w+)"', source))
+    scripts = "".join((ROOT / "lua" / f"{name}.lua").read_text(encoding="utf-8") for name in ("release", "promote"))
+    given |= set(re.findall(r"'(attempts_exhausted|body_lost)'", scripts))
+    assert told == given - {"cancelled"}
+
+
+async def test_importing_the_package_loads_nothing_else(terminal: Terminal) -> None:
+    """The public names are imported at their first use."""
+    show = "import sys, scheduler; print(*sorted(name for name in sys.modules if name.startswith('scheduler')))"
+    assert (await terminal.output(sys.executable, "-c", show)).split() == ["scheduler"]
+    package = importlib.import_module("scheduler")
+    assert {name: getattr(package, name).__name__ for name in package.__all__} == {n: n for n in package.__all__}
+    with pytest.raises(AttributeError, match="no attribute 'Nod'"):
+        package.Nod  # noqa: B018
+
+
+# ---- docs/ARCHITECTURE.md -------------------------------------------------------------------------------------------
+
+
+def test_every_file_has_a_sentence() -> None:
+    """Each file of the package and each script stands in the tables once, and nothing else does."""
+    sources = [*(ROOT / "lua").iterdir(), *(ROOT / "scheduler").rglob("*")]
+    there = {path.relative_to(ROOT).as_posix() for path in sources if path.suffix in (".py", ".lua", ".typed")}
+    rows = re.findall(r"^\| (`(?:lua|scheduler)/.*?) \| .+ \|$", ARCHITECTURE, re.MULTILINE)
+    told = [name for row in rows for name in quoted(row)]
+    assert sorted(told) == sorted(there)
+
+
+def test_files_that_are_mentioned_exist() -> None:
+    """A path in backquotes is one of the project, of the package, or the name of a script."""
+    mentioned = {name for name in quoted(ARCHITECTURE) if re.fullmatch(r"[\w/]+(\.py|\.lua|/)", name)}
+    assert "runtime/waiting.py" in mentioned
+    places = (ROOT, ROOT / "scheduler", ROOT / "lua")
+    assert [name for name in sorted(mentioned) if not any((place / name).exists() for place in places)] == []
+
+
+def test_transitions() -> None:
+    """The table of states is the transition table; what is not written yet is marked."""
+    told = []
+    for states, events, script, following, body in table(ARCHITECTURE, "| from | event | script | to | body |"):
+        name, _, mark = script.partition(" ")
+        assert (mark == "(later)") == (name not in (*SCRIPT_NAMES, "XADD", "retention")), script
+        for state in states.split(", "):
+            told.append((state, events, name, state if following == "same" else following, body))
+    assert sorted(told) == sorted(tuple(row) for row in model.TRANSITIONS)
+
+
+def test_keys() -> None:
+    """The table of keys has every key, under its name, and the scripts that it names exist."""
+    cell = CellKeys()
+    wanted = {*vars(ControlKeys()).values(), *(key for name, key in vars(cell).items() if name not in ("cell", "_tag"))}
+    wanted |= {
+        cell.jobs("<partition>"),  # type: ignore[arg-type]
+        cell.slots("<node>"),
+        cell.inbox("<node>"),
+        cell.job("<job_id>"),
+        cell.result("<job_id>"),
+        cell.session("<session_id>"),
+        cell.held("<kind>", "<name>"),
+        cell.replies("<reply_to>"),
+    }
+    rows = table(ARCHITECTURE, "| key | type | what | written by |")
+    assert sorted(name for row in rows for name in quoted(row[0])) == sorted(wanted)
+    assert {name for row in rows for name in quoted(row[3])} <= set(SCRIPT_NAMES)
