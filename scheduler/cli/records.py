@@ -17,7 +17,6 @@ from scheduler.handlers import Job
 from scheduler.loads import Arrival
 from scheduler.model import Outcome, Submitted
 from scheduler.node import Node, Observer
-from scheduler.runtime import intake, waiting
 
 DECISIONS_MAX: Final = 100
 EXACT_MS_MAX: Final = 1_000
@@ -170,21 +169,3 @@ class NodeRecords(Observer):
 
 def _inbox_ms(job: Job) -> int:
     return int(job.inbox_id.partition("-")[0])
-
-
-class CountedWaiting(waiting.Waiting):
-    """Waiting jobs, and how many there were in all."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waited = 0
-
-    def queue(self, job: intake.Job, wanted: intake.Class, now_ms: float) -> waiting.Waiter:
-        """Count a newcomer that must stand behind others."""
-        self.waited += 1
-        return super().queue(job, wanted, now_ms)
-
-    def tried_in_vain(self, job: intake.Job, wanted: intake.Class, now_ms: float) -> waiting.Waiter:
-        """Count a newcomer that found no room."""
-        self.waited += 1
-        return super().tried_in_vain(job, wanted, now_ms)

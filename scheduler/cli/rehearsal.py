@@ -22,7 +22,7 @@ import msgspec
 from scheduler import audit, roles
 from scheduler.cli.failures import BY_SIGNAL
 from scheduler.cli.process import run_async, stop_roles
-from scheduler.cli.records import CountedWaiting, NodeRecords, Records
+from scheduler.cli.records import NodeRecords, Records
 from scheduler.config import Settings
 from scheduler.errors import NotAccepted, SchedulerError
 from scheduler.handlers import Job
@@ -105,10 +105,8 @@ class Stage:
         self.store = store
         self.server = server
         self.dispatcher = dispatcher
-        self.waiting = CountedWaiting()
         self.records = Records()
         self.started_s = time.monotonic()
-        dispatcher.waiting = self.waiting
 
 
 Watch = Callable[[Stage], Awaitable[None]]
@@ -174,7 +172,7 @@ async def _rehearse(url: str, plan: Plan, watch: Watch | None) -> Result:
     return Result(
         report=report,
         sweep_hits=stage.dispatcher.report.sweep_hits,
-        waited=stage.waiting.waited,
+        waited=stage.dispatcher.waiting.waited,
         seconds=stage.records.last_ended_s - stage.records.first_submission_s,
         lag_ms=stage.records.lag_ms,
     )

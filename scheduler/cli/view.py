@@ -135,8 +135,8 @@ def _figures(stage: Stage, reading: Reading) -> Table:
     table.add_row(
         _figure("submitted", f"{len(records.submissions):,}/{len(stage.plan.arrivals):,}"),
         _figure("in intake", f"{reading.intake:,}"),
-        _figure("waiting now", f"{len(stage.waiting):,}"),
-        _figure("waited", f"{stage.waiting.waited:,}"),
+        _figure("waiting now", f"{len(stage.dispatcher.waiting):,}"),
+        _figure("waited", f"{stage.dispatcher.waiting.waited:,}"),
     )
     table.add_row(
         _figure("placed", f"{stage.dispatcher.report.placed:,}"),
@@ -194,7 +194,9 @@ class ProgressBars:
             while True:
                 records = stage.records
                 running = sum((await read(stage)).used)
-                progress.update(submitted, completed=len(records.submissions), note=f"{len(stage.waiting)} waiting")
+                progress.update(
+                    submitted, completed=len(records.submissions), note=f"{len(stage.dispatcher.waiting)} waiting"
+                )
                 progress.update(ended, completed=len(records.ended), note=f"{running} running")
                 progress.refresh()
                 await asyncio.sleep(REFRESH_MS / 1000)

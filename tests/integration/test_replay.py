@@ -47,7 +47,7 @@ def test_a_slice_of_the_trace_ends_with_one_outcome_each() -> None:
     found = document(result)
     assert result.exit_code == 0
     assert found == found | CLEAN | {"submitted": 400, "completed": 400, "sweep_hits": 0, "slots": 12}
-    assert found["waited"] > 0
+    assert 0 < found["waited"] <= 400
 
 
 def test_a_small_trace_keeps_its_sessions(tmp_path: Path) -> None:
