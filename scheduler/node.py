@@ -37,6 +37,7 @@ logger = logging.getLogger("scheduler.node")
 WATCH_MS: Final = 100
 BLOCKED_LOOP_MS: Final = 500
 DRAIN_MS_MAX: Final = 30_000
+LAST_WORD_MS: Final = 5_000  # for reporting the last outcomes while leaving
 THREADS_MIN: Final = 32
 INBOX_COUNT: Final = 128
 
@@ -153,9 +154,10 @@ class Node:
             self._stop(running, retry.given_back("the node stopped"))
         await asyncio.gather(*(running.task for running in self._running.values()), return_exceptions=True)
         try:
-            await self._release()
-        except (SchedulerError, OSError) as error:
-            logger.error("%s: the last outcomes were not reported: %s", self.node_id, error)
+            async with asyncio.timeout(LAST_WORD_MS / 1000):
+                await self._release()
+        except (SchedulerError, OSError, TimeoutError) as error:
+            logger.error("%s: %d outcomes were not reported: %s", self.node_id, len(self._endings), error)
         for loop in (*self._loops, self._release_loop):
             loop.stop()
         await end_tasks(self._tasks)

@@ -20,7 +20,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from scheduler.errors import SchedulerError, ServerRefused, ServerUnavailable
+from scheduler.errors import InvalidInput, SchedulerError, ServerRefused, ServerUnavailable, without_credentials
 from scheduler.store.scripts import load_scripts
 
 logger = logging.getLogger("scheduler.store")
@@ -62,6 +62,16 @@ def is_temporary(error: BaseException) -> bool:
     return isinstance(error, ResponseError) and str(error).startswith(_WAIT_OUT)
 
 
+async def keeping_cancellation(answer: Awaitable[T]) -> T:
+    """Await an answer of redis-py, which at times swallows a cancellation: what it lost is raised again here."""
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
+    value = await answer
+    if task is not None and task.cancelling() > before:
+        raise asyncio.CancelledError
+    return value
+
+
 async def or_each_alone(
     items: Sequence[Item], call: Callable[[Sequence[Item]], Awaitable[list[Answer]]], broken: Callable[[Item], Answer]
 ) -> list[Answer]:
@@ -93,7 +103,16 @@ class Connection:
         self.commands = self._client(COMMAND_TIMEOUT_MS)
 
     def _client(self, socket_timeout_ms: int | None) -> Client:
-        pool = BlockingConnectionPool.from_url(
+        try:
+            pool = self._pool(socket_timeout_ms)
+        except ValueError as error:
+            raise InvalidInput(f"server URL {without_credentials(self.url)!r}: {error}") from None
+        client: Client = Redis.from_pool(pool)
+        self._clients.append(client)
+        return client
+
+    def _pool(self, socket_timeout_ms: int | None) -> BlockingConnectionPool:
+        return BlockingConnectionPool.from_url(
             self.url,
             max_connections=CONNECTIONS_MAX,
             timeout=None,
@@ -102,9 +121,6 @@ class Connection:
             retry=Retry(NoBackoff(), 0),
             protocol=2,
         )
-        client: Client = Redis.from_pool(pool)
-        self._clients.append(client)
-        return client
 
     def blocking(self, block_ms: int) -> Client:
         """A client of its own for reads that block for up to `block_ms`."""
@@ -142,7 +158,7 @@ class Connection:
         delay_ms = _RETRY_FIRST_MS
         while True:
             try:
-                return await attempt()
+                return await keeping_cancellation(attempt())
             except (RedisError, OSError) as error:
                 if not is_temporary(error):
                     raise

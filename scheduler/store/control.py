@@ -10,7 +10,7 @@ import msgspec
 from scheduler import keys, model
 from scheduler.config import Settings
 from scheduler.errors import Fenced, ServerRefused
-from scheduler.store.connection import Argument, Client, Connection
+from scheduler.store.connection import Argument, Client, Connection, keeping_cancellation
 from scheduler.store.scripts import load_scripts
 
 VERSION_BLOCK_MS: Final = 1_000
@@ -208,7 +208,7 @@ class Control:
         """
         if self._blocking is None:
             self._blocking = self._connection.blocking(VERSION_BLOCK_MS)
-        reply = await self._blocking.xread({self.keys.deltas: after}, block=VERSION_BLOCK_MS)
+        reply = await keeping_cancellation(self._blocking.xread({self.keys.deltas: after}, block=VERSION_BLOCK_MS))
         if not reply:
             return after
         return str(reply[0][1][-1][0].decode())

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from scheduler import keys, model
-from scheduler.store.connection import Client, Connection
+from scheduler.store.connection import Client, Connection, keeping_cancellation
 
 READ_BLOCK_MS: Final = 250
 
@@ -35,7 +35,7 @@ class Reads:
             if self._blocking is None:
                 self._blocking = self._connection.blocking(READ_BLOCK_MS)
             client = self._blocking
-        reply = await client.xread(dict(cursors), count=count, block=block_ms)
+        reply = await keeping_cancellation(client.xread(dict(cursors), count=count, block=block_ms))
         return {
             stream.decode(): [(identifier.decode(), fields) for identifier, fields in entries if fields]
             for stream, entries in reply

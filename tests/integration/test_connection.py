@@ -1,0 +1,105 @@
+"""Connections: what is refused, what is waited out, and that nobody waits for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from scheduler.errors import InvalidInput, ServerRefused, ServerUnavailable
+from scheduler.handlers import Job
+from scheduler.node import Node
+from scheduler.store.connection import Connection, ScriptFailed, or_each_alone
+from scheduler.store.server import start_embedded
+from scheduler.store.store import Store, open_store
+from tests.system import QUICK, running
+
+NOWHERE = "redis://127.0.0.1:1/0"
+
+
+async def test_a_url_that_is_none_is_invalid_input() -> None:
+    """The error names the thing and hides a password."""
+    with pytest.raises(InvalidInput, match=r"server URL 'foo://\*\*\*@host'"):
+        await open_store("foo://user:secret@host")
+
+
+async def test_nobody_there_is_unavailable_after_the_patience() -> None:
+    """The error names the place without its password."""
+    with pytest.raises(ServerUnavailable, match=r"redis://\*\*\*@127.0.0.1:1/0 does not answer"):
+        await open_store("redis://:secret@127.0.0.1:1/0", patience_ms=100)
+
+
+async def test_an_evicting_server_is_refused(store: Store) -> None:
+    """A server that may evict records would lose jobs."""
+    client = store.connection.commands
+    await client.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        with pytest.raises(ServerRefused, match="maxmemory-policy = allkeys-lru: expected noeviction"):
+            await open_store(store.connection.url)
+    finally:
+        await client.config_set("maxmemory-policy", "noeviction")
+
+
+async def test_a_producer_without_a_scheduler_is_told_so(url: str) -> None:
+    """A server on which no manager ever ran is named, with what was expected."""
+    async with await open_store(url) as store:
+        with pytest.raises(ServerUnavailable, match="no scheduler was started there"):
+            await store.layout(wait_ms=100)
+
+
+@pytest.mark.parametrize("moment", range(60))
+async def test_a_cancellation_is_never_lost(url: str, moment: int) -> None:
+    """Whenever a blocking reader is cancelled, it ends."""
+    connection = Connection(url)
+    async with await open_store(url) as store:
+        reads = store.new_reads()
+
+        async def read_on() -> None:
+            while True:
+                await reads.streams({"nothing": "$"}, count=1, block_ms=5)
+
+        reader = asyncio.create_task(read_on())
+        await asyncio.wait([reader], timeout=moment / 4_000)
+        reader.cancel()
+        ended, _ = await asyncio.wait([reader], timeout=5)
+        assert ended == {reader}
+    await connection.close()
+
+
+async def test_leaving_does_not_wait_for_ever_for_a_server_that_is_gone() -> None:
+    """A node whose server died with unreported outcomes still stops."""
+    started = asyncio.Event()
+
+    async def handle(job: Job) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    with start_embedded() as server:
+        async with running(server.url) as system:
+            node = Node(server.url, "n1", capacity=1, handler=handle, settings=QUICK, drain_ms_max=100)
+            await node.__aenter__()
+            await system.producer.submit("s1")
+            await started.wait()
+            await node._release()
+            server.kill()
+            before = time.monotonic()
+            await node.__aexit__()
+            assert time.monotonic() - before < 10
+            server.restart()
+            await system.managers[0][1]._store.control.write_layout()
+
+
+async def test_one_at_fault_suffers_alone() -> None:
+    """After an error inside the script each item is tried alone, in order."""
+    calls: list[list[int]] = []
+
+    async def call(batch: object) -> list[str]:
+        items = list(batch)  # type: ignore[call-overload]
+        calls.append(items)
+        if 2 in items:
+            raise ScriptFailed("boom")
+        return [f"ok {item}" for item in items]
+
+    assert await or_each_alone([1, 2, 3], call, lambda item: f"broken {item}") == ["ok 1", "broken 2", "ok 3"]
+    assert calls == [[1, 2, 3], [1], [2], [3]]
