@@ -8,6 +8,7 @@ own.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -18,6 +19,7 @@ from scheduler.keys import check_name
 from scheduler.model import Strategy
 
 PREFIX: Final = "SCHED_"
+_WHOLE_NUMBER: Final = re.compile(r"-?[0-9]{1,18}")
 NOT_SETTINGS: Final = frozenset({"SCHED_REDIS_URL", "SCHED_TEST_DATA", "SCHED_TEST_SERVERS"})
 
 
@@ -92,7 +94,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
             known = difflib.get_close_matches(variable, [PREFIX + each.upper() for each in types], n=1, cutoff=0.0)
             raise InvalidConfig(variable, text, f"a known setting; the nearest is {known[0]}")
         if types[name] is int:
-            if not text.strip().lstrip("-").isdigit():
+            if not _WHOLE_NUMBER.fullmatch(text.strip()):
                 raise InvalidConfig(variable, text, "a whole number")
             chosen[name] = int(text)
         else:

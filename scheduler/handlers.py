@@ -158,7 +158,7 @@ class Threads:
 
     async def run(self, handler: Handler, job: Job) -> Any:
         """Call a plain function in a thread. Raises: asyncio.CancelledError when stopped; the thread may run on."""
-        future = self._executor.submit(handler, job)
+        future = self._executor.submit(_call, handler, job)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
@@ -182,6 +182,14 @@ class Threads:
 
     def _came_back(self, _: Future[Any]) -> None:
         self.left_behind -= 1
+
+
+def _call(handler: Handler, job: Job) -> Any:
+    """Call a plain function. A StopIteration cannot travel through a future: it would never arrive."""
+    try:
+        return handler(job)
+    except StopIteration as error:
+        raise RuntimeError("the handler raised StopIteration") from error
 
 
 async def run(handler: Handler, job: Job, threads: Threads) -> Any:

@@ -108,9 +108,9 @@ def recover(snapshot: Snapshot, capacities: Mapping[str, CapacityItem], now_ms: 
 
 
 def listen_anew(fleet: Fleet, now_ms: int) -> Fleet:
-    """Ages start anew: nobody listened before `now_ms`, so nobody was silent either."""
+    """Ages start anew: nobody listened before `now_ms`, so nobody was silent either. The dead stay dead until heard."""
     nodes = {
-        node: msgspec.structs.replace(known, heard_ms=max(known.heard_ms, now_ms))
+        node: known if known.dead else msgspec.structs.replace(known, heard_ms=max(known.heard_ms, now_ms))
         for node, known in fleet.nodes.items()
     }
     return msgspec.structs.replace(fleet, nodes=nodes)

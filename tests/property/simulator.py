@@ -18,6 +18,7 @@ import msgspec
 from scheduler.model import Node, Pool, Reserved, Snapshot, Strategy
 from scheduler.model import Refused as NotPlaced
 from scheduler.runtime import placement
+from scheduler.runtime.attempts import Try
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Class, Job
 from scheduler.runtime.waiting import Waiter, Waiting
@@ -81,15 +82,6 @@ class Host:
     @property
     def has_room(self) -> bool:
         return len(self.held) < self.slots
-
-
-class Sent(NamedTuple):
-    """One job of a reserve call. waiter: None for a newcomer. placement: None when it is held back."""
-
-    job: Job
-    wanted: Class
-    waiter: Waiter | None
-    placement: placement.Placement | None
 
 
 class Batch(NamedTuple):
@@ -183,15 +175,15 @@ class Cell:
         assert job_id not in self.ended, f"{job_id} is placed after its end"
         self.placed.add(job_id)
         host.held.append(job_id)
-        if not host.has_room:
+        if len(host.held) == host.slots:
             self.open.discard(host.name)
 
-    def reserve(self, sent: Sequence[Sent], boots: dict[str, str]) -> list[Reserved | NotPlaced]:
+    def reserve(self, sent: Sequence[Try], boots: dict[str, str]) -> list[Reserved | NotPlaced]:
         """reserve.lua, with the order of sessions checked at each placing."""
         blocked: set[str] = set()
         return [self._reserve(each, boots, blocked) for each in sent]
 
-    def _reserve(self, each: Sent, boots: dict[str, str], blocked: set[str]) -> Reserved | NotPlaced:
+    def _reserve(self, each: Try, boots: dict[str, str], blocked: set[str]) -> Reserved | NotPlaced:
         job, found = each.job, each.placement
         assert found is not None
         if not self.ours[job.partition] or self.epochs[job.partition] != job.epoch:
@@ -212,7 +204,9 @@ class Cell:
         host = fit[0] if found.choice == "first" else min(fit, key=lambda host: (len(host.held) + 1) / host.slots)
         for entry, other in intake.items():
             earlier = entry < int(job.entry_id) and other.session_id == job.session_id
-            assert not earlier or other.job_id in self.ending, f"{job.job_id} is placed before {other.job_id} of its session"
+            assert not earlier or other.job_id in self.ending, (
+                f"{job.job_id} is placed before {other.job_id} of its session"
+            )
         del intake[int(job.entry_id)]
         self.take(host, job.job_id)
         self.bindings[job.session_id] = Binding(each.wanted.pool, job.src_lang, job.tgt_lang, host.name)
@@ -267,9 +261,9 @@ class Driver:
         self.events_read = end
         found: list[Job] = []
         for partition, epoch in self.epochs.items():
-            fresh = [
-                job for entry, job in self._cell.intake[partition].items() if entry > self.cursors[partition]
-            ][:entries]
+            fresh = [job for entry, job in self._cell.intake[partition].items() if entry > self.cursors[partition]][
+                :entries
+            ]
             if fresh:
                 self.cursors[partition] = int(fresh[-1].entry_id)
             found += [msgspec.structs.replace(job, epoch=epoch) for job in fresh]
@@ -290,6 +284,9 @@ class Driver:
                 self._refuse(job)
             else:
                 newcomers.append(job)
+        for waiter in self.waiting.overdue(self._cell.now_ms):
+            self._refuse(waiter.job)
+            self.waiting.leave(waiter)
         for node in batch.freed:
             if node in self.loads:
                 self.loads[node] = max(0, self.loads[node] - 1)
@@ -324,19 +321,17 @@ class Driver:
         for job in jobs:
             if job.session_id not in self.bindings:
                 self.bindings.learn(job.session_id, self._cell.bindings.get(job.session_id))
-        tries: list[Sent] = []
+        tries: list[Try] = []
         held: set[str] = set()
         for job in jobs:
             binding, _ = self.bindings.get(job.session_id, 0)
             wanted = placement.classify(job, binding, self.index)
             found = None
             if job.session_id not in held and not self.waiting.must_wait(job, wanted):
-                found = placement.place(
-                    job, wanted, binding, self.index, self.loads, CANDIDATES_MAX, self._random
-                )
+                found = placement.place(job, wanted, binding, self.index, self.loads, CANDIDATES_MAX, self._random)
             if found is None:
                 held.add(job.session_id)
-            tries.append(Sent(job, wanted, None, found))
+            tries.append(Try(job, wanted, None, found))
         self._check_newcomers(tries)
         self._reserve(tries)
 
@@ -356,7 +351,7 @@ class Driver:
                     tries.append(attempt)
             self._reserve(tries)
 
-    def _place_waiter(self, waiter: Waiter) -> Sent | None:
+    def _place_waiter(self, waiter: Waiter) -> Try | None:
         binding, _ = self.bindings.get(waiter.job.session_id, 0)
         job, wanted = waiter.job, waiter.wanted
         if waiter.hint is None:
@@ -369,14 +364,12 @@ class Driver:
                 self.waiting.park(waiter)
                 return None
         else:
-            found = placement.place_among(
-                job, wanted, binding, self.index, waiter.hint, self.loads, self._random
-            )
+            found = placement.place_among(job, wanted, binding, self.index, waiter.hint, self.loads, self._random)
             if found is None:
                 waiter.complete = False
                 self.waiting.still_full(waiter, waiter.hint)
                 return None
-        return Sent(job, wanted, waiter, found)
+        return Try(job, wanted, waiter, found)
 
     def _ask(self, waiters: list[Waiter]) -> None:
         self._between()
@@ -386,17 +379,19 @@ class Driver:
             self._random.shuffle(nodes)
             self.waiting.answer_open(waiter, tuple(nodes))
 
-    def _reserve(self, tries: list[Sent]) -> None:
+    def _reserve(self, tries: list[Try]) -> None:
         sent = [each for each in tries if each.placement is not None]
         answers: dict[int, Reserved | NotPlaced] = {}
         if sent:
             self._between()
-            answers = {id(each): answer for each, answer in zip(sent, self._cell.reserve(sent, self.index.boots), strict=True)}
+            answers = {
+                id(each): answer for each, answer in zip(sent, self._cell.reserve(sent, self.index.boots), strict=True)
+            }
         for each in tries:
             self._settle(each, answers.get(id(each)))
         self._reject_refused()
 
-    def _settle(self, each: Sent, answer: Reserved | NotPlaced | None) -> None:
+    def _settle(self, each: Try, answer: Reserved | NotPlaced | None) -> None:
         job, waiter = each.job, each.waiter
         if self.epochs.get(job.partition) != job.epoch:
             return
@@ -456,9 +451,6 @@ class Driver:
 
     def sweep(self) -> None:
         self.loads.clear()
-        for waiter in self.waiting.overdue(self._cell.now_ms):
-            self._refuse(waiter.job)
-            self.waiting.leave(waiter)
         unservable = [wanted for wanted in self.waiting.classes() if not self.index.eligible(wanted)]
         now_ms = self._cell.now_ms
         self.no_node_since = {wanted: self.no_node_since.get(wanted, now_ms) for wanted in unservable}
@@ -493,7 +485,7 @@ class Driver:
             first.setdefault(waiter.job.session_id, waiter)
         return first
 
-    def _check_newcomers(self, tries: list[Sent]) -> None:
+    def _check_newcomers(self, tries: list[Try]) -> None:
         """Newcomers pass neither those of their class who compete nor anybody of their session."""
         competing = self.competing()
         classes = {waiter.wanted for waiter in competing.values()}

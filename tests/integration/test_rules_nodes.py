@@ -1,0 +1,347 @@
+"""Nodes under leases: late assignments, failing renewals, earlier and later boots, drains that are taken back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+
+from scheduler import model
+from scheduler.errors import ServerUnavailable
+from scheduler.handlers import Job
+from scheduler.model import CapacityItem, NodeBeat
+from scheduler.node import Node, Observer
+from scheduler.roles import REAPER_EVERY_MS, start_manager
+from scheduler.store.cell import Cell
+from scheduler.store.control import Leading
+from scheduler.store.reads import READ_BLOCK_MS, Reads, StreamEntry
+from scheduler.store.server import EmbeddedServer
+from tests.fault.test_nodes import ended, submit
+from tests.integration.test_main_job import EN_ZH, WAIT_MS, Gate
+from tests.system import QUICK, System, running
+
+CAREFUL = msgspec.structs.replace(QUICK, start_ms=700, lease_ms=700, margin_ms=200)
+
+
+class Spans(Observer):
+    """What a node says of its own handlers: (job_id, started_us, ended_us)."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[str, int, int]] = []
+        self._started: dict[int, int] = {}
+
+    def started(self, job: Job, at_us: int) -> None:
+        self._started[job.token] = at_us
+
+    def ended(self, job: Job, at_us: int) -> None:
+        self.spans.append((job.job_id, self._started.pop(job.token), at_us))
+
+
+class Attempts:
+    """A handler that remembers (job_id, attempt, token) of each run."""
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[str, int, int]] = []
+
+    async def __call__(self, job: Job) -> str:
+        self.runs.append((job.job_id, job.attempt, job.token))
+        return job.node
+
+
+async def stop_reaper(system: System) -> None:
+    """From now on nobody ends a lapsed lease."""
+    await system.reapers.pop()[0].stop()
+
+
+async def server_ms(system: System) -> float:
+    """The server's clock."""
+    return await system.store.control.time_us() / 1000
+
+
+async def reserved(system: System, job_id: str) -> dict[str, str]:
+    """The record of a job, once it is reserved."""
+    record: dict[str, str] = {}
+
+    async def is_reserved() -> bool:
+        nonlocal record
+        record = await system.store.reads.record(job_id)
+        return record.get("state") == "reserved"
+
+    await system.until(is_reserved)
+    return record
+
+
+# ---- leases --------------------------------------------------------------------------------------------------------
+
+
+async def test_an_assignment_that_arrives_late_is_given_back(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RULES 11: it is not started, and at no cost of an attempt the job runs under its next token."""
+    arrived, read_inbox = asyncio.Event(), Reads.streams
+    handler = Attempts()
+
+    async def late(
+        self: Reads, cursors: dict[str, str], count: int, block_ms: int | None = READ_BLOCK_MS
+    ) -> dict[str, list[StreamEntry]]:
+        read = await read_inbox(self, cursors, count, block_ms)
+        if any(b"job" in fields for _, fields in read.get(self.keys.inbox("n1"), [])):
+            await arrived.wait()
+        return read
+
+    monkeypatch.setattr(Reads, "streams", late)
+    async with running(url) as system:
+        await system.add_node("n1", handler)
+        await stop_reaper(system)
+        (job_id,) = await submit(system, 1)
+        first = await reserved(system, job_id)
+        too_late_ms = int(first["lease_until_ms"]) - QUICK.margin_ms
+
+        async def is_too_late() -> bool:
+            return await server_ms(system) >= too_late_ms
+
+        await system.until(is_too_late)
+        assert handler.runs == []
+        arrived.set()
+        (outcome,) = await ended(system, [job_id])
+        assert (outcome.state, outcome.attempts) == ("completed", 0)
+        assert [run[:2] for run in handler.runs] == [(job_id, 1)]
+        assert handler.runs[0][2] == outcome.token > int(first["token"])
+
+
+async def test_handlers_of_a_node_that_is_cut_off_stop_before_their_leases_end(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RULES 11: neither renewals nor reports get through; by the nodes' own records no job runs twice at once."""
+    renew, release = Cell.renew, Cell.release
+
+    async def cut_off_renew(
+        self: Cell, node: str, reservations: Sequence[tuple[str, int]]
+    ) -> tuple[int, list[model.Renewed | model.NotRenewed]]:
+        if node == "n1":
+            raise ServerUnavailable("cut off")
+        return await renew(self, node, reservations)
+
+    async def cut_off_release(
+        self: Cell, items: Sequence[model.ReleaseItem], retention_ms: int, dead_retention_ms: int
+    ) -> tuple[int, list[model.Released | model.NotReleased]]:
+        if items[0].node == "n1" and items[0].verdict != "expire":
+            raise ServerUnavailable("cut off")
+        return await release(self, items, retention_ms, dead_retention_ms)
+
+    async def for_ever(_: Job) -> None:
+        await asyncio.Event().wait()
+
+    there, elsewhere, handler = Spans(), Spans(), Attempts()
+    with monkeypatch.context() as patched:
+        patched.setattr(Cell, "renew", cut_off_renew)
+        patched.setattr(Cell, "release", cut_off_release)
+        async with running(url, CAREFUL) as system:
+            await system.add_node("n1", for_ever, capacity=3, observer=there)
+            ids = await submit(system, 3)
+            await system.until(lambda: system.nodes["n1"].running == 3)
+            await system.add_node("n2", handler, capacity=3, observer=elsewhere)
+            outcomes = await ended(system, ids)
+            patched.undo()
+        assert {(outcome.state, outcome.node) for outcome in outcomes} == {("completed", "n2")}
+        stopped = {job_id: end for job_id, _, end in there.spans}
+        begun = {job_id: start for job_id, start, _ in elsewhere.spans}
+        assert sorted(stopped) == sorted(begun) == sorted(ids)
+        assert [job_id for job_id in ids if begun[job_id] < stopped[job_id]] == []
+
+
+async def test_renewals_carry_a_handler_past_its_first_lease(url: str) -> None:
+    """RULES 12: a job that was started in time keeps its reservation for as long as its node renews it."""
+    gate = Gate()
+    async with running(url) as system:
+        await system.add_node("n1", gate)
+        (job_id,) = await submit(system, 1)
+        await gate.wait_for(1)
+        first = await reserved(system, job_id)
+        later_ms = int(first["lease_until_ms"]) + 2 * REAPER_EVERY_MS
+
+        async def is_later() -> bool:
+            return await server_ms(system) > later_ms
+
+        await system.until(is_later)
+        assert (await reserved(system, job_id))["token"] == first["token"]
+        gate.open.set()
+        (outcome,) = await ended(system, [job_id])
+        assert (outcome.state, outcome.token, gate.started) == ("completed", int(first["token"]), [job_id])
+
+
+async def test_a_handler_that_runs_for_too_long_is_stopped(url: str) -> None:
+    """RULES 12: past the longest run of its pool it costs an attempt, and the last one ends the job."""
+    gate = Gate()
+    settings = msgspec.structs.replace(QUICK, run_ms_max=1, attempts_max=1, start_ms=400, lease_ms=600, margin_ms=50)
+    async with running(url, settings) as system:
+        node = await system.add_node("n1", gate)
+        (outcome,) = await ended(system, await submit(system, 1))
+        assert (outcome.state, outcome.reason, outcome.attempts) == ("dead", "attempts_exhausted", 1)
+        assert outcome.detail == "failed 1 times; last: the handler ran for longer than its pool allows"
+        assert (len(gate.started), node.running) == (1, 0)
+
+
+async def test_an_outage_longer_than_the_leases_costs_nothing(
+    server: EmbeddedServer, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RULES 16 and 29: handlers stop meanwhile and every call is waited out; then the jobs run, as first attempts."""
+    monkeypatch.setattr("scheduler.store.connection.COMMAND_TIMEOUT_MS", 300)
+    settings = msgspec.structs.replace(QUICK, start_ms=1_300, lease_ms=1_300)
+    runs: list[int] = []
+    begun, stopped = asyncio.Semaphore(0), asyncio.Semaphore(0)
+
+    async def handle(job: Job) -> None:
+        runs.append(job.attempt)
+        if len(runs) <= 4:
+            begun.release()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                stopped.release()
+
+    async with running(url, settings) as system:
+        node = await system.add_node("n1", handle)
+        ids = await submit(system, 8)
+        for _ in range(4):
+            await begun.acquire()
+        await system.until(lambda: _all_renewed(node))
+        last_until_ms = max(running.lease.lease_until_ms for running in node._running.values())
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            for _ in range(4):
+                await stopped.acquire()
+            while node._clock.latest_ms(time.monotonic() * 1000) <= last_until_ms:
+                await asyncio.to_thread(time.monotonic)
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        outcomes = await ended(system, ids)
+        assert {(outcome.state, outcome.attempts) for outcome in outcomes} == {("completed", 0)}
+        assert runs == [1] * 12
+        assert (await system.used(), system.dispatcher.report.rejected) == (0, 0)
+
+
+def _all_renewed(node: Node) -> bool:
+    return all(running.lease.length_ms == running.lease.lease_ms for running in node._running.values())
+
+
+# ---- boots and drains ----------------------------------------------------------------------------------------------
+
+
+async def test_a_later_boot_ends_what_lower_boots_held(url: str) -> None:
+    """RULES 12 and 13: no reaper is needed; what was started counts as a crash, what never was does not."""
+    gate = Gate()
+    async with running(url) as system:
+        await stop_reaper(system)
+        boot = f"{await system.store.control.time_us()}-dead"
+        await system.store.control.beat(model.encode_beat(NodeBeat("n1", boot, 2, pairs=(("en", "zh"),))))
+        await system.until(lambda: "n1" in system.dispatcher.snapshots.index.nodes)
+        ids = await submit(system, 2)
+        tokens = [int((await reserved(system, job_id))["token"]) for job_id in ids]
+        await system.store.cell.renew("n1", [(ids[0], tokens[0])])
+
+        await system.add_node("n1", gate)
+        await gate.wait_for(2)
+        records = [await system.store.reads.record(job_id) for job_id in ids]
+        counted = [(record.get("crashes"), record.get("not_started"), record["attempts"]) for record in records]
+        assert counted == [("1", "0", "0"), ("0", "1", "0")]
+        assert [int(record["token"]) > token for record, token in zip(records, tokens, strict=True)] == [True, True]
+        gate.open.set()
+        assert {outcome.state for outcome in await ended(system, ids)} == {"completed"}
+        assert sorted(gate.started) == ids
+
+
+async def test_a_node_stops_when_a_later_boot_is_there(url: str) -> None:
+    """RULES 13: its handlers end and it reports nothing, because what it held is the later boot's to end."""
+    gate = Gate()
+    async with running(url) as system:
+        node = await system.add_node("n1", gate)
+        (job_id,) = await submit(system, 1)
+        await gate.wait_for(1)
+        before = await reserved(system, job_id)
+        await stop_reaper(system)
+        boot = f"{await system.store.control.time_us()}-later"
+        await system.store.control.beat(model.encode_beat(NodeBeat("n1", boot, 1)))
+
+        await node.stopped()
+        await system.until(lambda: node.running == 0)
+        assert node.phase == "replaced"
+        await system.remove_node("n1")
+        after = await reserved(system, job_id)
+        assert (after["token"], after["boot"]) == (before["token"], node.boot)
+
+
+class Leader:
+    """Says what a node may hold, in place of the manager."""
+
+    def __init__(self, system: System, node: Node, epoch: int) -> None:
+        self._system = system
+        self._node = node
+        self._epoch = epoch
+
+    async def say(self, slots: int, reason: model.Reason) -> None:
+        """Write the capacity of the node."""
+        item = CapacityItem(self._node.node_id, slots, self._node.boot, reason)
+        assert await self._system.store.cell.capacity(self._epoch, [item]) == ["written"]
+
+
+async def lead_alone(system: System, node: Node) -> Leader:
+    """Take the place of the manager; `hand_back` must follow."""
+    await system.managers.pop()[0].stop()
+    answer = await system.store.control.lead("test+1")
+    assert isinstance(answer, Leading)
+    return Leader(system, node, answer.epoch)
+
+
+async def hand_back(system: System) -> None:
+    """Let a manager lead again."""
+    await system.store.control.give_up_lead("test+1")
+    system.managers.append(await start_manager(system.url, system.settings))
+
+
+async def test_a_drained_node_that_is_resumed_takes_the_next_job(url: str) -> None:
+    """RULES 13 and 14: it waited for its last job, hears `resumed`, and does not leave when that job has ended."""
+    gate = Gate()
+    async with running(url) as system:
+        node = await system.add_node("n1", gate)
+        leader = await lead_alone(system, node)
+        first = await system.producer.submit("s1", **EN_ZH)
+        await gate.wait_for(1)
+        await leader.say(0, "draining")
+        await system.until(lambda: node.phase == "draining")
+        await leader.say(4, "ready")
+        await system.until(lambda: node.phase == "serving")
+        second = await system.producer.submit("s1", **EN_ZH)
+        await gate.wait_for(1)
+        gate.open.set()
+        last = await system.producer.submit("s1", **EN_ZH)
+        assert [outcome.state for outcome in await ended(system, [first, second, last])] == ["completed"] * 3
+        assert (node.phase, list(await system.store.reads.capacities())) == ("serving", ["n1"])
+        await hand_back(system)
+
+
+async def test_resumed_just_before_leave(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RULES 14: a node that is on its way out when it is resumed is told `busy`, stays, and runs the next job."""
+    leave, answers = Cell.leave, list[str]()
+    handler = Attempts()
+    async with running(url) as system:
+        node = await system.add_node("n1", handler)
+        leader = await lead_alone(system, node)
+
+        async def resumed_meanwhile(self: Cell, node_id: str, boot: str) -> str:
+            if not answers:
+                await leader.say(4, "ready")
+            answers.append(await leave(self, node_id, boot))
+            return answers[-1]
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Cell, "leave", resumed_meanwhile)
+            await leader.say(0, "draining")
+            await system.until(lambda: len(answers) > 0 and node.phase == "serving")
+        job_id = await system.producer.submit("s1", **EN_ZH)
+        outcome = await system.producer.outcome(job_id, WAIT_MS)
+        assert (outcome.state, set(answers), node.phase) == ("completed", {"busy"}, "serving")
+        await hand_back(system)

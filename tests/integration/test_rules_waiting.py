@@ -1,0 +1,185 @@
+"""Waiting jobs hear of every change that makes room: the sweep, which would find it too, is off in all of these."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Literal
+
+import msgspec
+import pytest
+
+from scheduler import model
+from scheduler.config import Settings
+from scheduler.model import CapacityItem
+from scheduler.runtime import reader
+from scheduler.runtime.reader import DEAF_MS
+from scheduler.store.cell import Cell
+from scheduler.store.reads import Reads
+from tests.integration.test_dispatcher import BOOT, CALM, EPOCH, Bench, bench
+
+PATIENCE_MS = 10_000
+FEW = msgspec.structs.replace(CALM, read_ahead_max=64)
+COUNT = FEW.read_ahead_max // FEW.partitions
+
+
+@asynccontextmanager
+async def unswept(url: str, settings: Settings = CALM) -> AsyncIterator[Bench]:
+    """A dispatcher without a sweep, so that nothing but its events and questions can help a waiting job."""
+    async with bench(url, settings) as b:
+        b.dispatcher._due["sweep"] = float("inf")
+        yield b
+
+
+async def fill(b: Bench) -> None:
+    """One node with one slot, which `j0` takes; `j1` of another session waits for it."""
+    await b.fleet(n1=1)
+    for session, job_id in (("s0", "j0"), ("s1", "j1")):
+        await b.add(session, job_id)
+        await b.step_until_read()
+    assert await b.inbox("n1") == ["j0"]
+
+
+async def make_room_silently(b: Bench) -> None:
+    """As if the event of a freed slot had been lost: the node is open, and nothing says so."""
+    await b.store.connection.commands.zrem(b.store.cell.keys.slots("n1"), "j0")
+    await b.store.connection.commands.sadd(b.store.cell.keys.open, "n1")
+
+
+async def tell_of_others(b: Bench, count: int) -> None:
+    """So many events of a node that serves nobody here, all at once; returns when they have been handed over."""
+    pipeline = b.store.connection.commands.pipeline(transaction=True)
+    for _ in range(count):
+        pipeline.xadd(b.store.cell.keys.freed, {"nodes": "nobody"})
+    last = (await pipeline.execute())[-1].decode()
+    assert b.dispatcher._reader is not None
+    async with asyncio.timeout(PATIENCE_MS / 1000):
+        while b.dispatcher._reader._handed_freed != last:
+            await b.dispatcher.run_once()
+
+
+async def until_placed(b: Bench, job_id: str) -> None:
+    """Step until a job is in the inbox of n1."""
+    async with asyncio.timeout(PATIENCE_MS / 1000):
+        while job_id not in await b.inbox("n1"):
+            await b.dispatcher.run_once()
+
+
+@pytest.mark.parametrize("when", ["before the question", "after the question"])
+async def test_a_slot_that_is_freed_as_a_job_goes_to_wait(
+    url: str, monkeypatch: pytest.MonkeyPatch, when: Literal["before the question", "after the question"]
+) -> None:
+    """RULES 20: whether `open` was asked already or not, the job that was just refused gets the slot."""
+    reserve, are_open = Cell.reserve, Reads.are_open
+    freed: list[str] = []
+
+    async with unswept(url) as b:
+
+        async def free_once() -> None:
+            if not freed:
+                freed.append("j0")
+                await b.free("n1", "j0")
+
+        async def refused_then_freed(
+            self: Cell, items: Sequence[model.ReserveItem], *rest: object
+        ) -> list[model.Reserved | model.Refused]:
+            answers = await reserve(self, items, *rest)  # type: ignore[arg-type]
+            if when == "before the question" and answers[-1] == model.Refused("full"):
+                await free_once()
+            return answers
+
+        async def answered_then_freed(self: Reads, nodes: Sequence[str]) -> list[bool]:
+            answer = await are_open(self, nodes)
+            if when == "after the question" and answer == [False]:
+                await free_once()
+            return answer
+
+        monkeypatch.setattr(Cell, "reserve", refused_then_freed)
+        monkeypatch.setattr(Reads, "are_open", answered_then_freed)
+        await b.fleet(n1=1)
+        await b.add("s0", "j0")
+        await until_placed(b, "j0")
+        await b.add("s1", "j1")
+        await until_placed(b, "j1")
+        assert freed == ["j0"]
+
+
+async def test_capacity_that_rises_wakes(url: str) -> None:
+    """RULES 20: a slot more on a full node is room too."""
+    async with unswept(url) as b:
+        await fill(b)
+        await b.store.cell.capacity(EPOCH, [CapacityItem("n1", 2, BOOT, "ready")])
+        await until_placed(b, "j1")
+
+
+async def test_a_full_count_of_events_is_a_gap(url: str) -> None:
+    """RULES 20: after as many events as one read may bring, waiting classes ask; after one less they need not."""
+    async with unswept(url, FEW) as b:
+        await fill(b)
+        await make_room_silently(b)
+        await tell_of_others(b, COUNT - 1)
+        assert await b.inbox("n1") == ["j0"]
+        await tell_of_others(b, COUNT)
+        await until_placed(b, "j1")
+
+
+class Clock:
+    """The reader's own clock, which goes when it is told to."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        """Seconds."""
+        return self.now
+
+
+async def until_reader_is_held_up(b: Bench) -> None:
+    """Two events: a batch that nobody takes, and behind it a second one. The reader reads no more."""
+    reader = b.dispatcher._reader
+    assert reader is not None
+    for _ in range(2):
+        added = await b.store.connection.commands.xadd(b.store.cell.keys.freed, {"nodes": "nobody"})
+        async with asyncio.timeout(PATIENCE_MS / 1000):
+            while reader._freed != added.decode():
+                await b.store.control.time_us()
+
+
+@pytest.mark.parametrize("during", ["a read", "a batch"])
+async def test_a_second_without_a_read_is_a_gap(
+    url: str, monkeypatch: pytest.MonkeyPatch, during: Literal["a read", "a batch"]
+) -> None:
+    """RULES 20: after a pause events may have been trimmed, so waiting classes ask; after a shorter one they need
+    not.
+    """
+    clock = Clock()
+    monkeypatch.setattr(reader, "time", clock)
+    async with unswept(url) as b:
+        await fill(b)
+        await make_room_silently(b)
+        clock.now += DEAF_MS / 1000 - 0.1
+        await tell_of_others(b, 1)
+        assert await b.inbox("n1") == ["j0"]
+        if during == "a batch":
+            await until_reader_is_held_up(b)
+        clock.now += DEAF_MS / 1000 + 0.1
+        await until_placed(b, "j1")
+
+
+async def test_reading_stops_while_too_many_jobs_wait(url: str) -> None:
+    """RULES 19: memory for waiting jobs is bounded; the intake keeps the others, and their order."""
+    settings = msgspec.structs.replace(CALM, waiting_max=8, read_ahead_max=16)
+    async with unswept(url, settings) as b:
+        await b.fleet(n1=1)
+        ids = [f"j{i}" for i in range(60)]
+        for job_id in ids:
+            await b.add("s1", job_id)
+        placed: list[str] = []
+        most = 0
+        while len(placed) < len(ids):
+            await until_placed(b, ids[len(placed)])
+            most = max(most, len(b.dispatcher.waiting))
+            placed += await b.inbox("n1")
+            await b.free("n1", placed[-1])
+        assert placed == ids
+        assert most <= settings.waiting_max + 2 * settings.read_ahead_max

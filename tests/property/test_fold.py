@@ -1,0 +1,97 @@
+"""Folding heartbeats of any kind, in any order."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scheduler.config import DEFAULTS
+from scheduler.management.fold import Fleet, age, capacity_of, fold, picture, recover, same_picture
+from scheduler.model import NodeBeat, boot_order
+from tests.unit.arrange import EN_DE, EN_ZH, a_beat
+
+SILENCE_MS = 5_000
+
+beats = st.builds(
+    lambda node, boot, capacity, pairs, draining, healthy, running: a_beat(
+        f"n{node}", f"{boot}-x", capacity, pairs, draining=draining, healthy=healthy, running=running
+    ),
+    st.integers(0, 3),
+    st.integers(1, 3),
+    st.integers(0, 3),
+    st.sampled_from([(EN_ZH,), (EN_DE,), ()]),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 3),
+)
+heard = st.lists(st.tuples(beats, st.integers(0, 20_000)), max_size=20)
+
+
+def folded(happened: list[tuple[NodeBeat, int]]) -> Fleet:
+    """The fleet after these heartbeats."""
+    return fold(Fleet(), happened)[0]
+
+
+@settings(deadline=None)
+@given(heard)
+def test_the_highest_boot_rules_and_what_it_serves_is_what_it_said_first(happened: list[tuple[NodeBeat, int]]) -> None:
+    """Its capacity and health are what it said last, by the time at which it was heard."""
+    for name, known in folded(happened).nodes.items():
+        highest = max(boot_order(beat.boot) for beat, _ in happened if beat.node == name)
+        ruling = [each for each in happened if each[0].node == name and boot_order(each[0].boot) == highest]
+        latest_ms = max(heard_ms for _, heard_ms in ruling)
+        first, last = ruling[0][0], [beat for beat, heard_ms in ruling if heard_ms == latest_ms][-1]
+        assert known.beat == a_beat(
+            name,
+            first.boot,
+            last.capacity,
+            first.pairs,
+            draining=last.draining,
+            healthy=last.healthy,
+            running=last.running,
+        )
+
+
+@settings(deadline=None)
+@given(heard, st.integers(0, 20))
+def test_it_does_not_matter_where_a_batch_ends(happened: list[tuple[NodeBeat, int]], cut: int) -> None:
+    """Two takes fold to the same as one."""
+    half, ignored = fold(Fleet(), happened[:cut])
+    fleet, more = fold(half, happened[cut:])
+    assert (fleet, ignored + more) == fold(Fleet(), happened)
+
+
+@settings(deadline=None)
+@given(heard)
+def test_heard_again_is_steady(happened: list[tuple[NodeBeat, int]]) -> None:
+    """The last word of every node, repeated, publishes nothing."""
+    fleet = folded(happened)
+    again, ignored = fold(fleet, [(known.beat, known.heard_ms + 1) for known in fleet.nodes.values()])
+    assert ignored == []
+    assert same_picture(picture(fleet, 1, DEFAULTS), picture(again, 2, DEFAULTS))
+
+
+@settings(deadline=None)
+@given(heard, st.integers(0, 40_000))
+def test_dead_is_who_was_silent_for_too_long(happened: list[tuple[NodeBeat, int]], now_ms: int) -> None:
+    """However often ages are looked at, and no matter in which order."""
+    fleet = folded(happened)
+    later = age(age(fleet, now_ms + SILENCE_MS, SILENCE_MS), now_ms, SILENCE_MS)
+    assert later == age(fleet, now_ms, SILENCE_MS)
+    assert {name for name, known in later.nodes.items() if known.dead} == {
+        name for name, known in fleet.nodes.items() if now_ms - known.heard_ms >= SILENCE_MS
+    }
+
+
+@settings(deadline=None)
+@given(heard, st.integers(0, 40_000))
+def test_a_take_over_changes_no_capacity_of_the_living_and_no_picture(
+    happened: list[tuple[NodeBeat, int]], now_ms: int
+) -> None:
+    """The next leader says of every node what the last one said, before anybody is heard."""
+    fleet = age(folded(happened), now_ms, SILENCE_MS)
+    published = picture(fleet, 9, DEFAULTS)
+    written = {name: capacity_of(known) for name, known in fleet.nodes.items()}
+    taken_over = age(recover(published, written, now_ms), now_ms, SILENCE_MS)
+    assert {name: capacity_of(known) for name, known in taken_over.nodes.items()} == written
+    assert same_picture(picture(taken_over, 9, DEFAULTS), published)

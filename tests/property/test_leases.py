@@ -1,0 +1,92 @@
+"""A node's bound on the server's time, with delays, pauses and answers in any order."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scheduler.leases import Reservation, ServerClock, may_run, to_stop
+
+MARGIN_MS: Final = 100
+START_MS: Final = 500
+LEASE_MS: Final = 900
+WATCH_MS_MAX: Final = MARGIN_MS - 2
+RESOLUTION_MS: Final = 1.0
+"""The server tells whole milliseconds, so what it says may be so much older than the instant at which it says it."""
+
+
+class Request(NamedTuple):
+    """A call: what time passes before it is sent, until the server answers, and until the answer is heard."""
+
+    pause_ms: float
+    there_ms: float
+    back_ms: float
+
+
+durations = st.floats(0, 2_000)
+requests = st.lists(st.builds(Request, durations, durations, durations), min_size=1, max_size=8)
+offsets = st.floats(0, 10**6)
+
+
+@settings(deadline=None)
+@given(requests, offsets, offsets, st.lists(durations, min_size=1, max_size=8))
+def test_the_bound_is_never_below_the_servers_time(
+    calls: list[Request], server_ms: float, node_ms: float, looks: list[float]
+) -> None:
+    """However long calls take, whichever answer comes first, and however long the process is stopped."""
+    heard = []
+    passed = 0.0
+    for call in calls:
+        passed += call.pause_ms
+        answered = passed + call.there_ms
+        heard.append((answered + call.back_ms, int(server_ms + answered), node_ms + passed))
+    clock = ServerClock()
+    for at, now_ms, sent_ms in sorted(heard):
+        clock.heard(now_ms, sent_ms)
+        for look in looks:
+            assert clock.latest_ms(node_ms + at + look) > server_ms + at + look - RESOLUTION_MS
+
+
+@settings(deadline=None)
+@given(
+    st.floats(0, 2_000),
+    requests,
+    st.lists(st.floats(0, WATCH_MS_MAX), min_size=1, max_size=30),
+    st.lists(st.booleans(), min_size=1, max_size=8),
+)
+def test_no_handler_runs_past_its_lease(
+    arrives_ms: float, calls: list[Request], watches: list[float], renews: list[bool]
+) -> None:
+    """An assignment may come late and renewals may take long: while the node looks as often as it promises, whatever
+    runs was started and is stopped within its lease.
+    """
+    clock = ServerClock()
+    reserved_ms = calls[0].there_ms
+    lease = Reservation("j1", 1, int(reserved_ms) + START_MS, LEASE_MS, START_MS)
+    events: list[tuple[float, int, float, bool]] = []
+    sent = 0.0
+    for i, call in enumerate(calls):
+        answered = sent + call.there_ms
+        events.append((answered + call.back_ms, int(answered), sent, i > 0 and renews[i % len(renews)]))
+        sent += call.pause_ms
+    instants = [reserved_ms + arrives_ms]
+    for watch in watches:
+        instants.append(instants[-1] + watch)
+    running = False
+    for i, instant in enumerate(instants):
+        for at, now_ms, sent_ms, renewal in sorted(events):
+            if at <= instant:
+                clock.heard(now_ms, sent_ms)
+                if renewal and now_ms < lease.lease_until_ms:
+                    lease.lease_until_ms = max(lease.lease_until_ms, now_ms + LEASE_MS)
+        events = [event for event in events if event[0] > instant]
+        latest_ms = clock.latest_ms(instant)
+        if i == 0:
+            running = may_run(lease, latest_ms, MARGIN_MS)
+        elif to_stop([lease], latest_ms, MARGIN_MS):
+            running = False
+        if running:
+            next_look_ms = instant + WATCH_MS_MAX
+            assert next_look_ms < lease.lease_until_ms

@@ -1,0 +1,85 @@
+"""Jobs, nodes and snapshots for tests of the pure files: what matters is named, the rest is plain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from scheduler.model import Node, NodeBeat, Pool, Snapshot
+from scheduler.runtime.index import Index
+from scheduler.runtime.intake import Class, Job
+
+EN_ZH: Final = ("en", "zh")
+EN_DE: Final = ("en", "de")
+BOOT: Final = "1000-a"
+LATER_BOOT: Final = "2000-b"
+
+
+def a_job(
+    job_id: str = "j1",
+    session_id: str = "s1",
+    pair: tuple[str, str] = EN_ZH,
+    features: tuple[str, ...] = (),
+    *,
+    partition: int = 0,
+    priority: int = 0,
+    deadline_at_ms: int | None = None,
+    routing_key: str = "",
+    avoid: str = "",
+) -> Job:
+    """A job in the hands of its dispatcher."""
+    return Job(
+        partition=partition,
+        epoch=1,
+        entry_id=f"{job_id}-0",
+        job_id=job_id,
+        session_id=session_id,
+        tenant_id="",
+        reply_to="",
+        src_lang=pair[0],
+        tgt_lang=pair[1],
+        features=features,
+        routing_key=routing_key or session_id,
+        priority=priority,
+        deadline_at_ms=deadline_at_ms,
+        avoid=avoid,
+    )
+
+
+def a_class(pool: str = "a", pair: tuple[str, str] = EN_ZH, features: tuple[str, ...] = ()) -> Class:
+    """What a job needs."""
+    return Class(*pair, features, pool)
+
+
+def a_node(
+    node_id: str,
+    pool: str = "a",
+    slots: int = 4,
+    pairs: tuple[tuple[str, str], ...] = (EN_ZH,),
+    features: tuple[str, ...] = (),
+    boot: str = BOOT,
+) -> Node:
+    """A node as placement sees it."""
+    return Node(node_id, boot, slots, pool, pairs, features)
+
+
+def an_index(*nodes: Node, pools: Mapping[str, Pool] | None = None, version: int = 1) -> Index:
+    """The index of these nodes; pools that are not given have the default policy."""
+    given = dict(pools or {})
+    names = sorted({node.pool for node in nodes} | set(given))
+    return Index(Snapshot(version, nodes, tuple(given.get(name, Pool(name)) for name in names)))
+
+
+def a_beat(
+    node: str = "n1",
+    boot: str = BOOT,
+    capacity: int = 4,
+    pairs: tuple[tuple[str, str], ...] = (EN_ZH,),
+    *,
+    pool: str = "",
+    draining: bool = False,
+    healthy: bool = True,
+    running: int = 0,
+) -> NodeBeat:
+    """A heartbeat."""
+    return NodeBeat(node, boot, capacity, pairs, pool=pool, draining=draining, healthy=healthy, running=running)

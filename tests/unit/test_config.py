@@ -1,0 +1,126 @@
+"""Settings: read once, checked as a whole, and refused with the key, the value and what was expected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from scheduler.config import DEFAULTS, NOT_SETTINGS, Settings, check_settings, read_settings
+from scheduler.errors import InvalidConfig, InvalidInput
+
+COUNTS = [field.name for field in msgspec.structs.fields(Settings) if field.type is int]
+
+
+def refusal(environment: dict[str, str]) -> InvalidConfig:
+    """How an environment is refused."""
+    with pytest.raises(InvalidConfig) as refused:
+        read_settings(environment)
+    return refused.value
+
+
+def test_without_variables_the_defaults_are_in_force() -> None:
+    """They are valid by themselves; what belongs to others, and what is no setting, is passed over."""
+    check_settings(DEFAULTS)
+    others = {"PATH": "/bin", "REDIS_URL": "redis://x", "sched_lease_ms": "5"} | dict.fromkeys(NOT_SETTINGS, "x")
+    assert (read_settings({}), read_settings(others)) == (DEFAULTS, DEFAULTS)
+
+
+def test_a_variable_sets_what_it_names() -> None:
+    """Numbers and words, and nothing else changes."""
+    settings = read_settings({"SCHED_LEASE_MS": "20000", "SCHED_NAMESPACE": "live", "SCHED_STRATEGY": "spread"})
+    assert settings == msgspec.structs.replace(DEFAULTS, lease_ms=20_000, namespace="live", strategy="spread")
+
+
+@pytest.mark.parametrize(
+    ("variable", "nearest"),
+    [
+        ("SCHED_LEASE", "SCHED_LEASE_MS"),
+        ("SCHED_PARTITION", "SCHED_PARTITIONS"),
+        ("SCHED_HEARTBEAT_SECONDS", "SCHED_HEARTBEAT_MS"),
+        ("SCHED_ATTEMPT_MAX", "SCHED_ATTEMPTS_MAX"),
+        ("SCHED_XYZ", "SCHED_"),
+    ],
+)
+def test_an_unknown_variable_is_told_the_nearest(variable: str, nearest: str) -> None:
+    """A misspelt setting must not be passed over in silence."""
+    error = refusal({variable: "1"})
+    assert (error.key, error.value) == (variable, "1")
+    assert error.expected.startswith(f"a known setting; the nearest is {nearest}")
+    assert str(error) == f"{variable} = '1': expected {error.expected}"
+
+
+@pytest.mark.parametrize("text", ["", "ten", "1.5", "1e3", "0x10", "5s"])
+def test_a_number_must_be_one(text: str) -> None:
+    """The refusal shows what was given."""
+    error = refusal({"SCHED_LEASE_MS": text})
+    assert (error.key, error.value, error.expected) == ("SCHED_LEASE_MS", text, "a whole number")
+
+
+@pytest.mark.parametrize("text", ["²", "--5", "9" * 5_000])
+def test_what_only_looks_like_a_number_is_refused_as_well(text: str) -> None:
+    """A superscript, two signs, or more digits than a number can have."""
+    assert refusal({"SCHED_LEASE_MS": text}).key == "SCHED_LEASE_MS"
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_every_number_is_above_zero(name: str) -> None:
+    """Each of them bounds something, or is a time."""
+    for value in (0, -1):
+        error = refusal({f"SCHED_{name.upper()}": str(value)})
+        assert (error.key, error.value, error.expected) == (f"SCHED_{name.upper()}", value, "a whole number above 0")
+
+
+@pytest.mark.parametrize(
+    ("changed", "key", "value", "expected"),
+    [
+        pytest.param({"strategy": "random"}, "strategy", "random", "affinity, spread or least_loaded", id="strategy"),
+        pytest.param(
+            {"partitions": 10, "cells": 4}, "partitions", 10, "a multiple of cells (4), at most 4096", id="cells"
+        ),
+        pytest.param(
+            {"partitions": 4097}, "partitions", 4097, "a multiple of cells (1), at most 4096", id="too many partitions"
+        ),
+        pytest.param({"batch_max": 129}, "batch_max", 129, "at most 128 jobs of one script call", id="batch"),
+        pytest.param(
+            {"margin_ms": 2_501},
+            "margin_ms",
+            2_501,
+            "at most half of start_ms (5000) and of lease_ms (15000)",
+            id="a margin above half of the first lease",
+        ),
+        pytest.param(
+            {"lease_ms": 1_999},
+            "margin_ms",
+            1_000,
+            "at most half of start_ms (5000) and of lease_ms (1999)",
+            id="a lease below two margins",
+        ),
+        pytest.param({"silence_ms": 1_999}, "silence_ms", 1_999, "at least two heartbeats (2000)", id="silence"),
+        pytest.param({"lease_ms": "15"}, "lease_ms", "15", "a whole number above 0", id="a number as text"),
+    ],
+)
+def test_values_that_cannot_work_together_are_refused(
+    changed: dict[str, Any], key: str, value: object, expected: str
+) -> None:
+    """The key is as the caller knows it: a field here, a variable when it came from the environment."""
+    with pytest.raises(InvalidConfig) as refused:
+        check_settings(msgspec.structs.replace(DEFAULTS, **changed))
+    assert (refused.value.key, refused.value.value, refused.value.expected) == (key, value, expected)
+    if not isinstance(changed.get("lease_ms"), str):
+        environment = {f"SCHED_{name.upper()}": str(each) for name, each in changed.items()}
+        assert refusal(environment).key == f"SCHED_{key.upper()}"
+
+
+@pytest.mark.parametrize("namespace", ["", "a b", "{a}", "a" * 65])
+def test_a_namespace_that_cannot_stand_in_a_key_is_refused(namespace: str) -> None:
+    """With the reason."""
+    with pytest.raises(InvalidInput, match="namespace = "):
+        read_settings({"SCHED_NAMESPACE": namespace})
+
+
+def test_settings_are_frozen() -> None:
+    """Nothing changes them after the start."""
+    with pytest.raises(AttributeError):
+        DEFAULTS.lease_ms = 1  # type: ignore[misc]

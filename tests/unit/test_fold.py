@@ -1,0 +1,290 @@
+"""Heartbeats become what is known of the nodes, and that becomes capacities and a snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+
+from scheduler.config import DEFAULTS
+from scheduler.management.fold import (
+    DEFAULT_POOL,
+    Fleet,
+    Ignored,
+    Known,
+    age,
+    capacity_of,
+    default_pool,
+    fold,
+    forget,
+    listen_anew,
+    picture,
+    recover,
+    same_picture,
+)
+from scheduler.model import CapacityItem, Node, NodeBeat, Pool, Reason, Snapshot
+from tests.unit.arrange import BOOT, EN_DE, EN_ZH, LATER_BOOT, a_beat
+
+SILENCE_MS = 5_000
+
+
+def seed_fleet(*beats: NodeBeat, heard_ms: int = 1_000) -> Fleet:
+    """A fleet that was heard at `heard_ms`."""
+    fleet, ignored = fold(Fleet(), [(beat, heard_ms) for beat in beats])
+    assert ignored == []
+    return fleet
+
+
+def capacities(fleet: Fleet) -> dict[str, tuple[int, str]]:
+    """Slots and reason of each node."""
+    items = [capacity_of(known) for known in fleet.nodes.values()]
+    return {item.node: (item.slots, item.reason) for item in items}
+
+
+def placed_on(fleet: Fleet) -> list[str]:
+    """The nodes of the snapshot."""
+    return [node.id for node in picture(fleet, 1, DEFAULTS).nodes]
+
+
+# ---- heartbeats --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("beats", "expected", "ignored"),
+    [
+        pytest.param([(a_beat(), 5)], Known(a_beat(), 5), [], id="the first is a registration"),
+        pytest.param(
+            [(a_beat(), 5), (a_beat(capacity=9, draining=True, healthy=False, running=3), 6)],
+            Known(a_beat(capacity=9, draining=True, healthy=False, running=3), 6),
+            [],
+            id="capacity, health and load change within a boot",
+        ),
+        pytest.param(
+            [(a_beat(), 5), (a_beat(pairs=(EN_DE,), pool="b", capacity=9), 6)],
+            Known(a_beat(capacity=9), 6),
+            [Ignored("n1", f"boot {BOOT} changed what it serves; that takes a new boot")],
+            id="what it serves does not",
+        ),
+        pytest.param(
+            [(a_beat(), 5), (a_beat(boot=LATER_BOOT, pairs=(EN_DE,)), 6)],
+            Known(a_beat(boot=LATER_BOOT, pairs=(EN_DE,)), 6),
+            [],
+            id="a later boot replaces all of it",
+        ),
+        pytest.param(
+            [(a_beat(boot=LATER_BOOT), 5), (a_beat(capacity=9), 6)],
+            Known(a_beat(boot=LATER_BOOT), 5),
+            [Ignored("n1", f"boot {BOOT} is older than {LATER_BOOT}")],
+            id="an earlier boot changes nothing",
+        ),
+        pytest.param(
+            [(a_beat(), 5), (a_beat(boot="1000-z"), 6)],
+            Known(a_beat(), 5),
+            [Ignored("n1", f"boot 1000-z is older than {BOOT}")],
+            id="nor does another boot of the same number",
+        ),
+        pytest.param(
+            [(a_beat(boot="999-a"), 5), (a_beat(boot="1000-a"), 6)],
+            Known(a_beat(boot="1000-a"), 6),
+            [],
+            id="boots are ordered as numbers",
+        ),
+        pytest.param(
+            [(a_beat(capacity=2), 9), (a_beat(), 6)],
+            Known(a_beat(capacity=2), 9),
+            [],
+            id="one that is read after a newer one is old news",
+        ),
+    ],
+)
+def test_fold(beats: Sequence[tuple[NodeBeat, int]], expected: Known, ignored: list[Ignored]) -> None:
+    """What is known of a node after some of its heartbeats."""
+    assert fold(Fleet(), beats) == (Fleet({"n1": expected}), ignored)
+
+
+def test_a_heartbeat_of_one_node_leaves_the_others_alone() -> None:
+    """And the fleet before it as well: it is a value."""
+    before = seed_fleet(a_beat("n1"), a_beat("n2"))
+    after, _ = fold(before, [(a_beat("n2", capacity=9), 2_000)])
+    assert after.nodes == {"n1": Known(a_beat("n1"), 1_000), "n2": Known(a_beat("n2", capacity=9), 2_000)}
+    assert before == seed_fleet(a_beat("n1"), a_beat("n2"))
+
+
+# ---- silence -----------------------------------------------------------------------------------------------
+
+
+def test_a_silent_node_is_dead_and_alive_when_it_is_heard_again() -> None:
+    """Silence of exactly the limit is too long; a dead node has no slots and is not in the snapshot."""
+    fleet = seed_fleet(a_beat("n1"), a_beat("n2"))
+    fleet, _ = fold(fleet, [(a_beat("n2"), 1_001)])
+    fleet = age(fleet, 1_000 + SILENCE_MS, SILENCE_MS)
+    assert (capacities(fleet), placed_on(fleet)) == ({"n1": (0, "dead"), "n2": (4, "ready")}, ["n2"])
+    fleet, _ = fold(fleet, [(a_beat("n1"), 1_000 + SILENCE_MS)])
+    fleet = age(fleet, 1_001 + SILENCE_MS, SILENCE_MS)
+    assert (capacities(fleet), placed_on(fleet)) == ({"n1": (4, "ready"), "n2": (0, "dead")}, ["n1"])
+
+
+def test_silence_counts_only_while_somebody_listened() -> None:
+    """After a pause of the leader every age starts anew."""
+    fleet = listen_anew(seed_fleet(a_beat("n1")), 60_000)
+    assert capacities(age(fleet, 60_000 + SILENCE_MS - 1, SILENCE_MS)) == {"n1": (4, "ready")}
+    assert capacities(age(fleet, 60_000 + SILENCE_MS, SILENCE_MS)) == {"n1": (0, "dead")}
+
+
+def test_listening_anew_makes_nobody_older() -> None:
+    """A node that was heard later than that was heard later."""
+    fleet = seed_fleet(a_beat("n1"), heard_ms=9_000)
+    assert listen_anew(fleet, 8_000) == fleet
+
+
+def test_the_dead_stay_dead_when_listening_begins_anew() -> None:
+    """A pause of the leader is no sign of life of a node that was dead before it."""
+    fleet = age(seed_fleet(a_beat("n1")), 1_000 + SILENCE_MS, SILENCE_MS)
+    fleet = age(listen_anew(fleet, 60_000), 60_000, SILENCE_MS)
+    assert (capacities(fleet), placed_on(fleet)) == ({"n1": (0, "dead")}, [])
+
+
+@pytest.mark.parametrize(
+    ("dead", "present", "now_ms", "kept"),
+    [
+        pytest.param(True, [], 61_000, False, id="dead for long, and no cell knows it"),
+        pytest.param(True, ["n1"], 61_000, True, id="a cell still knows it"),
+        pytest.param(True, [], 60_999, True, id="not dead for long enough"),
+        pytest.param(False, [], 61_000, True, id="not dead"),
+    ],
+)
+def test_forget(dead: bool, present: list[str], now_ms: int, kept: bool) -> None:
+    """A node goes when it is dead, was silent for a minute, and has been taken out of the cells."""
+    fleet = Fleet({"n1": Known(a_beat("n1"), 1_000, dead=dead), "n2": Known(a_beat("n2"), 60_000)})
+    assert set(forget(fleet, present, now_ms, 60_000).nodes) == ({"n1", "n2"} if kept else {"n2"})
+
+
+# ---- capacities and the snapshot ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("known", "slots", "reason"),
+    [
+        pytest.param(Known(a_beat(), 0), 4, "ready", id="ready"),
+        pytest.param(Known(a_beat(draining=True), 0), 0, "draining", id="draining"),
+        pytest.param(Known(a_beat(healthy=False), 0), 0, "quarantined", id="it calls itself unhealthy"),
+        pytest.param(Known(a_beat(), 0, dead=True), 0, "dead", id="dead"),
+        pytest.param(Known(a_beat(draining=True, healthy=False), 0, dead=True), 0, "dead", id="dead before all"),
+        pytest.param(Known(a_beat(draining=True, healthy=False), 0), 0, "draining", id="draining before unhealthy"),
+    ],
+)
+def test_capacity_of(known: Known, slots: int, reason: Reason) -> None:
+    """A node that can take no work has no slots, and the reason is said."""
+    assert capacity_of(known) == CapacityItem("n1", slots, BOOT, reason)
+
+
+def test_the_picture_shows_who_can_take_work_and_every_pool() -> None:
+    """Sorted by id; a node without a pool is in the default one; pools without configuration have the defaults."""
+    fleet = seed_fleet(
+        a_beat("n3", capacity=0),
+        a_beat("n2", pool="fast", pairs=(EN_ZH, EN_DE)),
+        a_beat("n1"),
+        a_beat("n4", draining=True, pool="empty"),
+    )
+    fleet = msgspec.structs.replace(fleet, pools={"fast": Pool("fast", "spread"), "later": Pool("later")})
+    assert picture(fleet, 7, DEFAULTS) == Snapshot(
+        7,
+        (
+            Node("n1", BOOT, 4, DEFAULT_POOL, (EN_ZH,)),
+            Node("n2", BOOT, 4, "fast", (EN_ZH, EN_DE)),
+        ),
+        (default_pool(DEFAULT_POOL, DEFAULTS), Pool("fast", "spread"), Pool("later")),
+    )
+
+
+def test_pools_that_nobody_configured_have_the_settings() -> None:
+    """Strategy, leases and budgets come from the settings."""
+    settings = msgspec.structs.replace(
+        DEFAULTS, strategy="spread", start_ms=1, lease_ms=2, run_ms_max=3, attempts_max=4, crashes_max=5
+    )
+    assert default_pool("p", settings) == Pool("p", "spread", (), 1, 2, 3, 4, 5)
+
+
+def test_a_steady_fleet_gives_the_same_picture() -> None:
+    """Heartbeats that change the load only, and the passing of time, are nothing that placement can see."""
+    fleet = seed_fleet(a_beat("n1"), a_beat("n2"))
+    before = picture(fleet, 1, DEFAULTS)
+    fleet, _ = fold(fleet, [(a_beat("n2", running=3), 2_000), (a_beat("n1", running=1), 2_001)])
+    after = picture(age(fleet, 2_002, SILENCE_MS), 2, DEFAULTS)
+    assert same_picture(before, after)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(a_beat("n1", capacity=5), id="capacity"),
+        pytest.param(a_beat("n1", draining=True), id="draining"),
+        pytest.param(a_beat("n1", healthy=False), id="health"),
+        pytest.param(a_beat("n1", boot=LATER_BOOT), id="a new boot"),
+        pytest.param(a_beat("n2"), id="another node"),
+    ],
+)
+def test_what_placement_can_see_makes_another_picture(change: NodeBeat) -> None:
+    """Each of these is published."""
+    fleet = seed_fleet(a_beat("n1"))
+    after, _ = fold(fleet, [(change, 2_000)])
+    assert not same_picture(picture(fleet, 1, DEFAULTS), picture(after, 1, DEFAULTS))
+
+
+def test_another_policy_of_a_pool_makes_another_picture() -> None:
+    """Also when no node changed."""
+    fleet = seed_fleet(a_beat("n1"))
+    other = msgspec.structs.replace(fleet, pools={DEFAULT_POOL: Pool(DEFAULT_POOL, "spread")})
+    assert not same_picture(picture(fleet, 1, DEFAULTS), picture(other, 1, DEFAULTS))
+
+
+# ---- a new leader ------------------------------------------------------------------------------------------
+
+
+def test_a_new_leader_knows_what_is_stored_and_ages_from_now() -> None:
+    """It publishes the same picture, and nobody is dead before a whole period of silence."""
+    stored = picture(seed_fleet(a_beat("n1"), a_beat("n2", pool="fast")), 5, DEFAULTS)
+    written = {node.id: CapacityItem(node.id, node.slots, node.boot, "ready") for node in stored.nodes}
+    fleet = age(recover(stored, written, 90_000), 90_000 + SILENCE_MS - 1, SILENCE_MS)
+    assert picture(fleet, 5, DEFAULTS) == stored
+    assert set(capacities(age(fleet, 90_000 + SILENCE_MS, SILENCE_MS)).values()) == {(0, "dead")}
+
+
+@pytest.mark.parametrize(
+    ("item", "expected"),
+    [
+        pytest.param(CapacityItem("n9", 3, BOOT, "ready"), (3, "ready"), id="published by nobody yet"),
+        pytest.param(CapacityItem("n9", 0, BOOT, "draining"), (0, "draining"), id="draining"),
+        pytest.param(CapacityItem("n9", 0, BOOT, "quarantined"), (0, "quarantined"), id="quarantined"),
+        pytest.param(CapacityItem("n9", 0, BOOT, "dead"), (0, "dead"), id="dead"),
+        pytest.param(CapacityItem("n1", 2, LATER_BOOT, "ready"), (2, "ready"), id="a boot that is not published yet"),
+        pytest.param(CapacityItem("n1", 0, BOOT, "draining"), (0, "draining"), id="drained since the last snapshot"),
+    ],
+)
+def test_a_node_that_only_a_cell_knows_is_not_placed_on_before_it_is_heard(
+    item: CapacityItem, expected: tuple[int, str]
+) -> None:
+    """Its capacity stands as it is written; its languages are not known."""
+    stored = Snapshot(5, (Node("n1", BOOT, 4, DEFAULT_POOL, (EN_ZH,)),))
+    written = {"n1": CapacityItem("n1", 4, BOOT, "ready")} | {item.node: item}
+    fleet = age(recover(stored, written, 90_000), 90_001, SILENCE_MS)
+    assert capacities(fleet)[item.node] == expected
+    assert item.node not in placed_on(fleet)
+    heard, ignored = fold(fleet, [(a_beat(item.node, boot=item.boot), 90_002)])
+    assert (capacities(heard)[item.node], item.node in placed_on(heard), ignored) == ((4, "ready"), True, [])
+
+
+def test_an_earlier_boot_does_not_return_by_a_take_over() -> None:
+    """A late heartbeat of the boot before changes nothing about the one that the cell has."""
+    fleet = recover(Snapshot(5), {"n1": CapacityItem("n1", 2, LATER_BOOT, "ready")}, 90_000)
+    after, ignored = fold(fleet, [(a_beat("n1"), 90_001)])
+    assert (after, ignored) == (fleet, [Ignored("n1", f"boot {BOOT} is older than {LATER_BOOT}")])
+
+
+def test_the_dead_do_not_get_a_new_period_by_a_take_over() -> None:
+    """A node that the cell calls dead is dead at once, until it is heard."""
+    fleet = recover(Snapshot(5), {"n1": CapacityItem("n1", 0, BOOT, "dead")}, 90_000)
+    assert capacities(age(fleet, 90_000, SILENCE_MS)) == {"n1": (0, "dead")}
+    heard, _ = fold(fleet, [(a_beat("n1"), 90_001)])
+    assert capacities(age(heard, 90_002, SILENCE_MS)) == {"n1": (4, "ready")}

@@ -1,0 +1,201 @@
+"""Who may import whom. The rules are those of the architecture; they are read from the source, nothing is run."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import pytest
+
+PACKAGE: Final = Path(__file__).resolve().parents[2] / "scheduler"
+BASE: Final = {"scheduler.model", "scheduler.keys", "scheduler.errors", "scheduler.config"}
+PURE: Final = {
+    "scheduler.audit",
+    "scheduler.leases",
+    "scheduler.loads",
+    "scheduler.management.fold",
+    "scheduler.runtime.attempts",
+    "scheduler.runtime.index",
+    "scheduler.runtime.intake",
+    "scheduler.runtime.placement",
+    "scheduler.runtime.retry",
+    "scheduler.runtime.waiting",
+    "scheduler.session.bindings",
+}
+# Libraries that perform, wait, read a clock or hold what is shared.
+IMPURE: Final = {
+    "asyncio", "concurrent", "contextvars", "datetime", "logging", "multiprocessing", "os", "redis", "secrets",
+    "select", "signal", "socket", "subprocess", "sys", "threading", "time", "urllib", "uuid",
+}  # fmt: skip
+TERMINAL_OUTPUT: Final = {"click", "rich"}
+# The only thing of redis that shells may know are its exceptions, and only these shells.
+SHELLS_THAT_CATCH_REDIS_ERRORS: Final = {
+    "scheduler.cli.common",
+    "scheduler.node",
+    "scheduler.producer",
+    "scheduler.runtime.reader",
+    "scheduler.runtime.snapshots",
+}
+
+
+class Import(NamedTuple):
+    """One name that a module imports: `from scheduler.runtime import retry` is scheduler.runtime.retry."""
+
+    importer: str
+    imported: str
+
+
+def module_name(path: Path) -> str:
+    """The dotted name of a source file."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES: Final = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+TREES: Final = {name: ast.parse(path.read_text()) for name, path in SOURCES.items()}
+
+
+def imports_of(name: str) -> list[Import]:
+    """Everything that a module imports, wherever in its source."""
+    found = []
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: a relative import"
+            assert node.module
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            found += [each if each in SOURCES else node.module for each in whole]
+    return [Import(name, each) for each in found]
+
+
+IMPORTS: Final = [each for name in SOURCES for each in imports_of(name)]
+
+
+def within(name: str, package: str) -> bool:
+    """Whether a module is a package or lies in it."""
+    return name == package or name.startswith(package + ".")
+
+
+def ours(name: str) -> bool:
+    """Whether a module is one of this package."""
+    return within(name, "scheduler")
+
+
+def top(name: str) -> str:
+    """The library that a module belongs to."""
+    return name.partition(".")[0]
+
+
+def test_the_source_was_found() -> None:
+    """The rules below would hold for nothing at all."""
+    assert set(SOURCES) >= BASE | PURE | SHELLS_THAT_CATCH_REDIS_ERRORS
+
+
+def test_the_base_knows_only_itself() -> None:
+    """Model, keys, errors and config import nothing of ours beyond each other."""
+    assert [
+        each for each in IMPORTS if each.importer in BASE and ours(each.imported) and each.imported not in BASE
+    ] == []
+
+
+def test_pure_files_are_those_that_say_so() -> None:
+    """The first line of a pure file is its promise."""
+    said = {name for name, tree in TREES.items() if (ast.get_docstring(tree) or "").startswith("Pure.")}
+    assert said == PURE
+
+
+def test_pure_files_import_nothing_that_performs() -> None:
+    """No server, no event loop, no thread, no clock; of ours only the base and other pure files."""
+    assert [
+        each
+        for each in IMPORTS
+        if each.importer in PURE | BASE
+        and (top(each.imported) in IMPURE or (ours(each.imported) and each.imported not in PURE | BASE))
+    ] == []
+
+
+def test_pure_files_draw_only_from_a_generator_that_they_are_given() -> None:
+    """The functions of the module `random` share a hidden generator; the class is what a caller hands in."""
+    for name in PURE:
+        for node in ast.walk(TREES[name]):
+            if isinstance(node, ast.Import):
+                assert "random" not in [alias.name for alias in node.names], name
+            if isinstance(node, ast.ImportFrom) and node.module == "random":
+                assert [alias.name for alias in node.names] == ["Random"], name
+
+
+def test_management_and_runtime_meet_only_through_the_snapshot() -> None:
+    """Neither imports the other."""
+    domains = ("scheduler.management", "scheduler.runtime")
+    assert [
+        each
+        for each in IMPORTS
+        for mine, other in (domains, domains[::-1])
+        if within(each.importer, mine) and within(each.imported, other)
+    ] == []
+
+
+def test_sessions_know_neither_domain() -> None:
+    """What a session is bound to does not depend on who places or manages."""
+    assert [
+        each
+        for each in IMPORTS
+        if within(each.importer, "scheduler.session")
+        and ours(each.imported)
+        and each.imported not in BASE
+        and not within(each.imported, "scheduler.session")
+    ] == []
+
+
+def test_only_the_store_knows_redis() -> None:
+    """A few shells catch its exceptions, and nothing more."""
+    outside = [
+        each for each in IMPORTS if top(each.imported) == "redis" and not within(each.importer, "scheduler.store")
+    ]
+    assert {each.imported for each in outside} <= {"redis.exceptions"}
+    assert {each.importer for each in outside} <= SHELLS_THAT_CATCH_REDIS_ERRORS
+
+
+def test_the_store_knows_no_role() -> None:
+    """It imports the base and itself."""
+    assert [
+        each
+        for each in IMPORTS
+        if within(each.importer, "scheduler.store")
+        and ours(each.imported)
+        and each.imported not in BASE
+        and not within(each.imported, "scheduler.store")
+    ] == []
+
+
+def test_nobody_imports_the_command_line() -> None:
+    """Except itself, and `python -m scheduler`."""
+    assert [
+        each
+        for each in IMPORTS
+        if within(each.imported, "scheduler.cli")
+        and not within(each.importer, "scheduler.cli")
+        and each.importer != "scheduler.__main__"
+    ] == []
+
+
+def test_only_the_command_line_writes_to_the_terminal() -> None:
+    """click and rich stay there."""
+    assert [
+        each for each in IMPORTS if top(each.imported) in TERMINAL_OUTPUT and not within(each.importer, "scheduler.cli")
+    ] == []
+
+
+@pytest.mark.parametrize("name", sorted(SOURCES))
+def test_no_module_imports_itself_in_a_circle(name: str) -> None:
+    """A module can be read before all that import it."""
+    seen: set[str] = set()
+    ahead = [name]
+    while ahead:
+        for each in imports_of(ahead.pop()):
+            assert each.imported != name, f"{each.importer} imports {name} again"
+            if ours(each.imported) and each.imported in SOURCES and each.imported not in seen:
+                seen.add(each.imported)
+                ahead.append(each.imported)

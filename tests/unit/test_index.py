@@ -1,0 +1,84 @@
+"""Which nodes can serve a job: its languages, its features, its pool and the pools that one falls back to."""
+
+from __future__ import annotations
+
+import pytest
+
+from scheduler.model import Node, Pool
+from scheduler.runtime.index import Index
+from scheduler.runtime.intake import Class
+from tests.unit.arrange import EN_DE, EN_ZH, a_class, a_node, an_index
+
+NOBODY: tuple[str, str] = ("", "")
+
+
+def members(index: Index, pair: tuple[str, str], *features: str) -> dict[str, list[str]]:
+    """The nodes of each pool that can serve a job."""
+    found = index.members(*pair, tuple(sorted(features)))
+    return {pool: [node.id for node in group.nodes] for pool, group in found.items()}
+
+
+FLEET: tuple[Node, ...] = (
+    a_node("zh", pairs=(EN_ZH,)),
+    a_node("zh-gpu", pairs=(EN_ZH,), features=("gpu",)),
+    a_node("both-gpu-asr", "b", pairs=(EN_ZH, EN_DE), features=("asr", "gpu")),
+    a_node("plain", pairs=()),
+    a_node("plain-gpu", "b", pairs=(), features=("gpu",)),
+)
+
+
+@pytest.mark.parametrize(
+    ("pair", "features", "expected"),
+    [
+        pytest.param(EN_ZH, (), {"a": ["zh", "zh-gpu"], "b": ["both-gpu-asr"]}, id="the pair must be served"),
+        pytest.param(EN_DE, (), {"b": ["both-gpu-asr"]}, id="a pool without such a node is missing"),
+        pytest.param(("zh", "en"), (), {}, id="a pair has a direction"),
+        pytest.param(("en", "fr"), (), {}, id="nobody serves it"),
+        pytest.param(EN_ZH, ("gpu",), {"a": ["zh-gpu"], "b": ["both-gpu-asr"]}, id="a feature must be there"),
+        pytest.param(EN_ZH, ("asr", "gpu"), {"b": ["both-gpu-asr"]}, id="all features must be there"),
+        pytest.param(EN_ZH, ("tpu",), {}, id="nobody has the feature"),
+        pytest.param(
+            NOBODY,
+            (),
+            {"a": ["zh", "zh-gpu", "plain"], "b": ["both-gpu-asr", "plain-gpu"]},
+            id="a job without languages goes anywhere",
+        ),
+        pytest.param(
+            NOBODY, ("gpu",), {"a": ["zh-gpu"], "b": ["both-gpu-asr", "plain-gpu"]}, id="it matches by features alone"
+        ),
+    ],
+)
+def test_members(pair: tuple[str, str], features: tuple[str, ...], expected: dict[str, list[str]]) -> None:
+    """The pair and all features decide; a node without pairs serves only jobs without languages."""
+    assert members(an_index(*FLEET), pair, *features) == expected
+
+
+@pytest.mark.parametrize(
+    ("fallback", "expected"),
+    [
+        pytest.param((), ["a1", "a2"], id="without fallback the pool alone"),
+        pytest.param(("b",), ["a1", "a2", "b1"], id="then the fallback"),
+        pytest.param(("c", "b"), ["a1", "a2", "c1", "b1"], id="fallbacks in their order"),
+        pytest.param(("a", "b", "b"), ["a1", "a2", "b1"], id="a pool that is named twice counts once"),
+        pytest.param(("gone", "b"), ["a1", "a2", "b1"], id="a pool that is not there is passed over"),
+    ],
+)
+def test_eligible(fallback: tuple[str, ...], expected: list[str]) -> None:
+    """Nodes of the pool come first, then those of its fallback pools; other nodes are not eligible."""
+    nodes = [a_node("b1", "b"), a_node("a1"), a_node("c1", "c"), a_node("a2"), a_node("d1", "d")]
+    index = an_index(*nodes, pools={"a": Pool("a", fallback=fallback)})
+    assert [node.id for node in index.eligible(a_class("a"))] == expected
+    serving = {node.id for node in nodes if index.serves(a_class("a"), node.id)}
+    assert serving == set(expected)
+
+
+@pytest.mark.parametrize("wanted", [a_class(""), a_class("a", EN_DE), a_class("unknown"), a_class("a", EN_ZH, ("x",))])
+def test_a_class_that_nobody_serves_has_no_eligible_node(wanted: Class) -> None:
+    """No pool, no pair, no such pool, no feature."""
+    index = an_index(a_node("a1"))
+    assert (index.eligible(wanted), index.serves(wanted, "a1")) == ((), False)
+
+
+def test_a_pair_that_a_node_names_twice_counts_once() -> None:
+    """A careless registration does not double the node."""
+    assert members(an_index(a_node("n1", pairs=(EN_ZH, EN_ZH))), EN_ZH) == {"a": ["n1"]}

@@ -1,0 +1,180 @@
+"""An intake entry becomes a job, or a refusal with a reason that a person understands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scheduler.config import DEFAULTS
+from scheduler.model import Entry, RejectItem
+from scheduler.runtime.intake import Job, decode, refuse_job
+from tests.unit.arrange import a_job
+
+CELL = 2
+SMALL = msgspec.structs.replace(DEFAULTS, payload_bytes_max=10, document_bytes_max=100)
+FULL: dict[str, Any] = {
+    "session_id": "s1",
+    "job_id": "j1",
+    "src_lang": "en",
+    "tgt_lang": "zh",
+    "tenant_id": "t1",
+    "routing_key": "r1",
+    "features": ["gpu", "asr", "gpu"],
+    "priority": 7,
+    "deadline_ms": 500,
+    "reply_to": "back",
+}
+
+
+def entry(document: dict[str, Any] | bytes | None, **fields: bytes) -> Entry:
+    """An entry of partition 3, written at 1000 ms."""
+    body = document if isinstance(document, bytes) or document is None else msgspec.json.encode(document)
+    named = {name.encode(): value for name, value in fields.items()}
+    return Entry(3, 9, "1000-5", ({} if body is None else {b"job": body}) | named)
+
+
+def refusal(reason: str, detail: str, job_id: str = "~2-3-1000-5") -> RejectItem:
+    """A refusal of that entry."""
+    return RejectItem(3, 9, "1000-5", job_id, "", "", "", reason, detail)
+
+
+def test_a_full_document() -> None:
+    """Features are sorted and each counts once, so that equal needs make one class; the deadline is an instant."""
+    assert decode(entry(FULL, payload=b"audio"), CELL, DEFAULTS) == Job(
+        partition=3,
+        epoch=9,
+        entry_id="1000-5",
+        job_id="j1",
+        session_id="s1",
+        tenant_id="t1",
+        reply_to="back",
+        src_lang="en",
+        tgt_lang="zh",
+        features=("asr", "gpu"),
+        routing_key="r1",
+        priority=7,
+        deadline_at_ms=1_500,
+        avoid="",
+    )
+
+
+def test_the_smallest_document() -> None:
+    """The id is made of the entry, and the session is the routing key."""
+    assert decode(entry({"session_id": "s1"}), CELL, DEFAULTS) == Job(
+        3, 9, "1000-5", "~2-3-1000-5", "s1", "", "", "", "", (), "s1", 0, None, ""
+    )
+
+
+@pytest.mark.parametrize(
+    ("document", "fields", "expected"),
+    [
+        pytest.param({}, {}, {"job_id": "~2-3-1000-5", "routing_key": "s1"}, id="nothing more"),
+        pytest.param({"tenant_id": "t1"}, {}, {"routing_key": "t1"}, id="a tenant's sessions go together"),
+        pytest.param(
+            {"tenant_id": "t1", "routing_key": "r1"}, {}, {"routing_key": "r1"}, id="unless it says where they go"
+        ),
+        pytest.param({"job_id": "j1"}, {"job_id": b"j2"}, {"job_id": "j2"}, id="a script's word on the id counts"),
+        pytest.param({}, {"job_id": b"~0-1-7-0"}, {"job_id": "~0-1-7-0"}, id="a generated id comes back with a retry"),
+        pytest.param({}, {"avoid": b"n1"}, {"avoid": "n1"}, id="the node that it failed on"),
+        pytest.param(
+            {"deadline_ms": 500},
+            {"submitted_ms": b"400"},
+            {"deadline_at_ms": 900},
+            id="a retry keeps the deadline of its first submission",
+        ),
+        pytest.param(
+            {"deadline_ms": 500},
+            {"submitted_ms": b"5000"},
+            {"deadline_at_ms": 1_500},
+            id="nobody submits in the future",
+        ),
+        pytest.param(
+            {"deadline_ms": 500}, {"submitted_ms": b"soon"}, {"deadline_at_ms": 1_500}, id="or at no time at all"
+        ),
+    ],
+)
+def test_what_the_fields_beside_the_document_mean(
+    document: dict[str, Any], fields: dict[str, bytes], expected: dict[str, Any]
+) -> None:
+    """Scripts write them when they send a job back."""
+    job = decode(entry({"session_id": "s1"} | document, **fields), CELL, DEFAULTS)
+    assert isinstance(job, Job)
+    assert {name: getattr(job, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        pytest.param(
+            entry({"session_id": "s1"}, payload=b"x" * 11),
+            refusal("too_large", "payload of 11 bytes: expected at most 10"),
+            id="payload",
+        ),
+        pytest.param(
+            entry(b"{" + b" " * 100),
+            refusal("too_large", "job document of 101 bytes: expected at most 100"),
+            id="document, before it is decoded",
+        ),
+        pytest.param(
+            entry(None, jobs=b"", payload=b""),
+            refusal(
+                "invalid",
+                "the entry has no field `job` (it has: jobs, payload): expected a JSON or msgpack object",
+            ),
+            id="no document",
+        ),
+        pytest.param(
+            entry({"session_id": ""}),
+            refusal("invalid", "session_id = '': expected 1 to 128 visible ASCII characters without spaces and braces"),
+            id="a bad field",
+        ),
+        pytest.param(
+            entry({"session_id": ""}, job_id=b"j1"),
+            refusal(
+                "invalid",
+                "session_id = '': expected 1 to 128 visible ASCII characters without spaces and braces",
+                job_id="j1",
+            ),
+            id="a script's word on the id counts here too",
+        ),
+        pytest.param(
+            entry({"session_id": "s1"}, job_id=b"a b"),
+            refusal(
+                "invalid",
+                "field job_id = 'a b': expected 1 to 128 visible ASCII characters without spaces and braces",
+            ),
+            id="an id that cannot stand in a key",
+        ),
+    ],
+)
+def test_refusals(given: Entry, expected: RejectItem) -> None:
+    """The reason in one word, and what was expected; without a trusted document it ends under an id of its own."""
+    assert decode(given, CELL, SMALL) == expected
+
+
+def test_an_entry_at_its_limits_is_taken() -> None:
+    """Limits are the largest that is allowed."""
+    body = b'{"session_id":"s1"}'.ljust(100)
+    assert isinstance(decode(entry(body, payload=b"x" * 10), CELL, SMALL), Job)
+
+
+def test_a_refused_job_keeps_its_names() -> None:
+    """Its producer gets the answer; a long detail is cut."""
+    job = a_job("j1", "s1")
+    assert refuse_job(job, "expired", "x" * 900) == RejectItem(0, 1, "j1-0", "j1", "s1", "", "", "expired", "x" * 500)
+    assert refuse_job(job, "job_id_taken", "why", "~0-0-1").job_id == "~0-0-1"
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([b"job", b"payload", b"job_id", b"avoid", b"submitted_ms"]) | st.binary(max_size=4),
+        st.binary(max_size=30),
+    )
+)
+def test_any_entry_becomes_a_job_or_a_refusal(fields: dict[bytes, bytes]) -> None:
+    """Never an exception: the next entry goes on."""
+    assert isinstance(decode(Entry(3, 9, "1000-5", fields), CELL, SMALL), Job | RejectItem)

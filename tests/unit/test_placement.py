@@ -1,0 +1,218 @@
+"""Candidates, best first: which pool, in which order, and what a session and a failed attempt change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from random import Random
+
+import pytest
+
+from scheduler.model import Node, Pool, Strategy
+from scheduler.runtime.index import Index
+from scheduler.runtime.intake import Class, Job
+from scheduler.runtime.placement import Placement, classify, place, place_among, rendezvous
+from scheduler.session.bindings import Binding
+from tests.unit.arrange import EN_DE, EN_ZH, a_class, a_job, a_node, an_index
+
+A123 = (a_node("a1"), a_node("a2"), a_node("a3"))
+LOADS = {"a1": 3, "a2": 1, "a3": 2}
+
+
+def bound(node: str, pool: str = "a", pair: tuple[str, str] = EN_ZH) -> Binding:
+    """A session that is bound."""
+    return Binding(pool, *pair, node)
+
+
+def placed(
+    strategy: Strategy,
+    binding: Binding | None = None,
+    *,
+    nodes: tuple[Node, ...] = A123,
+    loads: Mapping[str, int] = LOADS,
+    count: int = 4,
+    avoid: str = "",
+) -> Placement | None:
+    """Where a job of pool a goes."""
+    index = an_index(*nodes, pools={"a": Pool("a", strategy)})
+    return place(a_job(avoid=avoid), a_class(), binding, index, loads, count, Random(1))
+
+
+# ---- the pool ----------------------------------------------------------------------------------------------
+
+
+def fleet() -> Index:
+    """Two pools that serve en:zh, one of them en:de as well."""
+    return an_index(a_node("a1", "a", pairs=(EN_ZH, EN_DE)), a_node("b1", "b"))
+
+
+def two_pool_keys() -> tuple[str, str]:
+    """A routing key of pool a and one of pool b."""
+    index = fleet()
+    keys = {classify(a_job(routing_key=key), None, index).pool: key for key in (f"k{i}" for i in range(50))}
+    return keys["a"], keys["b"]
+
+
+KEY_A, KEY_B = two_pool_keys()
+
+
+@pytest.mark.parametrize(
+    ("job", "binding", "expected"),
+    [
+        pytest.param(a_job(routing_key=KEY_A), None, "a", id="a new session goes by its routing key"),
+        pytest.param(a_job(routing_key=KEY_B), None, "b", id="another key, another pool"),
+        pytest.param(a_job(routing_key=KEY_A), bound("b1", "b"), "b", id="a session keeps its pool"),
+        pytest.param(a_job(routing_key=KEY_A), bound("gone", "b"), "b", id="also when its node is gone"),
+        pytest.param(a_job(routing_key=KEY_A), bound("b1", "b", EN_DE), "a", id="another pair starts anew"),
+        pytest.param(a_job(routing_key=KEY_A), bound("c1", "c"), "a", id="so does a pool that was removed"),
+        pytest.param(a_job(pair=EN_DE), bound("b1", "b", EN_DE), "a", id="and a pool that cannot serve the pair"),
+        pytest.param(a_job(pair=EN_DE, routing_key=KEY_B), None, "a", id="a pool that cannot serve it is no choice"),
+        pytest.param(a_job(pair=("en", "fr")), bound("a1"), "", id="nobody serves the pair"),
+        pytest.param(a_job(features=("gpu",)), None, "", id="nobody has the feature"),
+        pytest.param(a_job(pair=("", ""), routing_key=KEY_B), None, "b", id="without languages every pool will do"),
+    ],
+)
+def test_preferred_pool(job: Job, binding: Binding | None, expected: str) -> None:
+    """The bound pool while the pair is the same and it can serve; else by the routing key over those that can."""
+    assert classify(job, binding, fleet()) == Class(job.src_lang, job.tgt_lang, job.features, expected)
+
+
+def test_a_pool_has_as_many_keys_as_its_slots() -> None:
+    """Three quarters of the capacity get about three quarters of the sessions."""
+    chosen = [rendezvous(f"k{i}", {"small": 10, "large": 30}) for i in range(2_000)]
+    assert 0.7 < chosen.count("large") / 2_000 < 0.8
+
+
+# ---- the order within a pool -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("strategy", "binding", "options", "expected"),
+    [
+        pytest.param("affinity", None, {}, Placement(("a2", "a3", "a1"), "freest"), id="unbound: least loaded first"),
+        pytest.param("affinity", bound("a1"), {}, Placement(("a1", "a2", "a3"), "first"), id="the bound node first"),
+        pytest.param(
+            "affinity", bound("gone"), {}, Placement(("a2", "a3", "a1"), "freest"), id="a bound node that is gone"
+        ),
+        pytest.param(
+            "affinity", bound("a1"), {"count": 2}, Placement(("a1", "a2"), "first"), id="the bound node counts"
+        ),
+        pytest.param(
+            "affinity", bound("a1"), {"avoid": "a1"}, Placement(("a2", "a3"), "freest"), id="not where it failed"
+        ),
+        pytest.param(
+            "affinity", bound("a1"), {"avoid": "a2"}, Placement(("a1", "a3"), "first"), id="another one failed"
+        ),
+        pytest.param("spread", None, {}, Placement(("a2", "a3", "a1"), "freest"), id="spread: least loaded first"),
+        pytest.param("spread", bound("a2"), {}, Placement(("a3", "a1"), "freest"), id="not the last node"),
+        pytest.param(
+            "spread", bound("a1"), {"nodes": A123[:1]}, Placement(("a1",), "freest"), id="unless it is the only one"
+        ),
+        pytest.param(
+            "spread", bound("a2"), {"avoid": "a3"}, Placement(("a1",), "freest"), id="neither last nor failed"
+        ),
+        pytest.param(
+            "spread",
+            bound("a2"),
+            {"nodes": A123[1:], "avoid": "a3"},
+            Placement(("a2",), "freest"),
+            id="rather the last than the failed",
+        ),
+        pytest.param(
+            "least_loaded", bound("a1"), {}, Placement(("a2", "a3", "a1"), "freest"), id="whatever it did before"
+        ),
+        pytest.param(
+            "least_loaded", None, {"nodes": A123[:1], "avoid": "a1"}, Placement(("a1",), "freest"), id="no choice left"
+        ),
+        pytest.param("least_loaded", None, {"count": 2}, Placement(("a2", "a3"), "freest"), id="a few are enough"),
+    ],
+)
+def test_order(strategy: Strategy, binding: Binding | None, options: dict[str, object], expected: Placement) -> None:
+    """What the strategy, the session and an earlier failure make of three nodes with 3, 1 and 2 jobs."""
+    assert placed(strategy, binding, **options) == expected  # type: ignore[arg-type]
+
+
+def test_load_is_relative_to_the_slots() -> None:
+    """Four of sixteen is less than two of four."""
+    nodes = (a_node("small", slots=4), a_node("large", slots=16))
+    assert placed("least_loaded", nodes=nodes, loads={"small": 2, "large": 4}) == Placement(
+        ("large", "small"), "freest"
+    )
+
+
+def test_of_many_nodes_the_best_of_a_few_drawn_are_taken() -> None:
+    """Twice as many are drawn as are wanted, and the less loaded half is offered."""
+    nodes = tuple(a_node(f"a{i:02}", slots=100) for i in range(100))
+    loads = {node.id: i for i, node in enumerate(nodes)}
+    index = an_index(*nodes)
+    seen = set()
+    for seed in range(200):
+        found = place(a_job(), a_class(), None, index, loads, 4, Random(seed))
+        assert found is not None
+        drawn = [loads[name] for name in found.candidates]
+        assert drawn == sorted(drawn)
+        assert len(set(drawn)) == 4
+        seen.update(drawn)
+    assert len(seen) > 70
+
+
+def test_no_node_of_the_pool_serves_the_job() -> None:
+    """There is nothing to offer."""
+    assert place(a_job(), a_class("b"), None, an_index(*A123), {}, 4, Random(1)) is None
+
+
+# ---- among nodes that were named ---------------------------------------------------------------------------
+
+TIERS = (a_node("c1", "c"), a_node("b1", "b"), a_node("a1"), a_node("b2", "b"), a_node("a2"), a_node("x1", "x"))
+
+
+def among(
+    names: tuple[str, ...],
+    binding: Binding | None = None,
+    strategy: Strategy = "least_loaded",
+    avoid: str = "",
+) -> Placement | None:
+    """Where a job of pool a goes when these nodes are said to have room; pool a falls back to c, then to b."""
+    index = an_index(*TIERS, pools={"a": Pool("a", strategy, ("c", "b"))})
+    loads = {"a1": 2, "a2": 1, "b1": 1}
+    return place_among(a_job(avoid=avoid), a_class(), binding, index, names, loads, Random(1))
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "expected"),
+    [
+        pytest.param("b1 a1", {}, Placement(("a1", "b1"), "first"), id="the preferred pool first"),
+        pytest.param(
+            "b1 a1 b2 c1 a2",
+            {},
+            Placement(("a2", "a1", "c1", "b2", "b1"), "first"),
+            id="then the fallback pools in their order, each by load",
+        ),
+        pytest.param("b2 b1", {}, Placement(("b2", "b1"), "freest"), id="one pool alone: the freest"),
+        pytest.param("a1 x1 unknown", {}, Placement(("a1",), "freest"), id="only nodes that may take the job"),
+        pytest.param("x1 unknown", {}, None, id="nobody may"),
+        pytest.param("", {}, None, id="nobody is named"),
+        pytest.param(
+            "b1 a2 a1",
+            {"binding": bound("a1"), "strategy": "affinity"},
+            Placement(("a1", "a2", "b1"), "first"),
+            id="the bound node before all",
+        ),
+        pytest.param(
+            "b1 a2",
+            {"binding": bound("a1"), "strategy": "affinity"},
+            Placement(("a2", "b1"), "first"),
+            id="a bound node that is not named",
+        ),
+        pytest.param(
+            "b2 a1 a2",
+            {"binding": bound("a2"), "strategy": "spread"},
+            Placement(("a1", "a2", "b2"), "first"),
+            id="the last node behind its pool, but before the fallback",
+        ),
+        pytest.param("a1 a2", {"avoid": "a2"}, Placement(("a1", "a2"), "first"), id="where it failed comes last"),
+        pytest.param("a2", {"avoid": "a2"}, Placement(("a2",), "freest"), id="but it comes"),
+    ],
+)
+def test_place_among(names: str, options: dict[str, object], expected: Placement | None) -> None:
+    """Every named node that may take the job is a candidate; what one would rather avoid comes last in its tier."""
+    assert among(tuple(names.split()), **options) == expected  # type: ignore[arg-type]

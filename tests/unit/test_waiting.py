@@ -1,0 +1,395 @@
+"""Who waits, in what order, and who is tried when something happens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from scheduler.runtime.intake import Class
+from scheduler.runtime.waiting import DEADLINES_SPARE, WAKE_CANDIDATES_MAX, Waiter, Waiting
+from tests.unit.arrange import EN_DE, a_class, a_job
+
+ZH = a_class()
+DE = a_class(pair=EN_DE)
+
+
+def everywhere(wanted: Class, node: str) -> bool:
+    """Every node serves every class."""
+    return True
+
+
+def seed_waiting(*job_ids: str, wanted: Class = ZH) -> Waiting:
+    """These jobs, each of a session of its own, wait for room; no node of the class had any."""
+    waiting = Waiting()
+    for job_id in job_ids:
+        add(waiting, job_id, job_id, wanted)
+    settle(waiting)
+    return waiting
+
+
+def add(waiting: Waiting, job_id: str, session_id: str, wanted: Class = ZH, priority: int = 0) -> Waiter:
+    """A newcomer that finds no room, or must queue."""
+    job = a_job(job_id, session_id, priority=priority)
+    if waiting.must_wait(job, wanted):
+        return waiting.queue(job, wanted, 0)
+    return waiting.tried_in_vain(job, wanted, 0)
+
+
+def settle(waiting: Waiting, open_nodes: tuple[str, ...] = ()) -> None:
+    """Answer the questions to `open` that are asked now."""
+    for waiter in waiting.asking():
+        waiting.answer_open(waiter, open_nodes)
+
+
+def picture(waiting: Waiting) -> dict[str, str]:
+    """Every waiting job and what it does."""
+    return {waiter.job.job_id: waiter.status for waiter in sorted(waiting, key=lambda waiter: waiter.order)}
+
+
+def names(waiters: Iterable[Waiter]) -> list[str]:
+    """The jobs of these waiters."""
+    return [waiter.job.job_id for waiter in waiters]
+
+
+def tried(waiting: Waiting, limit: int = 128) -> dict[str, tuple[str, ...] | None]:
+    """Who is tried now, and on which nodes."""
+    return {waiter.job.job_id: waiter.hint for waiter in waiting.tries(limit)}
+
+
+# ---- who must wait -----------------------------------------------------------------------------------------
+
+
+def test_a_newcomer_waits_behind_its_session_and_behind_its_class_only() -> None:
+    """Another session and another class pass; a job that waits for its session does not hold up its own class."""
+    waiting = seed_waiting("j1")
+    add(waiting, "j2", "j1", DE)
+    assert picture(waiting) == {"j1": "parked", "j2": "behind"}
+    assert {
+        "same session, same class": waiting.must_wait(a_job(session_id="j1"), ZH),
+        "same session, other class": waiting.must_wait(a_job(session_id="j1"), DE),
+        "other session, same class": waiting.must_wait(a_job(session_id="s9"), ZH),
+        "other session, other class": waiting.must_wait(a_job(session_id="s9"), DE),
+    } == {
+        "same session, same class": True,
+        "same session, other class": True,
+        "other session, same class": True,
+        "other session, other class": False,
+    }
+
+
+def test_a_job_that_was_tried_in_vain_asks_before_it_parks() -> None:
+    """The first of its session asks `open`; the next one of it queues behind."""
+    waiting = Waiting()
+    add(waiting, "j1", "s1")
+    waiting.tried_in_vain(a_job("j2", "s1"), ZH, 0)
+    assert picture(waiting) == {"j1": "asking", "j2": "behind"}
+    assert waiting.busy
+    assert names(waiting.asking()) == ["j1"]
+
+
+def test_nothing_open_parks_and_ends_the_step() -> None:
+    """When no eligible node has room the dispatcher goes back to its blocking read."""
+    waiting = seed_waiting("j1", "j2")
+    assert picture(waiting) == {"j1": "parked", "j2": "parked"}
+    assert not waiting.busy
+
+
+# ---- wakes -------------------------------------------------------------------------------------------------
+
+
+def test_room_wakes_those_whom_the_node_serves() -> None:
+    """A class that the node does not serve is left alone."""
+    waiting = seed_waiting("j1")
+    add(waiting, "j2", "s2", DE)
+    settle(waiting)
+    waiting.wake(["n1"], lambda wanted, node: wanted == DE)
+    assert tried(waiting) == {"j2": ("n1",)}
+
+
+def test_the_more_urgent_are_tried_first_then_the_earlier() -> None:
+    """Priority counts among those who compete in a class."""
+    waiting = seed_waiting("j1", "j2")
+    add(waiting, "j3", "s3", priority=5)
+    add(waiting, "j4", "s4", priority=-1)
+    waiting.wake(["n1", "n2"], everywhere)
+    assert tried(waiting) == dict.fromkeys(["j3", "j1", "j2", "j4"], ("n1", "n2"))
+
+
+def test_a_wake_lasts_until_a_try_finds_the_node_full() -> None:
+    """One event may stand for many slots: tries go on, more at a time, and end at the first refusal."""
+    waiting = seed_waiting(*(f"j{i}" for i in range(20)))
+    waiting.wake(["n1"], everywhere)
+    rounds = []
+    free = 9
+    while waiting.busy:
+        chosen = waiting.tries(128)
+        rounds.append(len(chosen))
+        for waiter in chosen:
+            if free:
+                free -= 1
+                waiting.leave(waiter, placed=True)
+            else:
+                waiting.still_full(waiter, waiter.hint or ())
+    assert rounds == [2, 4, 8]
+    assert picture(waiting) == {f"j{i}": "parked" for i in range(9, 20)}
+
+
+def test_a_freed_slot_costs_one_try_too_many_at_most() -> None:
+    """Of each wake of a node with one free slot, one job is placed and one is tried in vain, however many events come
+    at once.
+    """
+    waiting = seed_waiting(*(f"j{i}" for i in range(500)))
+    free = {f"n{i}": 1 for i in range(60)}
+    waiting.wake(free, everywhere)
+    in_vain = 0
+    while waiting.busy:
+        for waiter in waiting.tries(128):
+            node = next((name for name in waiter.hint or () if free[name]), None)
+            if node:
+                free[node] -= 1
+                waiting.leave(waiter, placed=True)
+            else:
+                in_vain += 1
+                waiting.still_full(waiter, waiter.hint or ())
+    assert (len(waiting), in_vain) == (440, 60)
+
+
+def test_a_refusal_spends_the_wakes_of_its_candidates_only() -> None:
+    """Nodes that were not among the candidates may still have room."""
+    waiting = seed_waiting("j1")
+    waiting.wake(["n1", "n2"], everywhere)
+    (waiter,) = waiting.tries(128)
+    waiting.still_full(waiter, ["n1"])
+    assert tried(waiting) == {"j1": ("n2",)}
+
+
+def test_a_wake_without_anybody_parked_keeps_for_the_next_who_parks() -> None:
+    """Room that is told while the only waiter asks is not forgotten."""
+    waiting = Waiting()
+    add(waiting, "j1", "s1")
+    waiting.wake(["n1"], everywhere)
+    assert tried(waiting) == {}
+    settle(waiting)
+    assert tried(waiting) == {"j1": ("n1",)}
+
+
+def test_a_call_takes_no_more_than_its_limit() -> None:
+    """Who does not fit into a call is tried in the next one."""
+    waiting = seed_waiting("j1", "j2", "j3")
+    waiting.wake(["n1", "n2"], everywhere)
+    assert list(tried(waiting, limit=2)) == ["j1", "j2"]
+    assert list(tried(waiting, limit=2)) == ["j3"]
+
+
+# ---- questions ---------------------------------------------------------------------------------------------
+
+
+def test_open_nodes_wake_the_class() -> None:
+    """What `open` names is tried by those of the class whose turn it is."""
+    waiting = Waiting()
+    add(waiting, "j1", "s1")
+    add(waiting, "j2", "s2", priority=1)
+    settle(waiting, ("n1",))
+    assert tried(waiting) == {"j2": ("n1",), "j1": ("n1",)}
+
+
+def test_more_open_nodes_than_a_try_takes_end_all_the_same() -> None:
+    """Nodes that are open but refuse, such as those of a boot that no snapshot has yet, are each tried once."""
+    waiting = Waiting()
+    add(waiting, "j1", "s1")
+    nodes = tuple(f"n{i}" for i in range(2 * WAKE_CANDIDATES_MAX + 1))
+    settle(waiting, nodes)
+    hints = []
+    while waiting.busy:
+        (waiter,) = waiting.tries(128)
+        hints.append(waiter.hint or ())
+        waiting.still_full(waiter, waiter.hint or ())
+    assert [len(hint) for hint in hints] == [16, 16, 1]
+    assert sorted(node for hint in hints for node in hint) == sorted(nodes)
+    assert picture(waiting) == {"j1": "parked"}
+
+
+def test_who_parked_behind_a_question_asks_when_the_asker_leaves() -> None:
+    """A deadline, a cancel or a placement of the asker leaves nobody parked without a question."""
+    waiting = Waiting()
+    first = add(waiting, "j1", "s1")
+    add(waiting, "j2", "s2")
+    add(waiting, "j3", "s3")
+    waiting.leave(first)
+    assert picture(waiting) == {"j2": "asking", "j3": "parked"}
+    assert names(waiting.asking()) == ["j2"]
+
+
+def test_who_leaves_after_the_answer_leaves_the_others_parked() -> None:
+    """The answer to a question holds for the whole class."""
+    waiting = seed_waiting("j1", "j2")
+    first = next(iter(waiting))
+    waiting.leave(first)
+    assert picture(waiting) == {"j2": "parked"}
+    assert not waiting.busy
+
+
+def test_a_gap_lets_one_of_each_class_ask() -> None:
+    """When events may have been missed, one question a class tells enough."""
+    waiting = seed_waiting("j1", "j2")
+    add(waiting, "j3", "s3", DE)
+    settle(waiting)
+    waiting.ask_all()
+    assert picture(waiting) == {"j1": "asking", "j2": "parked", "j3": "asking"}
+
+
+def test_nodes_that_are_new_to_a_class_wake_it_alone() -> None:
+    """A snapshot with another node for a class says nothing about other classes."""
+    waiting = seed_waiting("j1")
+    add(waiting, "j2", "s2", DE)
+    settle(waiting)
+    waiting.wake_class(DE, ["n7"])
+    waiting.wake_class(a_class("unknown"), ["n7"])
+    assert tried(waiting) == {"j2": ("n7",)}
+
+
+# ---- sessions ----------------------------------------------------------------------------------------------
+
+
+def test_the_next_of_a_session_is_tried_at_once_when_the_first_leaves() -> None:
+    """It is placed afresh, because nobody of its class competes."""
+    waiting = seed_waiting("j1")
+    add(waiting, "j2", "j1", DE)
+    waiting.leave(next(iter(waiting)))
+    assert picture(waiting) == {"j2": "ready"}
+    assert tried(waiting) == {"j2": None}
+
+
+def test_the_next_of_a_session_keeps_its_place_in_a_class_that_waits() -> None:
+    """It is older than others of its class, so it comes before them, and it does not pass the older ones."""
+    waiting = seed_waiting("j1")
+    add(waiting, "j2", "j1", DE)
+    add(waiting, "j3", "s3", DE)
+    add(waiting, "j4", "s4", DE)
+    settle(waiting)
+    waiting.leave(next(iter(waiting)))
+    assert picture(waiting) == {"j2": "parked", "j3": "parked", "j4": "parked"}
+    assert names(waiting.parked(DE)) == ["j2", "j3", "j4"]
+
+
+def test_a_job_that_leaves_from_behind_changes_nothing_for_the_others() -> None:
+    """A cancelled later job of a session takes no part in anything."""
+    waiting = seed_waiting("j1")
+    second = add(waiting, "j2", "j1")
+    add(waiting, "j3", "j1")
+    waiting.leave(second)
+    assert picture(waiting) == {"j1": "parked", "j3": "behind"}
+
+
+def test_whoever_left_is_not_moved_by_late_answers() -> None:
+    """A partition can be lost while its jobs are in a call."""
+    waiting = seed_waiting("j1")
+    waiting.wake(["n1"], everywhere)
+    (waiter,) = waiting.tries(128)
+    waiting.drop_partition(0)
+    waiting.still_full(waiter, ["n1"])
+    waiting.answer_open(waiter, ("n1",))
+    waiting.park(waiter)
+    waiting.reclassify(waiter, DE)
+    waiting.leave(waiter, placed=True)
+    assert (picture(waiting), len(waiting), waiting.classes(), waiting.busy) == ({}, 0, [], False)
+
+
+# ---- changes of the world ----------------------------------------------------------------------------------
+
+
+def test_another_class_is_tried_afresh() -> None:
+    """A parked job whose class nobody serves any more is decided anew; one behind it only changes its class."""
+    waiting = seed_waiting("j1")
+    behind = add(waiting, "j2", "j1")
+    first = next(iter(waiting))
+    waiting.reclassify(behind, DE)
+    waiting.reclassify(first, DE)
+    assert picture(waiting) == {"j1": "ready", "j2": "behind"}
+    assert waiting.classes() == [DE]
+    assert tried(waiting) == {"j1": None}
+
+
+def test_who_parked_behind_a_try_asks_when_that_one_changes_its_class() -> None:
+    """The one that was to find out goes elsewhere, so the next of the class asks."""
+    waiting = seed_waiting("j1", "j2")
+    add(waiting, "j3", "j1", DE)
+    add(waiting, "j4", "j2", DE)
+    for waiter in [each for each in waiting if each.job.job_id in ("j1", "j2")]:
+        waiting.leave(waiter)
+    assert picture(waiting) == {"j3": "ready", "j4": "parked"}
+    (ready,) = waiting.tries(128)
+    waiting.reclassify(ready, a_class("b", EN_DE))
+    assert picture(waiting) == {"j3": "ready", "j4": "asking"}
+
+
+def test_a_lost_partition_takes_its_jobs_along_and_nobody_elses() -> None:
+    """Those who waited behind its question ask themselves."""
+    waiting = Waiting()
+    waiting.tried_in_vain(a_job("j1", "s1", partition=1), ZH, 0)
+    waiting.queue(a_job("j2", "s1", partition=1), ZH, 0)
+    waiting.queue(a_job("j3", "s3", partition=2), ZH, 0)
+    waiting.drop_partition(1)
+    assert picture(waiting) == {"j3": "asking"}
+
+
+def test_overdue_are_those_whose_deadline_has_passed_competing_or_not() -> None:
+    """Each is named once; who left before is not."""
+    waiting = Waiting()
+    for job_id, deadline_at_ms in (("j1", 30), ("j2", 10), ("j3", 20), ("j4", None), ("j5", 10)):
+        waiting.queue(a_job(job_id, "s1", deadline_at_ms=deadline_at_ms), ZH, 0)
+    waiting.leave(list(waiting)[4])
+    assert names(waiting.overdue(9)) == []
+    assert names(waiting.overdue(20)) == ["j2", "j3"]
+    assert names(waiting.overdue(20)) == []
+
+
+def test_far_deadlines_of_those_who_left_are_forgotten() -> None:
+    """A steady stream of jobs with a deadline next year must not fill the memory."""
+    waiting = Waiting()
+    stays = waiting.queue(a_job("stays", "s0", deadline_at_ms=10**12), ZH, 0)
+    kept = 0
+    for i in range(3 * DEADLINES_SPARE):
+        waiting.leave(waiting.queue(a_job(f"j{i}", deadline_at_ms=10**12), ZH, 0))
+        kept = max(kept, len(waiting._deadlines))
+    assert kept <= DEADLINES_SPARE + 4
+    assert waiting.overdue(10**13) == [stays]
+
+
+# ---- the sweep ---------------------------------------------------------------------------------------------
+
+
+def test_the_sweep_looks_at_classes_that_are_settled() -> None:
+    """A class with somebody who asks, or is to be tried, finds out by itself."""
+    waiting = seed_waiting("j1", "j2")
+    add(waiting, "j3", "s3", DE)
+    add(waiting, "j4", "s4", DE)
+    assert waiting.settled_classes() == [ZH]
+    settle(waiting)
+    assert waiting.settled_classes() == [ZH, DE]
+    waiting.wake_class(ZH, ["n1"])
+    assert waiting.settled_classes() == [DE]
+
+
+def test_only_a_placement_that_no_event_announced_is_a_hit_of_the_sweep() -> None:
+    """A swept wake that leads nowhere, or that an event overtakes, is none."""
+    hits = {}
+    for story in ("placed", "full", "announced"):
+        waiting = seed_waiting("j1")
+        waiting.wake_class(ZH, ["n1"], swept=True)
+        if story == "announced":
+            waiting.wake(["n1"], everywhere)
+        (waiter,) = waiting.tries(128)
+        if story == "full":
+            waiting.still_full(waiter, ["n1"])
+        else:
+            waiting.leave(waiter, placed=True)
+        hits[story] = waiting.sweep_hits
+    assert hits == {"placed": 1, "full": 0, "announced": 0}
+
+
+def test_reports_count_the_competing_by_pool() -> None:
+    """Jobs that wait for their session are counted as waiting, not as competing."""
+    waiting = seed_waiting("j1", "j2")
+    add(waiting, "j3", "j1")
+    add(waiting, "j4", "s4", a_class("b"))
+    assert (waiting.by_pool(), len(waiting)) == ({"a": 2, "b": 1}, 4)
