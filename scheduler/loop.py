@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
@@ -24,6 +25,29 @@ async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
         for task in pending:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_MS / 1000)
+
+
+class Timers:
+    """When each of a few things is due next; all are due at the start."""
+
+    def __init__(self, *names: str) -> None:
+        self._due_s = dict.fromkeys(names, 0.0)
+
+    def is_due(self, name: str, every_ms: float) -> bool:
+        """Whether a thing is due; if so it is due again in `every_ms`."""
+        now_s = time.monotonic()
+        if now_s < self._due_s[name]:
+            return False
+        self._due_s[name] = now_s + every_ms / 1000
+        return True
+
+    def hasten(self, name: str) -> None:
+        """Make a thing due now."""
+        self._due_s[name] = 0.0
+
+    def next_ms(self) -> float:
+        """For how long nothing is due."""
+        return (min(self._due_s.values()) - time.monotonic()) * 1000
 
 
 class Loop:

@@ -16,7 +16,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from random import Random
 from typing import Final, Literal
 
@@ -28,8 +28,8 @@ from scheduler.config import Settings, check_settings, read_settings
 from scheduler.errors import InvalidInput, SchedulerError
 from scheduler.handlers import Handler, Job, Threads
 from scheduler.loop import Loop, end_tasks
+from scheduler.reporting import Reporter
 from scheduler.runtime import retry
-from scheduler.store.connection import or_each_alone
 from scheduler.store.store import Store, open_store
 
 logger = logging.getLogger("scheduler.node")
@@ -117,7 +117,6 @@ class Node:
         self._random = Random()
         self._clock = leases.ServerClock()
         self._running: dict[int, _Running] = {}
-        self._endings: list[model.ReleaseItem] = []
         self._earlier: list[dict[bytes, bytes]] = []
         self._cursor = "0"
         self._ended = asyncio.Event()
@@ -132,6 +131,9 @@ class Node:
             self._beat_document = msgspec.structs.replace(self._beat_document, boot=self.boot)
             workers = max(THREADS_MIN, 2 * self._beat_document.capacity)
             self._threads = Threads(workers, f"scheduler-{self.node_id}")
+            self._reporter = Reporter(
+                self._store.cell, self._settings, self._layout, self.node_id, self.boot, self._clock, _monotonic_ms
+            )
             await self._beat()
         except BaseException:
             await self._store.close()
@@ -157,7 +159,7 @@ class Node:
             async with asyncio.timeout(LAST_WORD_MS / 1000):
                 await self._release()
         except (SchedulerError, OSError, TimeoutError) as error:
-            logger.error("%s: %d outcomes were not reported: %s", self.node_id, len(self._endings), error)
+            logger.error("%s: %d outcomes were not reported: %s", self.node_id, len(self._reporter), error)
         for loop in (*self._loops, self._release_loop):
             loop.stop()
         await end_tasks(self._tasks)
@@ -200,7 +202,7 @@ class Node:
 
     async def _leave(self) -> None:
         """Leave once the capacity is 0 and the slots are empty; the script knows."""
-        if self._running or self._endings:
+        if self._running or len(self._reporter):
             return
         answer = await self._store.cell.leave(self.node_id, self.boot)
         if answer != "busy":
@@ -275,7 +277,7 @@ class Node:
         """End the reservations of lower boots: nobody runs them any more."""
         for fields in self._earlier:
             job = Job(self.node_id, "", fields)
-            self._end(job, "reboot", retry.Ending("reboot", reason="reboot", detail="the node was started again"))
+            self._end(job, retry.Ending("reboot", reason="reboot", detail="the node was started again"))
         self._earlier = []
 
     # ---- attempts ----
@@ -287,10 +289,10 @@ class Node:
         length_ms = max(1, lease_until_ms - int(job.inbox_id.partition("-")[0]))
         lease = leases.Reservation(job.job_id, job.token, lease_until_ms, lease_ms, length_ms)
         if not leases.may_run(lease, self._clock.latest_ms(_monotonic_ms()), self._settings.margin_ms):
-            self._end(job, "give_back", retry.given_back("the assignment arrived too late"))
+            self._end(job, retry.given_back("the assignment arrived too late"))
             return
         if self._threads.left_behind and len(self._running) + self._threads.left_behind >= self._beat_document.capacity:
-            self._end(job, "give_back", retry.given_back("a thread that lost its lease still occupies the slot"))
+            self._end(job, retry.given_back("a thread that lost its lease still occupies the slot"))
             return
         task = asyncio.create_task(self._attempt(job), name=f"job {job.job_id}")
         self._running[job.token] = _Running(job, lease, task)
@@ -314,33 +316,15 @@ class Node:
             ending = retry.given_back(f"the node failed: {error!r}")
         else:
             ending = task.result()
-        self._end(job, ending.verdict, ending)
+        self._end(job, ending)
 
     def _stop(self, running: _Running, ending: retry.Ending | None) -> None:
         running.stop = running.stop or ending
         running.job.stopped.set()
         running.task.cancel()
 
-    def _end(self, job: Job, verdict: model.Verdict, ending: retry.Ending) -> None:
-        self._endings.append(
-            model.ReleaseItem(
-                job_id=job.job_id,
-                node=self.node_id,
-                partition=job.partition,
-                session_id=job.session_id,
-                tenant_id=job.tenant_id,
-                reply_to=job.reply_to,
-                token=job.token,
-                verdict=verdict,
-                state=ending.state,
-                boot=self.boot,
-                delay_ms=ending.delay_ms,
-                reason=ending.reason,
-                detail=ending.detail,
-                content_type=ending.content_type,
-                result=ending.result,
-            )
-        )
+    def _end(self, job: Job, ending: retry.Ending) -> None:
+        self._reporter.add(job, ending)
         self._release_loop.wake()
 
     # ---- leases ----
@@ -391,22 +375,10 @@ class Node:
                 self._stop(running, retry.given_back("the lease could not be renewed in time"))
 
     async def _release(self) -> None:
-        """Report every ending so far, in as few calls as possible; what cannot be reported is kept."""
-        while self._endings:
-            batch = self._endings[: self._settings.batch_max]
-            answers = await or_each_alone(batch, self._call_release, lambda _: model.NotReleased("broken"))
-            del self._endings[: len(batch)]
-            for item, answer in zip(batch, answers, strict=True):
-                if isinstance(answer, model.NotReleased):
-                    logger.warning("%s: the %s of job %s is %s", self.node_id, item.verdict, item.job_id, answer.why)
+        """Report what has ended, and leave if that was all that kept this node."""
+        await self._reporter.report()
         if self.phase == "draining":
             await self._leave()
-
-    async def _call_release(self, batch: Sequence[model.ReleaseItem]) -> list[model.Released | model.NotReleased]:
-        sent_ms, layout = _monotonic_ms(), self._layout
-        now_ms, answers = await self._store.cell.release(batch, layout.retention_ms, layout.dead_retention_ms)
-        self._clock.heard(now_ms, sent_ms)
-        return answers
 
 
 def _monotonic_ms() -> float:

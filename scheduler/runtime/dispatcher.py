@@ -18,7 +18,7 @@ import msgspec
 
 from scheduler import keys, model
 from scheduler.config import Settings
-from scheduler.loop import end_tasks
+from scheduler.loop import Timers, end_tasks
 from scheduler.runtime import intake, placement
 from scheduler.runtime.attempts import Try, keeps_binding, refusal_of, reserve_item
 from scheduler.runtime.index import Index
@@ -76,7 +76,7 @@ class Dispatcher:
         self._sweep = Sweep(self.waiting, settings)
         self._reader: Reader | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._due = {"claim": 0.0, "beat": 0.0, "sweep": 0.0}
+        self._timers = Timers("claim", "beat", "sweep")
 
     async def open(self) -> None:
         """Take the cursor of `freed`, the snapshot and the partitions, and begin to read ahead."""
@@ -115,7 +115,7 @@ class Dispatcher:
 
     def _idle_ms(self) -> float:
         """For how long there is nothing to do, unless something is read: until the next timer or deadline."""
-        idle_ms = (min(self._due.values()) - time.monotonic()) * 1000
+        idle_ms = self._timers.next_ms()
         deadline_ms = self.waiting.next_deadline_ms()
         return idle_ms if deadline_ms is None else min(idle_ms, deadline_ms - self.partitions.server_ms() + 1)
 
@@ -354,19 +354,12 @@ class Dispatcher:
     async def _keep(self) -> None:
         """Claims, heartbeats and the sweep, each when it is due."""
         settings = self._settings
-        if self._is_due("claim", settings.partition_lease_ms / 3):
+        if self._timers.is_due("claim", settings.partition_lease_ms / 3):
             await self.partitions.claim()
-        if self._is_due("beat", settings.heartbeat_ms):
+        if self._timers.is_due("beat", settings.heartbeat_ms):
             await self._beat()
-        if self._is_due("sweep", SWEEP_MS):
+        if self._timers.is_due("sweep", SWEEP_MS):
             await self._look()
-
-    def _is_due(self, what: str, every_ms: float) -> bool:
-        now = time.monotonic()
-        if now < self._due[what]:
-            return False
-        self._due[what] = now + every_ms / 1000
-        return True
 
     def _gained(self, partition: int, epoch: int) -> None:
         assert self._reader is not None
@@ -381,7 +374,7 @@ class Dispatcher:
         partitions, cells = self._layout.partitions, self._layout.cells
         sessions = self.bindings.sessions()
         self.bindings.forget([each for each in sessions if keys.partition_of(each, partitions, cells) == partition])
-        self._due["claim"] = 0.0
+        self._timers.hasten("claim")
 
     async def _beat(self) -> None:
         name, _, boot = self.owner.partition("+")

@@ -108,10 +108,12 @@ class Reader:
         cursors = {stream: self._cursors[partition] for stream, partition in partitions.items()}
         cursors[keys.freed] = self._freed
         count = max(1, self._settings.read_ahead_max // max(1, len(partitions)))
-        if (time.monotonic() - self._heard_at) * 1000 > DEAF_MS:
-            self._missed = True
         read = await self._reads.streams(cursors, count)
-        self._heard_at = time.monotonic()
+        # Looked at after the read, because a process is most likely paused while it blocks in one.
+        now = time.monotonic()
+        if (now - self._heard_at) * 1000 > DEAF_MS:
+            self._missed = True
+        self._heard_at = now
 
         events = read.pop(keys.freed, [])
         if events:

@@ -45,7 +45,7 @@ _WAIT_OUT: Final = (
 # redis-py takes the code off some messages and turns it into a class.
 _WAIT_OUT_CLASSES: Final = (
     "BusyLoadingError", "ReadOnlyError", "MasterDownError", "ClusterDownError", "MovedError", "AskError",
-    "TryAgainError", "OutOfMemoryError", "NoPermissionError", "SlotNotCoveredError",
+    "TryAgainError", "OutOfMemoryError", "NoPermissionError", "SlotNotCoveredError", "NoScriptError",
 )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ COUNT = FEW.read_ahead_max // FEW.partitions
 async def unswept(url: str, settings: Settings = CALM) -> AsyncIterator[Bench]:
     """A dispatcher without a sweep, so that nothing but its events and questions can help a waiting job."""
     async with bench(url, settings) as b:
-        b.dispatcher._due["sweep"] = float("inf")
+        b.dispatcher._timers._due_s["sweep"] = float("inf")
         yield b
 
 

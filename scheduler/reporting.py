@@ -1,0 +1,83 @@
+"""A node's endings on their way to the server: collected while a call is under way, reported together in the next."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from scheduler import leases, model
+from scheduler.config import Settings
+from scheduler.handlers import Job
+from scheduler.runtime.retry import Ending
+from scheduler.store.cell import Cell
+from scheduler.store.connection import or_each_alone
+
+logger = logging.getLogger("scheduler.node")
+
+
+class Reporter:
+    """Endings that are not reported yet.
+
+    Args: cell; settings; layout, as stored; node_id and boot, of the reporting node; clock, which every answer sets;
+    monotonic_ms, the own clock.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        settings: Settings,
+        layout: model.Layout,
+        node_id: str,
+        boot: str,
+        clock: leases.ServerClock,
+        monotonic_ms: Callable[[], float],
+    ) -> None:
+        self._cell = cell
+        self._settings = settings
+        self._layout = layout
+        self._node_id = node_id
+        self._boot = boot
+        self._clock = clock
+        self._monotonic_ms = monotonic_ms
+        self._endings: list[model.ReleaseItem] = []
+
+    def __len__(self) -> int:
+        return len(self._endings)
+
+    def add(self, job: Job, ending: Ending) -> None:
+        """What became of an attempt; it stays here until the server has heard it."""
+        self._endings.append(
+            model.ReleaseItem(
+                job_id=job.job_id,
+                node=self._node_id,
+                partition=job.partition,
+                session_id=job.session_id,
+                tenant_id=job.tenant_id,
+                reply_to=job.reply_to,
+                token=job.token,
+                verdict=ending.verdict,
+                state=ending.state,
+                boot=self._boot,
+                delay_ms=ending.delay_ms,
+                reason=ending.reason,
+                detail=ending.detail,
+                content_type=ending.content_type,
+                result=ending.result,
+            )
+        )
+
+    async def report(self) -> None:
+        """Report every ending so far, in as few calls as possible; what cannot be reported is kept."""
+        while self._endings:
+            batch = self._endings[: self._settings.batch_max]
+            answers = await or_each_alone(batch, self._release, lambda _: model.NotReleased("broken"))
+            del self._endings[: len(batch)]
+            for item, answer in zip(batch, answers, strict=True):
+                if isinstance(answer, model.NotReleased):
+                    logger.warning("%s: the %s of job %s is %s", item.node, item.verdict, item.job_id, answer.why)
+
+    async def _release(self, batch: Sequence[model.ReleaseItem]) -> list[model.Released | model.NotReleased]:
+        sent_ms, layout = self._monotonic_ms(), self._layout
+        now_ms, answers = await self._cell.release(batch, layout.retention_ms, layout.dead_retention_ms)
+        self._clock.heard(now_ms, sent_ms)
+        return answers

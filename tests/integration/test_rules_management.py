@@ -1,0 +1,211 @@
+"""Managers and reapers that were deaf for a while, what they go by, and what dispatchers follow."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import pytest
+
+from scheduler import model
+from scheduler.config import DEFAULTS, Settings
+from scheduler.management import manager as manager_module
+from scheduler.management.manager import DEAF_MS, Manager
+from scheduler.model import CapacityItem, NodeBeat, Snapshot
+from scheduler.runtime import reaper as reaper_module
+from scheduler.runtime.reaper import Reaper
+from scheduler.store.control import Leading
+from scheduler.store.store import Store
+from tests.dumps import standing
+from tests.integration.test_dispatcher import bench
+from tests.integration.test_main_job import EN_ZH, WAIT_MS
+from tests.seeds import (
+    BOOT,
+    JOB,
+    MANAGER,
+    NODE,
+    release,
+    release_item,
+    seed_lapsed,
+    seed_leader,
+    seed_node,
+    seed_reserved,
+)
+from tests.system import running
+
+BEATEN_MS = 50
+IMPATIENT = msgspec.structs.replace(DEFAULTS, silence_ms=BEATEN_MS, publish_ms=1)
+
+
+class Clock:
+    """A monotonic clock that goes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def monotonic(self) -> float:
+        """Seconds."""
+        return self.now
+
+    def go(self, ms: float) -> None:
+        """So much later."""
+        self.now += ms / 1000
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The own clock of manager and reaper. The server's goes as ever."""
+    told = Clock()
+    monkeypatch.setattr(manager_module, "time", told)
+    monkeypatch.setattr(reaper_module, "time", told)
+    return told
+
+
+async def new_reaper(store: Store, settings: Settings = DEFAULTS) -> Reaper:
+    """A reaper that has done nothing yet."""
+    return Reaper(store, settings, await store.control.write_layout(), "r", "1")
+
+
+async def steps(reaper: Reaper, clock: Clock, ms: float) -> int:
+    """Let it step four times a second for so long; returns what it has expired by then."""
+    for _ in range(round(ms / 250)):
+        clock.go(250)
+        await reaper.run_once()
+    return reaper.report.expired
+
+
+# ---- the reaper ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_reaper_that_starts_waits_for_one_renewal(store: Store, clock: Clock) -> None:
+    """RULES 16: nodes that nobody watched may renew first; who does not within a third of the lease is judged."""
+    await seed_reserved(store)
+    await seed_lapsed(store)
+    reaper = await new_reaper(store)
+    await reaper.run_once()
+    assert await steps(reaper, clock, DEFAULTS.lease_ms / 3 - 250) == 0
+    assert await steps(reaper, clock, 250) == 1
+    assert await standing(store) == ("queued", ["intake"])
+
+
+async def test_a_reaper_that_was_deaf_waits_for_one_renewal(store: Store, clock: Clock) -> None:
+    """RULES 16: after more than a second without an answer the nodes were perhaps deaf too, and get their chance."""
+    reaper = await new_reaper(store)
+    await reaper.run_once()
+    await steps(reaper, clock, DEFAULTS.lease_ms)
+    token = await seed_reserved(store)
+    await seed_lapsed(store)
+
+    clock.go(reaper_module.DEAF_MS + 1)
+    await reaper.run_once()
+    assert await steps(reaper, clock, DEFAULTS.lease_ms / 3 - 250) == 0
+    await store.cell.renew(NODE, [(JOB, token)])
+    assert await steps(reaper, clock, DEFAULTS.lease_ms) == 0
+    assert await standing(store) == ("reserved", ["inbox"])
+
+
+async def test_a_reaper_works_from_the_capacities(store: Store, clock: Clock) -> None:
+    """RULES 15: a lease on a drained node that no snapshot has any more ends all the same, and only once it lapsed."""
+    await seed_reserved(store, "live", "s1", slots=2)
+    await seed_reserved(store, "lapsed", "s2", slots=2)
+    await seed_node(store, slots=0, reason="draining")
+    await seed_lapsed(store, "lapsed")
+    await store.control.publish(MANAGER, await seed_leader(store), Snapshot(1))
+    reaper = await new_reaper(store)
+    await reaper.run_once()
+    assert await steps(reaper, clock, DEFAULTS.lease_ms) == 1
+    assert [(await standing(store, job))[0] for job in ("live", "lapsed")] == ["reserved", "queued"]
+
+
+async def test_a_reaper_takes_a_dead_node_out_once_it_holds_nothing(store: Store, clock: Clock) -> None:
+    """RULES 14 and 15: as long as a reservation stands the dead node stays, so that its lease is still looked at."""
+    token = await seed_reserved(store)
+    await seed_node(store, slots=0, reason="dead")
+    reaper = await new_reaper(store)
+    await reaper.run_once()
+    await steps(reaper, clock, DEFAULTS.lease_ms)
+    assert (reaper.report.left, list(await store.reads.capacities())) == (0, [NODE])
+    await release(store, release_item(token, "give_back"))
+    await steps(reaper, clock, 250)
+    assert (reaper.report.left, await store.reads.capacities()) == (1, {})
+
+
+# ---- the manager ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("deaf_ms", "reason"), [(DEAF_MS - 1, "dead"), (DEAF_MS + 1, "ready")])
+async def test_a_manager_that_was_deaf_lets_ages_start_anew(
+    store: Store, clock: Clock, deaf_ms: int, reason: str
+) -> None:
+    """RULES 16: a silence of the node counts, unless it fell into more than a second in which nobody listened."""
+    manager = Manager(store, IMPATIENT, MANAGER)
+    await store.control.beat(model.encode_beat(NodeBeat(NODE, BOOT, 1)))
+    await manager.run_once()
+    heard_us = await store.control.time_us()
+    while await store.control.time_us() - heard_us <= BEATEN_MS * 1_000:
+        pass
+    clock.go(deaf_ms)
+    await manager.run_once()
+    assert (await store.reads.capacities())[NODE].reason == reason
+
+
+async def test_a_command_that_the_last_leader_left_is_answered(store: Store) -> None:
+    """RULES 31: a leader that dies between reading a command and its answer leaves it to the next one."""
+    commands = store.control.keys.commands
+    command = (await store.connection.commands.xadd(commands, {"do": "nonsense"})).decode()
+    epoch = await seed_leader(store)
+    taken = await store.control.take(MANAGER, epoch)
+    assert [each.id for each in taken.commands] == [command]
+    await store.control.give_up_lead(MANAGER)
+
+    await Manager(store, DEFAULTS, "m2+1").run_once()
+    answers = await store.reads.entries(store.control.keys.answers)
+    assert [fields[b"command"].decode() for _, fields in answers] == [command]
+
+
+async def test_every_role_beats_with_a_document(url: str) -> None:
+    """RULES 32: nodes, dispatchers and reapers say in one stream how they are, and all of it can be read."""
+    async with running(url) as system:
+        await system.add_node("n1", lambda job: job.node)
+        await system.producer.outcome(await system.producer.submit("s1", **EN_ZH), WAIT_MS)
+        entries = await system.store.reads.entries(system.store.control.keys.heartbeats, count=1_000)
+        beats = {type(model.decode_beat(fields[b"node"])) for _, fields in entries}
+        assert beats == {model.NodeBeat, model.DispatcherBeat, model.ReaperBeat}
+        assert system.managers[0][1].invalid_heartbeats == 0
+
+
+# ---- what dispatchers follow ---------------------------------------------------------------------------------------
+
+
+async def test_a_lower_version_is_loaded_too(url: str) -> None:
+    """RULES 33: a server that lost its last writes has an older snapshot than the dispatcher, and it is the truth."""
+    async with bench(url) as b:
+        await b.fleet(n1=1, n2=1)
+        control = b.store.control
+        older = Snapshot(7, (model.Node("n1", BOOT, 1, "default", (("en", "zh"),)),), (model.Pool("default"),))
+        commands = b.store.connection.commands
+        await commands.set(control.keys.snapshot, model.encode_snapshot(older))
+        await commands.set(control.keys.version, 7)
+        await commands.xadd(control.keys.deltas, {"version": 7})
+        async with asyncio.timeout(10):
+            while b.dispatcher.snapshots.index.version != 7:
+                await b.dispatcher.run_once()
+        await b.add("s1", "j0")
+        await b.step_until_read()
+        assert (list(b.dispatcher.snapshots.index.nodes), b.dispatcher.report.placed) == (["n1"], 0)
+
+
+async def test_a_version_above_the_clock_can_be_followed_by_a_manager(store: Store) -> None:
+    """RULES 7 and 33: a stored version ahead of the clock is outdone, not waited for."""
+    epoch = await seed_leader(store)
+    ahead = await store.control.time_us() + 3_600_000_000
+    await store.control.publish(MANAGER, epoch, Snapshot(ahead))
+    await store.control.give_up_lead(MANAGER)
+    manager = Manager(store, DEFAULTS, "m2+1")
+    await store.control.beat(model.encode_beat(NodeBeat(NODE, BOOT, 1)))
+    await manager.run_once()
+    stored = await store.control.read_snapshot()
+    assert (stored.version, [node.id for node in stored.nodes]) == (ahead + 1, [NODE])
+    assert await store.reads.capacities() == {NODE: CapacityItem(NODE, 1, BOOT, "ready")}
+    answer = await store.control.lead("m2+1")
+    assert isinstance(answer, Leading)
