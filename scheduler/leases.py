@@ -22,7 +22,8 @@ class ServerClock:
     def heard(self, now_ms: int, sent_ms: float) -> None:
         """An answer said `now_ms` (server time); its request was sent at `sent_ms` (own monotonic time)."""
         if self._sent_ms is None or sent_ms >= self._sent_ms:
-            self._now_ms, self._sent_ms = now_ms, sent_ms
+            # The server cut its time down to whole milliseconds; a bound has to make up for that.
+            self._now_ms, self._sent_ms = now_ms + 1, sent_ms
 
     def latest_ms(self, monotonic_ms: float) -> float:
         """The server's time is at most this. Infinite before the first answer: nothing may be started then."""
