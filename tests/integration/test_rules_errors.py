@@ -81,12 +81,13 @@ async def stub(*answers: bytes) -> AsyncIterator[tuple[Stub, Connection]]:
 
 
 @pytest.mark.parametrize("error", TEMPORARY, ids=lambda error: error.partition(" ")[0])
-async def test_an_error_of_the_server_is_waited_out(error: str) -> None:
+async def test_an_error_of_the_server_is_waited_out(monkeypatch: pytest.MonkeyPatch, error: str) -> None:
     """RULES 29: whatever the server cannot do now is asked again until it can, and no job pays for it."""
+    monkeypatch.setattr(connection, "_RETRY_FIRST_MS", 1)
     told = f"-{error}\r\n".encode()
-    async with stub(told, told, GOOD) as (server, client):
+    async with stub(told, told, told, GOOD) as (server, client):
         assert await client.call("renew", ["slots"], []) == [7]
-        assert server.calls == 3
+        assert server.calls == 4
 
 
 @pytest.mark.parametrize("error", PERMANENT, ids=lambda error: error.partition(" ")[0])

@@ -14,7 +14,7 @@ from scheduler.management.manager import DEAF_MS, Manager
 from scheduler.model import CapacityItem, NodeBeat, Snapshot
 from scheduler.runtime import reaper as reaper_module
 from scheduler.runtime.reaper import Reaper
-from scheduler.store.control import Leading
+from scheduler.store.control import Control, Leading
 from scheduler.store.store import Store
 from tests.dumps import standing
 from tests.integration.test_dispatcher import bench
@@ -24,6 +24,7 @@ from tests.seeds import (
     JOB,
     MANAGER,
     NODE,
+    POISON_ID,
     release,
     release_item,
     seed_lapsed,
@@ -193,6 +194,33 @@ async def test_a_lower_version_is_loaded_too(url: str) -> None:
         await b.add("s1", "j0")
         await b.step_until_read()
         assert (list(b.dispatcher.snapshots.index.nodes), b.dispatcher.report.placed) == (["n1"], 0)
+
+
+async def test_deltas_that_start_anew_are_followed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RULES 33: after a stream that took no entry any more was deleted its ids are lower, and are noticed."""
+    monkeypatch.setattr("scheduler.store.control.VERSION_BLOCK_MS", 20)
+    async with bench(url) as b:
+        await b.fleet(n1=1)
+        control = b.store.control
+        await b.store.connection.commands.xadd(control.keys.deltas, {"version": "1"}, id=POISON_ID)
+        followed = asyncio.Event()
+        wait_for_delta = Control.wait_for_delta
+
+        async def spy(self: Control, after: str) -> str:
+            if after == POISON_ID:
+                followed.set()
+            return await wait_for_delta(self, after)
+
+        monkeypatch.setattr(Control, "wait_for_delta", spy)
+        async with asyncio.timeout(10):
+            await followed.wait()
+            version = await control.time_us()
+            lead = await control.lead("m+1")
+            assert isinstance(lead, Leading)
+            await control.publish("m+1", lead.epoch, Snapshot(version))
+            assert await control.last_delta() < POISON_ID
+            while b.dispatcher.snapshots.index.version != version:
+                await b.dispatcher.run_once()
 
 
 async def test_a_version_above_the_clock_can_be_followed_by_a_manager(store: Store) -> None:

@@ -156,12 +156,13 @@ async def test_handlers_of_a_node_that_is_cut_off_stop_before_their_leases_end(
 async def test_renewals_carry_a_handler_past_its_first_lease(url: str) -> None:
     """RULES 12: a job that was started in time keeps its reservation for as long as its node renews it."""
     gate = Gate()
-    async with running(url) as system:
+    settings = msgspec.structs.replace(QUICK, start_ms=400, margin_ms=50)
+    async with running(url, settings) as system:
         await system.add_node("n1", gate)
         (job_id,) = await submit(system, 1)
         await gate.wait_for(1)
         first = await reserved(system, job_id)
-        later_ms = int(first["lease_until_ms"]) + 2 * REAPER_EVERY_MS
+        later_ms = int(first["lease_until_ms"]) + REAPER_EVERY_MS
 
         async def is_later() -> bool:
             return await server_ms(system) > later_ms
