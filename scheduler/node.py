@@ -23,7 +23,7 @@ from typing import Final, Literal
 import msgspec
 from redis.exceptions import RedisError
 
-from scheduler import handlers, keys, leases, model
+from scheduler import calls, handlers, keys, leases, model
 from scheduler.config import Settings, check_settings, read_settings
 from scheduler.errors import InvalidInput, SchedulerError
 from scheduler.handlers import Handler, Job, Threads
@@ -343,7 +343,7 @@ class Node:
             running = self._running.get(lease.token)
             if running is None:
                 continue
-            if isinstance(answer, model.Renewed):
+            if isinstance(answer, calls.Renewed):
                 lease.lease_until_ms, lease.length_ms = answer.lease_until_ms, lease.lease_ms
                 if answer.cancelling:
                     self._stop(running, retry.given_back("cancelled"))

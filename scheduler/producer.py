@@ -19,12 +19,13 @@ from typing import Any, Final
 import msgspec
 from redis.exceptions import RedisError
 
-from scheduler import keys, model
+from scheduler import calls, keys, model
+from scheduler.calls import NotSubmitted, Outcome, Submitted
 from scheduler.config import Settings, check_settings, read_settings
 from scheduler.errors import InvalidInput, JobFailed, NotAccepted, ServerUnavailable
 from scheduler.handlers import decode_result
 from scheduler.loop import end_tasks
-from scheduler.model import JobDocument, NotSubmitted, Outcome, Submitted
+from scheduler.model import JobDocument
 from scheduler.store.connection import PATIENCE_MS
 from scheduler.store.reads import parse_outcome
 from scheduler.store.store import Store, open_store
@@ -132,7 +133,7 @@ class Producer:
             answers += await self._store.cell.submit(items[start : start + self._settings.batch_max])
         return answers
 
-    def _item(self, request: Request) -> model.SubmitItem:
+    def _item(self, request: Request) -> calls.SubmitItem:
         document = request.document
         if not document.job_id:
             document = msgspec.structs.replace(document, job_id=secrets.token_hex(12))
@@ -146,7 +147,7 @@ class Producer:
         ):
             if size > limit:
                 raise InvalidInput(f"{what} of job {document.job_id}: {size} bytes: expected at most {limit}")
-        return model.SubmitItem(
+        return calls.SubmitItem(
             partition=self._store.partition_of(document.session_id, self._layout),
             job_id=document.job_id,
             session_id=document.session_id,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from scheduler import leases, model
+from scheduler import calls, leases
 from scheduler.config import Settings
 from scheduler.handlers import Job
 from scheduler.runtime.retry import Ending
@@ -26,7 +26,7 @@ class Reporter:
         self,
         cell: Cell,
         settings: Settings,
-        layout: model.Layout,
+        layout: calls.Layout,
         node_id: str,
         boot: str,
         clock: leases.ServerClock,
@@ -39,7 +39,7 @@ class Reporter:
         self._boot = boot
         self._clock = clock
         self._monotonic_ms = monotonic_ms
-        self._endings: list[model.ReleaseItem] = []
+        self._endings: list[calls.ReleaseItem] = []
 
     def __len__(self) -> int:
         return len(self._endings)
@@ -47,7 +47,7 @@ class Reporter:
     def add(self, job: Job, ending: Ending) -> None:
         """What became of an attempt; it stays here until the server has heard it."""
         self._endings.append(
-            model.ReleaseItem(
+            calls.ReleaseItem(
                 job_id=job.job_id,
                 node=self._node_id,
                 partition=job.partition,
@@ -70,13 +70,13 @@ class Reporter:
         """Report every ending so far, in as few calls as possible; what cannot be reported is kept."""
         while self._endings:
             batch = self._endings[: self._settings.batch_max]
-            answers = await or_each_alone(batch, self._release, lambda _: model.NotReleased("broken"))
+            answers = await or_each_alone(batch, self._release, lambda _: calls.NotReleased("broken"))
             del self._endings[: len(batch)]
             for item, answer in zip(batch, answers, strict=True):
-                if isinstance(answer, model.NotReleased):
+                if isinstance(answer, calls.NotReleased):
                     logger.warning("%s: the %s of job %s is %s", item.node, item.verdict, item.job_id, answer.why)
 
-    async def _release(self, batch: Sequence[model.ReleaseItem]) -> list[model.Released | model.NotReleased]:
+    async def _release(self, batch: Sequence[calls.ReleaseItem]) -> list[calls.Released | calls.NotReleased]:
         sent_ms, layout = self._monotonic_ms(), self._layout
         now_ms, answers = await self._cell.release(batch, layout.retention_ms, layout.dead_retention_ms)
         self._clock.heard(now_ms, sent_ms)

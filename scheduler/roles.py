@@ -14,7 +14,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from scheduler import model
+from scheduler import calls
 from scheduler.config import Settings
 from scheduler.loop import Loop
 from scheduler.management.manager import Manager
@@ -102,7 +102,7 @@ async def start_reaper(url: str, settings: Settings) -> tuple[Role, Reaper]:
     return Role(name, Loop("reaper", reaper.run_once, REAPER_EVERY_MS), _nothing, store), reaper
 
 
-async def _layout(store: Store) -> model.Layout:
+async def _layout(store: Store) -> calls.Layout:
     layout = await store.control.read_layout()
     if layout is None:
         logger.info("waiting for a manager to write the layout")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from scheduler import model
+from scheduler import calls, model
 from scheduler.store.control import Leading
 from scheduler.store.store import Store
 
@@ -40,7 +40,7 @@ async def seed_leader(store: Store, name: str = MANAGER) -> int:
 async def seed_owner(store: Store, partition: int = PARTITION, owner: str = OWNER) -> int:
     """Let `owner` hold the partition; returns the epoch."""
     _, (answer,) = await store.cell.claim(owner, [partition])
-    assert isinstance(answer, model.Owned)
+    assert isinstance(answer, calls.Owned)
     return answer.epoch
 
 
@@ -48,7 +48,7 @@ async def seed_node(
     store: Store, node: str = NODE, slots: int = 1, boot: str = BOOT, reason: model.Reason = "ready"
 ) -> None:
     """Let the leader say what the node has."""
-    answer = await store.cell.capacity(LEADER_EPOCH, [model.CapacityItem(node, slots, boot, reason)])
+    answer = await store.cell.capacity(LEADER_EPOCH, [calls.CapacityItem(node, slots, boot, reason)])
     assert answer in (["written"], ["unchanged"])
 
 
@@ -66,7 +66,7 @@ async def seed_job(
     (answer,) = await store.cell.submit(
         [submit_item(job_id, session, partition=partition, tenant=tenant, reply_to=reply_to, payload=payload)]
     )
-    assert isinstance(answer, model.Submitted)
+    assert isinstance(answer, calls.Submitted)
     return answer.entry.partition("/")[2]
 
 
@@ -120,7 +120,7 @@ async def seed_reserved(
         reply_to=reply_to,
     )
     (answer,) = await reserve(store, [item], pool=pool)
-    assert isinstance(answer, model.Reserved)
+    assert isinstance(answer, calls.Reserved)
     if started:
         await store.cell.renew(node, [(job_id, answer.token)])
     return answer.token
@@ -132,7 +132,7 @@ async def seed_delayed(
     """A job that was placed, failed and waits for its next attempt; returns the token of the first."""
     token = await seed_reserved(store, job_id, session, reply_to=reply_to)
     (answer,) = await release(store, release_item(token, "retry", job_id, session, delay_ms=60_000, reply_to=reply_to))
-    assert answer == model.Released("delayed")
+    assert answer == calls.Released("delayed")
     if due:
         await store.connection.commands.zadd(store.cell.keys.delayed, {job_id: 1})
     return token
@@ -171,10 +171,10 @@ def submit_item(
     reply_to: str = "",
     nonce: str = "",
     payload: bytes = b"body",
-) -> model.SubmitItem:
+) -> calls.SubmitItem:
     """One submission; its nonce is made of the job id unless given."""
     nonce = nonce or f"nonce-{job_id}"
-    return model.SubmitItem(
+    return calls.SubmitItem(
         partition,
         job_id,
         session,
@@ -199,9 +199,9 @@ def reserve_item(
     bound_node: str = "",
     tenant: str = "",
     reply_to: str = "",
-) -> model.ReserveItem:
+) -> calls.ReserveItem:
     """One job of a reserve call."""
-    return model.ReserveItem(
+    return calls.ReserveItem(
         partition,
         epoch,
         entry_id,
@@ -219,11 +219,11 @@ def reserve_item(
 
 async def reserve(
     store: Store,
-    items: Sequence[model.ReserveItem],
+    items: Sequence[calls.ReserveItem],
     boots: dict[str, str] | None = None,
     *,
     pool: model.Pool | None = None,
-) -> list[model.Reserved | model.Refused]:
+) -> list[calls.Reserved | calls.Refused]:
     """Reserve with every candidate at its first boot unless `boots` says otherwise."""
     named = {node: BOOT for item in items for node in item.candidates} | (boots or {})
     return await store.cell.reserve(items, named, {POOL: pool or model.Pool(POOL)}, 1)
@@ -238,10 +238,10 @@ def release_item(
     node: str = NODE,
     partition: int = PARTITION,
     **rest: Any,
-) -> model.ReleaseItem:
-    """One ending. rest: other fields of model.ReleaseItem."""
+) -> calls.ReleaseItem:
+    """One ending. rest: other fields of calls.ReleaseItem."""
     fields = {"tenant_id": "", "reply_to": ""} | rest
-    return model.ReleaseItem(
+    return calls.ReleaseItem(
         job_id=job_id,
         node=node,
         partition=partition,
@@ -252,7 +252,7 @@ def release_item(
     )
 
 
-async def release(store: Store, *items: model.ReleaseItem) -> list[model.Released | model.NotReleased]:
+async def release(store: Store, *items: calls.ReleaseItem) -> list[calls.Released | calls.NotReleased]:
     """End reservations."""
     _, answers = await store.cell.release(items, RETENTION_MS, DEAD_RETENTION_MS)
     return answers
@@ -268,12 +268,12 @@ def reject_item(
     partition: int = PARTITION,
     reply_to: str = "",
     detail: str = "",
-) -> model.RejectItem:
+) -> calls.RejectItem:
     """One entry to refuse."""
-    return model.RejectItem(partition, epoch, entry_id, job_id, session, "", reply_to, reason, detail)
+    return calls.RejectItem(partition, epoch, entry_id, job_id, session, "", reply_to, reason, detail)
 
 
-async def reject(store: Store, *items: model.RejectItem) -> list[str]:
+async def reject(store: Store, *items: calls.RejectItem) -> list[str]:
     """Refuse entries."""
     return await store.cell.reject(items, RETENTION_MS, DEAD_RETENTION_MS)
 

@@ -15,7 +15,7 @@ import click
 import msgspec
 from redis.exceptions import RedisError
 
-from scheduler import model
+from scheduler import calls
 from scheduler.config import Settings, read_settings
 from scheduler.errors import SchedulerError, ServerUnavailable, without_credentials
 from scheduler.store.location import Found, find_url
@@ -106,7 +106,7 @@ def find_server(redis_url: str | None) -> str:
 
 
 @contextlib.asynccontextmanager
-async def opened_store(redis_url: str | None, settings: Settings) -> AsyncIterator[tuple[Store, model.Layout]]:
+async def opened_store(redis_url: str | None, settings: Settings) -> AsyncIterator[tuple[Store, calls.Layout]]:
     """A store for a command that asks and goes, at a server where a scheduler was started.
 
     Raises: ServerUnavailable, also where no scheduler was ever started; ServerRefused; SchedulerError for what else

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scheduler import model
+from scheduler.calls import Outcome
 from scheduler.cli.common import (
     duration,
     json_option,
@@ -29,7 +30,6 @@ from scheduler.cli.process import run_async
 from scheduler.cli.submit import Awaited, Submitter, beside, outcome_fields, result_fields
 from scheduler.config import Settings
 from scheduler.handlers import BYTES
-from scheduler.model import Outcome
 from scheduler.producer import Producer
 from scheduler.session.bindings import Binding, parse
 from scheduler.store.store import Store, open_store

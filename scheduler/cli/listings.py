@@ -11,7 +11,7 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from scheduler import model
+from scheduler import calls, model
 from scheduler.cli.common import (
     duration,
     json_option,
@@ -259,7 +259,7 @@ async def _read_nodes(redis_url: str | None, settings: Settings) -> list[Member]
     ]
 
 
-def _member(item: model.CapacityItem, node: model.Node | None, used: int, now_us: int) -> Member:
+def _member(item: calls.CapacityItem, node: model.Node | None, used: int, now_us: int) -> Member:
     if node is not None and node.boot != item.boot:
         node = None  # of another life of this node
     return Member(

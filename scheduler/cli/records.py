@@ -13,9 +13,9 @@ from typing import Final, Literal, cast
 import msgspec
 
 from scheduler import audit
+from scheduler.calls import Outcome, Submitted
 from scheduler.handlers import Job
 from scheduler.loads import Arrival
-from scheduler.model import Outcome, Submitted
 from scheduler.node import Node, Observer
 
 DECISIONS_MAX: Final = 100

@@ -20,6 +20,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from scheduler import audit, roles
+from scheduler.calls import Submitted
 from scheduler.cli.failures import BY_SIGNAL
 from scheduler.cli.process import run_async, stop_roles
 from scheduler.cli.records import NodeRecords, Records
@@ -28,7 +29,7 @@ from scheduler.errors import NotAccepted, SchedulerError
 from scheduler.handlers import Job
 from scheduler.loads import Arrival
 from scheduler.loop import end_tasks
-from scheduler.model import JobDocument, Submitted
+from scheduler.model import JobDocument
 from scheduler.node import Node
 from scheduler.producer import Producer, Request
 from scheduler.runtime.dispatcher import Dispatcher

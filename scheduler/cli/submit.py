@@ -12,12 +12,12 @@ import click
 import msgspec
 
 from scheduler import model
+from scheduler.calls import NotSubmitted, Outcome, Submitted
 from scheduler.cli.common import shown
 from scheduler.config import Settings
 from scheduler.errors import InvalidInput, NotAccepted, SchedulerError
 from scheduler.handlers import BYTES, decode_result
 from scheduler.loop import end_tasks
-from scheduler.model import NotSubmitted, Outcome, Submitted
 from scheduler.producer import Producer, Request
 from scheduler.store.reads import Reads
 

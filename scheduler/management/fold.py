@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from scheduler.calls import CapacityItem
 from scheduler.config import Settings
-from scheduler.model import CapacityItem, Node, NodeBeat, Pool, Reason, Snapshot, boot_order
+from scheduler.model import Node, NodeBeat, Pool, Reason, Snapshot, boot_order
 
 DEFAULT_POOL = "default"
 

@@ -13,10 +13,11 @@ from typing import Final
 
 import msgspec
 
+from scheduler.calls import CapacityItem, Command, Heartbeat
 from scheduler.config import Settings
 from scheduler.errors import Fenced, InvalidInput
 from scheduler.management import fold
-from scheduler.model import CapacityItem, Command, Heartbeat, NodeBeat, Snapshot, decode_beat
+from scheduler.model import NodeBeat, Snapshot, decode_beat
 from scheduler.store.control import Leading
 from scheduler.store.store import Store
 

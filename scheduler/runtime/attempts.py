@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from scheduler import keys, model
+from scheduler import calls, keys
 from scheduler.runtime.intake import Class, Job, refuse_job
 from scheduler.runtime.placement import Placement
 from scheduler.runtime.waiting import Waiter
@@ -20,7 +20,7 @@ class Try(msgspec.Struct, frozen=True):
     placement: Placement | None
 
 
-def reserve_item(each: Try, placement: Placement, binding: Binding | None, fresh: bool) -> model.ReserveItem:
+def reserve_item(each: Try, placement: Placement, binding: Binding | None, fresh: bool) -> calls.ReserveItem:
     """What `reserve` is asked.
 
     Args: each; placement, its candidates; binding of the session; fresh, whether the stored binding may be left alone
@@ -28,7 +28,7 @@ def reserve_item(each: Try, placement: Placement, binding: Binding | None, fresh
     """
     job, wanted = each.job, each.wanted
     same = binding is not None and binding.pool == wanted.pool and binding.fits(job.src_lang, job.tgt_lang)
-    return model.ReserveItem(
+    return calls.ReserveItem(
         partition=job.partition,
         epoch=job.epoch,
         entry_id=job.entry_id,
@@ -51,7 +51,7 @@ def keeps_binding(each: Try, binding: Binding | None) -> bool:
     return binding.node not in each.placement.candidates
 
 
-def refusal_of(job: Job, answer: model.Refused, cell: int) -> model.RejectItem | None:
+def refusal_of(job: Job, answer: calls.Refused, cell: int) -> calls.RejectItem | None:
     """How a job ends that `reserve` will never place; None when nothing is left to do."""
     if answer.why == "job_id_taken":
         generated = keys.generated_job_id(cell, job.partition, job.entry_id)

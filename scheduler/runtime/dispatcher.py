@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from scheduler import keys, model
+from scheduler import calls, keys, model
 from scheduler.config import Settings
 from scheduler.loop import Timers, end_tasks
 from scheduler.runtime import intake, placement
@@ -57,7 +57,7 @@ class Dispatcher:
     """
 
     def __init__(
-        self, store: Store, settings: Settings, layout: model.Layout, owner: str, random: Random | None = None
+        self, store: Store, settings: Settings, layout: calls.Layout, owner: str, random: Random | None = None
     ) -> None:
         self.owner = owner
         self.report = Report()
@@ -71,8 +71,8 @@ class Dispatcher:
         self._random = random or Random()
         self._index: Index = self.snapshots.index
         self._loads: dict[str, int] = {}
-        self._refused: list[model.RejectItem] = []
-        self._stuck: list[model.RejectItem] = []
+        self._refused: list[calls.RejectItem] = []
+        self._stuck: list[calls.RejectItem] = []
         self._sweep = Sweep(self.waiting, settings)
         self._reader: Reader | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -126,7 +126,7 @@ class Dispatcher:
         now_ms = self.partitions.server_ms()
         for entry in batch.entries:
             decoded = intake.decode(entry, self._store.cell.cell, self._settings)
-            if isinstance(decoded, model.RejectItem):
+            if isinstance(decoded, calls.RejectItem):
                 self._refused.append(decoded)
             elif decoded.deadline_at_ms is not None and decoded.deadline_at_ms <= now_ms:
                 self._refused.append(expired(decoded))
@@ -257,34 +257,34 @@ class Dispatcher:
             for each in sent
             if each.placement is not None
         ]
-        answers: dict[int, model.Reserved | model.Refused] = {}
+        answers: dict[int, calls.Reserved | calls.Refused] = {}
         if items:
             answers = {id(each): answer for each, answer in zip(sent, await self._call(items), strict=True)}
         for each in tries:
             self._settle(each, answers.get(id(each)), now_ms)
         await self._reject_refused()
 
-    async def _call(self, items: list[model.ReserveItem]) -> list[model.Reserved | model.Refused]:
+    async def _call(self, items: list[calls.ReserveItem]) -> list[calls.Reserved | calls.Refused]:
         """Reserve; after an error inside the script each job alone, still in the order of each session."""
         index = self._index
         blocked: set[str] = set()
 
-        async def call(batch: Sequence[model.ReserveItem]) -> list[model.Reserved | model.Refused]:
+        async def call(batch: Sequence[calls.ReserveItem]) -> list[calls.Reserved | calls.Refused]:
             if batch[0].session_id in blocked:
-                return [model.Refused("behind")]
+                return [calls.Refused("behind")]
             self.report.calls += 1
             answers = await self._store.cell.reserve(batch, index.boots, index.pools, index.version)
-            if isinstance(answers[0], model.Refused) and answers[0].why in ("full", "behind", "limited"):
+            if isinstance(answers[0], calls.Refused) and answers[0].why in ("full", "behind", "limited"):
                 blocked.add(batch[0].session_id)
             return answers
 
-        return await or_each_alone(items, call, lambda _: model.Refused("broken"))
+        return await or_each_alone(items, call, lambda _: calls.Refused("broken"))
 
-    def _settle(self, each: Try, answer: model.Reserved | model.Refused | None, now_ms: float) -> None:
+    def _settle(self, each: Try, answer: calls.Reserved | calls.Refused | None, now_ms: float) -> None:
         job, waiter = each.job, each.waiter
         if not self.partitions.holds(job.partition, job.epoch):
             return
-        if isinstance(answer, model.Reserved):
+        if isinstance(answer, calls.Reserved):
             self._placed(each, answer, now_ms)
         elif answer is None:
             # Held back: it waits behind its session or class, or no node can serve it.
@@ -308,7 +308,7 @@ class Dispatcher:
             if waiter is not None:
                 self.waiting.leave(waiter)
 
-    def _placed(self, each: Try, answer: model.Reserved, now_ms: float) -> None:
+    def _placed(self, each: Try, answer: calls.Reserved, now_ms: float) -> None:
         job = each.job
         self.report.placed += 1
         if answer.used >= 0:
@@ -331,11 +331,11 @@ class Dispatcher:
                 for item, answer in zip(batch, answers, strict=True):
                     self._rejected(item, answer)
 
-    async def _reject(self, batch: Sequence[model.RejectItem]) -> list[str]:
+    async def _reject(self, batch: Sequence[calls.RejectItem]) -> list[str]:
         layout = self._layout
         return await self._store.cell.reject(batch, layout.retention_ms, layout.dead_retention_ms)
 
-    def _rejected(self, item: model.RejectItem, answer: str) -> None:
+    def _rejected(self, item: calls.RejectItem, answer: str) -> None:
         generated = keys.generated_job_id(self._store.cell.cell, item.partition, item.entry_id)
         if answer == "fenced":
             self.partitions.lose(item.partition)

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from scheduler import keys, model
+from scheduler import calls, keys, model
 from scheduler.config import Settings
 from scheduler.errors import InvalidInput
 
@@ -43,7 +43,7 @@ class Job(msgspec.Struct, frozen=True):
     avoid: str
 
 
-def decode(entry: model.Entry, cell: int, settings: Settings) -> Job | model.RejectItem:
+def decode(entry: calls.Entry, cell: int, settings: Settings) -> Job | calls.RejectItem:
     """Decode one entry.
 
     The field `job_id` of an entry that a script wrote overrides the document's; without either the id is generated.
@@ -82,9 +82,9 @@ def decode(entry: model.Entry, cell: int, settings: Settings) -> Job | model.Rej
     )
 
 
-def refuse(entry: model.Entry, cell: int, reason: str, detail: str) -> model.RejectItem:
+def refuse(entry: calls.Entry, cell: int, reason: str, detail: str) -> calls.RejectItem:
     """A refusal of an entry whose document cannot be believed: it ends under its generated id."""
-    return model.RejectItem(
+    return calls.RejectItem(
         partition=entry.partition,
         epoch=entry.epoch,
         entry_id=entry.id,
@@ -97,9 +97,9 @@ def refuse(entry: model.Entry, cell: int, reason: str, detail: str) -> model.Rej
     )
 
 
-def refuse_job(job: Job, reason: str, detail: str, job_id: str | None = None) -> model.RejectItem:
+def refuse_job(job: Job, reason: str, detail: str, job_id: str | None = None) -> calls.RejectItem:
     """A refusal of a decoded job. job_id: another id to end under, when the job's own is taken."""
-    return model.RejectItem(
+    return calls.RejectItem(
         partition=job.partition,
         epoch=job.epoch,
         entry_id=job.entry_id,
@@ -112,7 +112,7 @@ def refuse_job(job: Job, reason: str, detail: str, job_id: str | None = None) ->
     )
 
 
-def _check_sizes(entry: model.Entry, body: bytes | None, settings: Settings) -> None:
+def _check_sizes(entry: calls.Entry, body: bytes | None, settings: Settings) -> None:
     payload_bytes = len(entry.fields.get(b"payload", b""))
     if payload_bytes > settings.payload_bytes_max:
         raise InvalidInput(f"payload of {payload_bytes} bytes: expected at most {settings.payload_bytes_max}")
@@ -120,7 +120,7 @@ def _check_sizes(entry: model.Entry, body: bytes | None, settings: Settings) -> 
         raise InvalidInput(f"job document of {len(body)} bytes: expected at most {settings.document_bytes_max}")
 
 
-def _script_job_id(entry: model.Entry) -> str:
+def _script_job_id(entry: calls.Entry) -> str:
     """The id that a script wrote beside the document, empty when there is none that could be a key."""
     given = entry.fields.get(b"job_id", b"").decode(errors="replace")
     try:
@@ -129,13 +129,13 @@ def _script_job_id(entry: model.Entry) -> str:
         return ""
 
 
-def _job_id(entry: model.Entry, document: model.JobDocument, cell: int) -> str:
+def _job_id(entry: calls.Entry, document: model.JobDocument, cell: int) -> str:
     if b"job_id" in entry.fields:
         return keys.check_id("field job_id", entry.fields[b"job_id"].decode(errors="replace"))
     return document.job_id or keys.generated_job_id(cell, entry.partition, entry.id)
 
 
-def _submitted_ms(entry: model.Entry) -> int:
+def _submitted_ms(entry: calls.Entry) -> int:
     """Milliseconds of the entry's id, or of the first submission when a script carried it on; the earlier one."""
     entry_ms = int(entry.id.partition("-")[0])
     carried = entry.fields.get(b"submitted_ms", b"")

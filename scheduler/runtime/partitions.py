@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from scheduler import model
+from scheduler import calls
 from scheduler.store.cell import Cell
 
 logger = logging.getLogger("scheduler.dispatcher")
@@ -46,7 +46,7 @@ class Partitions:
         now_ms, answers = await self._cell.claim(self.owner, range(self._count))
         self._clock_offset_ms = now_ms - time.monotonic() * 1000
         for answer in answers:
-            if isinstance(answer, model.HeldByOther):
+            if isinstance(answer, calls.HeldByOther):
                 self.lose(answer.partition)
             elif not self.holds(answer.partition, answer.epoch):
                 self.lose(answer.partition)

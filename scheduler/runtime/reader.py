@@ -13,8 +13,8 @@ from typing import Final
 import msgspec
 from redis.exceptions import RedisError
 
+from scheduler.calls import Entry
 from scheduler.config import Settings
-from scheduler.model import Entry
 from scheduler.store.reads import Reads
 
 logger = logging.getLogger("scheduler.dispatcher")

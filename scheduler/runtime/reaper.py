@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from scheduler import model
+from scheduler import calls, model
 from scheduler.config import Settings
 from scheduler.store.connection import or_each_alone
 from scheduler.store.store import Store
@@ -40,7 +40,7 @@ class Reaper:
     Args: store; settings; layout, as stored; name and boot, of this life of the process.
     """
 
-    def __init__(self, store: Store, settings: Settings, layout: model.Layout, name: str, boot: str) -> None:
+    def __init__(self, store: Store, settings: Settings, layout: calls.Layout, name: str, boot: str) -> None:
         self.report = Report()
         self._store = store
         self._settings = settings
@@ -103,7 +103,7 @@ class Reaper:
             batch = lapsed[start : start + self._settings.batch_max]
             records = await self._store.reads.records([job_id for job_id, _ in batch], _FIELDS)
             items = [
-                model.ReleaseItem(
+                calls.ReleaseItem(
                     job_id=job_id,
                     node=node,
                     partition=int(partition or 0),
@@ -123,15 +123,15 @@ class Reaper:
             if items:
                 await self._release(items)
 
-    async def _release(self, items: list[model.ReleaseItem]) -> None:
-        answers = await or_each_alone(items, self._call_release, lambda _: model.NotReleased("broken"))
+    async def _release(self, items: list[calls.ReleaseItem]) -> None:
+        answers = await or_each_alone(items, self._call_release, lambda _: calls.NotReleased("broken"))
         for item, answer in zip(items, answers, strict=True):
-            if isinstance(answer, model.Released):
+            if isinstance(answer, calls.Released):
                 self.report.expired += 1
                 self._expired[item.node] = self._expired.get(item.node, 0) + 1
                 logger.warning("job %s: its lease on %s ended, it is %s", item.job_id, item.node, answer.state)
 
-    async def _call_release(self, items: Sequence[model.ReleaseItem]) -> list[model.Released | model.NotReleased]:
+    async def _call_release(self, items: Sequence[calls.ReleaseItem]) -> list[calls.Released | calls.NotReleased]:
         layout = self._layout
         return (await self._store.cell.release(items, layout.retention_ms, layout.dead_retention_ms))[1]
 

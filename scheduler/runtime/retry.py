@@ -17,7 +17,7 @@ _JITTER: Final = 0.2
 
 
 class Ending(msgspec.Struct, frozen=True):
-    """A verdict and what goes with it; see model.ReleaseItem. reason: one word, detail: for a person."""
+    """A verdict and what goes with it; see calls.ReleaseItem. reason: one word, detail: for a person."""
 
     verdict: Verdict
     state: Literal["completed", "failed"] = "completed"

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 
+from scheduler.calls import RejectItem
 from scheduler.config import Settings
-from scheduler.model import RejectItem
 from scheduler.runtime import intake
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Class, Job

@@ -60,12 +60,14 @@ class Waiter:
 class _Line:
     """The competing waiters of one class: parked ones in order, how many compete in all, and pending wakes.
 
+    asks: the next who parks asks first, because the one who was to find out left while nobody was parked.
     pace: jobs tried in the next call, doubled as long as wakes last.
     """
 
-    __slots__ = ("competing", "pace", "parked", "swept", "wakes")
+    __slots__ = ("asks", "competing", "pace", "parked", "swept", "wakes")
 
     def __init__(self) -> None:
+        self.asks = False
         self.parked: list[Waiter] = []
         self.competing = 0
         self.wakes: dict[str, None] = {}
@@ -126,8 +128,7 @@ class Waiting:
         """
         waiter = self._add(job, wanted, now_ms)
         if waiter.status != "behind":
-            waiter.status = "asking"
-            self._asking.append(waiter)
+            self._ask(waiter)
         return waiter
 
     def _add(self, job: Job, wanted: Class, now_ms: float) -> Waiter:
@@ -213,7 +214,9 @@ class Waiting:
         """What `open` said of a waiter's eligible nodes: they wake its class, and it parks until its turn."""
         if waiter.status == "left":
             return
-        self._announce(self._lines[waiter.wanted], open_nodes)
+        line = self._lines[waiter.wanted]
+        line.asks = False
+        self._announce(line, open_nodes)
         self._park(waiter)
 
     def still_full(self, waiter: Waiter, candidates: Iterable[str]) -> None:
@@ -227,8 +230,7 @@ class Waiting:
         if waiter.complete:
             self._park(waiter)
         else:
-            waiter.status = "asking"
-            self._asking.append(waiter)
+            self._ask(waiter)
 
     def park(self, waiter: Waiter) -> None:
         """No node can serve it at all: it waits for a snapshot that has one."""
@@ -328,15 +330,24 @@ class Waiting:
             line.swept = swept and not line.wakes
             line.wakes.update(told)
 
+    def _ask(self, waiter: Waiter) -> None:
+        waiter.status, waiter.woken = "asking", False
+        self._asking.append(waiter)
+
     def _ask_next(self, line: _Line) -> None:
+        """The first of the parked asks; when all are in a call, the first of them who parks again."""
+        line.asks = not line.parked
         if line.parked:
-            waiter = line.parked.pop(0)
-            waiter.status = "asking"
-            self._asking.append(waiter)
+            self._ask(line.parked.pop(0))
 
     def _park(self, waiter: Waiter) -> None:
+        line = self._lines[waiter.wanted]
         waiter.status, waiter.hint, waiter.woken = "parked", None, False
-        bisect.insort(self._lines[waiter.wanted].parked, waiter)
+        if line.asks:
+            line.asks = False
+            self._ask(waiter)
+        else:
+            bisect.insort(line.parked, waiter)
 
     def _make_ready(self, waiter: Waiter) -> None:
         waiter.status, waiter.hint, waiter.complete = "ready", None, False

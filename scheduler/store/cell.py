@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from scheduler import keys, model
+from scheduler import calls, keys, model
 from scheduler.config import Settings
 from scheduler.errors import Fenced
 from scheduler.store.connection import Argument, Connection
 
 _WHY: Final = {
-    word: model.Refused(word.decode())  # type: ignore[arg-type]
+    word: calls.Refused(word.decode())  # type: ignore[arg-type]
     for word in (b"full", b"behind", b"limited", b"fenced", b"duplicate", b"gone", b"job_id_taken", b"cancelling")
 }
 
@@ -44,7 +44,7 @@ class Cell:
 
     async def claim(
         self, owner: str, take: Iterable[int], give_up: Iterable[int] = ()
-    ) -> tuple[int, list[model.Owned | model.HeldByOther]]:
+    ) -> tuple[int, list[calls.Owned | calls.HeldByOther]]:
         """Take or renew partitions, and give others up.
 
         Args: owner, name+boot; take and give_up, partitions of this cell.
@@ -57,15 +57,15 @@ class Cell:
         for partition in give_up:
             arguments += [partition, "give_up"]
         answer = await self._connection.call("claim", [self.keys.owners], arguments)
-        answers: list[model.Owned | model.HeldByOther] = []
+        answers: list[calls.Owned | calls.HeldByOther] = []
         for partition, held in zip(taken, answer[1:], strict=False):
             if held[0] == b"owned":
-                answers.append(model.Owned(partition, int(held[1])))
+                answers.append(calls.Owned(partition, int(held[1])))
             else:
-                answers.append(model.HeldByOther(partition, held[1].decode(), held[2]))
+                answers.append(calls.HeldByOther(partition, held[1].decode(), held[2]))
         return answer[0], answers
 
-    async def capacity(self, epoch: int, items: Sequence[model.CapacityItem]) -> list[str]:
+    async def capacity(self, epoch: int, items: Sequence[calls.CapacityItem]) -> list[str]:
         """Write capacities as the leader of `epoch`; without items it only raises the cell's epoch.
 
         Returns: an answer for each item: written, unchanged, older or refused. Raises: Fenced.
@@ -91,7 +91,7 @@ class Cell:
 
     # ---- the way of a job ----
 
-    async def submit(self, items: Sequence[model.SubmitItem]) -> list[model.Submitted | model.NotSubmitted]:
+    async def submit(self, items: Sequence[calls.SubmitItem]) -> list[calls.Submitted | calls.NotSubmitted]:
         """Accept jobs into the intake; an answer for each."""
         partitions = _Group()
         body: list[Argument] = []
@@ -102,23 +102,23 @@ class Cell:
         names += [self.keys.job(item.job_id) for item in items]
         arguments = [len(partitions.names), self._settings.backlog_max, *partitions.names, *body]
         answer = await self._connection.call("submit", names, arguments)
-        answers: list[model.Submitted | model.NotSubmitted] = []
+        answers: list[calls.Submitted | calls.NotSubmitted] = []
         for item, given in zip(items, answer[1:], strict=True):
             if given[0] == b"accepted":
-                answers.append(model.Submitted(item.job_id, given[1].decode()))
+                answers.append(calls.Submitted(item.job_id, given[1].decode()))
             else:
                 detail = given[1] if len(given) > 1 else b""
                 text = detail.decode() if isinstance(detail, bytes) else str(detail)
-                answers.append(model.NotSubmitted(item.job_id, given[0].decode(), text))
+                answers.append(calls.NotSubmitted(item.job_id, given[0].decode(), text))
         return answers
 
     async def reserve(
         self,
-        items: Sequence[model.ReserveItem],
+        items: Sequence[calls.ReserveItem],
         boots: Mapping[str, str],
         pools: Mapping[str, model.Pool],
         snapshot_version: int,
-    ) -> list[model.Reserved | model.Refused]:
+    ) -> list[calls.Reserved | calls.Refused]:
         """Place a batch of jobs in the order given.
 
         Args: items, at most `batch_max`; boots, of every candidate node, as the snapshot has them; pools, of every
@@ -152,13 +152,13 @@ class Cell:
             arguments += [name, pool.start_ms, pool.lease_ms, pool.attempts_max, pool.crashes_max, pool.run_ms_max]
         answer = await self._connection.call("reserve", names + job_keys, arguments + body)
         return [
-            model.Reserved(given[1].decode(), int(given[2]), given[3]) if given[0] == b"reserved" else _WHY[given[0]]
+            calls.Reserved(given[1].decode(), int(given[2]), given[3]) if given[0] == b"reserved" else _WHY[given[0]]
             for given in answer[1:]
         ]
 
     async def renew(
         self, node: str, reservations: Sequence[tuple[str, int]]
-    ) -> tuple[int, list[model.Renewed | model.NotRenewed]]:
+    ) -> tuple[int, list[calls.Renewed | calls.NotRenewed]]:
         """Prolong leases of one node.
 
         Args: node; reservations, (job_id, token) each. Returns: (now_ms, an answer for each).
@@ -168,17 +168,17 @@ class Cell:
         for job_id, token in reservations:
             arguments += [job_id, token]
         answer = await self._connection.call("renew", names, arguments)
-        answers: list[model.Renewed | model.NotRenewed] = []
+        answers: list[calls.Renewed | calls.NotRenewed] = []
         for given in answer[1:]:
             if given[0] in (b"renewed", b"cancelling"):
-                answers.append(model.Renewed(int(given[1]), given[0] == b"cancelling"))
+                answers.append(calls.Renewed(int(given[1]), given[0] == b"cancelling"))
             else:
-                answers.append(model.NotRenewed(given[0].decode()))
+                answers.append(calls.NotRenewed(given[0].decode()))
         return answer[0], answers
 
     async def release(
-        self, items: Sequence[model.ReleaseItem], retention_ms: int, dead_retention_ms: int
-    ) -> tuple[int, list[model.Released | model.NotReleased]]:
+        self, items: Sequence[calls.ReleaseItem], retention_ms: int, dead_retention_ms: int
+    ) -> tuple[int, list[calls.Released | calls.NotReleased]]:
         """End reservations. Returns: (now_ms, an answer for each item)."""
         partitions, nodes = _Group(), _Group()
         body: list[Argument] = []
@@ -200,13 +200,13 @@ class Cell:
             settings.results_max, settings.freed_max, settings.result_inline_bytes_max, *partitions.names, *nodes.names,
         ]  # fmt: skip
         answer = await self._connection.call("release", names + job_keys, arguments + body)
-        answers: list[model.Released | model.NotReleased] = [
-            model.Released(given[1].decode()) if given[0] == b"released" else model.NotReleased(given[0].decode())
+        answers: list[calls.Released | calls.NotReleased] = [
+            calls.Released(given[1].decode()) if given[0] == b"released" else calls.NotReleased(given[0].decode())
             for given in answer[1:]
         ]
         return answer[0], answers
 
-    async def reject(self, items: Sequence[model.RejectItem], retention_ms: int, dead_retention_ms: int) -> list[str]:
+    async def reject(self, items: Sequence[calls.RejectItem], retention_ms: int, dead_retention_ms: int) -> list[str]:
         """Refuse entries as their owner. Returns: rejected, fenced, duplicate, gone or busy for each."""
         names = [self.keys.owners, self.keys.dead, self.keys.results]
         arguments: list[Argument] = [retention_ms, dead_retention_ms, self._settings.results_max]

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from scheduler import keys, model
+from scheduler import calls, keys, model
 from scheduler.config import Settings
 from scheduler.errors import Fenced, ServerRefused
 from scheduler.store.connection import Argument, Client, Connection, keeping_cancellation
@@ -47,7 +47,7 @@ class Control:
         self._settings = settings
         self._blocking: Client | None = None
 
-    async def write_layout(self) -> model.Layout:
+    async def write_layout(self) -> calls.Layout:
         """Agree on the layout: written if there is none, compared if there is one.
 
         Raises: ServerRefused when the stored layout differs.
@@ -75,9 +75,9 @@ class Control:
                 )
         return _layout(stored)
 
-    async def read_layout(self) -> model.Layout | None:
+    async def read_layout(self) -> calls.Layout | None:
         """The stored layout, None while no manager has written it. Raises: ServerRefused for another protocol."""
-        names = model.Layout.__struct_fields__
+        names = calls.Layout.__struct_fields__
 
         values = await self._command(lambda client: client.hmget(self.keys.layout, list(names)))
         if values[0] is None:
@@ -117,7 +117,7 @@ class Control:
 
     async def take(
         self, name: str, epoch: int, acknowledge: Sequence[str] = (), *, pending: bool = False, count: int = 1_000
-    ) -> model.Taken:
+    ) -> calls.Taken:
         """Read the next heartbeats and commands, acknowledging the last heartbeats.
 
         Args: name, epoch of the leader; acknowledge, ids of the heartbeats of the last take; pending, what an earlier
@@ -139,10 +139,10 @@ class Control:
         if answer[0] == b"fenced":
             raise Fenced(f"{name} leads no more: {answer[1].decode() or 'nobody'} does")
         now_ms = int(answer[1])
-        return model.Taken(
+        return calls.Taken(
             now_ms=now_ms,
             heartbeats=tuple(_heartbeat(entry, now_ms) for entry in answer[2]),
-            commands=tuple(model.Command(id=entry[0].decode(), fields=_fields(entry[1])) for entry in answer[3]),
+            commands=tuple(calls.Command(id=entry[0].decode(), fields=_fields(entry[1])) for entry in answer[3]),
         )
 
     async def publish(
@@ -223,18 +223,18 @@ class Control:
         return await self._connection.patiently(lambda: run(self._connection.commands))
 
 
-def _layout(stored: dict[str, str]) -> model.Layout:
-    return model.Layout(**{name: int(stored[name]) for name in model.Layout.__struct_fields__})
+def _layout(stored: dict[str, str]) -> calls.Layout:
+    return calls.Layout(**{name: int(stored[name]) for name in calls.Layout.__struct_fields__})
 
 
 def _fields(flat: Sequence[bytes]) -> dict[bytes, bytes]:
     return {flat[i]: flat[i + 1] for i in range(0, len(flat), 2)}
 
 
-def _heartbeat(entry: Sequence[Any], now_ms: int) -> model.Heartbeat:
+def _heartbeat(entry: Sequence[Any], now_ms: int) -> calls.Heartbeat:
     """Its time is the field that beat.lua wrote, else that of its id, and never in the future."""
     fields = _fields(entry[1])
     identifier = entry[0].decode()
     stamp = fields.get(b"time_ms", b"")
     time_ms = int(stamp) if stamp.isdigit() else int(identifier.partition("-")[0])
-    return model.Heartbeat(id=identifier, document=fields.get(b"node", b""), time_ms=min(time_ms, now_ms))
+    return calls.Heartbeat(id=identifier, document=fields.get(b"node", b""), time_ms=min(time_ms, now_ms))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from scheduler import keys, model
+from scheduler import calls, keys, model
 from scheduler.store.connection import Client, Connection, keeping_cancellation
 
 READ_BLOCK_MS: Final = 250
@@ -69,7 +69,7 @@ class Reads:
         result: bytes | None = await self._command(lambda client: client.get(self.keys.result(job_id)))
         return result
 
-    async def outcome(self, job_id: str) -> model.Outcome | None:
+    async def outcome(self, job_id: str) -> calls.Outcome | None:
         """How a job ended, from its record and its result; None while it has not ended, or when nothing is known of
         it.
         """
@@ -80,7 +80,7 @@ class Reads:
         if record.get("dead_id"):
             buried = await self.entries(self.keys.dead, record["dead_id"], record["dead_id"], 1)
             detail = buried[0][1].get(b"detail", b"").decode(errors="replace") if buried else ""
-        return model.Outcome(
+        return calls.Outcome(
             job_id=job_id,
             session_id=record.get("session", ""),
             life=int(record.get("life", "1")),
@@ -97,13 +97,13 @@ class Reads:
             result=await self.result(job_id),
         )
 
-    async def capacities(self) -> dict[str, model.CapacityItem]:
+    async def capacities(self) -> dict[str, calls.CapacityItem]:
         """Every node's slots, boot and reason as the scripts see them."""
         stored = _text(await self._command(lambda client: client.hgetall(self.keys.capacity)))
         items = {}
         for node, value in stored.items():
             slots, boot, reason = value.split(" ")
-            items[node] = model.CapacityItem(node, int(slots), boot, reason)  # type: ignore[arg-type]
+            items[node] = calls.CapacityItem(node, int(slots), boot, reason)  # type: ignore[arg-type]
         return items
 
     async def used(self, nodes: Sequence[str]) -> list[int]:
@@ -201,7 +201,7 @@ class Reads:
         return await self._connection.patiently(lambda: run(self._connection.commands))
 
 
-def parse_outcome(fields: Mapping[bytes, bytes]) -> model.Outcome:
+def parse_outcome(fields: Mapping[bytes, bytes]) -> calls.Outcome:
     """An outcome from an entry of a results stream."""
 
     def text(name: bytes) -> str:
@@ -211,7 +211,7 @@ def parse_outcome(fields: Mapping[bytes, bytes]) -> model.Outcome:
         value = fields.get(name, b"")
         return int(value) if value.isdigit() else 0
 
-    return model.Outcome(
+    return calls.Outcome(
         job_id=text(b"job_id"),
         session_id=text(b"session"),
         life=number(b"life"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from scheduler import keys, model
+from scheduler import calls, keys
 from scheduler.config import DEFAULTS, Settings
 from scheduler.errors import ServerUnavailable
 from scheduler.store.cell import Cell
@@ -42,7 +42,7 @@ class Store:
         """Reads with a blocking connection of their own, for a second reader beside `reads`."""
         return Reads(self.connection, self.cell.keys)
 
-    async def layout(self, wait_ms: int | None = None) -> model.Layout:
+    async def layout(self, wait_ms: int | None = None) -> calls.Layout:
         """The stored layout, once a manager has written it.
 
         Args: wait_ms, for how long (None: for ever). Raises: ServerUnavailable when nobody wrote it in time.
@@ -58,7 +58,7 @@ class Store:
             waited_ms += _LAYOUT_POLL_MS
         return layout
 
-    def partition_of(self, session_id: str, layout: model.Layout) -> int:
+    def partition_of(self, session_id: str, layout: calls.Layout) -> int:
         """The partition of a session."""
         return keys.partition_of(session_id, layout.partitions, layout.cells)
 

@@ -7,7 +7,8 @@ import json
 import signal
 from pathlib import Path
 
-from scheduler.model import JobDocument, Outcome
+from scheduler.calls import Outcome
+from scheduler.model import JobDocument
 from scheduler.producer import Request
 from tests.fault.processes import process
 from tests.system import System, running

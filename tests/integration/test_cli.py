@@ -15,8 +15,8 @@ import redis
 import scheduler
 from scheduler.cli import main
 from scheduler.cli.common import duration, moment, shown
-from scheduler.cli.failures import without_credentials
 from scheduler.cli.main import COMMANDS
+from scheduler.errors import without_credentials
 from tests.integration.commands import refusal, run
 
 OF_OTHER_PAGES = {"demo", "replay"}

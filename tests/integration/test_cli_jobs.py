@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from click.testing import Result
 
-from scheduler import model
+from scheduler import calls, model
 from scheduler.cli.jobs import body_of
 from scheduler.cli.submit import result_fields
 from scheduler.store.store import Store
@@ -204,7 +204,7 @@ def test_show_dead_job(ready_url: str) -> None:
     async def seed(store: Store) -> None:
         token = await seeds.seed_reserved(store)
         item = seeds.release_item(token, "dead", reason="run_time", detail="gone\x1b[2J")
-        assert await seeds.release(store, item) == [model.Released("dead")]
+        assert await seeds.release(store, item) == [calls.Released("dead")]
 
     on_server(ready_url, seed)
     words, fields = show(ready_url)

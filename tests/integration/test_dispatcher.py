@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager
 import msgspec
 import pytest
 
-from scheduler import keys, model
+from scheduler import calls, keys, model
+from scheduler.calls import CapacityItem
 from scheduler.config import Settings
-from scheduler.model import CapacityItem, JobDocument
+from scheduler.model import JobDocument
 from scheduler.runtime.dispatcher import Dispatcher
 from scheduler.store.cell import Cell
 from scheduler.store.control import Leading
@@ -25,7 +26,7 @@ CALM = msgspec.structs.replace(QUICK, partition_lease_ms=60_000, no_node_grace_m
 class Bench:
     """A dispatcher that is driven step by step, on a fleet that exists as capacities and a snapshot only."""
 
-    def __init__(self, store: Store, dispatcher: Dispatcher, layout: model.Layout) -> None:
+    def __init__(self, store: Store, dispatcher: Dispatcher, layout: calls.Layout) -> None:
         self.store = store
         self.dispatcher = dispatcher
         self.layout = layout
@@ -64,7 +65,7 @@ class Bench:
     async def free(self, node: str, job_id: str) -> None:
         """Finish a job as its node would."""
         record = await self.store.reads.record(job_id)
-        item = model.ReleaseItem(
+        item = calls.ReleaseItem(
             job_id=job_id,
             node=node,
             partition=int(record["partition"]),
@@ -75,7 +76,7 @@ class Bench:
             verdict="finish",
         )
         _, answers = await self.store.cell.release([item], 60_000, 60_000)
-        assert answers == [model.Released("completed")]
+        assert answers == [calls.Released("completed")]
 
 
 @asynccontextmanager
@@ -94,11 +95,11 @@ async def bench(url: str, settings: Settings = CALM, owner: str = "d+1") -> Asyn
 async def test_what_is_read_and_called_is_bounded(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """RULES 6: COUNT is per stream, so the bound is over all of them; a call takes 128 jobs at most."""
     settings = msgspec.structs.replace(CALM, read_ahead_max=64, batch_max=16)
-    calls: list[int] = []
+    sizes: list[int] = []
     reserve = Cell.reserve
 
-    async def spy(self: Cell, items: list[model.ReserveItem], *rest: object) -> object:
-        calls.append(len(items))
+    async def spy(self: Cell, items: list[calls.ReserveItem], *rest: object) -> object:
+        sizes.append(len(items))
         return await reserve(self, items, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Cell, "reserve", spy)
@@ -111,7 +112,7 @@ async def test_what_is_read_and_called_is_bounded(url: str, monkeypatch: pytest.
             await b.dispatcher.run_once()
             most = max(most, b.dispatcher.report.read - before)
             before = b.dispatcher.report.read
-        assert (most <= 64, max(calls) <= 16, b.dispatcher.report.placed) == (True, True, 600)
+        assert (most <= 64, max(sizes) <= 16, b.dispatcher.report.placed) == (True, True, 600)
 
 
 async def test_a_job_that_breaks_the_script_is_dead_alone(url: str) -> None:

@@ -10,9 +10,10 @@ import msgspec
 import pytest
 
 from scheduler import keys
+from scheduler.calls import Outcome, Submitted
 from scheduler.errors import JobFailed, NotAccepted, Reject, Retry
 from scheduler.handlers import Job
-from scheduler.model import JobDocument, Outcome, Submitted
+from scheduler.model import JobDocument
 from scheduler.producer import Producer, Request
 from scheduler.roles import start_dispatcher
 from tests.system import QUICK, System, running

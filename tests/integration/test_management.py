@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from scheduler import model
+from scheduler.calls import CapacityItem
 from scheduler.errors import Fenced
 from scheduler.management.manager import Manager
-from scheduler.model import CapacityItem, NodeBeat
+from scheduler.model import NodeBeat
 from scheduler.store.store import Store, open_store
 from tests.system import QUICK
 

@@ -36,9 +36,7 @@ def unpacked_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with what a wheel of this source tree installs."""
     wheels = tmp_path_factory.mktemp("wheels")
     options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation"]
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", str(wheels), str(ROOT)], check=True
-    )
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", str(wheels), str(ROOT)], check=True)
     (wheel,) = wheels.glob("*.whl")
     unpacked = tmp_path_factory.mktemp("unpacked")
     with zipfile.ZipFile(wheel) as archive:

@@ -8,10 +8,11 @@ import msgspec
 import pytest
 
 from scheduler import model
+from scheduler.calls import CapacityItem
 from scheduler.config import DEFAULTS, Settings
 from scheduler.management import manager as manager_module
 from scheduler.management.manager import DEAF_MS, Manager
-from scheduler.model import CapacityItem, NodeBeat, Snapshot
+from scheduler.model import NodeBeat, Snapshot
 from scheduler.runtime import reaper as reaper_module
 from scheduler.runtime.reaper import Reaper
 from scheduler.store.control import Control, Leading

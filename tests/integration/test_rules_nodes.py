@@ -11,10 +11,11 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from scheduler import model
+from scheduler import calls, model
+from scheduler.calls import CapacityItem
 from scheduler.errors import ServerUnavailable
 from scheduler.handlers import Job
-from scheduler.model import CapacityItem, NodeBeat
+from scheduler.model import NodeBeat
 from scheduler.node import Node, Observer
 from scheduler.roles import REAPER_EVERY_MS, start_manager
 from scheduler.store.cell import Cell
@@ -120,14 +121,14 @@ async def test_handlers_of_a_node_that_is_cut_off_stop_before_their_leases_end(
 
     async def cut_off_renew(
         self: Cell, node: str, reservations: Sequence[tuple[str, int]]
-    ) -> tuple[int, list[model.Renewed | model.NotRenewed]]:
+    ) -> tuple[int, list[calls.Renewed | calls.NotRenewed]]:
         if node == "n1":
             raise ServerUnavailable("cut off")
         return await renew(self, node, reservations)
 
     async def cut_off_release(
-        self: Cell, items: Sequence[model.ReleaseItem], retention_ms: int, dead_retention_ms: int
-    ) -> tuple[int, list[model.Released | model.NotReleased]]:
+        self: Cell, items: Sequence[calls.ReleaseItem], retention_ms: int, dead_retention_ms: int
+    ) -> tuple[int, list[calls.Released | calls.NotReleased]]:
         if items[0].node == "n1" and items[0].verdict != "expire":
             raise ServerUnavailable("cut off")
         return await release(self, items, retention_ms, dead_retention_ms)
@@ -191,7 +192,7 @@ async def test_an_outage_longer_than_the_leases_costs_nothing(
 ) -> None:
     """RULES 16 and 29: handlers stop meanwhile and every call is waited out; then the jobs run, as first attempts."""
     monkeypatch.setattr("scheduler.store.connection.COMMAND_TIMEOUT_MS", 300)
-    settings = msgspec.structs.replace(QUICK, start_ms=1_300, lease_ms=1_300)
+    settings = msgspec.structs.replace(QUICK, start_ms=1_200, lease_ms=1_200)
     runs: list[int] = []
     begun, stopped = asyncio.Semaphore(0), asyncio.Semaphore(0)
 

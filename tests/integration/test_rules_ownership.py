@@ -7,7 +7,7 @@ import signal
 
 import msgspec
 
-from scheduler import keys, model
+from scheduler import calls, keys, model
 from scheduler.handlers import Job
 from scheduler.model import JobDocument
 from scheduler.roles import start_dispatcher
@@ -179,7 +179,7 @@ async def test_a_stolen_partition_costs_only_its_own_jobs(url: str) -> None:
         stolen, kept = session_of(b, 3), session_of(b, 4)
         await let_lapse(b, 3)
         (_, (answer,)) = await b.store.cell.claim("d+2", [3])
-        assert isinstance(answer, model.Owned)
+        assert isinstance(answer, calls.Owned)
         await add_at_once(b, *((session, f"{session}-{i}") for i in range(3) for session in (stolen, kept)))
         await b.step_until_read()
         assert await b.inbox("n1") == [f"{kept}-{i}" for i in range(3)]

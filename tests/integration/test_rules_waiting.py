@@ -10,9 +10,9 @@ from typing import Literal
 import msgspec
 import pytest
 
-from scheduler import model
+from scheduler import calls
+from scheduler.calls import CapacityItem
 from scheduler.config import Settings
-from scheduler.model import CapacityItem
 from scheduler.runtime import reader
 from scheduler.runtime.reader import DEAF_MS
 from scheduler.store.cell import Cell
@@ -73,10 +73,10 @@ async def test_room_that_is_there_when_open_is_asked(url: str, monkeypatch: pyte
     async with unswept(url) as b:
 
         async def refused_then_room(
-            self: Cell, items: Sequence[model.ReserveItem], *rest: object
-        ) -> list[model.Reserved | model.Refused]:
+            self: Cell, items: Sequence[calls.ReserveItem], *rest: object
+        ) -> list[calls.Reserved | calls.Refused]:
             answers = await reserve(self, items, *rest)  # type: ignore[arg-type]
-            if answers == [model.Refused("full")] and not refused:
+            if answers == [calls.Refused("full")] and not refused:
                 refused.append(items[0].job_id)
                 await make_room_silently(b)
             return answers

@@ -226,9 +226,7 @@ def test_given_port_of_another_server(engine: Engine, tmp_path: Path) -> None:
         assert ping(other.url)
 
 
-def test_port_taken_between_look_and_start(
-    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_port_taken_between_look_and_start(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When somebody takes the port that was free, another one is tried."""
     find_free_port = server_module._free_port
     with taken_port() as port:
@@ -266,9 +264,7 @@ def test_server_that_ends_at_its_start(tmp_path: Path, monkeypatch: pytest.Monke
     """The error shows how the server ended and the end of what it printed."""
     binary = write_program(tmp_path / "server", "echo it does not like the weather; exit 7")
     monkeypatch.setattr(server_module, "available_engines", lambda: {"redis": binary})
-    with pytest.raises(
-        ServerUnavailable, match=r"ended with 7 at its start; its log:\nit does not like the weather"
-    ):
+    with pytest.raises(ServerUnavailable, match=r"ended with 7 at its start; its log:\nit does not like the weather"):
         start_embedded(tmp_path / "data")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from scheduler import model
+from scheduler import calls, model
 from scheduler.store.store import Store
 from tests.seeds import (
     BOOT,
@@ -20,13 +20,13 @@ from tests.seeds import (
     seed_reserved,
 )
 
-STALE, UNKNOWN = model.NotReleased("stale"), model.NotReleased("unknown")
-BUSY, MOVED = model.NotReleased("busy"), model.NotReleased("moved")
+STALE, UNKNOWN = calls.NotReleased("stale"), calls.NotReleased("unknown")
+BUSY, MOVED = calls.NotReleased("busy"), calls.NotReleased("moved")
 GOING_BACK: tuple[model.Verdict, ...] = ("retry", "expire", "reboot", "give_back")
 VERDICTS: tuple[model.Verdict, ...] = (*GOING_BACK, "finish", "dead")
 
 
-def ending(token: int, verdict: model.Verdict, **rest: Any) -> model.ReleaseItem:
+def ending(token: int, verdict: model.Verdict, **rest: Any) -> calls.ReleaseItem:
     """An ending; a reboot is told by a later boot."""
     return release_item(token, verdict, boot=LATER_BOOT if verdict == "reboot" else BOOT, **rest)
 
@@ -47,7 +47,7 @@ async def seed(store: Store, prepared: str = "", **fields: Any) -> int:
     return token
 
 
-async def only(store: Store, *items: model.ReleaseItem) -> model.Released | model.NotReleased:
+async def only(store: Store, *items: calls.ReleaseItem) -> calls.Released | calls.NotReleased:
     """The answer of a call with one ending."""
     (answer,) = await release(store, *items)
     return answer

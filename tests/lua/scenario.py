@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from scheduler import model
+from scheduler import calls, model
 from scheduler.config import DEFAULTS
 from scheduler.errors import Fenced
 from scheduler.store.cell import Cell
@@ -103,7 +103,7 @@ async def run_claim(store: Store) -> None:
 async def run_capacity(store: Store) -> None:
     """Written with each message, unchanged, older, refused. Fenced."""
     await seed_poison(store, store.cell.keys.inbox("n2"))
-    item = model.CapacityItem
+    item = calls.CapacityItem
     for each in (
         item(NODE, 2, BOOT, "ready"),
         item(NODE, 2, BOOT, "ready"),
@@ -173,7 +173,7 @@ async def run_release(store: Store) -> None:
     """Released by every verdict, to every place; stale, unknown, busy, moved."""
     tokens = [await seed_reserved(store, f"j{i}", f"s{i}", slots=9, reply_to="r1") for i in range(7)]
 
-    def item(i: int, verdict: model.Verdict, **rest: Any) -> model.ReleaseItem:
+    def item(i: int, verdict: model.Verdict, **rest: Any) -> calls.ReleaseItem:
         fields: dict[str, Any] = {"reply_to": "r1"} | rest
         return release_item(tokens[i], verdict, f"j{i}", f"s{i}", **fields)
 

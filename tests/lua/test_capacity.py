@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler import model
+from scheduler import calls, model
 from scheduler.errors import Fenced
 from scheduler.store.store import Store
 from tests.dumps import dump, unchanged
@@ -21,12 +21,12 @@ from tests.seeds import (
 )
 
 
-def item(slots: int, reason: model.Reason = "ready", boot: str = BOOT, node: str = NODE) -> model.CapacityItem:
+def item(slots: int, reason: model.Reason = "ready", boot: str = BOOT, node: str = NODE) -> calls.CapacityItem:
     """What the leader says of one node."""
-    return model.CapacityItem(node, slots, boot, reason)
+    return calls.CapacityItem(node, slots, boot, reason)
 
 
-async def write(store: Store, *items: model.CapacityItem, epoch: int = LEADER_EPOCH) -> list[str]:
+async def write(store: Store, *items: calls.CapacityItem, epoch: int = LEADER_EPOCH) -> list[str]:
     """What the leader of `epoch` is answered."""
     return await store.cell.capacity(epoch, items)
 

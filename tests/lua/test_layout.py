@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from scheduler import model
+from scheduler import calls
 from scheduler.config import DEFAULTS
 from scheduler.errors import ServerRefused
 from scheduler.store.control import Control
@@ -33,7 +33,7 @@ async def test_first_caller_writes_fields_and_sources(store: Store) -> None:
 
     layout = await store.control.write_layout()
 
-    assert layout == model.Layout(16, 1, 1, 3_600_000, 604_800_000)
+    assert layout == calls.Layout(16, 1, 1, 3_600_000, 604_800_000)
     assert await dump(store) == {store.control.keys.layout: ("hash", AGREED | sources, False)}
 
 

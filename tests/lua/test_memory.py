@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 from redis.exceptions import OutOfMemoryError
 
-from scheduler import model
+from scheduler import calls, model
 from scheduler.errors import ServerUnavailable
 from scheduler.store.scripts import SCRIPT_NAMES
 from scheduler.store.store import Store, open_store
@@ -66,7 +66,7 @@ async def prepare(store: Store, script: str) -> tuple[Act, object]:
     if script == "claim":
         return lambda: store.cell.claim(OWNER, [1]), None
     if script == "capacity":
-        return lambda: store.cell.capacity(1, [model.CapacityItem(NODE, 1, BOOT, "ready")]), ["written"]
+        return lambda: store.cell.capacity(1, [calls.CapacityItem(NODE, 1, BOOT, "ready")]), ["written"]
     if script == "leave":
         await seed_node(store, slots=0, reason="draining")
         return lambda: store.cell.leave(NODE, BOOT), "left"
@@ -88,7 +88,7 @@ async def prepare_job(store: Store, script: str) -> tuple[Act, object]:
     token = await seed_reserved(store)
     if script == "renew":
         return lambda: store.cell.renew(NODE, [(JOB, token)]), None
-    return lambda: release(store, release_item(token, "retry")), [model.Released("queued")]
+    return lambda: release(store, release_item(token, "retry")), [calls.Released("queued")]
 
 
 @pytest.mark.parametrize("script", [name for name in SCRIPT_NAMES if name != "submit"])
@@ -129,4 +129,4 @@ async def test_rule_34_submit_goes_on_when_there_is_memory_again(store: Store, u
 
         (answer,) = await impatient.cell.submit([submit_item()])
 
-    assert isinstance(answer, model.Submitted)
+    assert isinstance(answer, calls.Submitted)

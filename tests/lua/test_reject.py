@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from scheduler import model
+from scheduler import calls, model
 from scheduler.store.store import Store
 from tests.dumps import bodies, dump, standing, stands, transitions, unchanged
 from tests.seeds import (
@@ -285,7 +285,7 @@ async def test_rule_28_late_reserve_of_a_rejected_entry_places_nothing(store: St
     await reject(store, reject_item(entry_id, epoch))
 
     async with unchanged(store):
-        assert await reserve(store, [reserve_item(entry_id, epoch)]) == [model.Refused("gone")]
+        assert await reserve(store, [reserve_item(entry_id, epoch)]) == [calls.Refused("gone")]
 
 
 async def test_each_entry_of_a_call_has_its_own_answer(store: Store) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from scheduler import model
+from scheduler import calls, model
 from scheduler.store.store import Store
 from tests.dumps import bodies, dump, standing, stands, transitions, unchanged
 from tests.lua.endings import BUSY, GOING_BACK, STALE, UNKNOWN, VERDICTS, ending, only, seed, text
@@ -63,7 +63,7 @@ async def test_transition(
     token = await seed(store, prepared)
     assert (await standing(store))[0] == row.state
 
-    assert await only(store, ending(token, verdict, **rest)) == model.Released(row.next_state)
+    assert await only(store, ending(token, verdict, **rest)) == calls.Released(row.next_state)
 
     assert await standing(store) == stands(row)
     assert await store.reads.used([NODE]) == [0]
@@ -78,7 +78,7 @@ async def test_rule_28_repeat_gives_the_same_answer_and_changes_nothing(
     await release(store, ending(token, verdict, **rest))
 
     async with unchanged(store):
-        assert await only(store, ending(token, verdict, **rest)) == model.Released(row.next_state)
+        assert await only(store, ending(token, verdict, **rest)) == calls.Released(row.next_state)
 
 
 @pytest.mark.parametrize("late", VERDICTS)
@@ -117,7 +117,7 @@ async def test_rule_23_terminal_record_is_small_and_the_result_has_its_own_key(s
         tenant_id="t1",
     )
 
-    assert await only(store, item) == model.Released(state)
+    assert await only(store, item) == calls.Released(state)
 
     k = store.cell.keys
     record = await store.reads.record(JOB)
@@ -288,7 +288,7 @@ async def test_used_up_budget_is_dead_with_the_reason(
     await seed_lapsed(store)
     await seed_record(store, **used)
 
-    assert await only(store, ending(token, verdict, detail="boom")) == model.Released("dead")
+    assert await only(store, ending(token, verdict, detail="boom")) == calls.Released("dead")
 
     ((_, dead),) = await store.reads.entries(store.cell.keys.dead)
     assert (dead[b"reason"].decode(), dead[b"detail"].decode()) == ("attempts_exhausted", detail)
@@ -299,7 +299,7 @@ async def test_give_back_has_no_budget(store: Store) -> None:
     token = await seed(store, "used_up")
     await seed_record(store, not_started=99)
 
-    assert await only(store, ending(token, "give_back")) == model.Released("queued")
+    assert await only(store, ending(token, "give_back")) == calls.Released("queued")
 
 
 # ---- room and waking ---------------------------------------------------------------------------------------
@@ -372,15 +372,15 @@ async def test_each_job_of_a_call_has_its_own_answer(store: Store) -> None:
         release_item(tokens["j3"], "retry", "j3", "s3", delay_ms=5),
     )
 
-    completed = model.Released("completed")
+    completed = calls.Released("completed")
     assert answers == [
         UNKNOWN,
         completed,
         completed,
-        model.Released("queued"),
+        calls.Released("queued"),
         STALE,
         BUSY,
-        model.Released("delayed"),
+        calls.Released("delayed"),
     ]
     assert sorted(await bodies(store)) == [("intake", "j2"), ("parked", "j3")]
 
@@ -391,8 +391,8 @@ async def test_raw_job_ends_like_a_submitted_one(store: Store) -> None:
     await seed_node(store)
     entry_id = await seed_entry(store)
     (answer,) = await reserve(store, [reserve_item(entry_id, epoch)])
-    assert isinstance(answer, model.Reserved)
+    assert isinstance(answer, calls.Reserved)
 
-    assert await only(store, ending(answer.token, "finish")) == model.Released("completed")
+    assert await only(store, ending(answer.token, "finish")) == calls.Released("completed")
 
     assert await standing(store) == ("completed", [])

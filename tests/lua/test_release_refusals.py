@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from scheduler import model
+from scheduler import calls, model
 from scheduler.store.store import Store
 from tests.dumps import dump, unchanged
 from tests.lua.endings import BUSY, GOING_BACK, MOVED, STALE, UNKNOWN, VERDICTS, ending, only, seed
@@ -61,7 +61,7 @@ async def test_token_from_before_is_stale_while_the_job_runs_again(store: Store,
     async with unchanged(store):
         answer = await only(store, ending(first, verdict))
 
-    assert answer == (model.Released("reserved") if verdict == "expire" else STALE)
+    assert answer == (calls.Released("reserved") if verdict == "expire" else STALE)
 
 
 @pytest.mark.parametrize("state", ["queued", "delayed"])
@@ -175,7 +175,7 @@ async def test_rule_24_poisoned_feeds_do_not_stop_the_ending(store: Store, verdi
 
     answer = await only(store, ending(token, verdict, reply_to="r1"))
 
-    assert isinstance(answer, model.Released)
+    assert isinstance(answer, calls.Released)
     assert (await store.reads.record(JOB))["state"] == answer.state
     assert await store.reads.used([NODE]) == [0]
     assert await store.reads.are_open([NODE]) == [True]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler import model
+from scheduler import calls, model
 from scheduler.store.store import Store
 from tests.dumps import dump, standing, stands, transitions, unchanged
 from tests.seeds import (
@@ -23,12 +23,12 @@ from tests.seeds import (
 
 (RENEWED,) = transitions("renew")
 POLICY = model.Pool(POOL, start_ms=4_000, lease_ms=9_000, run_ms_max=70_000)
-STALE, UNKNOWN = model.NotRenewed("stale"), model.NotRenewed("unknown")
+STALE, UNKNOWN = calls.NotRenewed("stale"), calls.NotRenewed("unknown")
 
 
 async def renew(
     store: Store, *reservations: tuple[str, int], node: str = NODE
-) -> list[model.Renewed | model.NotRenewed]:
+) -> list[calls.Renewed | calls.NotRenewed]:
     """The answer for each reservation."""
     return (await store.cell.renew(node, reservations))[1]
 
@@ -43,7 +43,7 @@ async def test_rule_12_first_renewal_marks_the_start_and_sets_the_full_lease(sto
     lease_until_ms = now_ms + POLICY.lease_ms
     k = store.cell.keys
     record = before[k.job(JOB)][1] | {"lease_until_ms": str(lease_until_ms), "started_ms": str(now_ms)}
-    assert answers == [model.Renewed(lease_until_ms)]
+    assert answers == [calls.Renewed(lease_until_ms)]
     assert await dump(store) == before | {
         k.job(JOB): ("hash", record, False),
         k.slots(NODE): ("zset", [[JOB, float(lease_until_ms)]], False),
@@ -58,7 +58,7 @@ async def test_rule_28_repeat_only_moves_the_lease(store: Store) -> None:
 
     now_ms, answers = await store.cell.renew(NODE, [(JOB, token)])
 
-    assert answers == [model.Renewed(now_ms + 15_000)]
+    assert answers == [calls.Renewed(now_ms + 15_000)]
     record = await store.reads.record(JOB)
     assert (record["started_ms"], record["lease_until_ms"]) == (started_ms, str(now_ms + 15_000))
 
@@ -70,7 +70,7 @@ async def test_rule_28_lapsed_lease_that_nobody_took_is_renewed(store: Store) ->
 
     now_ms, answers = await store.cell.renew(NODE, [(JOB, token)])
 
-    assert answers == [model.Renewed(now_ms + 15_000)]
+    assert answers == [calls.Renewed(now_ms + 15_000)]
     assert await store.reads.reservations(NODE) == [(JOB, now_ms + 15_000)]
 
 
@@ -81,7 +81,7 @@ async def test_requested_cancel_is_told_and_the_lease_goes_on(store: Store) -> N
 
     now_ms, answers = await store.cell.renew(NODE, [(JOB, token)])
 
-    assert answers == [model.Renewed(now_ms + 15_000, cancelling=True)]
+    assert answers == [calls.Renewed(now_ms + 15_000, cancelling=True)]
 
 
 async def test_job_without_a_record_is_unknown(store: Store) -> None:
@@ -146,7 +146,7 @@ async def test_rule_12_renewal_past_the_longest_run_is_refused(store: Store) -> 
     await seed_record(store, started_ms=1)
 
     async with unchanged(store):
-        assert await renew(store, (JOB, token)) == [model.NotRenewed("overrun")]
+        assert await renew(store, (JOB, token)) == [calls.NotRenewed("overrun")]
 
 
 async def test_each_job_of_a_call_has_its_own_answer(store: Store) -> None:
@@ -156,5 +156,5 @@ async def test_each_job_of_a_call_has_its_own_answer(store: Store) -> None:
 
     now_ms, answers = await store.cell.renew(NODE, [("j0", 1), ("j1", first + 1), ("j1", first), ("j2", second)])
 
-    renewed = model.Renewed(now_ms + 15_000)
+    renewed = calls.Renewed(now_ms + 15_000)
     assert answers == [UNKNOWN, STALE, renewed, renewed]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler import model
+from scheduler import calls, model
 from scheduler.store.store import Store
 from tests.dumps import dump, standing, stands, transitions, unchanged
 from tests.lua.placements import BEHIND, FULL, placed, seed_all
@@ -45,8 +45,8 @@ async def test_placement_writes_slot_record_inbox_and_binding_in_one_step(store:
 
     (answer,) = await reserve(store, [item], pool=POLICY)
 
-    assert isinstance(answer, model.Reserved)
-    assert answer == model.Reserved(NODE, answer.token, 1)
+    assert isinstance(answer, calls.Reserved)
+    assert answer == calls.Reserved(NODE, answer.token, 1)
     k, after = store.cell.keys, await dump(store)
     ((inbox_id, assignment),) = [
         (entry_id, fields) for entry_id, fields in after[k.inbox(NODE)][1]["entries"].items() if "control" not in fields
@@ -125,7 +125,7 @@ async def test_rule_12_first_lease_is_start_ms(store: Store) -> None:
 
     (answer,) = await reserve(store, [reserve_item(entry_id, epoch)], pool=POLICY)
 
-    assert isinstance(answer, model.Reserved)
+    assert isinstance(answer, calls.Reserved)
     assert await store.reads.reservations(NODE) == [(JOB, answer.token // 1000 + POLICY.start_ms)]
     assert (await store.reads.record(JOB))["lease_ms"] == str(POLICY.lease_ms)
 
@@ -149,7 +149,7 @@ async def test_submission_time_of_a_raw_entry_is_never_in_the_future(store: Stor
 
     (answer,) = await reserve(store, [reserve_item(POISON_ID, epoch)])
 
-    assert isinstance(answer, model.Reserved)
+    assert isinstance(answer, calls.Reserved)
     assert (await store.reads.record(JOB))["submitted_ms"] == str(answer.token // 1000)
 
 
@@ -232,7 +232,7 @@ async def test_batch_never_exceeds_the_capacity(store: Store) -> None:
         store, [reserve_item(entry_id, epoch, f"j{i}", f"s{i}") for i, entry_id in enumerate(entries)]
     )
 
-    assert [(a.node, a.used) if isinstance(a, model.Reserved) else a for a in answers] == [
+    assert [(a.node, a.used) if isinstance(a, calls.Reserved) else a for a in answers] == [
         (NODE, 1),
         (NODE, 2),
         FULL,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler import model
+from scheduler import calls
 from scheduler.store.store import Store
 from tests.dumps import bodies, dump, standing, stands, transitions, unchanged
 from tests.lua.placements import BEHIND, FENCED, placed, seed_all, tokens
@@ -31,7 +31,7 @@ from tests.seeds import (
 )
 
 ROWS = {(row.state, row.event): row for row in transitions("reserve")}
-GONE, DUPLICATE, TAKEN = model.Refused("gone"), model.Refused("duplicate"), model.Refused("job_id_taken")
+GONE, DUPLICATE, TAKEN = calls.Refused("gone"), calls.Refused("duplicate"), calls.Refused("job_id_taken")
 
 
 # ---- order -------------------------------------------------------------------------------------------------
@@ -180,12 +180,12 @@ async def test_rule_3_same_entry_same_answer(store: Store) -> None:
     """The same call after a lost reply is answered with the stored node and token and changes nothing."""
     epoch, entry_id = await seed_all(store)
     (first,) = await reserve(store, [reserve_item(entry_id, epoch)])
-    assert isinstance(first, model.Reserved)
+    assert isinstance(first, calls.Reserved)
 
     async with unchanged(store):
         again = await reserve(store, [reserve_item(entry_id, epoch)])
 
-    assert again == [model.Reserved(first.node, first.token, -1)]
+    assert again == [calls.Reserved(first.node, first.token, -1)]
 
 
 async def test_rule_3_same_entry_same_answer_after_the_end(store: Store) -> None:
@@ -195,7 +195,7 @@ async def test_rule_3_same_entry_same_answer_after_the_end(store: Store) -> None
     await release(store, release_item(token, "finish"))
 
     async with unchanged(store):
-        assert await reserve(store, [reserve_item(entry_id, epoch)]) == [model.Reserved(NODE, token, -1)]
+        assert await reserve(store, [reserve_item(entry_id, epoch)]) == [calls.Reserved(NODE, token, -1)]
 
 
 async def test_rule_3_same_entry_while_the_job_is_delayed(store: Store) -> None:
@@ -205,7 +205,7 @@ async def test_rule_3_same_entry_while_the_job_is_delayed(store: Store) -> None:
     entry_id = (await store.reads.record(JOB))["entry"].partition("/")[2]
 
     async with unchanged(store):
-        assert await reserve(store, [reserve_item(entry_id, epoch)]) == [model.Reserved(NODE, token, -1)]
+        assert await reserve(store, [reserve_item(entry_id, epoch)]) == [calls.Reserved(NODE, token, -1)]
 
 
 async def test_rule_28_repeat_after_the_job_went_back_is_a_duplicate(store: Store) -> None:
@@ -309,7 +309,7 @@ async def test_rule_25_requested_cancel_is_for_the_owner_to_reject(store: Store,
     await seed_record(store, cancel=1)
 
     async with unchanged(store):
-        assert await reserve(store, [reserve_item(entry_id, epoch)]) == [model.Refused("cancelling")]
+        assert await reserve(store, [reserve_item(entry_id, epoch)]) == [calls.Refused("cancelling")]
 
 
 # ---- fencing numbers ---------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from scheduler import model
+from scheduler import calls, model
 from scheduler.store.store import Store, open_store
 from tests.dumps import dump, job_id_of
 from tests.lua.picture import CELL, Picture
@@ -82,7 +82,7 @@ class Machine(RuleBasedStateMachine):
         self.boots = dict.fromkeys(NODES, 1)
         self.known_boots = dict.fromkeys(NODES, "1-x")
         self.entries: list[tuple[str, str, str]] = []  # (entry, job_id, session) of everything ever read
-        self.reservations: list[tuple[model.ReserveItem, str, int]] = []  # with node and token
+        self.reservations: list[tuple[calls.ReserveItem, str, int]] = []  # with node and token
         self.raw: set[str] = set()
         self.lost: set[str] = set()
         self.tokens: dict[str, int] = {}
@@ -163,7 +163,7 @@ class Machine(RuleBasedStateMachine):
         for (job, session), answer in zip(wanted, answers, strict=True):
             new = job not in owned
             assert (word(answer) == "job_id_taken") == (owned.setdefault(job, session) != session)
-            assert not new or isinstance(answer, model.Submitted)
+            assert not new or isinstance(answer, calls.Submitted)
 
     @rule(wanted=job_and_session, misplaced=rarely)
     def add_by_hand(self, wanted: tuple[str, str], misplaced: bool) -> None:
@@ -184,7 +184,7 @@ class Machine(RuleBasedStateMachine):
             return (await self.store.cell.claim(owner, [partition]))[1]
 
         (answer,) = self.act("claim", call)
-        if isinstance(answer, model.Owned):
+        if isinstance(answer, calls.Owned):
             held = self.epochs.get((owner, partition))
             others = [epoch for (_, p), epoch in self.epochs.items() if p == partition]
             assert answer.epoch == held or answer.epoch > max(others, default=0)
@@ -244,7 +244,7 @@ class Machine(RuleBasedStateMachine):
         """The session that an intake entry's document names."""
         return model.decode_job(self.now.intake[entry]["job"].encode()).session_id
 
-    def settle(self, items: list[model.ReserveItem], answers: Sequence[Any]) -> None:
+    def settle(self, items: list[calls.ReserveItem], answers: Sequence[Any]) -> None:
         """Reject what reserve said to reject, as its owner does."""
         refused = [
             reject_item(item.entry_id, item.epoch, reason, job, item.session_id, partition=item.partition)
@@ -258,14 +258,14 @@ class Machine(RuleBasedStateMachine):
         if refused:
             self.act("reject", lambda: reject(self.store, *refused))
 
-    def reserve(self, items: list[model.ReserveItem]) -> Sequence[Any]:
+    def reserve(self, items: list[calls.ReserveItem]) -> Sequence[Any]:
         """One call, and what must hold of its answers as a whole."""
         before, boots = self.now, dict(self.known_boots)
         answers = self.act("reserve", lambda: reserve(self.store, items, boots))
         placed = [
             (item, answer)
             for item, answer in zip(items, answers, strict=True)
-            if isinstance(answer, model.Reserved) and answer.used >= 0
+            if isinstance(answer, calls.Reserved) and answer.used >= 0
         ]
         tokens = [answer.token for _, answer in placed]
         assert tokens == sorted(set(tokens))
@@ -281,7 +281,7 @@ class Machine(RuleBasedStateMachine):
         return answers
 
     def check_order(
-        self, items: list[model.ReserveItem], answers: Sequence[Any], boots: dict[str, str], before: Picture
+        self, items: list[calls.ReserveItem], answers: Sequence[Any], boots: dict[str, str], before: Picture
     ) -> None:
         """Only the owner places; after a job that waits no later one of its session is placed; full means full."""
         waiting: set[str] = set()
@@ -306,7 +306,7 @@ class Machine(RuleBasedStateMachine):
 
     # ---- nodes and the reaper ----
 
-    def chosen(self, index: int, late: bool) -> tuple[model.ReserveItem, str, int]:
+    def chosen(self, index: int, late: bool) -> tuple[calls.ReserveItem, str, int]:
         """A live reservation if there is one, or any that was ever given."""
         live = [each for each in self.reservations if self.is_live(each[0].job_id, each[1], each[2])]
         several = self.reservations if late or not live else live
@@ -323,7 +323,7 @@ class Machine(RuleBasedStateMachine):
             return (await self.store.cell.renew(node, [(item.job_id, token)]))[1]
 
         (answer,) = self.act("renew", call)
-        assert isinstance(answer, model.Renewed) == live
+        assert isinstance(answer, calls.Renewed) == live
 
     def is_live(self, job: str, node: str, token: int) -> bool:
         """Whether this token is the reservation of its job."""
@@ -347,7 +347,7 @@ class Machine(RuleBasedStateMachine):
         answers = self.act("release", lambda: release(self.store, *endings))
         assert [word(answer) for answer in answers] == expected
 
-    def ending(self, item: model.ReserveItem, node: str, token: int, verdict: str, early: bool) -> model.ReleaseItem:
+    def ending(self, item: calls.ReserveItem, node: str, token: int, verdict: str, early: bool) -> calls.ReleaseItem:
         """An ending of a reservation; a reboot is told by the boot after that of the record, or by the same."""
         boot = int(self.now.records.get(item.job_id, {}).get("boot", "0-x").split("-")[0])
         return release_item(
@@ -361,7 +361,7 @@ class Machine(RuleBasedStateMachine):
             delay_ms=60_000 if verdict == "retry_later" else 0,
         )
 
-    def verdict_on(self, ending: model.ReleaseItem, early: bool) -> str:
+    def verdict_on(self, ending: calls.ReleaseItem, early: bool) -> str:
         """The answer that an ending must get."""
         record = self.now.records.get(ending.job_id, {})
         if not record.get("state"):
@@ -399,7 +399,7 @@ class Machine(RuleBasedStateMachine):
     async def tell(self, node: str, slots: int, reason: model.Reason) -> list[str]:
         """What the leader says of a node in its present boot."""
         boot = f"{self.boots[node]}-x"
-        return await self.store.cell.capacity(1, [model.CapacityItem(node, slots, boot, reason)])
+        return await self.store.cell.capacity(1, [calls.CapacityItem(node, slots, boot, reason)])
 
     @rule(node=nodes, slots=st.integers(0, 3), news=st.sampled_from(["capacity", "boot", "snapshot"]))
     def manage(self, node: str, slots: int, news: str) -> None:

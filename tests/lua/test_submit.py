@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from scheduler import model
+from scheduler import calls
 from scheduler.config import DEFAULTS
 from scheduler.store.cell import Cell
 from scheduler.store.store import Store
@@ -31,7 +31,7 @@ async def test_accepted_job_has_a_record_and_an_intake_entry(store: Store) -> No
     """Entry and record of an accepted job are written in one step, and nothing else is."""
     (answer,) = await store.cell.submit([submit_item(tenant="t1", reply_to="r1")])
 
-    assert isinstance(answer, model.Submitted)
+    assert isinstance(answer, calls.Submitted)
     entry_id = answer.entry.partition("/")[2]
     record = {
         "state": "queued",
@@ -76,7 +76,7 @@ async def test_rule_9_same_nonce_is_accepted_while_the_job_runs(store: Store) ->
     async with unchanged(store):
         (answer,) = await store.cell.submit([submit_item()])
 
-    assert isinstance(answer, model.Submitted)
+    assert isinstance(answer, calls.Submitted)
 
 
 async def test_rule_9_same_nonce_after_the_end_is_a_duplicate(store: Store) -> None:
@@ -85,7 +85,7 @@ async def test_rule_9_same_nonce_after_the_end_is_a_duplicate(store: Store) -> N
     await release(store, release_item(token, "finish"))
 
     async with unchanged(store):
-        assert await store.cell.submit([submit_item()]) == [model.NotSubmitted(JOB, "duplicate", "completed")]
+        assert await store.cell.submit([submit_item()]) == [calls.NotSubmitted(JOB, "duplicate", "completed")]
 
 
 async def test_another_nonce_is_a_duplicate_and_changes_nothing(store: Store) -> None:
@@ -95,7 +95,7 @@ async def test_another_nonce_is_a_duplicate_and_changes_nothing(store: Store) ->
     async with unchanged(store):
         answers = await store.cell.submit([submit_item(nonce="other")])
 
-    assert answers == [model.NotSubmitted(JOB, "duplicate", "queued")]
+    assert answers == [calls.NotSubmitted(JOB, "duplicate", "queued")]
 
 
 async def test_rule_8_id_of_another_session_is_taken_and_changes_nothing(store: Store) -> None:
@@ -105,7 +105,7 @@ async def test_rule_8_id_of_another_session_is_taken_and_changes_nothing(store: 
     async with unchanged(store):
         answers = await store.cell.submit([submit_item(session="s2")])
 
-    assert answers == [model.NotSubmitted(JOB, "job_id_taken")]
+    assert answers == [calls.NotSubmitted(JOB, "job_id_taken")]
 
 
 async def test_full_backlog_is_busy_and_changes_nothing(store: Store) -> None:
@@ -115,7 +115,7 @@ async def test_full_backlog_is_busy_and_changes_nothing(store: Store) -> None:
     await seed_job(store)
 
     async with unchanged(store):
-        assert await cell.submit([submit_item("j2")]) == [model.NotSubmitted("j2", "busy", "2")]
+        assert await cell.submit([submit_item("j2")]) == [calls.NotSubmitted("j2", "busy", "2")]
         assert await cell.submit([submit_item()]) == await cell.submit([submit_item()])
 
 
@@ -126,7 +126,7 @@ async def test_rule_24_poisoned_intake_is_refused_and_changes_nothing(store: Sto
     async with unchanged(store):
         (answer,) = await store.cell.submit([submit_item()])
 
-    assert isinstance(answer, model.NotSubmitted)
+    assert isinstance(answer, calls.NotSubmitted)
     assert (answer.why, "stream" in answer.detail) == ("refused", True)
 
 
@@ -145,7 +145,7 @@ async def test_each_job_of_a_call_has_its_own_answer(store: Store) -> None:
         ]
     )
 
-    words = ["accepted" if isinstance(answer, model.Submitted) else answer.why for answer in answers]
+    words = ["accepted" if isinstance(answer, calls.Submitted) else answer.why for answer in answers]
     assert words == ["accepted", "refused", "job_id_taken", "accepted", "job_id_taken"]
     assert await store.reads.length(store.cell.keys.jobs(1)) == 1
     assert await store.reads.length(store.cell.keys.jobs(3)) == 2

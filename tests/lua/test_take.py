@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler import keys, model
+from scheduler import calls, keys
 from scheduler.errors import Fenced
 from scheduler.store.connection import ScriptFailed
 from scheduler.store.store import Store
@@ -37,10 +37,10 @@ async def test_first_take_makes_the_groups_and_reads_what_was_there(store: Store
     taken = await store.control.take(MANAGER, epoch)
 
     (heartbeat,) = taken.heartbeats
-    assert taken == model.Taken(
+    assert taken == calls.Taken(
         now_ms=taken.now_ms,
-        heartbeats=(model.Heartbeat(heartbeat.id, b"doc", beaten.now_ms),),
-        commands=(model.Command(command, {b"command": b"drain n1"}),),
+        heartbeats=(calls.Heartbeat(heartbeat.id, b"doc", beaten.now_ms),),
+        commands=(calls.Command(command, {b"command": b"drain n1"}),),
     )
 
 

@@ -15,8 +15,9 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
-from scheduler.model import Node, Pool, Reserved, Snapshot, Strategy
-from scheduler.model import Refused as NotPlaced
+from scheduler.calls import Refused as NotPlaced
+from scheduler.calls import Reserved
+from scheduler.model import Node, Pool, Snapshot, Strategy
 from scheduler.runtime import placement
 from scheduler.runtime.attempts import Try
 from scheduler.runtime.index import Index
@@ -612,7 +613,7 @@ class Simulation:
             case "sweep":
                 driver.sweep()
             case "tick":
-                cell.now_ms += 1
+                cell.now_ms += 1 + x % GRACE_MS
             case "prefetch":
                 if driver.ahead is None:
                     driver.ahead = driver.read(x, y)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
+from scheduler.calls import CapacityItem
 from scheduler.config import DEFAULTS
 from scheduler.management.fold import (
     DEFAULT_POOL,
@@ -23,7 +24,7 @@ from scheduler.management.fold import (
     recover,
     same_picture,
 )
-from scheduler.model import CapacityItem, Node, NodeBeat, Pool, Reason, Snapshot
+from scheduler.model import Node, NodeBeat, Pool, Reason, Snapshot
 from tests.unit.arrange import BOOT, EN_DE, EN_ZH, LATER_BOOT, a_beat
 
 SILENCE_MS = 5_000

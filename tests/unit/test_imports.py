@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import pytest
 
 PACKAGE: Final = Path(__file__).resolve().parents[2] / "scheduler"
-BASE: Final = {"scheduler.model", "scheduler.keys", "scheduler.errors", "scheduler.config"}
+BASE: Final = {"scheduler.model", "scheduler.calls", "scheduler.keys", "scheduler.errors", "scheduler.config"}
 PURE: Final = {
     "scheduler.audit",
     "scheduler.leases",

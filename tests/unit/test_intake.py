@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scheduler.calls import Entry, RejectItem
 from scheduler.config import DEFAULTS
-from scheduler.model import Entry, RejectItem
 from scheduler.runtime.intake import Job, decode, refuse_job
 from tests.unit.arrange import a_job
 

@@ -1,0 +1,227 @@
+"""What the scripts are asked and what they answer, as frozen values: an expected outcome is a value, never an error.
+
+store/ turns these into KEYS and ARGV and back; nobody else sees a script's words.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from scheduler.model import Reason, State, Verdict
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """What every role must agree on; written once by the first manager."""
+
+    partitions: int
+    cells: int
+    protocol: int
+    retention_ms: int
+    dead_retention_ms: int
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """An intake entry as it was read. `epoch` is the hold under which it was read."""
+
+    partition: int
+    epoch: int
+    id: str
+    fields: dict[bytes, bytes]
+
+
+class ReserveItem(msgspec.Struct, frozen=True):
+    """One job of a reserve call.
+
+    candidates: node ids, best first; choice: take the `first` with room, or the `freest`. binding: `pool src:tgt`,
+    empty to leave the session's binding alone; bound_node: the node that the stored binding names, so that it is
+    written only on change.
+    """
+
+    partition: int
+    epoch: int
+    entry_id: str
+    job_id: str
+    session_id: str
+    tenant_id: str
+    reply_to: str
+    pool: str
+    candidates: tuple[str, ...]
+    choice: Literal["first", "freest"]
+    binding: str
+    bound_node: str
+    variant: str = "-"
+
+
+class Reserved(msgspec.Struct, frozen=True):
+    """The slot is taken. used: slots in use on that node after it; -1 in the answer to a repeat."""
+
+    node: str
+    token: int
+    used: int
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """The job was not placed.
+
+    why: full, behind, limited (it waits) | fenced (not our partition) | duplicate, gone (nothing left to do) |
+    job_id_taken, cancelling, broken (to be rejected; broken: the script failed because of this job).
+    """
+
+    why: Literal["full", "behind", "limited", "fenced", "duplicate", "gone", "job_id_taken", "cancelling", "broken"]
+
+
+class ReleaseItem(msgspec.Struct, frozen=True, kw_only=True):
+    """One ending. `boot` is the caller's boot and only read with verdict `reboot`."""
+
+    job_id: str
+    node: str
+    partition: int
+    session_id: str
+    tenant_id: str
+    reply_to: str
+    token: int
+    verdict: Verdict
+    state: Literal["completed", "failed"] = "completed"
+    boot: str = ""
+    delay_ms: int = 0
+    reason: str = ""
+    detail: str = ""
+    content_type: str = ""
+    result: bytes = b""
+
+
+class Released(msgspec.Struct, frozen=True):
+    """The reservation has ended; `state` is where the job is now."""
+
+    state: State
+
+
+class NotReleased(msgspec.Struct, frozen=True):
+    """Nothing was changed. stale: not the holder any more; unknown: no record; busy: not allowed yet; moved: other
+    keys.
+    """
+
+    why: Literal["stale", "unknown", "busy", "moved", "broken"]
+
+
+class Renewed(msgspec.Struct, frozen=True):
+    """The lease lasts until `lease_until_ms` (server time). cancelling: somebody asked to stop the job."""
+
+    lease_until_ms: int
+    cancelling: bool = False
+
+
+class NotRenewed(msgspec.Struct, frozen=True):
+    """stale, unknown: the reservation is gone; overrun: the job ran for longer than its pool allows."""
+
+    why: Literal["stale", "unknown", "overrun"]
+
+
+class RejectItem(msgspec.Struct, frozen=True):
+    """One entry that the owner refuses. reason `cancelled` ends as cancelled, every other one as dead."""
+
+    partition: int
+    epoch: int
+    entry_id: str
+    job_id: str
+    session_id: str
+    tenant_id: str
+    reply_to: str
+    reason: str
+    detail: str
+
+
+class SubmitItem(msgspec.Struct, frozen=True):
+    """One job to accept. nonce: the same one again is the same submission."""
+
+    partition: int
+    job_id: str
+    session_id: str
+    tenant_id: str
+    reply_to: str
+    nonce: str
+    document: bytes
+    payload: bytes
+
+
+class Submitted(msgspec.Struct, frozen=True):
+    """Accepted: the job is in the intake as `entry` (`<partition>/<entry id>`)."""
+
+    job_id: str
+    entry: str
+
+
+class NotSubmitted(msgspec.Struct, frozen=True):
+    """Not accepted. duplicate: this session has that job already; job_id_taken: another has; busy: backlog full."""
+
+    job_id: str
+    why: Literal["duplicate", "job_id_taken", "busy", "refused"]
+    detail: str = ""
+
+
+class Owned(msgspec.Struct, frozen=True):
+    """A partition that is ours under `epoch`."""
+
+    partition: int
+    epoch: int
+
+
+class HeldByOther(msgspec.Struct, frozen=True):
+    """A partition of somebody else, until `until_ms` (server time)."""
+
+    partition: int
+    owner: str
+    until_ms: int
+
+
+class CapacityItem(msgspec.Struct, frozen=True):
+    """What the leader says of a node: its slots, for which boot, and why."""
+
+    node: str
+    slots: int
+    boot: str
+    reason: Reason
+
+
+class Command(msgspec.Struct, frozen=True):
+    """An operator's command as read from the stream."""
+
+    id: str
+    fields: dict[bytes, bytes]
+
+
+class Heartbeat(msgspec.Struct, frozen=True):
+    """A heartbeat entry: document undecoded, time_ms by the server's clock."""
+
+    id: str
+    document: bytes
+    time_ms: int
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """One take: heartbeats and commands to fold. ids of heartbeats are acknowledged by the next take."""
+
+    now_ms: int
+    heartbeats: tuple[Heartbeat, ...]
+    commands: tuple[Command, ...]
+
+
+class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a life of a job ended. result: the handler's bytes, None when they must be fetched by job id."""
+
+    job_id: str
+    session_id: str
+    life: int
+    state: str
+    reason: str = ""
+    detail: str = ""
+    node: str = ""
+    token: int = 0
+    attempts: int = 0
+    entry: str = ""
+    submitted_ms: int = 0
+    ended_ms: int = 0
+    content_type: str = ""
+    result: bytes | None = None
