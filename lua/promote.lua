@@ -22,6 +22,7 @@ local function lose_body(job_key, reply_key, job_id, record)
   redis.call('DEL', job_key)
   redis.call('HSET', job_key, 'state', 'dead', 'session', session, 'entry', entry, 'life', life, 'token', token,
     'reason', 'body_lost', 'attempts', attempts, 'submitted_ms', submitted_ms, 'ended_ms', now_text)
+  if record[12] then redis.call('HSET', job_key, 'nonce', record[12]) end
   redis.call('PEXPIRE', job_key, retention_ms)
   feed[#feed + 1] = {reply_key, 'job_id', job_id, 'session', session, 'life', life, 'state', 'dead', 'reason', 'body_lost',
     'detail', 'the parked entry is missing', 'node', node, 'token', token, 'attempts', attempts, 'entry', entry,
@@ -31,7 +32,7 @@ end
 
 local function promote(job_key, jobs_key, reply_key, job_id, partition, reply_to)
   local record = redis.call('HMGET', job_key, 'state', 'partition', 'parked_id', 'session', 'entry', 'life', 'token', 'attempts',
-    'submitted_ms', 'node', 'reply_to')
+    'submitted_ms', 'node', 'reply_to', 'nonce')
   if record[1] ~= 'delayed' then
     redis.call('ZREM', delayed_key, job_id)
     return {'stale'}

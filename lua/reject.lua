@@ -41,7 +41,7 @@ local function reject(jobs_key, job_key, reply_key, item)
   local held = redis.call('HGET', owners_key, partition)
   if not held or string.match(held, '^%S+') ~= epoch then return {'fenced'} end
   local record = redis.call('HMGET', job_key, 'state', 'entry', 'life', 'attempts', 'submitted_ms', 'token', 'crashes',
-    'not_started', 'node')
+    'not_started', 'node', 'nonce')
   if record[1] and record[2] == entry and record[1] ~= 'queued' then return {'rejected'} end
   if record[1] and record[2] ~= entry then return {'duplicate'} end
   local body = redis.call('XRANGE', jobs_key, entry_id, entry_id)[1]
@@ -63,6 +63,7 @@ local function reject(jobs_key, job_key, reply_key, item)
   redis.call('DEL', job_key)
   redis.call('HSET', job_key, 'state', state, 'session', session, 'entry', entry, 'life', life, 'token', token, 'reason', reason,
     'attempts', attempts, 'submitted_ms', submitted_ms, 'ended_ms', now_text)
+  if record[10] then redis.call('HSET', job_key, 'nonce', record[10]) end
   if dead_id then redis.call('HSET', job_key, 'dead_id', dead_id, 'partition', partition) end
   redis.call('PEXPIRE', job_key, keep_ms)
   feed[#feed + 1] = {reply_key, 'job_id', job_id, 'session', session, 'life', life, 'state', state, 'reason', reason,

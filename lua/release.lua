@@ -43,7 +43,8 @@ local function judge(record, verdict, delay_ms)
       if not_started >= not_started_max then reason, detail = 'attempts_exhausted', 'not started ' .. not_started .. ' times' end
     end
   end
-  local next_state = reason and 'dead' or (verdict == 'retry' and delay_ms > 0) and 'delayed' or 'queued'
+  local waits = delay_ms > 0 and (verdict == 'retry' or verdict == 'give_back')
+  local next_state = reason and 'dead' or waits and 'delayed' or 'queued'
   return {state = next_state, attempts = attempts, crashes = crashes, not_started = not_started, reason = reason, detail = detail}
 end
 
@@ -112,6 +113,7 @@ local function finish(job, state, after, reason, detail, body)
   redis.call('HSET', job.key, 'state', state, 'session', job.session, 'entry', record.entry, 'life', record.life,
     'node', job.node, 'token', job.token, 'last_token', job.token, 'last_verdict', job.verdict, 'reason', reason,
     'attempts', after.attempts, 'submitted_ms', record.submitted_ms, 'ended_ms', now_text)
+  if record.nonce then redis.call('HSET', job.key, 'nonce', record.nonce) end
   if dead_id then redis.call('HSET', job.key, 'dead_id', dead_id, 'partition', job.partition) end
   local with_result = state == 'completed' or state == 'failed'
   if with_result then
@@ -134,7 +136,7 @@ end
 
 local FIELDS = {'state', 'token', 'node', 'boot', 'partition', 'session', 'tenant', 'reply_to', 'entry', 'inbox_id', 'attempts',
   'crashes', 'not_started', 'started_ms', 'life', 'cancel', 'attempts_max', 'crashes_max', 'submitted_ms', 'last_token',
-  'last_verdict'}
+  'last_verdict', 'nonce'}
 
 local function read_record(job_key)
   local values = redis.call('HMGET', job_key, unpack(FIELDS))

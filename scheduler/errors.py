@@ -106,7 +106,9 @@ class Retry(SchedulerError):
 
     def __init__(self, reason: str = "the handler asked for it", delay_ms: int | None = None) -> None:
         super().__init__(reason)
-        self.delay_ms = delay_ms
+        if delay_ms is not None and not isinstance(delay_ms, int | float):
+            raise InvalidInput(f"Retry: delay_ms = {delay_ms!r}: expected milliseconds, or None")
+        self.delay_ms = None if delay_ms is None else max(0, round(delay_ms))
 
 
 class Reject(SchedulerError):

@@ -185,11 +185,11 @@ class Threads:
 
 
 def _call(handler: Handler, job: Job) -> Any:
-    """Call a plain function. A StopIteration cannot travel through a future: it would never arrive."""
+    """Call a plain function. A StopIteration would never arrive through a future, a SystemExit would end the loop."""
     try:
         return handler(job)
-    except StopIteration as error:
-        raise RuntimeError("the handler raised StopIteration") from error
+    except (StopIteration, SystemExit) as error:
+        raise RuntimeError(f"the handler raised {type(error).__name__}") from error
 
 
 async def run(handler: Handler, job: Job, threads: Threads) -> Any:
@@ -204,13 +204,24 @@ async def attempt(handler: Handler, job: Job, threads: Threads, settings: Settin
     """Run one attempt and judge it. Raises: asyncio.CancelledError when the attempt was stopped."""
     try:
         content_type, result = encode_result(await run(handler, job, threads))
+        if len(result) > settings.result_bytes_max:
+            return retry.too_large(len(result), settings.result_bytes_max)
         return retry.completed(content_type, result)
     except Reject as error:
         return retry.rejected(str(error) or "rejected by the handler")
     except Retry as error:
         return _failed(job, str(error), error.delay_ms, settings, random)
-    except Exception as error:
-        return _failed(job, f"{type(error).__name__}: {error}", None, settings, random)
+    except (Exception, SystemExit) as error:
+        # A handler that calls sys.exit() has failed; the node has other jobs to run.
+        return _failed(job, describe(error), None, settings, random)
+
+
+def describe(error: BaseException) -> str:
+    """An error in a line, also one that cannot describe itself."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
 
 
 def _failed(job: Job, detail: str, delay_ms: int | None, settings: Settings, random: Random) -> Ending:

@@ -121,7 +121,7 @@ class DispatcherBeat(msgspec.Struct, frozen=True, omit_defaults=True, tag_field=
 
 
 class ReaperBeat(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind", tag="reaper"):
-    """A reaper's heartbeat. expired: leases that it ended, by node, since its start."""
+    """A reaper's heartbeat. expired: leases that it ended, by node, since its last beat."""
 
     name: str
     boot: str
@@ -183,6 +183,7 @@ _SNAPSHOT: Final = msgspec.msgpack.Decoder(Snapshot)
 _JSON_FIRST_BYTES: Final = b"{ \t\r\n"
 _LANGUAGE_LENGTH_MAX: Final = 35  # RFC 5646, section 4.4.1
 _FEATURES_MAX: Final = 32
+_CAPACITY_MAX: Final = 1_000_000
 
 
 def _decode(what: str, data: bytes, json: msgspec.json.Decoder[_T], packed: msgspec.msgpack.Decoder[_T]) -> _T:
@@ -191,7 +192,7 @@ def _decode(what: str, data: bytes, json: msgspec.json.Decoder[_T], packed: msgs
     is_json = data[0] in _JSON_FIRST_BYTES
     try:
         return json.decode(data) if is_json else packed.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
         kind = "JSON" if is_json else "msgpack"
         raise InvalidInput(f"{what} is no valid {kind} document: {error}") from None
 
@@ -232,8 +233,9 @@ def decode_beat(data: bytes) -> Beat:
     if isinstance(beat, NodeBeat):
         keys.check_name("node", beat.node)
         check_boot(beat.boot)
-        if beat.capacity < 0:
-            raise InvalidInput(f"capacity = {beat.capacity}: expected a number of slots, 0 or more")
+        if not 0 <= beat.capacity <= _CAPACITY_MAX:
+            shown = str(beat.capacity)[:40] if abs(beat.capacity) < 10**40 else "a huge number"
+            raise InvalidInput(f"capacity = {shown}: expected a number of slots from 0 to {_CAPACITY_MAX}")
         for source, target in beat.pairs:
             check_pair(source, target)
         check_features(beat.features)

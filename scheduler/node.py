@@ -37,11 +37,13 @@ logger = logging.getLogger("scheduler.node")
 WATCH_MS: Final = 100
 BLOCKED_LOOP_MS: Final = 500
 DRAIN_MS_MAX: Final = 30_000
+GIVE_BACK_MS: Final = 500  # or a job that cannot be run would come back at once
+FIRST_WORD_MS: Final = 2_000  # for telling the server that this node leaves
 LAST_WORD_MS: Final = 5_000  # for reporting the last outcomes while leaving
 THREADS_MIN: Final = 32
 INBOX_COUNT: Final = 128
 
-Phase = Literal["joining", "serving", "draining", "left", "replaced"]
+Phase = Literal["joining", "serving", "draining", "left", "replaced", "stopped"]
 
 
 class Observer:
@@ -117,7 +119,7 @@ class Node:
         self._random = Random()
         self._clock = leases.ServerClock()
         self._running: dict[int, _Running] = {}
-        self._earlier: list[dict[bytes, bytes]] = []
+        self._earlier: list[Job] = []
         self._cursor = "0"
         self._ended = asyncio.Event()
 
@@ -151,15 +153,17 @@ class Node:
 
     async def __aexit__(self, *_: object) -> None:
         await self.drain()
-        self._end_life(self.phase)
+        self._end_life(self.phase if self.phase in ("left", "replaced") else "stopped")
         for running in list(self._running.values()):
             self._stop(running, retry.given_back("the node stopped"))
-        await asyncio.gather(*(running.task for running in self._running.values()), return_exceptions=True)
+        if self._running:
+            await asyncio.wait([each.task for each in self._running.values()], timeout=LAST_WORD_MS / 1000)
         try:
             async with asyncio.timeout(LAST_WORD_MS / 1000):
                 await self._release()
         except (SchedulerError, OSError, TimeoutError) as error:
-            logger.error("%s: %d outcomes were not reported: %s", self.node_id, len(self._reporter), error)
+            if len(self._reporter):
+                logger.error("%s: %d outcomes were not reported: %r", self.node_id, len(self._reporter), error)
         for loop in (*self._loops, self._release_loop):
             loop.stop()
         await end_tasks(self._tasks)
@@ -172,14 +176,20 @@ class Node:
             return
         self.phase = "draining"
         self._beat_document = msgspec.structs.replace(self._beat_document, draining=True)
+        started_s = time.monotonic()
         try:
-            async with asyncio.timeout(self._drain_ms_max / 1000):
+            async with asyncio.timeout(min(FIRST_WORD_MS, self._drain_ms_max) / 1000):
                 await self._beat()
+        except TimeoutError:
+            logger.warning("%s: the server does not answer, leaving without its word", self.node_id)
+            if not self._running:
+                return
+        rest_s = self._drain_ms_max / 1000 - (time.monotonic() - started_s)
+        try:
+            async with asyncio.timeout(max(0.0, rest_s)):
                 await self._ended.wait()
         except TimeoutError:
-            logger.warning(
-                "%s: still %d jobs after %d ms of draining", self.node_id, len(self._running), self._drain_ms_max
-            )
+            logger.warning("%s: not drained within %d ms, %d jobs run", self.node_id, self._drain_ms_max, self.running)
 
     async def stopped(self) -> None:
         """Wait until this node serves no more: it was drained and left, or a later boot replaced it."""
@@ -227,10 +237,13 @@ class Node:
             raise SchedulerError(f"reading the inbox failed: {error}") from error
         for identifier, fields in read.get(inbox, []):
             self._cursor = identifier
-            if b"control" in fields:
-                self._obey(fields)
-            else:
-                self._assign(identifier, fields)
+            try:
+                if b"control" in fields:
+                    self._obey(fields)
+                else:
+                    self._assign(Job(self.node_id, identifier, fields), fields)
+            except (KeyError, ValueError, SchedulerError) as error:
+                logger.error("%s: inbox entry %s is ignored: %r", self.node_id, identifier, error)
 
     def _obey(self, fields: dict[bytes, bytes]) -> None:
         control, boot = fields[b"control"].decode(), fields.get(b"boot", b"").decode()
@@ -258,25 +271,19 @@ class Node:
             self._stop(running, None)
         self._end_life("replaced")
 
-    def _assign(self, identifier: str, fields: dict[bytes, bytes]) -> None:
+    def _assign(self, job: Job, fields: dict[bytes, bytes]) -> None:
         """Start what is ours; entries of lower boots are ended once our own boot is confirmed."""
         boot = fields.get(b"boot", b"").decode()
-        try:
-            if boot != self.boot:
-                if model.boot_order(boot) < model.boot_order(self.boot):
-                    self._earlier.append(fields)
-                    if self.phase != "joining":
-                        self._end_earlier()
-                return
-            job = Job(self.node_id, identifier, fields)
+        if boot == self.boot:
             self._start(job, fields)
-        except (KeyError, ValueError, SchedulerError) as error:
-            logger.error("%s: inbox entry %s is no assignment: %s", self.node_id, identifier, error)
+        elif model.boot_order(boot) < model.boot_order(self.boot):
+            self._earlier.append(job)
+            if self.phase != "joining":
+                self._end_earlier()
 
     def _end_earlier(self) -> None:
         """End the reservations of lower boots: nobody runs them any more."""
-        for fields in self._earlier:
-            job = Job(self.node_id, "", fields)
+        for job in self._earlier:
             self._end(job, retry.Ending("reboot", reason="reboot", detail="the node was started again"))
         self._earlier = []
 
@@ -289,14 +296,20 @@ class Node:
         length_ms = max(1, lease_until_ms - int(job.inbox_id.partition("-")[0]))
         lease = leases.Reservation(job.job_id, job.token, lease_until_ms, lease_ms, length_ms)
         if not leases.may_run(lease, self._clock.latest_ms(_monotonic_ms()), self._settings.margin_ms):
-            self._end(job, retry.given_back("the assignment arrived too late"))
+            self._end(job, retry.given_back("the assignment arrived too late", GIVE_BACK_MS))
             return
-        if self._threads.left_behind and len(self._running) + self._threads.left_behind >= self._beat_document.capacity:
-            self._end(job, retry.given_back("a thread that lost its lease still occupies the slot"))
+        if self._is_occupied():
+            self._end(job, retry.given_back("an attempt that lost its lease still occupies the slot", GIVE_BACK_MS))
             return
         task = asyncio.create_task(self._attempt(job), name=f"job {job.job_id}")
         self._running[job.token] = _Running(job, lease, task)
         task.add_done_callback(functools.partial(self._attempt_ended, job))
+
+    def _is_occupied(self) -> bool:
+        """Whether attempts that should have ended, but run on, leave no room: threads, handlers that will not stop."""
+        left_behind = self._threads.left_behind
+        stuck = left_behind + sum(running.job.stopped.is_set() for running in self._running.values())
+        return stuck > 0 and len(self._running) + left_behind >= self._beat_document.capacity
 
     async def _attempt(self, job: Job) -> retry.Ending:
         self._observer.started(job, _monotonic_us())
@@ -311,12 +324,16 @@ class Node:
         if running.lost:
             return
         if task.cancelled():
-            ending = running.stop or retry.given_back("the handler was cancelled")
+            ending = running.stop or self._broke(job, "CancelledError: the handler was cancelled, but not by this node")
         elif (error := task.exception()) is not None:
-            ending = retry.given_back(f"the node failed: {error!r}")
+            ending = self._broke(job, handlers.describe(error))
         else:
             ending = task.result()
         self._end(job, ending)
+
+    def _broke(self, job: Job, detail: str) -> retry.Ending:
+        settings = self._settings
+        return retry.failed(job.attempt, detail, None, settings.backoff_ms, settings.backoff_ms_max, self._random)
 
     def _stop(self, running: _Running, ending: retry.Ending | None) -> None:
         running.stop = running.stop or ending

@@ -72,9 +72,15 @@ class Reporter:
             batch = self._endings[: self._settings.batch_max]
             answers = await or_each_alone(batch, self._release, lambda _: calls.NotReleased("broken"))
             del self._endings[: len(batch)]
+            kept = []
             for item, answer in zip(batch, answers, strict=True):
                 if isinstance(answer, calls.NotReleased):
                     logger.warning("%s: the %s of job %s is %s", item.node, item.verdict, item.job_id, answer.why)
+                    if answer.why == "busy" and item.verdict != "reboot":
+                        kept.append(item)
+            if kept:
+                self._endings += kept
+                return
 
     async def _release(self, batch: Sequence[calls.ReleaseItem]) -> list[calls.Released | calls.NotReleased]:
         sent_ms, layout = self._monotonic_ms(), self._layout

@@ -6,6 +6,7 @@ Each engine is started once, in memory. `SCHED_TEST_SERVERS=valkey,redis` restri
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from typing import cast
 
@@ -16,6 +17,10 @@ from scheduler.store.server import EmbeddedServer, Engine, available_engines, st
 from scheduler.store.store import Store, open_store
 
 pytest.register_assert_rewrite("tests.seeds", "tests.dumps")
+
+# A shell starts background jobs with SIGINT ignored, and children inherit that; tests send it to processes.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _chosen_engines() -> list[str]:

@@ -17,7 +17,7 @@ from scheduler.calls import CapacityItem, Command, Heartbeat
 from scheduler.config import Settings
 from scheduler.errors import Fenced, InvalidInput
 from scheduler.management import fold
-from scheduler.model import NodeBeat, Snapshot, decode_beat
+from scheduler.model import NodeBeat, Snapshot, boot_order, decode_beat
 from scheduler.store.control import Leading
 from scheduler.store.store import Store
 
@@ -25,6 +25,7 @@ logger = logging.getLogger("scheduler.manager")
 
 DEAF_MS: Final = 1_000  # after so long without a take of our own, silence proves nothing
 FORGET_MS: Final = 60_000
+BOOT_AHEAD_US_MAX: Final = 60_000_000  # a boot later than that could never be replaced
 LOOK_BACK_MS: Final = 5_000
 
 
@@ -148,7 +149,10 @@ class Manager:
                 invalid += 1
                 logger.warning("heartbeat %s is ignored: %s", heartbeat.id, error)
                 continue
-            if isinstance(beat, NodeBeat):
+            if isinstance(beat, NodeBeat) and boot_order(beat.boot) > heartbeat.time_ms * 1000 + BOOT_AHEAD_US_MAX:
+                invalid += 1
+                logger.warning("heartbeat %s is ignored: boot %s is in the future", heartbeat.id, beat.boot)
+            elif isinstance(beat, NodeBeat):
                 beats.append((beat, heartbeat.time_ms))
         self.invalid_heartbeats += invalid
         self._fleet, ignored = fold.fold(self._fleet, beats)

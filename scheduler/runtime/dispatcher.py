@@ -99,6 +99,19 @@ class Dispatcher:
         assert self._reader is not None
         await self._keep()
         batch = await self._reader.next(self._idle_ms())
+        try:
+            await self._handle(batch)
+        except Exception:
+            # What is in memory may be half done, and the intake has everything: begin again from there.
+            self.partitions.lose_all()
+            raise
+        self._reader.paused = len(self.waiting) >= self._settings.waiting_max
+        self.report.waiting = len(self.waiting)
+        self.report.sweep_hits = self.waiting.sweep_hits
+        return self.report
+
+    async def _handle(self, batch: Batch) -> None:
+        """Place what waits and was woken, then what is new."""
         self._swap()
         newcomers = self._decode(batch)
         self._refused += self._sweep.overdue(self.partitions.server_ms())
@@ -108,10 +121,6 @@ class Dispatcher:
             await self._try_newcomers(newcomers[start : start + self._settings.batch_max])
             await self._try_waiting()
         await self._reject_refused()
-        self._reader.paused = len(self.waiting) >= self._settings.waiting_max
-        self.report.waiting = len(self.waiting)
-        self.report.sweep_hits = self.waiting.sweep_hits
-        return self.report
 
     def _idle_ms(self) -> float:
         """For how long there is nothing to do, unless something is read: until the next timer or deadline."""
@@ -125,7 +134,7 @@ class Dispatcher:
         jobs = []
         now_ms = self.partitions.server_ms()
         for entry in batch.entries:
-            decoded = intake.decode(entry, self._store.cell.cell, self._settings)
+            decoded = self._decode_one(entry)
             if isinstance(decoded, calls.RejectItem):
                 self._refused.append(decoded)
             elif decoded.deadline_at_ms is not None and decoded.deadline_at_ms <= now_ms:
@@ -134,6 +143,14 @@ class Dispatcher:
                 jobs.append(decoded)
         self.report.read += len(batch.entries)
         return jobs
+
+    def _decode_one(self, entry: calls.Entry) -> Job | calls.RejectItem:
+        """Whatever is wrong with an entry is wrong with that one alone."""
+        try:
+            return intake.decode(entry, self._store.cell.cell, self._settings)
+        except Exception as error:
+            logger.exception("entry %s of partition %d cannot be decoded", entry.id, entry.partition)
+            return intake.refuse(entry, self._store.cell.cell, "invalid", f"it cannot be decoded: {error!r}")
 
     def _wake(self, batch: Batch) -> None:
         for node in batch.freed:
@@ -371,6 +388,7 @@ class Dispatcher:
             self._reader.drop(partition)
         self.waiting.drop_partition(partition)
         self._refused = [item for item in self._refused if item.partition != partition]
+        self._stuck = [item for item in self._stuck if item.partition != partition]
         partitions, cells = self._layout.partitions, self._layout.cells
         sessions = self.bindings.sessions()
         self.bindings.forget([each for each in sessions if keys.partition_of(each, partitions, cells) == partition])

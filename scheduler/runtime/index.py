@@ -7,12 +7,13 @@ without languages matches by features alone; a node without pairs serves only su
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from scheduler.model import EMPTY_SNAPSHOT, Node, Pool, Snapshot
 from scheduler.runtime.intake import Class
 
 Pair = tuple[str, str]
+CLASSES_MAX: Final = 10_000  # answers that are remembered; jobs can name any languages and features
 
 
 class Group(NamedTuple):
@@ -53,6 +54,8 @@ class Index:
         key = (src_lang, tgt_lang, features)
         found = self._members.get(key)
         if found is None:
+            if len(self._members) >= CLASSES_MAX:
+                self._members.clear()
             nodes = self._by_pair.get((src_lang, tgt_lang), []) if src_lang else self._all
             grouped: dict[str, list[Node]] = {}
             for node in nodes:
@@ -65,6 +68,9 @@ class Index:
         """Every node that may take jobs of a class: of its pool first, then of the fallback pools in their order."""
         found = self._eligible.get(wanted)
         if found is None:
+            if len(self._eligible) >= CLASSES_MAX:
+                self._eligible.clear()
+                self._serving.clear()
             members = self.members(wanted.src_lang, wanted.tgt_lang, wanted.features)
             found = self._eligible[wanted] = tuple(
                 node for tier in self.tiers(wanted.pool) if tier in members for node in members[tier].nodes

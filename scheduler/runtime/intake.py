@@ -13,6 +13,7 @@ from scheduler.config import Settings
 from scheduler.errors import InvalidInput
 
 _DETAIL_LENGTH_MAX: Final = 500
+_DIGITS_MAX: Final = 16  # of a time in milliseconds
 
 
 class Class(NamedTuple):
@@ -139,4 +140,4 @@ def _submitted_ms(entry: calls.Entry) -> int:
     """Milliseconds of the entry's id, or of the first submission when a script carried it on; the earlier one."""
     entry_ms = int(entry.id.partition("-")[0])
     carried = entry.fields.get(b"submitted_ms", b"")
-    return min(entry_ms, int(carried)) if carried.isdigit() else entry_ms
+    return min(entry_ms, int(carried)) if carried.isdigit() and len(carried) <= _DIGITS_MAX else entry_ms

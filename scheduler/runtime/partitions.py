@@ -61,6 +61,11 @@ class Partitions:
         self._lost(partition)
         return True
 
+    def lose_all(self) -> None:
+        """Hold nothing more, until the next claim; what is claimed again is read from its start."""
+        for partition in list(self._epochs):
+            self.lose(partition)
+
     async def give_up(self) -> None:
         """Hand everything over at once, so that the next owner need not wait for the lease."""
         held = list(self._epochs)

@@ -11,10 +11,10 @@ import time
 from typing import Final
 
 import msgspec
-from redis.exceptions import RedisError
 
 from scheduler.calls import Entry
 from scheduler.config import Settings
+from scheduler.store.connection import is_temporary
 from scheduler.store.reads import Reads
 
 logger = logging.getLogger("scheduler.dispatcher")
@@ -51,6 +51,7 @@ class Reader:
         self._batches: asyncio.Queue[tuple[Batch, str]] = asyncio.Queue(maxsize=1)
         self._heard_at = time.monotonic()
         self._missed = False
+        self._failing = False
         self._stopping = False
 
     def own(self, partition: int, epoch: int) -> None:
@@ -93,11 +94,15 @@ class Reader:
         while not self._stopping:
             try:
                 batch = await self._read()
-            except (RedisError, OSError) as error:
-                logger.warning("reading the intake failed: %s", error)
-                self._missed = True
+            except Exception as error:
+                level = logging.DEBUG if self._failing else logging.ERROR
+                logger.log(level, "reading the intake failed: %r", error, exc_info=not is_temporary(error))
+                self._missed = self._failing = True
                 await asyncio.sleep(_PAUSE_AFTER_ERROR_MS / 1000)
                 continue
+            if self._failing:
+                logger.info("the intake is read again")
+                self._failing = False
             if batch != NOTHING:
                 await self._batches.put((batch, self._freed))
 
@@ -134,4 +139,4 @@ class Reader:
 
 def _nodes(events: list[tuple[str, dict[bytes, bytes]]]) -> dict[str, None]:
     """The nodes that events name, each once, in their order."""
-    return {name: None for _, fields in events for name in fields.get(b"nodes", b"").decode().split()}
+    return {name: None for _, fields in events for name in fields.get(b"nodes", b"").decode(errors="replace").split()}

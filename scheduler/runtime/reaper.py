@@ -80,6 +80,7 @@ class Reaper:
         if now >= self._beat_due:
             beat = model.ReaperBeat(self._name, self._boot, self._expired)
             self._now_ms = (await self._store.control.beat(model.encode_beat(beat))).now_ms
+            self._expired = {}
             self._beat_due = now + self._settings.heartbeat_ms / 1000
         else:
             self._now_ms = await self._store.control.time_us() // 1000

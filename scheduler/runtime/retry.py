@@ -28,18 +28,23 @@ class Ending(msgspec.Struct, frozen=True):
     result: bytes = b""
 
 
+def clean(text: str) -> str:
+    """A text that every server and terminal takes: bounded, and without half characters (file names have them)."""
+    return text[:_DETAIL_LENGTH_MAX].encode(errors="backslashreplace").decode()
+
+
 def completed(content_type: str, result: bytes) -> Ending:
     """The handler returned."""
     return Ending("finish", "completed", content_type=content_type, result=result)
 
 
-def rejected(detail: str) -> Ending:
-    """The handler said that another attempt is of no use: failed, and the reason is the result."""
-    text = detail[:_DETAIL_LENGTH_MAX]
+def rejected(detail: str, reason: str = "rejected") -> Ending:
+    """The handler said that another attempt is of no use: failed, and the detail is the result."""
+    text = clean(detail)
     return Ending(
         "finish",
         "failed",
-        reason="rejected",
+        reason=reason,
         detail=text,
         content_type="text/plain; charset=utf-8",
         result=text.encode(),
@@ -57,7 +62,12 @@ def failed(
     if delay_ms is None:
         exponential_ms = min(backoff_ms * 2 ** min(attempt - 1, 30), backoff_ms_max)
         delay_ms = round(exponential_ms * random.uniform(1 - _JITTER, 1 + _JITTER))
-    return Ending("retry", delay_ms=max(0, delay_ms), reason="handler_failed", detail=detail[:_DETAIL_LENGTH_MAX])
+    return Ending("retry", delay_ms=max(0, delay_ms), reason="handler_failed", detail=clean(detail))
+
+
+def too_large(size_bytes: int, bytes_max: int) -> Ending:
+    """The handler returned more than a result may be: failed, because it would do so again."""
+    return rejected(f"a result of {size_bytes} bytes: expected at most {bytes_max}", reason="too_large")
 
 
 def overrun() -> Ending:
@@ -65,6 +75,6 @@ def overrun() -> Ending:
     return Ending("retry", reason="overrun", detail="the handler ran for longer than its pool allows")
 
 
-def given_back(detail: str) -> Ending:
-    """The node cannot run the job, through no fault of it."""
-    return Ending("give_back", reason="given_back", detail=detail)
+def given_back(detail: str, delay_ms: int = 0) -> Ending:
+    """The node cannot run the job, through no fault of it. delay_ms: before it is placed again, perhaps here."""
+    return Ending("give_back", delay_ms=delay_ms, reason="given_back", detail=detail)

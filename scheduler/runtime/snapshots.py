@@ -44,10 +44,12 @@ class Snapshots:
     async def run(self) -> None:
         """Load now and after each publication, until `stop`."""
         cursor = seen = "0"
+        failing = False
         while not self._stopping:
             try:
                 cursor = await self._control.last_delta() if cursor == "0" else cursor
                 await self.load()
+                failing = False
                 while not self._stopping:
                     seen = await self._control.wait_for_delta(cursor)
                     # Ids can fall back with a server's clock, so silence of the stream proves nothing: compare too.
@@ -55,6 +57,7 @@ class Snapshots:
                         break
                 cursor = seen if seen != cursor else "0"
             except (RedisError, OSError, SchedulerError) as error:
-                logger.warning("following the snapshot failed: %s", error)
+                logger.log(logging.DEBUG if failing else logging.ERROR, "following the snapshot failed: %s", error)
+                failing = True
                 cursor = "0"
                 await asyncio.sleep(_PAUSE_AFTER_ERROR_MS / 1000)

@@ -35,13 +35,17 @@ class Sweep:
 
     def unservable(self, index: Index, now_ms: float) -> list[RejectItem]:
         """Take those out of the waiting that no node served for the time of grace; now_ms: monotonic."""
-        refused: list[RejectItem] = []
-        unservable = [wanted for wanted in self._waiting.classes() if not index.eligible(wanted)]
+        waiters: dict[Class, list[Waiter]] = {}
+        for waiter in self._waiting:
+            waiters.setdefault(waiter.wanted, []).append(waiter)
+        unservable = [wanted for wanted in waiters if not index.eligible(wanted)]
         self._no_node_since_ms = {wanted: self._no_node_since_ms.get(wanted, now_ms) for wanted in unservable}
+        refused: list[RejectItem] = []
         for wanted, since_ms in self._no_node_since_ms.items():
             if now_ms - since_ms >= self._settings.no_node_grace_ms:
-                refused += self._leave(self._waiting.parked(wanted), no_node)
-        return refused
+                # The last go first: then none of them competes for a moment before it goes too.
+                refused += self._leave(reversed(waiters[wanted]), no_node)
+        return refused[::-1]
 
     async def look(self, index: Index, reads: Reads, reader: Reader) -> None:
         """Wake the classes that wait although an eligible node is open and no event on its way says so."""

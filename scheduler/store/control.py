@@ -236,5 +236,5 @@ def _heartbeat(entry: Sequence[Any], now_ms: int) -> calls.Heartbeat:
     fields = _fields(entry[1])
     identifier = entry[0].decode()
     stamp = fields.get(b"time_ms", b"")
-    time_ms = int(stamp) if stamp.isdigit() else int(identifier.partition("-")[0])
+    time_ms = int(stamp) if stamp.isdigit() and len(stamp) <= 16 else int(identifier.partition("-")[0])
     return calls.Heartbeat(id=identifier, document=fields.get(b"node", b""), time_ms=min(time_ms, now_ms))

@@ -102,7 +102,10 @@ class Reads:
         stored = _text(await self._command(lambda client: client.hgetall(self.keys.capacity)))
         items = {}
         for node, value in stored.items():
-            slots, boot, reason = value.split(" ")
+            slots, _, rest = value.partition(" ")
+            boot, _, reason = rest.partition(" ")
+            if not slots.isdigit():
+                continue  # not written by us: no script takes it for a capacity either
             items[node] = calls.CapacityItem(node, int(slots), boot, reason)  # type: ignore[arg-type]
         return items
 

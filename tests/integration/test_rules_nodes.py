@@ -94,12 +94,13 @@ async def test_an_assignment_that_arrives_late_is_given_back(url: str, monkeypat
         return read
 
     monkeypatch.setattr(Reads, "streams", late)
-    async with running(url) as system:
+    settings = msgspec.structs.replace(QUICK, start_ms=300, margin_ms=50)
+    async with running(url, settings) as system:
         await system.add_node("n1", handler)
         await stop_reaper(system)
         (job_id,) = await submit(system, 1)
         first = await reserved(system, job_id)
-        too_late_ms = int(first["lease_until_ms"]) - QUICK.margin_ms
+        too_late_ms = int(first["lease_until_ms"]) - settings.margin_ms
 
         async def is_too_late() -> bool:
             return await server_ms(system) >= too_late_ms

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Literal
 
 import msgspec
 import pytest
@@ -136,22 +135,8 @@ class Clock:
         return self.now
 
 
-async def until_reader_is_held_up(b: Bench) -> None:
-    """Two events: a batch that nobody takes, and behind it a second one. The reader reads no more."""
-    reader = b.dispatcher._reader
-    assert reader is not None
-    for _ in range(2):
-        added = await b.store.connection.commands.xadd(b.store.cell.keys.freed, {"nodes": "nobody"})
-        async with asyncio.timeout(PATIENCE_MS / 1000):
-            while reader._freed != added.decode():
-                await b.store.control.time_us()
-
-
-@pytest.mark.parametrize("during", ["a read", "a batch"])
-async def test_a_second_without_a_read_is_a_gap(
-    url: str, monkeypatch: pytest.MonkeyPatch, during: Literal["a read", "a batch"]
-) -> None:
-    """RULES 20: after a pause events may have been trimmed, so waiting classes ask; after a shorter one they need
+async def test_a_second_without_a_read_is_a_gap(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RULES 20: a pause in the middle of a read may have cost events, so waiting classes ask; a shorter one need
     not.
     """
     clock = Clock()
@@ -162,8 +147,6 @@ async def test_a_second_without_a_read_is_a_gap(
         clock.now += DEAF_MS / 1000 - 0.1
         await tell_of_others(b, 1)
         assert await b.inbox("n1") == ["j0"]
-        if during == "a batch":
-            await until_reader_is_held_up(b)
         clock.now += DEAF_MS / 1000 + 0.1
         await until_placed(b, "j1")
 
@@ -174,7 +157,7 @@ async def test_reading_stops_while_too_many_jobs_wait(url: str) -> None:
     in_hand = 2 * settings.read_ahead_max // settings.partitions
     async with unswept(url, settings) as b:
         await b.fleet(n1=1)
-        ids = [f"j{i}" for i in range(60)]
+        ids = [f"j{i}" for i in range(30)]
         for job_id in ids:
             await b.add("s1", job_id)
         for _ in ids:

@@ -133,6 +133,7 @@ async def test_lost_body_is_dead_and_told(store: Store) -> None:
     record = await store.reads.record(JOB)
     assert record == {
         "state": "dead",
+        "nonce": before["nonce"],
         "session": SESSION,
         "entry": before["entry"],
         "life": "1",

@@ -70,6 +70,7 @@ async def test_rejected_job_is_dead_with_its_body_and_reason(store: Store) -> No
     record = await record_without_time(store)
     assert record == {
         "state": "dead",
+        "nonce": before["nonce"],
         "session": SESSION,
         "entry": f"{PARTITION}/{entry_id}",
         "life": "1",
@@ -126,6 +127,7 @@ async def test_cancelled_job_is_kept_for_the_retention_without_a_body(store: Sto
     k = store.cell.keys
     assert await record_without_time(store) == {
         "state": "cancelled",
+        "nonce": before["nonce"],
         "session": SESSION,
         "entry": f"{PARTITION}/{entry_id}",
         "life": "1",

@@ -79,13 +79,14 @@ async def test_rule_9_same_nonce_is_accepted_while_the_job_runs(store: Store) ->
     assert isinstance(answer, calls.Submitted)
 
 
-async def test_rule_9_same_nonce_after_the_end_is_a_duplicate(store: Store) -> None:
-    """A job that ended does not run again within the retention."""
+async def test_rule_9_same_nonce_after_the_end_is_still_accepted(store: Store) -> None:
+    """A job that ended does not run again within the retention; its own producer is told that it was accepted."""
     token = await seed_reserved(store)
+    entry = (await store.reads.record(JOB))["entry"]
     await release(store, release_item(token, "finish"))
 
     async with unchanged(store):
-        assert await store.cell.submit([submit_item()]) == [calls.NotSubmitted(JOB, "duplicate", "completed")]
+        assert await store.cell.submit([submit_item()]) == [calls.Submitted(JOB, entry)]
 
 
 async def test_another_nonce_is_a_duplicate_and_changes_nothing(store: Store) -> None:

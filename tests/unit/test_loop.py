@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
 from scheduler import loop as loops
 from scheduler.errors import Fenced, SchedulerError, ServerUnavailable
-from scheduler.loop import Loop, end_tasks
+from scheduler.loop import Loop, Timers, end_tasks
 
 FOR_EVER_MS = 10**9
 
@@ -176,3 +177,28 @@ async def test_a_cancellation_that_was_swallowed_is_repeated(monkeypatch: pytest
     await end_tasks(tasks)
     assert (swallowed, [task.done() for task in tasks]) == ([True], [True, True])
     await end_tasks([])
+
+
+def test_timers_tell_what_is_due_and_for_how_long_nothing_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has its own period, counted from when it was last due; what is hastened is due now."""
+    clock = SimpleNamespace(now_s=100.0)
+    monkeypatch.setattr(loops, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    timers = Timers("fast", "slow")
+    periods = {"fast": 1_000, "slow": 3_000}
+
+    def due(now_s: float) -> list[str]:
+        clock.now_s = now_s
+        return [name for name, every_ms in periods.items() if timers.is_due(name, every_ms)]
+
+    assert [due(now_s) for now_s in (100.0, 100.0, 100.5, 101.25, 102.0, 103.0)] == [
+        ["fast", "slow"],
+        [],
+        [],
+        ["fast"],
+        [],
+        ["fast", "slow"],
+    ]
+    assert timers.next_ms() == 1_000
+    timers.hasten("slow")
+    assert timers.next_ms() < 0
+    assert due(103.0) == ["slow"]

@@ -322,6 +322,23 @@ def test_who_parked_behind_a_try_asks_when_that_one_changes_its_class() -> None:
     assert picture(waiting) == {"j3": "ready", "j4": "asking"}
 
 
+def test_who_was_in_a_call_when_the_one_that_was_to_find_out_left_asks_before_it_parks() -> None:
+    """It was tried on a node that an event named; nobody has looked at the others."""
+    waiting = seed_waiting("j1", "j2")
+    add(waiting, "j3", "j1", DE)
+    add(waiting, "j4", "j2", DE)
+    for waiter in [each for each in waiting if each.job.job_id in ("j1", "j2")]:
+        waiting.leave(waiter)
+    waiting.wake(["n1"], everywhere)
+    afresh, woken = waiting.tries(128)
+    assert (afresh.hint, woken.hint) == (None, ("n1",))
+    waiting.leave(afresh, placed=True)
+    waiting.still_full(woken, ["n1"])
+    assert picture(waiting) == {"j4": "asking"}
+    settle(waiting)
+    assert picture(waiting) == {"j4": "parked"}
+
+
 def test_a_lost_partition_takes_its_jobs_along_and_nobody_elses() -> None:
     """Those who waited behind its question ask themselves."""
     waiting = Waiting()

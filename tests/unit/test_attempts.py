@@ -1,0 +1,80 @@
+"""One try at placing a job: what `reserve` is asked, and what becomes of a job that it will never place."""
+
+from __future__ import annotations
+
+import pytest
+
+from scheduler.calls import Refused, RejectItem, ReserveItem
+from scheduler.runtime.attempts import Try, keeps_binding, refusal_of, reserve_item
+from scheduler.runtime.placement import Placement
+from scheduler.session.bindings import Binding
+from tests.unit.arrange import EN_DE, EN_ZH, a_class, a_job
+
+FOUND = Placement(("n1", "n2"), "first")
+
+
+def bound(node: str, pool: str = "a", pair: tuple[str, str] = EN_ZH) -> Binding:
+    """A session that is bound."""
+    return Binding(pool, pair[0], pair[1], node)
+
+
+def test_what_reserve_is_asked() -> None:
+    """Everything that the script and the node need to know of the job."""
+    job = a_job("j1", "s1", partition=3)
+    assert reserve_item(Try(job, a_class(), None, FOUND), FOUND, None, False) == ReserveItem(
+        partition=3,
+        epoch=1,
+        entry_id="j1-0",
+        job_id="j1",
+        session_id="s1",
+        tenant_id="",
+        reply_to="",
+        pool="a",
+        candidates=("n1", "n2"),
+        choice="first",
+        binding="a en:zh",
+        bound_node="",
+    )
+
+
+@pytest.mark.parametrize(
+    ("binding", "fresh", "avoid", "expected"),
+    [
+        pytest.param(None, False, "", ("a en:zh", ""), id="a new session is bound"),
+        pytest.param(bound("n1"), True, "", ("a en:zh", "n1"), id="written only if another node is taken"),
+        pytest.param(bound("n1"), False, "", ("a en:zh", ""), id="written in any case once it has grown old"),
+        pytest.param(bound("n1", "b"), True, "", ("a en:zh", ""), id="or when the pool is another"),
+        pytest.param(bound("n1", "a", EN_DE), True, "", ("a en:zh", ""), id="or the pair"),
+        pytest.param(bound("n9"), True, "n9", ("", "n9"), id="an attempt that keeps away from its node moves nobody"),
+        pytest.param(bound("n1"), True, "n9", ("a en:zh", "n1"), id="one that may return to it does as any other"),
+        pytest.param(None, False, "n9", ("a en:zh", ""), id="without a binding there is nothing to keep"),
+    ],
+)
+def test_what_becomes_of_the_binding(
+    binding: Binding | None, fresh: bool, avoid: str, expected: tuple[str, str]
+) -> None:
+    """The part that the script stores, and the node for which it need not."""
+    each = Try(a_job(avoid=avoid), a_class(), None, FOUND)
+    item = reserve_item(each, FOUND, binding, fresh)
+    assert (item.binding, item.bound_node) == expected
+    assert keeps_binding(each, binding) is (expected[0] == "")
+
+
+@pytest.mark.parametrize(
+    ("why", "expected"),
+    [
+        ("job_id_taken", ("job_id_taken", "job_id 'j1' belongs to another session", "~2-3-j1-0")),
+        ("cancelling", ("cancelled", "cancelled before it was placed", "j1")),
+        ("broken", ("invalid", "its placement fails; what is stored under its id is no job record", "j1")),
+        ("duplicate", None),
+        ("gone", None),
+    ],
+)
+def test_a_job_that_is_never_placed(why: str, expected: tuple[str, str, str] | None) -> None:
+    """It is rejected, under a generated id if its own belongs to another job; or nothing is left to do."""
+    refusal = refusal_of(a_job("j1", "s1", partition=3), Refused(why), 2)  # type: ignore[arg-type]
+    if expected is None:
+        assert refusal is None
+    else:
+        reason, detail, job_id = expected
+        assert refusal == RejectItem(3, 1, "j1-0", job_id, "s1", "", "", reason, detail)
