@@ -17,7 +17,7 @@ from scheduler.errors import ServerUnavailable
 from scheduler.handlers import Job
 from scheduler.model import NodeBeat
 from scheduler.node import Node, Observer
-from scheduler.roles import REAPER_EVERY_MS, start_manager
+from scheduler.roles import REAPER_EVERY_MS, start_manager, start_reaper
 from scheduler.store.cell import Cell
 from scheduler.store.control import Leading
 from scheduler.store.reads import READ_BLOCK_MS, Reads, StreamEntry
@@ -108,6 +108,12 @@ async def test_an_assignment_that_arrives_late_is_given_back(url: str, monkeypat
         await system.until(is_too_late)
         assert handler.runs == []
         arrived.set()
+
+        async def is_given_back() -> bool:
+            return (await system.store.reads.record(job_id)).get("last_verdict") == "give_back"
+
+        await system.until(is_given_back)
+        system.reapers.append(await start_reaper(url, settings))
         (outcome,) = await ended(system, [job_id])
         assert (outcome.state, outcome.attempts) == ("completed", 0)
         assert [run[:2] for run in handler.runs] == [(job_id, 1)]
