@@ -14,7 +14,7 @@ from scheduler.model import JobDocument, NodeBeat
 from scheduler.producer import Request
 from scheduler.runtime import intake
 from tests.integration.test_main_job import EN_ZH, WAIT_MS, echo, outcomes, submit_all
-from tests.system import QUICK, running
+from tests.system import QUICK, System, running
 
 NESTED = b'{"session_id":"s1","meta":' + b"[" * 3_000 + b"]" * 3_000 + b"}"
 
@@ -36,11 +36,11 @@ async def test_an_entry_that_cannot_be_read_leaves_its_neighbours_alone(url: str
         await system.store.connection.commands.xadd(stream, fields)
         after = await submit_all(system, [JobDocument(f"s{i}", f"b{i}", **EN_ZH) for i in range(10)])
         assert {outcome.state for outcome in await outcomes(system, before + after)} == {"completed"}
-        await system.until(lambda: _is_empty(system.store.reads.length(stream)))
+        await system.until(lambda: _is_empty(system, stream))
 
 
-async def _is_empty(length: object) -> bool:
-    return (await length) == 0  # type: ignore[misc]
+async def _is_empty(system: System, stream: str) -> bool:
+    return await system.store.reads.length(stream) == 0
 
 
 async def test_a_step_that_fails_begins_again_from_the_intake(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,16 +131,15 @@ async def test_a_handler_that_will_not_stop_keeps_its_slot_empty(url: str) -> No
         node = await system.add_node("n1", handle, capacity=1)
         ids = await submit_all(system, [JobDocument(f"s{i}", f"j{i}", **EN_ZH) for i in range(3)])
         await system.until(lambda: any(each.job.stopped.is_set() for each in node._running.values()))
-        await system.until(lambda: _given_back(system.store.cell.keys.delayed, system))
+        await system.until(lambda: _given_back(system))
         assert most == 1
         finish.set()
         await outcomes(system, ids)
         assert most == 1
 
 
-async def _given_back(delayed: str, system: object) -> bool:
-    client = system.store.connection.commands  # type: ignore[attr-defined]
-    return bool(await client.zcard(delayed))
+async def _given_back(system: System) -> bool:
+    return bool(await system.store.connection.commands.zcard(system.store.cell.keys.delayed))
 
 
 async def test_a_huge_capacity_is_refused_and_the_fleet_goes_on(url: str) -> None:

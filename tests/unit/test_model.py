@@ -190,7 +190,9 @@ def test_a_heartbeat_without_a_kind_is_a_nodes_only_if_it_says_so() -> None:
         pytest.param({"node": ""}, "node = ''", id="no name"),
         pytest.param({"boot": "soon-x"}, "boot = 'soon-x': expected <server time in us>-<random>", id="no number"),
         pytest.param({"boot": "17"}, "boot = '17'", id="no random part"),
-        pytest.param({"capacity": -1}, "capacity = -1: expected a number of slots from 0 to 1000000", id="negative capacity"),
+        pytest.param(
+            {"capacity": -1}, "capacity = -1: expected a number of slots from 0 to 1000000", id="negative capacity"
+        ),
         pytest.param({"pairs": [["en"]]}, "$.pairs[0]", id="half a pair"),
         pytest.param({"pairs": [["en", "z:h"]]}, "tgt_lang = 'z:h'", id="a colon in a language"),
         pytest.param({"features": ["a b"]}, "feature = 'a b'", id="feature"),
