@@ -172,7 +172,7 @@ local function release(job)
   if refused then return refused end
   job.record = record
   -- A later attempt keeps away from the node, unless the job merely goes back.
-  job.avoid = job.verdict == 'give_back' and '' or job.node
+  job.avoid = job.verdict == 'give_back' and job.delay_ms == 0 and '' or job.node
   local unchanged = {attempts = record.attempts, crashes = record.crashes, not_started = record.not_started}
   if job.verdict == 'finish' then return finish(job, job.state, unchanged, job.reason, job.detail, nil) end
   if record.cancel then return finish(job, 'cancelled', unchanged, 'cancelled', job.detail, nil) end

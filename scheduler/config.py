@@ -19,6 +19,7 @@ from scheduler.keys import check_name
 from scheduler.model import Strategy
 
 PREFIX: Final = "SCHED_"
+MARGIN_MS_MIN: Final = 20
 _WHOLE_NUMBER: Final = re.compile(r"-?[0-9]{1,18}")
 NOT_SETTINGS: Final = frozenset({"SCHED_REDIS_URL", "SCHED_TEST_DATA", "SCHED_TEST_SERVERS"})
 
@@ -124,5 +125,7 @@ def check_settings(settings: Settings, prefix: str = "") -> None:
         refuse("batch_max", "at most 128 jobs of one script call")
     if settings.margin_ms * 2 > settings.start_ms or settings.margin_ms * 2 > settings.lease_ms:
         refuse("margin_ms", f"at most half of start_ms ({settings.start_ms}) and of lease_ms ({settings.lease_ms})")
+    if settings.margin_ms < MARGIN_MS_MIN:
+        refuse("margin_ms", f"at least {MARGIN_MS_MIN}, for a node looks at its leases twice in that time")
     if settings.silence_ms < 2 * settings.heartbeat_ms:
         refuse("silence_ms", f"at least two heartbeats ({2 * settings.heartbeat_ms})")

@@ -145,7 +145,7 @@ class Node:
             Loop("beat", self._beat, self._settings.heartbeat_ms),
             Loop("inbox", self._read_inbox, 0),
             Loop("renew", self._renew, WATCH_MS),
-            Loop("watch", self._watch, WATCH_MS),
+            Loop("watch", self._watch, max(1, min(WATCH_MS, self._settings.margin_ms // 2))),
         ]
         self._release_loop = Loop("release", self._release, 1_000)
         self._tasks = [asyncio.create_task(loop.run()) for loop in (*self._loops, self._release_loop)]

@@ -23,6 +23,7 @@ from scheduler.store.store import Store
 
 logger = logging.getLogger("scheduler.manager")
 
+TAKE_MAX: Final = 1_000  # heartbeats of one step
 DEAF_MS: Final = 1_000  # after so long without a take of our own, silence proves nothing
 FORGET_MS: Final = 60_000
 BOOT_AHEAD_US_MAX: Final = 60_000_000  # a boot later than that could never be replaced
@@ -124,7 +125,10 @@ class Manager:
         pending = time.monotonic() - self._looked_back_at > LOOK_BACK_MS / 1000
         if pending:
             self._looked_back_at = time.monotonic()
-        taken = await self._store.control.take(self.name, self._epoch, self._acknowledge, pending=pending)
+            await self._compare()
+        taken = await self._store.control.take(
+            self.name, self._epoch, self._acknowledge, pending=pending, count=TAKE_MAX
+        )
         self._acknowledge = tuple(heartbeat.id for heartbeat in taken.heartbeats)
         now = time.monotonic()
         if (now - self._taken_at) * 1000 > DEAF_MS:
@@ -132,7 +136,9 @@ class Manager:
         self._taken_at = now
         invalid = self._fold(taken.heartbeats)
         await self._answer(taken.commands)
-        self._fleet = fold.age(self._fleet, taken.now_ms, self._settings.silence_ms)
+        if not pending and len(taken.heartbeats) < TAKE_MAX:
+            # Otherwise there is more to hear, perhaps of those who seem silent.
+            self._fleet = fold.age(self._fleet, taken.now_ms, self._settings.silence_ms)
         capacities = await self._write_capacities()
         published = await self._publish(taken.now_ms)
         await self._forget(taken.now_ms)
@@ -167,6 +173,19 @@ class Manager:
             refused = msgspec.json.encode({"refused": "unknown command"})
             answers = [(command.id, refused) for command in commands]
             await self._store.control.publish(self.name, self._epoch, None, answers=answers)
+
+    async def _compare(self) -> None:
+        """Write again what the server has lost: after a crash its last writes can be missing."""
+        stored = await self._store.reads.capacities()
+        lost = [
+            node
+            for node, item in self._written.items()
+            if stored.get(node) != item and (node in stored or item.reason == "ready")
+        ]
+        for node in lost:
+            del self._written[node]
+        if await self._store.control.read_version() != self._published.version:
+            self._published = Snapshot(version=0)
 
     async def _forget(self, now_ms: int) -> None:
         """Drop nodes that have been dead for long and that a reaper has taken out of the cells."""

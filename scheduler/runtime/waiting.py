@@ -7,9 +7,8 @@ Rules (DESIGN.md, guarantees 5 and 7):
   calls, in stream order, so that none can fall between that question and the parking.
 - A wake (class, node) ends only when no waiter of the class is left, or when a try with that node among its
   candidates found no room. So one freed slot costs one try too many at most, and never leaves a waiter behind.
-
-- A waiter may park without a question of its own behind others of its class. When one of those leaves although no
-  event had announced room, the next of the class asks.
+- A waiter may park without a question of its own behind one of its class that is to find out. When that one leaves
+  although no event had announced room, the next of the class asks: the first who is parked, or who parks again.
 
 A waiter is `behind` (of its session), `parked` (room is awaited), `ready` (to be tried), `trying` (in a call) or
 `asking` (tried in vain, `open` is to be asked). Memory holds ids and the class; the body stays in the intake.

@@ -576,7 +576,7 @@ class Simulation:
         partition = x % PARTITIONS
         match kind:
             case "submit":
-                cell.submit(x % 6, y % 3, z == 1, int(z == 2), 2 if z == 3 else None)
+                cell.submit(x % 6, y % 3, z == 1, int(z == 2), 2 if z in (3, 4) else None)
             case "finish":
                 cell.release([host])
             case "give_back":

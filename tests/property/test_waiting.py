@@ -20,6 +20,7 @@ from tests.property.simulator import FleetPlan, HostPlan, Kind, Operation, Simul
 
 COMMON: Final[tuple[Kind, ...]] = ("submit",) * 8 + ("run",) * 8 + ("finish",) * 6 + ("steal",) * 3 + ("sweep",) * 2
 NODES: Final[tuple[Kind, ...]] = ("give_back", "resize", "reboot", "publish", "cancel", "tick", "prefetch", "miss")
+TIME: Final[tuple[Kind, ...]] = ("tick",) * 4
 OWNERS: Final[tuple[Kind, ...]] = ("flag", "usurp", "return", "claim", "foreign")
 STRATEGIES: Final[tuple[Strategy, ...]] = ("affinity", "spread", "least_loaded")
 PAIRS: Final = (3, 3, 3, 2, 1, 0)
@@ -51,7 +52,7 @@ histories = st.builds(History, fleets, operations, st.integers(0, 2**16), st.sam
 
 def drawn(random: Random) -> History:
     """A history: sometimes the owners stay the same, sometimes the nodes do as well."""
-    kinds = random.choice((COMMON, COMMON + NODES, COMMON + NODES + OWNERS, COMMON + NODES + OWNERS))
+    kinds = random.choice((COMMON, COMMON + TIME, COMMON + NODES + TIME, COMMON + NODES + OWNERS))
     plan = FleetPlan(
         tuple(
             HostPlan(random.randrange(4), random.randrange(2), random.choice(PAIRS), random.random() < 0.3)

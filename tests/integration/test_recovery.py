@@ -1,0 +1,96 @@
+"""Recovery: from a backlog of heartbeats, a thread that will not stop, and writes that the server lost."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from scheduler import calls, model
+from scheduler.errors import ServerUnavailable
+from scheduler.handlers import Job
+from scheduler.management.manager import Manager
+from scheduler.model import NodeBeat
+from scheduler.store.cell import Cell
+from scheduler.store.store import open_store
+from tests.fault.test_nodes import submit
+from tests.system import QUICK, running
+
+
+async def test_a_backlog_of_heartbeats_is_no_silence(url: str) -> None:
+    """RULES 16: a node that was started again while nobody managed is alive, though its first heartbeat is old."""
+    async with await open_store(url, QUICK) as store:
+        await store.control.write_layout()
+        now_us = await store.control.time_us()
+        first, second = f"{now_us}-a", f"{now_us + 1}-b"
+        await store.control.beat(model.encode_beat(NodeBeat("n1", first, 3)))
+        earlier = Manager(store, QUICK, "m+1")
+        await earlier.run_once()
+        await earlier.give_up()
+
+        pipeline = store.connection.commands.pipeline(transaction=False)
+        for node in ["n1"] + ["n2"] * 1_000:
+            document = model.encode_beat(NodeBeat(node, second, 3))
+            pipeline.xadd(store.control.keys.heartbeats, {"node": document, "time_ms": now_us // 1000 - 10_000})
+        await pipeline.execute()
+        await store.control.beat(model.encode_beat(NodeBeat("n1", second, 3)))
+        later = Manager(store, QUICK, "m+2")
+        reasons = set()
+        for _ in range(4):
+            await later.run_once()
+            reasons.add((await store.reads.capacities())["n1"].reason)
+        assert reasons == {"ready"}
+
+
+async def test_a_thread_that_does_not_stop_keeps_no_job_from_another_node(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guarantee 7: a slot that is still occupied gives back what it gets; the job runs where there is room."""
+    renew, release = Cell.renew, Cell.release
+    end, verdicts = threading.Event(), list[str]()
+
+    def stubborn(job: Job) -> str:
+        end.wait()
+        return job.node
+
+    async def cut_off(
+        self: Cell, node: str, reservations: Sequence[tuple[str, int]]
+    ) -> tuple[int, list[calls.Renewed | calls.NotRenewed]]:
+        if node == "n1":
+            raise ServerUnavailable("cut off")
+        return await renew(self, node, reservations)
+
+    async def spy(
+        self: Cell, items: Sequence[calls.ReleaseItem], retention_ms: int, dead_retention_ms: int
+    ) -> tuple[int, list[calls.Released | calls.NotReleased]]:
+        verdicts.extend(item.verdict for item in items)
+        return await release(self, items, retention_ms, dead_retention_ms)
+
+    monkeypatch.setattr(Cell, "renew", cut_off)
+    monkeypatch.setattr(Cell, "release", spy)
+    async with running(url) as system:
+        await system.add_node("n1", stubborn, capacity=1)
+        (job_id,) = await submit(system, 1)
+        await system.until(lambda: system.nodes["n1"].running == 1)
+        await system.add_node("n2", lambda job: job.node, capacity=1)
+        try:
+            outcome = await system.producer.outcome(job_id, 20_000)
+            assert (outcome.state, outcome.node) == ("completed", "n2")
+            assert verdicts.count("give_back") < 10
+        finally:
+            end.set()
+            monkeypatch.undo()
+
+
+async def test_a_leader_notices_that_the_server_lost_its_last_writes(url: str) -> None:
+    """RULES 31: a capacity that was written and lost, with the leader's epoch intact, is written again."""
+    async with running(url) as system:
+        node = await system.add_node("n1", lambda job: job.node)
+        await system.store.connection.commands.hdel(system.store.cell.keys.capacity, "n1")
+        (job_id,) = await submit(system, 1)
+        try:
+            outcome = await system.producer.outcome(job_id, 20_000)
+            assert outcome.state == "completed"
+        finally:
+            node._end_life("left")
