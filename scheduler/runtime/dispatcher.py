@@ -103,7 +103,7 @@ class Dispatcher:
             await self._handle(batch)
         except Exception:
             # What is in memory may be half done, and the intake has everything: begin again from there.
-            self.partitions.lose_all()
+            await self.partitions.give_up()
             raise
         self._reader.paused = len(self.waiting) >= self._settings.waiting_max
         self.report.waiting = len(self.waiting)
@@ -124,6 +124,8 @@ class Dispatcher:
 
     def _idle_ms(self) -> float:
         """For how long there is nothing to do, unless something is read: until the next timer or deadline."""
+        if self.waiting.busy:
+            return 0
         idle_ms = self._timers.next_ms()
         deadline_ms = self.waiting.next_deadline_ms()
         return idle_ms if deadline_ms is None else min(idle_ms, deadline_ms - self.partitions.server_ms() + 1)

@@ -61,14 +61,14 @@ class Partitions:
         self._lost(partition)
         return True
 
-    def lose_all(self) -> None:
-        """Hold nothing more, until the next claim; what is claimed again is read from its start."""
-        for partition in list(self._epochs):
-            self.lose(partition)
-
     async def give_up(self) -> None:
-        """Hand everything over at once, so that the next owner need not wait for the lease."""
+        """Hand everything over at once, so that the next owner need not wait for the lease.
+
+        Who claims again, perhaps we, does so under another epoch: nothing that was read before is placed after that.
+        """
         held = list(self._epochs)
         self._epochs.clear()
+        for partition in held:
+            self._lost(partition)
         if held:
             await self._cell.claim(self.owner, (), held)
