@@ -35,6 +35,25 @@ def _chosen_engines() -> list[str]:
     return [name for name in available if not wanted or name in wanted]
 
 
+# What looks at the project from outside, or at the client alone, learns nothing new from a second engine.
+_ON_ONE_ENGINE = {"test_readme.py", "test_cli.py", "test_cli_jobs.py", "test_cli_listings.py", "test_cli_processes.py",
+                  "test_demo.py", "test_replay.py", "test_connection.py"}  # fmt: skip
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests of those files on every engine but the first."""
+    first = _chosen_engines()[0]
+    engines = [(item, getattr(item, "callspec", None)) for item in items]
+    dropped = [
+        item
+        for item, call in engines
+        if item.path.name in _ON_ONE_ENGINE and call is not None and call.params.get("server", first) != first
+    ]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if item not in set(dropped)]
+
+
 @pytest.fixture(scope="session", params=_chosen_engines())
 def server(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
     """A running server in memory; its data is that of whatever test was before (see `url`)."""
