@@ -9,7 +9,6 @@ SchedulerError
 +-- IllegalTransition     the transition table has no such step
 +-- NotAccepted           a job was not accepted: its id is taken, or the backlog is full
 +-- JobFailed             a job ended without completing (raised by Producer.result only)
-+-- LeaseLost             the reservation of a running handler ended before the handler did
 +-- Retry                 raised by a handler: try this job again, after a delay of its choice
 +-- Reject                raised by a handler: do not try this job again
 """
@@ -92,10 +91,6 @@ class JobFailed(SchedulerError):
         self.state = state
         self.reason = reason
         self.detail = detail
-
-
-class LeaseLost(SchedulerError):
-    """The reservation is no longer held, so the handler must stop; what it returns is thrown away."""
 
 
 class Retry(SchedulerError):

@@ -132,7 +132,3 @@ class CellKeys:
     def replies(self, reply_to: str) -> str:
         """The results stream that a producer asked for; the common one when it asked for none."""
         return f"{self.results}:{reply_to}" if reply_to else self.results
-
-    def slots_pattern(self) -> str:
-        """A SCAN pattern; for reports only."""
-        return self.slots("*")

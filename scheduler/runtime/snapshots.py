@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -24,7 +23,6 @@ class Snapshots:
 
     def __init__(self, control: Control, changed: Callable[[], None] = lambda: None) -> None:
         self.index = Index()
-        self.loaded_at = time.monotonic()
         self._control = control
         self._changed = changed
         self._stopping = False
@@ -36,7 +34,6 @@ class Snapshots:
     async def load(self) -> None:
         """Read the snapshot if its version differs, up or down, from the one in hand."""
         snapshot = await self._control.read_snapshot()
-        self.loaded_at = time.monotonic()
         if snapshot.version != self.index.version:
             self.index = Index(snapshot)
             self._changed()

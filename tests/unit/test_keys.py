@@ -61,7 +61,6 @@ def test_the_keys_of_a_cell_share_a_tag() -> None:
         cell.held("tenant", "t1"),
         cell.replies("r1"),
         cell.replies(""),
-        cell.slots_pattern(),
     ] == [
         "{ns:2}:jobs:3",
         "{ns:2}:slots:n1",
@@ -72,7 +71,6 @@ def test_the_keys_of_a_cell_share_a_tag() -> None:
         "{ns:2}:held:tenant:t1",
         "{ns:2}:results:r1",
         "{ns:2}:results",
-        "{ns:2}:slots:*",
     ]
 
 
