@@ -3,12 +3,12 @@
 -- KEYS[1] {sched}:heartbeats        stream
 -- KEYS[2] {sched}:dispatchers       zset
 -- ARGV[1] document   ARGV[2] member of the dispatchers (name+boot), empty for nodes and reapers
--- ARGV[3] heartbeats_max   ARGV[4] silence_ms: how long a dispatcher counts as live
+-- ARGV[3] heartbeats_max   ARGV[4] silence_ms: how long a dispatcher counts as live   ARGV[5] stays | leaves (a dispatcher)
 -- RETURNS {now_ms, {live dispatcher, ...}}; the list is empty for nodes and reapers
 -- INVARIANT one heartbeat more in the stream, and nothing else but the caller's own membership. A repeat is another beat.
 local heartbeats_key, dispatchers_key = KEYS[1], KEYS[2]
 local document, member = ARGV[1], ARGV[2]
-local heartbeats_max, silence_ms = ARGV[3], tonumber(ARGV[4])
+local heartbeats_max, silence_ms, leaves = ARGV[3], tonumber(ARGV[4]), ARGV[5] == 'leaves'
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -26,7 +26,11 @@ if type(append()) == 'table' then
 end
 local live = {}
 if member ~= '' then
-  redis.call('ZADD', dispatchers_key, now_text, member)
+  if leaves then
+    redis.call('ZREM', dispatchers_key, member)
+  else
+    redis.call('ZADD', dispatchers_key, now_text, member)
+  end
   redis.call('ZREMRANGEBYSCORE', dispatchers_key, '-inf', string.format('(%.0f', now_ms - silence_ms))
   live = redis.call('ZRANGE', dispatchers_key, 0, -1)
 end

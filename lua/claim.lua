@@ -1,24 +1,28 @@
 #!lua flags=allow-oom
--- claim: take, renew or give up partitions of one cell.
+-- claim: take, renew or give up partitions of one cell. What is given up is told, so that the next owner need not poll.
 -- KEYS[1] {cell}:owners             hash: partition -> "epoch owner until_ms"
--- ARGV[1] owner (name+boot)   ARGV[2] lease_ms   ARGV[3..] items: partition, action (take | give_up)
+-- KEYS[2] {cell}:freed              stream
+-- ARGV[1] owner (name+boot)   ARGV[2] lease_ms   ARGV[3] freed_max   ARGV[4..] items: partition, action (take | give_up)
 -- RETURNS {now_ms, answer, ...}, one a partition: {"owned", epoch} | {"held", owner, until_ms} | {"given_up"}
 -- INVARIANT a change of owner raises the epoch; claiming again as the holder renews under the same one.
-local owners_key = KEYS[1]
-local owner, lease_ms = ARGV[1], tonumber(ARGV[2])
+local owners_key, freed_key = KEYS[1], KEYS[2]
+local owner, lease_ms, freed_max = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
 local now_ms = math.floor(now_us / 1000)
-local answers = {now_ms}
+local answers, given_up = {now_ms}, {}
 
-for i = 3, #ARGV, 2 do
+for i = 4, #ARGV, 2 do
   local partition, action = ARGV[i], ARGV[i + 1]
   local stored = redis.call('HGET', owners_key, partition) or '0 - 0'
   local epoch_text, holder, until_text = string.match(stored, '^(%S+) (%S+) (%S+)$')
   local epoch, until_ms = tonumber(epoch_text), tonumber(until_text)
   if action == 'give_up' then
-    if holder == owner then redis.call('HSET', owners_key, partition, epoch_text .. ' - 0') end
+    if holder == owner then
+      redis.call('HSET', owners_key, partition, epoch_text .. ' - 0')
+      given_up[#given_up + 1] = partition
+    end
     answers[#answers + 1] = {'given_up'}
   elseif holder ~= owner and holder ~= '-' and until_ms > now_ms then
     answers[#answers + 1] = {'held', holder, until_ms}
@@ -28,5 +32,8 @@ for i = 3, #ARGV, 2 do
     redis.call('HSET', owners_key, partition, string.format('%s %s %.0f', epoch_text, owner, now_ms + lease_ms))
     answers[#answers + 1] = {'owned', epoch_text}
   end
+end
+if #given_up > 0 then
+  redis.pcall('XADD', freed_key, 'MAXLEN', '~', freed_max, '*', 'partitions', table.concat(given_up, ' '))
 end
 return answers

@@ -18,13 +18,14 @@ import msgspec
 
 from scheduler import calls, keys, model
 from scheduler.config import Settings
-from scheduler.loop import Timers, end_tasks
+from scheduler.loop import Loop, Timers, end_tasks
 from scheduler.runtime import intake, placement
 from scheduler.runtime.attempts import Try, keeps_binding, refusal_of, reserve_item
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Job
 from scheduler.runtime.partitions import Partitions
 from scheduler.runtime.reader import Batch, Reader
+from scheduler.runtime.refusals import Refusals
 from scheduler.runtime.snapshots import Snapshots
 from scheduler.runtime.sweep import Sweep, expired
 from scheduler.runtime.waiting import Waiter, Waiting
@@ -64,39 +65,50 @@ class Dispatcher:
         self.waiting = Waiting()
         self.bindings = Bindings(settings.sessions_max, settings.session_ttl_ms)
         self.snapshots = Snapshots(store.control, self.wake)
-        self.partitions = Partitions(store.cell, owner, layout.partitions, self._gained, self._lost)
+        self.partitions = Partitions(
+            store.cell, owner, layout.partitions, settings.partition_lease_ms, self._forget, self._gained
+        )
         self._store = store
         self._settings = settings
         self._layout = layout
         self._random = random or Random()
         self._index: Index = self.snapshots.index
         self._loads: dict[str, int] = {}
-        self._refused: list[calls.RejectItem] = []
-        self._stuck: list[calls.RejectItem] = []
+        self._refusals = Refusals(store.cell, self.partitions, layout, settings.batch_max)
         self._sweep = Sweep(self.waiting, settings)
         self._reader: Reader | None = None
+        self._beats = Loop("heartbeat", self._beat, settings.heartbeat_ms)
         self._tasks: list[asyncio.Task[None]] = []
-        self._timers = Timers("claim", "beat", "sweep")
+        self._timers = Timers("sweep")
+        self._stepped_ms = _now_ms()
 
     async def open(self) -> None:
-        """Take the cursor of `freed`, the snapshot and the partitions, and begin to read ahead."""
+        """Take the cursor of `freed`, the snapshot and our share of the partitions, and begin to read ahead."""
         freed_cursor = await self._store.reads.last_id(self._store.cell.keys.freed)
         self._reader = Reader(self._store.reads, self._settings, freed_cursor)
         await self.snapshots.load()
+        await self._beat()
         await self._keep()
-        self._tasks = [asyncio.create_task(self._reader.run()), asyncio.create_task(self.snapshots.run())]
+        running = (self._reader.run(), self.snapshots.run(), self._beats.run())
+        self._tasks = [asyncio.create_task(each) for each in running]
 
     async def close(self) -> None:
-        """Give up every partition at once; what was read and not placed stays in the intake."""
+        """Leave, and give up every partition at once; what was read and not placed stays in the intake.
+
+        In this order: who hears that partitions were given up must see that they are not wished to be ours.
+        """
         if self._reader is not None:
             self._reader.stop()
         self.snapshots.stop()
+        self._beats.stop()
         await end_tasks(self._tasks)
+        await self._store.control.beat(self._document(), self.owner, leaves=True)
         await self.partitions.give_up()
 
     async def run_once(self) -> Report:
         """One step: keep what is ours, take the next batch, and place what can be placed. Returns the counts so far."""
         assert self._reader is not None
+        self._stepped_ms = _now_ms()
         await self._keep()
         batch = await self._reader.next(self._idle_ms())
         try:
@@ -107,6 +119,7 @@ class Dispatcher:
             raise
         self._reader.paused = len(self.waiting) >= self._settings.waiting_max
         self.report.waiting = len(self.waiting)
+        self.report.rejected = self._refusals.ended
         self.report.sweep_hits = self.waiting.sweep_hits
         return self.report
 
@@ -114,19 +127,19 @@ class Dispatcher:
         """Place what waits and was woken, then what is new."""
         self._swap()
         newcomers = self._decode(batch)
-        self._refused += self._sweep.overdue(self.partitions.server_ms())
+        self._refusals.add(self._sweep.overdue(self.partitions.server_ms()))
         self._wake(batch)
         await self._try_waiting()
         for start in range(0, len(newcomers), self._settings.batch_max):
             await self._try_newcomers(newcomers[start : start + self._settings.batch_max])
             await self._try_waiting()
-        await self._reject_refused()
+        await self._refusals.end()
 
     def _idle_ms(self) -> float:
         """For how long there is nothing to do, unless something is read: until the next timer or deadline."""
         if self.waiting.busy:
             return 0
-        idle_ms = self._timers.next_ms()
+        idle_ms = min(self._timers.next_ms(), self.partitions.next_ms())
         deadline_ms = self.waiting.next_deadline_ms()
         return idle_ms if deadline_ms is None else min(idle_ms, deadline_ms - self.partitions.server_ms() + 1)
 
@@ -138,9 +151,9 @@ class Dispatcher:
         for entry in batch.entries:
             decoded = self._decode_one(entry)
             if isinstance(decoded, calls.RejectItem):
-                self._refused.append(decoded)
+                self._refusals.add([decoded])
             elif decoded.deadline_at_ms is not None and decoded.deadline_at_ms <= now_ms:
-                self._refused.append(expired(decoded))
+                self._refusals.add([expired(decoded)])
             else:
                 jobs.append(decoded)
         self.report.read += len(batch.entries)
@@ -161,6 +174,9 @@ class Dispatcher:
         self.waiting.wake(batch.freed, self._index.serves)
         if batch.gap:
             self.waiting.ask_all()
+        if batch.handed_over or batch.gap:
+            self.partitions.hasten()
+            self._beats.wake()  # perhaps its owner has left, and what it had should be ours now
 
     def _swap(self) -> None:
         """Take the newest snapshot; a class that gained a node is tried, one that lost its last node is decided
@@ -281,7 +297,7 @@ class Dispatcher:
             answers = {id(each): answer for each, answer in zip(sent, await self._call(items), strict=True)}
         for each in tries:
             self._settle(each, answers.get(id(each)), now_ms)
-        await self._reject_refused()
+        await self._refusals.end()
 
     async def _call(self, items: list[calls.ReserveItem]) -> list[calls.Reserved | calls.Refused]:
         """Reserve; after an error inside the script each job alone, still in the order of each session."""
@@ -323,7 +339,7 @@ class Dispatcher:
         else:
             refusal = refusal_of(job, answer, self._store.cell.cell)
             if refusal is not None:
-                self._refused.append(refusal)
+                self._refusals.add([refusal])
             if waiter is not None:
                 self.waiting.leave(waiter)
 
@@ -339,44 +355,11 @@ class Dispatcher:
         if each.waiter is not None:
             self.waiting.leave(each.waiter, placed=True)
 
-    async def _reject_refused(self) -> None:
-        """End what was refused. What cannot be ended now is tried again at the next sweep."""
-        refused, self._refused = self._refused, []
-        for start in range(0, len(refused), self._settings.batch_max):
-            batch = refused[start : start + self._settings.batch_max]
-            batch = [item for item in batch if self.partitions.holds(item.partition, item.epoch)]
-            if batch:
-                answers = await or_each_alone(batch, self._reject, lambda _: "broken")
-                for item, answer in zip(batch, answers, strict=True):
-                    self._rejected(item, answer)
-
-    async def _reject(self, batch: Sequence[calls.RejectItem]) -> list[str]:
-        layout = self._layout
-        return await self._store.cell.reject(batch, layout.retention_ms, layout.dead_retention_ms)
-
-    def _rejected(self, item: calls.RejectItem, answer: str) -> None:
-        generated = keys.generated_job_id(self._store.cell.cell, item.partition, item.entry_id)
-        if answer == "fenced":
-            self.partitions.lose(item.partition)
-        elif answer in ("duplicate", "broken") and item.job_id != generated:
-            # The record under its id is another entry's, or unreadable: it ends under an id of its own.
-            self._refused.append(msgspec.structs.replace(item, job_id=generated))
-        elif answer in ("busy", "broken"):
-            logger.error("job %s cannot be ended (%s): %s", item.job_id, item.reason, answer)
-            self._stuck.append(item)
-        else:
-            self.report.rejected += 1
-            logger.info("job %s is rejected: %s: %s", item.job_id, item.reason, item.detail)
-
     # ---- what runs on timers ----
 
     async def _keep(self) -> None:
-        """Claims, heartbeats and the sweep, each when it is due."""
-        settings = self._settings
-        if self._timers.is_due("claim", settings.partition_lease_ms / 3):
-            await self.partitions.claim()
-        if self._timers.is_due("beat", settings.heartbeat_ms):
-            await self._beat()
+        """Claims and the sweep, each when it is due."""
+        await self.partitions.keep()
         if self._timers.is_due("sweep", SWEEP_MS):
             await self._look()
 
@@ -384,29 +367,34 @@ class Dispatcher:
         assert self._reader is not None
         self._reader.own(partition, epoch)
 
-    def _lost(self, partition: int) -> None:
-        """Forget everything about a partition; its sessions are another owner's, or are read anew."""
+    def _forget(self, partitions: frozenset[int]) -> None:
+        """Forget everything about partitions; their sessions are another owner's, or are read anew."""
         if self._reader is not None:
-            self._reader.drop(partition)
-        self.waiting.drop_partition(partition)
-        self._refused = [item for item in self._refused if item.partition != partition]
-        self._stuck = [item for item in self._stuck if item.partition != partition]
-        partitions, cells = self._layout.partitions, self._layout.cells
+            for partition in partitions:
+                self._reader.drop(partition)
+        self.waiting.drop_partitions(partitions)
+        self._refusals.forget(partitions)
+        count, cells = self._layout.partitions, self._layout.cells
         sessions = self.bindings.sessions()
-        self.bindings.forget([each for each in sessions if keys.partition_of(each, partitions, cells) == partition])
-        self._timers.hasten("claim")
+        self.bindings.forget([each for each in sessions if keys.partition_of(each, count, cells) in partitions])
 
     async def _beat(self) -> None:
+        """Say that we live, and learn who else does. Who takes no step for a whole lease must not seem alive."""
+        if _now_ms() - self._stepped_ms > self._settings.partition_lease_ms:
+            return
+        beaten = await self._store.control.beat(self._document(), self.owner)
+        if self.partitions.see(beaten.live):
+            self.wake()
+
+    def _document(self) -> bytes:
         name, _, boot = self.owner.partition("+")
-        beat = model.DispatcherBeat(name, boot, self.waiting.by_pool(), self._index.version)
-        await self._store.control.beat(model.encode_beat(beat), self.owner)
+        return model.encode_beat(model.DispatcherBeat(name, boot, self.waiting.by_pool(), self._index.version))
 
     async def _look(self) -> None:
         """The sweep. What the nodes were believed to hold is forgotten too: it grows stale."""
         self._loads.clear()
-        self._refused += self._stuck
-        self._stuck = []
-        self._refused += self._sweep.unservable(self._index, _now_ms())
+        self._refusals.retry()
+        self._refusals.add(self._sweep.unservable(self._index, _now_ms()))
         if self._reader is not None:
             await self._sweep.look(self._index, self._store.reads, self._reader)
 

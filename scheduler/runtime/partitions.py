@@ -1,12 +1,18 @@
-"""The partitions that this dispatcher holds: claimed on a timer, each under an epoch that every script call names."""
+"""The partitions that this dispatcher holds, each under an epoch that every script call names.
+
+Who is alive says who should own what (a wish, session/ring.py); `claim.lua` says who does. What is held and not wished
+any more is handed over; what is wished and held by somebody else is claimed when its lease ends, or at once when the
+holder says that it gave it up. Nobody is asked: without a word of the others an owner keeps what it holds.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from scheduler import calls
+from scheduler.session import ring
 from scheduler.store.cell import Cell
 
 logger = logging.getLogger("scheduler.dispatcher")
@@ -15,23 +21,39 @@ logger = logging.getLogger("scheduler.dispatcher")
 class Partitions:
     """What is held, and under which epoch.
 
-    Args: cell; owner, name+boot; count of partitions; gained(partition, epoch) and lost(partition), called on each
-    change.
+    Args: cell; owner, name+boot; count of partitions; lease_ms of a hold; forget(partitions), called when they are lost
+    or gained, and then gained(partition, epoch) for each that is.
     """
 
     def __init__(
-        self, cell: Cell, owner: str, count: int, gained: Callable[[int, int], None], lost: Callable[[int], None]
+        self,
+        cell: Cell,
+        owner: str,
+        count: int,
+        lease_ms: int,
+        forget: Callable[[frozenset[int]], None],
+        gained: Callable[[int, int], None],
     ) -> None:
         self.owner = owner
         self._cell = cell
         self._count = count
+        self._lease_ms = lease_ms
+        self._forget = forget
         self._gained = gained
-        self._lost = lost
+        self._live: frozenset[str] = frozenset()
+        self._wished: frozenset[int] = frozenset()
         self._epochs: dict[int, int] = {}
+        self._to_give_up: set[int] = set()
+        self._claim_due_ms = 0.0
         self._clock_offset_ms = 0.0
 
     def __len__(self) -> int:
         return len(self._epochs)
+
+    @property
+    def held(self) -> frozenset[int]:
+        """The partitions that are ours."""
+        return frozenset(self._epochs)
 
     def holds(self, partition: int, epoch: int) -> bool:
         """Whether what was read under `epoch` is still ours to place."""
@@ -39,36 +61,96 @@ class Partitions:
 
     def server_ms(self) -> int:
         """About the server's time: for deadlines of jobs, which wait much longer than this is wrong."""
-        return int(time.monotonic() * 1000 + self._clock_offset_ms)
+        return int(_monotonic_ms() + self._clock_offset_ms)
+
+    # ---- when to claim ----
+
+    def see(self, live: Iterable[str]) -> bool:
+        """The dispatchers that are alive, as a heartbeat was told. Returns whether that changes what is wished."""
+        seen = frozenset({self.owner, *live})
+        if seen == self._live:
+            return False
+        self._live = seen
+        wished = ring.partitions_of(self.owner, seen, self._count)
+        logger.info("%d dispatchers are alive, %d of %d partitions should be ours", len(seen), len(wished), self._count)
+        if wished == self._wished:
+            return False
+        self._wished = wished
+        self.hasten()
+        return True
+
+    def hasten(self) -> None:
+        """Claim at the next step."""
+        self._claim_due_ms = 0.0
+
+    def next_ms(self) -> float:
+        """For how long there is nothing to claim."""
+        return self._claim_due_ms - _monotonic_ms()
+
+    async def keep(self) -> None:
+        """Claim if it is time to."""
+        if self.next_ms() <= 0:
+            await self.claim()
 
     async def claim(self) -> None:
-        """Take what is free, renew what is ours, and learn what was lost."""
-        now_ms, answers = await self._cell.claim(self.owner, range(self._count))
-        self._clock_offset_ms = now_ms - time.monotonic() * 1000
-        for answer in answers:
-            if isinstance(answer, calls.HeldByOther):
-                self.lose(answer.partition)
-            elif not self.holds(answer.partition, answer.epoch):
-                self.lose(answer.partition)
-                self._epochs[answer.partition] = answer.epoch
-                self._gained(answer.partition, answer.epoch)
+        """Hand over what others should own, take what is wished and free, renew what is ours, learn what was lost."""
+        self._claim_due_ms = _monotonic_ms() + self._lease_ms / 3
+        self._to_give_up |= self._drop(self.held - self._wished)
+        # What is wished again before it could be given up is given up all the same: under another epoch nothing that
+        # was read before the drop is placed after it.
+        now_ms, answers = await self._cell.claim(self.owner, sorted(self._wished), sorted(self._to_give_up))
+        self._to_give_up.clear()
+        self._clock_offset_ms = now_ms - _monotonic_ms()
+        refused = [answer for answer in answers if isinstance(answer, calls.HeldByOther)]
+        self._drop(frozenset(answer.partition for answer in refused))
+        self._take([answer for answer in answers if isinstance(answer, calls.Owned)])
+        if refused:
+            # The holder renews, or hands over and says so; if it does neither, its lease ends.
+            lapse_ms = min(answer.until_ms for answer in refused) + 1 - self._clock_offset_ms
+            self._claim_due_ms = min(self._claim_due_ms, lapse_ms)
+
+    def _take(self, owned: list[calls.Owned]) -> None:
+        """Begin each new hold with an empty memory."""
+        new = {each.partition: each.epoch for each in owned if not self.holds(each.partition, each.epoch)}
+        if new:
+            self._forget(frozenset(new))
+            self._epochs |= new
+            for partition, epoch in new.items():
+                self._gained(partition, epoch)
+            logger.info("partitions %s are ours", _listed(new))
+
+    # ---- what ends ----
 
     def lose(self, partition: int) -> bool:
         """Hold a partition no more. Returns whether it was held."""
-        if self._epochs.pop(partition, None) is None:
-            return False
-        logger.info("partition %d is not ours any more", partition)
-        self._lost(partition)
-        return True
+        return bool(self._drop(frozenset({partition})))
+
+    def _drop(self, partitions: frozenset[int]) -> frozenset[int]:
+        """Hold these no more, and claim again soon what should be ours. Returns those that were held."""
+        held = self.held & partitions
+        if held:
+            for partition in held:
+                del self._epochs[partition]
+            logger.info("partitions %s are not ours any more", _listed(held))
+            self._forget(held)
+        if held & self._wished:
+            self.hasten()
+        return held
 
     async def give_up(self) -> None:
         """Hand everything over at once, so that the next owner need not wait for the lease.
 
         Who claims again, perhaps we, does so under another epoch: nothing that was read before is placed after that.
         """
-        held = list(self._epochs)
-        self._epochs.clear()
-        for partition in held:
-            self._lost(partition)
-        if held:
-            await self._cell.claim(self.owner, (), held)
+        self._to_give_up |= self._drop(self.held)
+        if self._to_give_up:
+            await self._cell.claim(self.owner, (), sorted(self._to_give_up))
+            self._to_give_up.clear()
+
+
+def _listed(partitions: Iterable[int]) -> str:
+    return ", ".join(str(partition) for partition in sorted(partitions))
+
+
+def _monotonic_ms() -> float:
+    return time.monotonic() * 1000

@@ -24,10 +24,13 @@ _PAUSE_AFTER_ERROR_MS: Final = 100
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """What one read brought. gap: events of `freed` may have been missed."""
+    """What one read brought. freed: nodes that got room. handed_over: somebody gave partitions up. gap: events of
+    `freed` may have been missed.
+    """
 
     entries: tuple[Entry, ...] = ()
     freed: tuple[str, ...] = ()
+    handed_over: bool = False
     gap: bool = False
 
 
@@ -134,7 +137,8 @@ class Reader:
         self._missed = False
         if not entries and not events and not gap:
             return NOTHING
-        return Batch(tuple(entries), tuple(_nodes(events)), gap)
+        handed_over = any(b"partitions" in fields for _, fields in events)
+        return Batch(tuple(entries), tuple(_nodes(events)), handed_over, gap)
 
 
 def _nodes(events: list[tuple[str, dict[bytes, bytes]]]) -> dict[str, None]:

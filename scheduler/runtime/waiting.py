@@ -19,7 +19,7 @@ from __future__ import annotations
 import bisect
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final, Literal
 
 from scheduler.runtime.intake import Class, Job
@@ -268,9 +268,9 @@ class Waiting:
             self._compete(waiter)
             self._make_ready(waiter)
 
-    def drop_partition(self, partition: int) -> None:
-        """Forget every job of a partition: it is another owner's business now."""
-        for waiter in [waiter for waiter in self if waiter.job.partition == partition]:
+    def drop_partitions(self, partitions: Collection[int]) -> None:
+        """Forget every job of these partitions: they are another owner's business now."""
+        for waiter in [waiter for waiter in self if waiter.job.partition in partitions]:
             self.leave(waiter)
 
     def overdue(self, now_ms: int) -> list[Waiter]:

@@ -45,20 +45,20 @@ class Cell:
     async def claim(
         self, owner: str, take: Iterable[int], give_up: Iterable[int] = ()
     ) -> tuple[int, list[calls.Owned | calls.HeldByOther]]:
-        """Take or renew partitions, and give others up.
+        """Give partitions up, then take or renew others.
 
-        Args: owner, name+boot; take and give_up, partitions of this cell.
+        Args: owner, name+boot; take and give_up, partitions of this cell; one in both gets another epoch.
         Returns: (now_ms, an answer for each of `take`).
         """
-        taken = list(take)
-        arguments: list[Argument] = [owner, self._settings.partition_lease_ms]
+        taken, given_up = list(take), list(give_up)
+        arguments: list[Argument] = [owner, self._settings.partition_lease_ms, self._settings.freed_max]
+        for partition in given_up:
+            arguments += [partition, "give_up"]
         for partition in taken:
             arguments += [partition, "take"]
-        for partition in give_up:
-            arguments += [partition, "give_up"]
-        answer = await self._connection.call("claim", [self.keys.owners], arguments)
+        answer = await self._connection.call("claim", [self.keys.owners, self.keys.freed], arguments)
         answers: list[calls.Owned | calls.HeldByOther] = []
-        for partition, held in zip(taken, answer[1:], strict=False):
+        for partition, held in zip(taken, answer[1 + len(given_up) :], strict=True):
             if held[0] == b"owned":
                 answers.append(calls.Owned(partition, int(held[1])))
             else:

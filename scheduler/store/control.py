@@ -95,12 +95,18 @@ class Control:
         seconds, microseconds = await self._command(lambda client: client.time())
         return int(seconds) * 1_000_000 + int(microseconds)
 
-    async def beat(self, document: bytes, dispatcher: str = "") -> Beaten:
-        """Send a heartbeat. dispatcher: name+boot of a dispatcher, empty for others."""
+    async def beat(self, document: bytes, dispatcher: str = "", *, leaves: bool = False) -> Beaten:
+        """Send a heartbeat.
+
+        Args: document; dispatcher, name+boot of a dispatcher, empty for others; leaves, it is its last.
+        """
+        settings = self._settings
+        # A dispatcher that fell silent must not be wished for longer than its partitions are held.
+        silence_ms = min(settings.silence_ms, settings.partition_lease_ms)
         answer = await self._connection.call(
             "beat",
             [self.keys.heartbeats, self.keys.dispatchers],
-            [document, dispatcher, self._settings.heartbeats_max, self._settings.silence_ms],
+            [document, dispatcher, settings.heartbeats_max, silence_ms, "leaves" if leaves else "stays"],
         )
         return Beaten(now_ms=answer[0], live=tuple(member.decode() for member in answer[1]))
 

@@ -57,6 +57,15 @@ class Bench:
         while self.dispatcher.report.read < self.entries:
             await self.dispatcher.run_once()
 
+    async def pause(self, *partitions: int) -> None:
+        """Let it seem dead: no heartbeat, and the lease of these partitions over (of all, if none is named)."""
+        self.dispatcher._beats.stop()
+        await self.store.connection.commands.delete(self.store.control.keys.dispatchers)
+        owners = await self.store.reads.owners()
+        for partition in partitions or owners:
+            epoch, owner, _ = owners[partition]
+            await self.store.connection.commands.hset(self.store.cell.keys.owners, partition, f"{epoch} {owner} 0")
+
     async def inbox(self, node: str) -> list[str]:
         """The jobs assigned to a node, in order."""
         entries = await self.store.reads.entries(self.store.cell.keys.inbox(node), count=10_000)
@@ -155,11 +164,10 @@ async def test_losing_a_partition_drops_what_is_remembered(url: str) -> None:
         await b.step_until_read()
         assert (len(b.dispatcher.waiting), "s1" in b.dispatcher.bindings) == (1, True)
         partition = keys.partition_of("s1", b.layout.partitions)
-        owners = b.store.cell.keys.owners
-        epoch, holder, _ = (await b.store.connection.commands.hget(owners, partition)).decode().split(" ")
-        await b.store.connection.commands.hset(owners, partition, f"{epoch} {holder} 0")
+        (epoch, _, _) = (await b.store.reads.owners())[partition]
+        await b.pause(partition)
         async with bench(url, owner="d+2") as other:
-            assert other.dispatcher.partitions.holds(partition, int(epoch)) is False
+            assert other.dispatcher.partitions.holds(partition, epoch) is False
             await b.free("n1", "j0")
             while len(other.dispatcher.partitions) == 0 or await other.inbox("n1") != ["j1"]:
                 await b.dispatcher.run_once()

@@ -19,14 +19,6 @@ from tests.system import QUICK, running
 PATIENCE_MS = 10_000
 
 
-async def let_lapse(b: Bench, *partitions: int) -> None:
-    """End the lease of these partitions, all if none is named; their owner and epoch stay."""
-    owners = await b.store.reads.owners()
-    for partition in partitions or owners:
-        epoch, owner, _ = owners[partition]
-        await b.store.connection.commands.hset(b.store.cell.keys.owners, partition, f"{epoch} {owner} 0")
-
-
 async def until_read_ahead(b: Bench) -> None:
     """Wait until the blocked read has brought a batch, which nobody takes."""
     reader = b.dispatcher._reader
@@ -63,7 +55,7 @@ async def test_a_blocked_read_of_a_paused_owner_swallows_nothing(url: str) -> No
     async with bench(url) as paused:
         await paused.fleet(n1=100)
         await paused.dispatcher.run_once()
-        await let_lapse(paused)
+        await paused.pause()
         async with bench(url, owner="d+2") as other:
             await other.dispatcher.snapshots.load()
             ids = [f"j{i}" for i in range(20)]
@@ -83,7 +75,7 @@ async def test_an_owner_that_wakes_late_gets_through_with_nothing(url: str) -> N
     async with bench(url) as paused:
         await paused.fleet(n1=1)
         await paused.dispatcher.run_once()
-        await let_lapse(paused)
+        await paused.pause()
         async with bench(url, owner="d+2") as other:
             await other.dispatcher.snapshots.load()
             await add_at_once(other, ("s1", "j0"), ("s1", "j1"), ("s1", "j2"))
@@ -135,7 +127,7 @@ async def test_gaining_a_partition_again_forgets_what_was_known_of_it(url: str) 
         await b.step_until_read()
         partition = keys.partition_of("s1", b.layout.partitions)
         (before,) = list(b.dispatcher.waiting)
-        await let_lapse(b, partition)
+        await b.pause(partition)
         await b.store.cell.claim("d+2", [partition])
         await b.store.connection.commands.set(b.store.cell.keys.session("s1"), "default en:zh n2 -")
         await b.store.cell.claim("d+2", [], [partition])
@@ -160,7 +152,7 @@ async def test_claiming_again_as_the_holder_keeps_what_is_known(url: str) -> Non
         await b.step_until_read()
         before = await b.store.reads.owners()
         waiting = list(b.dispatcher.waiting)
-        await let_lapse(b)
+        await b.pause()
 
         await b.dispatcher.partitions.claim()
         after = await b.store.reads.owners()
@@ -177,7 +169,7 @@ async def test_a_stolen_partition_costs_only_its_own_jobs(url: str) -> None:
     async with bench(url) as b:
         await b.fleet(n1=10)
         stolen, kept = session_of(b, 3), session_of(b, 4)
-        await let_lapse(b, 3)
+        await b.pause(3)
         (_, (answer,)) = await b.store.cell.claim("d+2", [3])
         assert isinstance(answer, calls.Owned)
         await add_at_once(b, *((session, f"{session}-{i}") for i in range(3) for session in (stolen, kept)))

@@ -49,7 +49,8 @@ class Picture:
         }
         self.parked = set(_entries(dump, CELL.parked))
         self.dead = set(_entries(dump, CELL.dead))
-        self.freed = [fields["nodes"].split(" ") for fields in _entries(dump, CELL.freed).values()]
+        events = _entries(dump, CELL.freed).values()
+        self.freed = [fields["nodes"].split(" ") for fields in events if "nodes" in fields]
         self.outcomes = Counter(fields["job_id"] for fields in _entries(dump, CELL.results).values())
 
     def state(self, job_id: str) -> str:

@@ -44,6 +44,18 @@ async def test_silent_dispatcher_is_forgotten(store: Store) -> None:
     assert await store.connection.commands.zrange(store.control.keys.dispatchers, 0, -1) == [b"d1+1"]
 
 
+async def test_dispatcher_that_leaves_is_live_no_more(store: Store) -> None:
+    """Its last beat takes it out at once, and a repeat of it changes nothing more."""
+    await store.control.beat(b"doc", "d1+1")
+    await store.control.beat(b"doc", "d2+1")
+
+    for _ in range(2):
+        beaten = await store.control.beat(b"doc", "d1+1", leaves=True)
+        assert beaten.live == ("d2+1",)
+
+    assert await store.connection.commands.zrange(store.control.keys.dispatchers, 0, -1) == [b"d2+1"]
+
+
 async def test_rule_28_repeat_is_another_beat(store: Store) -> None:
     """A repeat adds a heartbeat, which is a complete registration, and no second membership."""
     await store.control.beat(b"doc", "d1+1")

@@ -117,6 +117,26 @@ async def test_rule_7_owner_that_gave_up_comes_back_under_a_higher_epoch(store: 
     assert await owned(store, "d1") > epoch
 
 
+async def test_what_is_given_up_is_told_in_the_same_step(store: Store) -> None:
+    """One event names every partition that a call gave up, and none that it did not hold."""
+    await store.cell.claim("d1", [1, 2])
+
+    await store.cell.claim("d1", [4], [1, 2, 3])
+
+    ((_, fields),) = await store.reads.entries(store.cell.keys.freed)
+    assert fields == {b"partitions": b"1 2"}
+
+
+async def test_partition_that_is_given_up_and_taken_in_one_call_has_another_epoch(store: Store) -> None:
+    """What is given up comes first, so that nothing read under the old hold is placed under the new one."""
+    epoch = await owned(store, "d1")
+
+    _, (answer,) = await store.cell.claim("d1", [1], [1])
+
+    assert isinstance(answer, calls.Owned)
+    assert answer.epoch > epoch
+
+
 @pytest.mark.parametrize("owner", ["d1", "d2"])
 async def test_rule_28_repeated_or_foreign_give_up_changes_nothing(store: Store, owner: str) -> None:
     """Giving up twice, or what somebody else holds, is answered and changes nothing."""
@@ -125,6 +145,7 @@ async def test_rule_28_repeated_or_foreign_give_up_changes_nothing(store: Store,
         await store.cell.claim("d1", [], [1])
 
     async with unchanged(store):
-        answer = await store.connection.call("claim", [store.cell.keys.owners], [owner, 6_000, 1, "give_up"])
+        names = [store.cell.keys.owners, store.cell.keys.freed]
+        answer = await store.connection.call("claim", names, [owner, 6_000, 10, 1, "give_up"])
 
     assert answer[1:] == [[b"given_up"]]

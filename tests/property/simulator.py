@@ -446,7 +446,7 @@ class Driver:
     def _lose(self, partition: int) -> None:
         if self.epochs.pop(partition, None) is None:
             return
-        self.waiting.drop_partition(partition)
+        self.waiting.drop_partitions({partition})
         self.refused = [job for job in self.refused if job.partition != partition]
         self.bindings.forget([name for name in self.bindings.sessions() if int(name[1:]) % PARTITIONS == partition])
 

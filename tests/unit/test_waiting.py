@@ -285,7 +285,7 @@ def test_whoever_left_is_not_moved_by_late_answers() -> None:
     waiting = seed_waiting("j1")
     waiting.wake(["n1"], everywhere)
     (waiter,) = waiting.tries(128)
-    waiting.drop_partition(0)
+    waiting.drop_partitions({0})
     waiting.still_full(waiter, ["n1"])
     waiting.answer_open(waiter, ("n1",))
     waiting.park(waiter)
@@ -345,7 +345,7 @@ def test_a_lost_partition_takes_its_jobs_along_and_nobody_elses() -> None:
     waiting.tried_in_vain(a_job("j1", "s1", partition=1), ZH, 0)
     waiting.queue(a_job("j2", "s1", partition=1), ZH, 0)
     waiting.queue(a_job("j3", "s3", partition=2), ZH, 0)
-    waiting.drop_partition(1)
+    waiting.drop_partitions({1})
     assert picture(waiting) == {"j3": "asking"}
 
 

@@ -1,0 +1,77 @@
+"""Jobs that are to be ended by the dispatcher itself: refused, past their deadline, served by nobody, cancelled.
+
+Collected while a batch is placed, ended by `reject.lua` afterwards. What cannot be ended now is kept for the next
+sweep.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Sequence
+
+import msgspec
+
+from scheduler import calls, keys
+from scheduler.runtime.partitions import Partitions
+from scheduler.store.cell import Cell
+from scheduler.store.connection import or_each_alone
+
+logger = logging.getLogger("scheduler.dispatcher")
+
+
+class Refusals:
+    """What is refused and has not ended yet.
+
+    Args: cell; partitions, whose epochs fence each call; layout, for the retentions; batch_max, entries of one call.
+    """
+
+    def __init__(self, cell: Cell, partitions: Partitions, layout: calls.Layout, batch_max: int) -> None:
+        self.ended = 0
+        self._cell = cell
+        self._partitions = partitions
+        self._layout = layout
+        self._batch_max = batch_max
+        self._refused: list[calls.RejectItem] = []
+        self._stuck: list[calls.RejectItem] = []
+
+    def add(self, items: Iterable[calls.RejectItem]) -> None:
+        """To be ended by the next `end`."""
+        self._refused += items
+
+    def retry(self) -> None:
+        """What could not be ended is tried again by the next `end`."""
+        self._refused += self._stuck
+        self._stuck = []
+
+    def forget(self, partitions: Collection[int]) -> None:
+        """Drop what belongs to partitions that are not ours any more."""
+        self._refused = [item for item in self._refused if item.partition not in partitions]
+        self._stuck = [item for item in self._stuck if item.partition not in partitions]
+
+    async def end(self) -> None:
+        """End what was added so far."""
+        refused, self._refused = self._refused, []
+        for start in range(0, len(refused), self._batch_max):
+            batch = refused[start : start + self._batch_max]
+            batch = [item for item in batch if self._partitions.holds(item.partition, item.epoch)]
+            if batch:
+                answers = await or_each_alone(batch, self._reject, lambda _: "broken")
+                for item, answer in zip(batch, answers, strict=True):
+                    self._settle(item, answer)
+
+    async def _reject(self, batch: Sequence[calls.RejectItem]) -> list[str]:
+        return await self._cell.reject(batch, self._layout.retention_ms, self._layout.dead_retention_ms)
+
+    def _settle(self, item: calls.RejectItem, answer: str) -> None:
+        generated = keys.generated_job_id(self._cell.cell, item.partition, item.entry_id)
+        if answer == "fenced":
+            self._partitions.lose(item.partition)
+        elif answer in ("duplicate", "broken") and item.job_id != generated:
+            # The record under its id is another entry's, or unreadable: it ends under an id of its own.
+            self._refused.append(msgspec.structs.replace(item, job_id=generated))
+        elif answer in ("busy", "broken"):
+            logger.error("job %s cannot be ended (%s): %s", item.job_id, item.reason, answer)
+            self._stuck.append(item)
+        else:
+            self.ended += 1
+            logger.info("job %s is rejected: %s: %s", item.job_id, item.reason, item.detail)
