@@ -149,12 +149,21 @@ def is_async(handler: Handler) -> bool:
 
 
 class Threads:
-    """Threads for plain functions. left_behind: those that still run although their attempt was stopped."""
+    """Threads for plain functions."""
 
     def __init__(self, workers: int, name: str) -> None:
-        self.left_behind = 0
+        self._behind: set[int] = set()
         self._executor = ThreadPoolExecutor(workers, thread_name_prefix=name)
         self._futures: dict[int, Future[Any]] = {}
+
+    @property
+    def left_behind(self) -> int:
+        """How many still run although their attempt was stopped."""
+        return len(self._behind)
+
+    def runs_on(self, job: Job) -> bool:
+        """Whether the thread of an attempt that was stopped still runs."""
+        return job.token in self._behind
 
     async def run(self, handler: Handler, job: Job) -> Any:
         """Call a plain function in a thread. Raises: asyncio.CancelledError when stopped; the thread may run on."""
@@ -163,8 +172,8 @@ class Threads:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             if future.running():
-                self.left_behind += 1
-                future.add_done_callback(self._came_back)
+                self._behind.add(job.token)
+                future.add_done_callback(lambda _: self._behind.discard(job.token))
                 self._futures[job.token] = future
             raise
 
@@ -179,9 +188,6 @@ class Threads:
     def shutdown(self) -> None:
         """Start nothing more; a thread that runs ends by itself."""
         self._executor.shutdown(wait=False, cancel_futures=True)
-
-    def _came_back(self, _: Future[Any]) -> None:
-        self.left_behind -= 1
 
 
 def _call(handler: Handler, job: Job) -> Any:

@@ -89,6 +89,8 @@ class Loop:
                 self._complain("a step failed", error, traceback=True)
                 pause_ms = max(pause_ms, _PAUSE_AFTER_ERROR_MS)
             else:
+                if self._complained:
+                    logger.info("%s: goes on", self.name)
                 self._complained = ""
             await self._pause(pause_ms)
 

@@ -4,26 +4,25 @@
         await node.stopped()
 
 Rules: a node starts work only after its own `boot` message, ends the reservations of its lower boots, stops when it
-reads a higher one, and never runs a handler past its lease as bounded by its own clock (leases.py). The contract of
-handlers stands in handlers.py.
+reads a higher one, and never runs a handler past its lease (attempts.py). The contract of handlers stands in
+handlers.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import os
 import secrets
 import time
 from collections.abc import Iterable, Mapping
-from random import Random
 from typing import Final, Literal
 
 import msgspec
 from redis.exceptions import RedisError
 
-from scheduler import calls, handlers, keys, leases, model
+from scheduler import keys, leases, model
+from scheduler.attempts import WATCH_MS, Attempts, Observer
 from scheduler.config import Settings, check_settings, read_settings
 from scheduler.errors import InvalidInput, SchedulerError
 from scheduler.handlers import Handler, Job, Threads
@@ -34,36 +33,13 @@ from scheduler.store.store import Store, open_store
 
 logger = logging.getLogger("scheduler.node")
 
-WATCH_MS: Final = 100
-BLOCKED_LOOP_MS: Final = 500
 DRAIN_MS_MAX: Final = 30_000
-GIVE_BACK_MS: Final = 500  # or a job that cannot be run would come back at once
 FIRST_WORD_MS: Final = 2_000  # for telling the server that this node leaves
 LAST_WORD_MS: Final = 5_000  # for reporting the last outcomes while leaving
 THREADS_MIN: Final = 32
 INBOX_COUNT: Final = 128
 
 Phase = Literal["joining", "serving", "draining", "left", "replaced", "stopped"]
-
-
-class Observer:
-    """Hears of handlers that start and end; the default does nothing. Times: own monotonic clock, microseconds."""
-
-    def started(self, job: Job, at_us: int) -> None:
-        """A handler begins."""
-
-    def ended(self, job: Job, at_us: int) -> None:
-        """A handler has ended, for whatever reason."""
-
-
-class _Running(msgspec.Struct):
-    """An attempt under way."""
-
-    job: Job
-    lease: leases.Reservation
-    task: asyncio.Task[retry.Ending]
-    stop: retry.Ending | None = None  # what to report instead of what the handler returns
-    lost: bool = False  # nothing is to be reported
 
 
 class Node:
@@ -116,11 +92,11 @@ class Node:
             version=version,
         )
         model.decode_beat(model.encode_beat(self._beat_document))
-        self._random = Random()
         self._clock = leases.ServerClock()
-        self._running: dict[int, _Running] = {}
         self._earlier: list[Job] = []
         self._cursor = "0"
+        self._hand_over: asyncio.TimerHandle | None = None
+        self._handed_over = False
         self._ended = asyncio.Event()
 
     # ---- life ----
@@ -136,16 +112,26 @@ class Node:
             self._reporter = Reporter(
                 self._store.cell, self._settings, self._layout, self.node_id, self.boot, self._clock, _monotonic_ms
             )
+            self._attempts = Attempts(
+                self._store.cell,
+                self._settings,
+                self.node_id,
+                self._beat_document.capacity,
+                self._handler,
+                self._observer,
+                self._clock,
+                self._threads,
+                self._end,
+            )
             await self._beat()
         except BaseException:
             await self._store.close()
             raise
-        self._watched_at = time.monotonic()
         self._loops = [
             Loop("beat", self._beat, self._settings.heartbeat_ms),
             Loop("inbox", self._read_inbox, 0),
-            Loop("renew", self._renew, WATCH_MS),
-            Loop("watch", self._watch, max(1, min(WATCH_MS, self._settings.margin_ms // 2))),
+            Loop("renew", self._attempts.renew, WATCH_MS),
+            Loop("watch", self._attempts.watch, max(1, min(WATCH_MS, self._settings.margin_ms // 2))),
         ]
         self._release_loop = Loop("release", self._release, 1_000)
         self._tasks = [asyncio.create_task(loop.run()) for loop in (*self._loops, self._release_loop)]
@@ -154,10 +140,8 @@ class Node:
     async def __aexit__(self, *_: object) -> None:
         await self.drain()
         self._end_life(self.phase if self.phase in ("left", "replaced") else "stopped")
-        for running in list(self._running.values()):
-            self._stop(running, retry.given_back("the node stopped"))
-        if self._running:
-            await asyncio.wait([each.task for each in self._running.values()], timeout=LAST_WORD_MS / 1000)
+        self._attempts.stop_all("the node stopped")
+        await self._attempts.ended(LAST_WORD_MS)
         try:
             async with asyncio.timeout(LAST_WORD_MS / 1000):
                 await self._release()
@@ -182,7 +166,7 @@ class Node:
                 await self._beat()
         except TimeoutError:
             logger.warning("%s: the server does not answer, leaving without its word", self.node_id)
-            if not self._running:
+            if not self.running:
                 return
         rest_s = self._drain_ms_max / 1000 - (time.monotonic() - started_s)
         try:
@@ -198,12 +182,12 @@ class Node:
     @property
     def running(self) -> int:
         """Handlers that run now."""
-        return len(self._running)
+        return len(self._attempts)
 
     # ---- heartbeat ----
 
     async def _beat(self) -> None:
-        document = msgspec.structs.replace(self._beat_document, running=len(self._running))
+        document = msgspec.structs.replace(self._beat_document, running=self.running)
         sent_ms = _monotonic_ms()
         answer = await self._store.control.beat(model.encode_beat(document))
         self._clock.heard(answer.now_ms, sent_ms)
@@ -212,7 +196,7 @@ class Node:
 
     async def _leave(self) -> None:
         """Leave once the capacity is 0 and the slots are empty; the script knows."""
-        if self._running or len(self._reporter):
+        if self.running or self._earlier or len(self._reporter):
             return
         answer = await self._store.cell.leave(self.node_id, self.boot)
         if answer != "busy":
@@ -223,6 +207,8 @@ class Node:
         if not self._ended.is_set():
             logger.info("%s: %s", self.node_id, phase)
         self.phase = phase
+        if self._hand_over is not None:
+            self._hand_over.cancel()
         for loop in self._loops:
             loop.stop()
         self._ended.set()
@@ -254,7 +240,8 @@ class Node:
         elif control == "boot" and self.phase == "joining":
             self.phase = "serving"
             logger.info("%s serves as boot %s", self.node_id, self.boot)
-            self._end_earlier()
+            loop, margin_s = asyncio.get_running_loop(), self._settings.margin_ms / 1000
+            self._hand_over = loop.call_later(margin_s, self._end_earlier)
         elif control == "drained" and self.phase in ("serving", "draining"):
             self.phase = "draining"
             logger.info("%s is drained", self.node_id)
@@ -266,130 +253,35 @@ class Node:
     def _replaced(self, boot: str) -> None:
         """A later life of this node has taken over: what runs here ends now."""
         logger.warning("%s: boot %s replaces %s, stopping", self.node_id, boot, self.boot)
-        for running in list(self._running.values()):
-            running.lost = True
-            self._stop(running, None)
+        self._attempts.hand_over()
         self._end_life("replaced")
 
     def _assign(self, job: Job, fields: dict[bytes, bytes]) -> None:
         """Start what is ours; entries of lower boots are ended once our own boot is confirmed."""
         boot = fields.get(b"boot", b"").decode()
         if boot == self.boot:
-            self._start(job, fields)
+            self._attempts.start(job, int(fields[b"lease_until_ms"]), int(fields[b"lease_ms"]))
         elif model.boot_order(boot) < model.boot_order(self.boot):
             self._earlier.append(job)
-            if self.phase != "joining":
+            if self._handed_over:
                 self._end_earlier()
 
-    def _end_earlier(self) -> None:
-        """End the reservations of lower boots: nobody runs them any more."""
-        for job in self._earlier:
-            self._end(job, retry.Ending("reboot", reason="reboot", detail="the node was started again"))
-        self._earlier = []
-
-    # ---- attempts ----
-
-    def _start(self, job: Job, fields: dict[bytes, bytes]) -> None:
-        lease_until_ms, lease_ms = int(fields[b"lease_until_ms"]), int(fields[b"lease_ms"])
-        if job.token in self._running:
-            return
-        length_ms = max(1, lease_until_ms - int(job.inbox_id.partition("-")[0]))
-        lease = leases.Reservation(job.job_id, job.token, lease_until_ms, lease_ms, length_ms)
-        if not leases.may_run(lease, self._clock.latest_ms(_monotonic_ms()), self._settings.margin_ms):
-            self._end(job, retry.given_back("the assignment arrived too late", GIVE_BACK_MS))
-            return
-        if self._is_occupied():
-            self._end(job, retry.given_back("an attempt that lost its lease still occupies the slot", GIVE_BACK_MS))
-            return
-        task = asyncio.create_task(self._attempt(job), name=f"job {job.job_id}")
-        self._running[job.token] = _Running(job, lease, task)
-        task.add_done_callback(functools.partial(self._attempt_ended, job))
-
-    def _is_occupied(self) -> bool:
-        """Whether attempts that should have ended, but run on, leave no room: threads, handlers that will not stop."""
-        left_behind = self._threads.left_behind
-        stuck = left_behind + sum(running.job.stopped.is_set() for running in self._running.values())
-        return stuck > 0 and len(self._running) + left_behind >= self._beat_document.capacity
-
-    async def _attempt(self, job: Job) -> retry.Ending:
-        self._observer.started(job, _monotonic_us())
-        try:
-            return await handlers.attempt(self._handler, job, self._threads, self._settings, self._random)
-        finally:
-            self._threads.when_ended(job, lambda: self._observer.ended(job, _monotonic_us()))
-
-    def _attempt_ended(self, job: Job, task: asyncio.Task[retry.Ending]) -> None:
-        """Report what the handler came to, unless the reservation is gone."""
-        running = self._running.pop(job.token)
-        if running.lost:
-            return
-        if task.cancelled():
-            ending = running.stop or self._broke(job, "CancelledError: the handler was cancelled, but not by this node")
-        elif (error := task.exception()) is not None:
-            ending = self._broke(job, handlers.describe(error))
-        else:
-            ending = task.result()
-        self._end(job, ending)
-
-    def _broke(self, job: Job, detail: str) -> retry.Ending:
-        settings = self._settings
-        return retry.failed(job.attempt, detail, None, settings.backoff_ms, settings.backoff_ms_max, self._random)
-
-    def _stop(self, running: _Running, ending: retry.Ending | None) -> None:
-        running.stop = running.stop or ending
-        running.job.stopped.set()
-        running.task.cancel()
+    # ---- endings ----
 
     def _end(self, job: Job, ending: retry.Ending) -> None:
         self._reporter.add(job, ending)
         self._release_loop.wake()
 
-    # ---- leases ----
+    def _end_earlier(self) -> None:
+        """End the reservations of lower boots, a margin after our own boot was confirmed: nobody runs them any more.
 
-    async def _renew(self) -> None:
-        """Renew all in one call when a third of some lease has passed."""
-        reservations = [running.lease for running in self._running.values()]
-        if not leases.renewal_due(reservations, self._clock.latest_ms(_monotonic_ms())):
-            return
-        sent_ms = _monotonic_ms()
-        now_ms, answers = await self._store.cell.renew(
-            self.node_id, [(each.job_id, each.token) for each in reservations]
-        )
-        self._clock.heard(now_ms, sent_ms)
-        for lease, answer in zip(reservations, answers, strict=True):
-            running = self._running.get(lease.token)
-            if running is None:
-                continue
-            if isinstance(answer, calls.Renewed):
-                lease.lease_until_ms, lease.length_ms = answer.lease_until_ms, lease.lease_ms
-                if answer.cancelling:
-                    self._stop(running, retry.given_back("cancelled"))
-            elif answer.why == "overrun":
-                self._stop(running, retry.overrun())
-            else:
-                logger.warning("%s: the reservation of job %s is lost", self.node_id, lease.job_id)
-                running.lost = True
-                self._stop(running, None)
-
-    async def _watch(self) -> None:
-        """Stop what may run past its lease, and warn when the event loop was blocked."""
-        now = time.monotonic()
-        late_ms = (now - self._watched_at) * 1000 - WATCH_MS
-        self._watched_at = now
-        if late_ms > BLOCKED_LOOP_MS:
-            logger.warning(
-                "%s: the event loop was blocked for %d ms; a handler that computes must not be async",
-                self.node_id,
-                late_ms,
-            )
-        reservations = [running.lease for running in self._running.values()]
-        for lease in leases.to_stop(reservations, self._clock.latest_ms(_monotonic_ms()), self._settings.margin_ms):
-            running = self._running[lease.token]
-            if running.stop is None:
-                logger.warning(
-                    "%s: the lease of job %s cannot be renewed in time, its handler stops", self.node_id, lease.job_id
-                )
-                self._stop(running, retry.given_back("the lease could not be renewed in time"))
+        An earlier life that is alive reads of us too, and gives back what it ran as its handlers stop, for which a
+        handler has the margin of its lease. What is left then belonged to a life that is dead, or cut off.
+        """
+        self._handed_over = True
+        for job in self._earlier:
+            self._end(job, retry.Ending("reboot", reason="reboot", detail="the node was started again"))
+        self._earlier = []
 
     async def _release(self) -> None:
         """Report what has ended, and leave if that was all that kept this node."""
@@ -400,7 +292,3 @@ class Node:
 
 def _monotonic_ms() -> float:
     return time.monotonic() * 1000
-
-
-def _monotonic_us() -> int:
-    return time.monotonic_ns() // 1000

@@ -75,7 +75,9 @@ class Reporter:
             kept = []
             for item, answer in zip(batch, answers, strict=True):
                 if isinstance(answer, calls.NotReleased):
-                    logger.warning("%s: the %s of job %s is %s", item.node, item.verdict, item.job_id, answer.why)
+                    # An earlier life may have ended its own reservations meanwhile, as it should.
+                    level = logging.DEBUG if item.verdict == "reboot" else logging.WARNING
+                    logger.log(level, "%s: the %s of job %s is %s", item.node, item.verdict, item.job_id, answer.why)
                     if answer.why == "busy" and item.verdict != "reboot":
                         kept.append(item)
             if kept:

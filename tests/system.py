@@ -9,9 +9,10 @@ from typing import Any
 
 import msgspec
 
+from scheduler.attempts import Observer
 from scheduler.config import DEFAULTS, Settings
 from scheduler.management.manager import Manager
-from scheduler.node import Node, Observer
+from scheduler.node import Node
 from scheduler.producer import Producer
 from scheduler.roles import Role, start_dispatcher, start_manager, start_reaper
 from scheduler.runtime.dispatcher import Dispatcher

@@ -13,10 +13,11 @@ from typing import Any, cast
 
 import msgspec
 
+from scheduler.attempts import Observer
 from scheduler.audit import Capacity, Run
 from scheduler.errors import InvalidInput
 from scheduler.handlers import Handler, Job
-from scheduler.node import Node, Observer
+from scheduler.node import Node
 
 
 class _Work(msgspec.Struct):

@@ -20,7 +20,6 @@ from scheduler import calls, keys, model
 from scheduler.config import Settings
 from scheduler.loop import Loop, Timers, end_tasks
 from scheduler.runtime import intake, placement
-from scheduler.runtime.attempts import Try, keeps_binding, refusal_of, reserve_item
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Job
 from scheduler.runtime.partitions import Partitions
@@ -28,6 +27,7 @@ from scheduler.runtime.reader import Batch, Reader
 from scheduler.runtime.refusals import Refusals
 from scheduler.runtime.snapshots import Snapshots
 from scheduler.runtime.sweep import Sweep, expired
+from scheduler.runtime.tries import Try, keeps_binding, refusal_of, reserve_item
 from scheduler.runtime.waiting import Waiter, Waiting
 from scheduler.session.bindings import Binding, Bindings, parse
 from scheduler.store.connection import or_each_alone

@@ -130,7 +130,7 @@ async def test_a_handler_that_will_not_stop_keeps_its_slot_empty(url: str) -> No
     async with running(url, settings) as system:
         node = await system.add_node("n1", handle, capacity=1)
         ids = await submit_all(system, [JobDocument(f"s{i}", f"j{i}", **EN_ZH) for i in range(3)])
-        await system.until(lambda: any(each.job.stopped.is_set() for each in node._running.values()))
+        await system.until(lambda: any(each.job.stopped.is_set() for each in node._attempts.running.values()))
         await system.until(lambda: _given_back(system))
         assert most == 1
         finish.set()

@@ -12,11 +12,12 @@ import msgspec
 import pytest
 
 from scheduler import calls, model
+from scheduler.attempts import Observer
 from scheduler.calls import CapacityItem
 from scheduler.errors import ServerUnavailable
 from scheduler.handlers import Job
 from scheduler.model import NodeBeat
-from scheduler.node import Node, Observer
+from scheduler.node import Node
 from scheduler.roles import REAPER_EVERY_MS, start_manager, start_reaper
 from scheduler.store.cell import Cell
 from scheduler.store.control import Leading
@@ -41,6 +42,10 @@ class Spans(Observer):
 
     def ended(self, job: Job, at_us: int) -> None:
         self.spans.append((job.job_id, self._started.pop(job.token), at_us))
+
+    def most(self) -> int:
+        """How many handlers ran at once."""
+        return max(sum(start <= at < end for _, start, end in self.spans) for _, at, _ in self.spans)
 
 
 class Attempts:
@@ -218,7 +223,7 @@ async def test_an_outage_longer_than_the_leases_costs_nothing(
         for _ in range(4):
             await begun.acquire()
         await system.until(lambda: _all_renewed(node))
-        last_until_ms = max(running.lease.lease_until_ms for running in node._running.values())
+        last_until_ms = max(running.lease.lease_until_ms for running in node._attempts.running.values())
         os.kill(server.pid, signal.SIGSTOP)
         try:
             for _ in range(4):
@@ -234,7 +239,7 @@ async def test_an_outage_longer_than_the_leases_costs_nothing(
 
 
 def _all_renewed(node: Node) -> bool:
-    return all(running.lease.length_ms == running.lease.lease_ms for running in node._running.values())
+    return all(running.lease.length_ms == running.lease.lease_ms for running in node._attempts.running.values())
 
 
 # ---- boots and drains ----------------------------------------------------------------------------------------------
@@ -264,13 +269,13 @@ async def test_a_later_boot_ends_what_lower_boots_held(url: str) -> None:
 
 
 async def test_a_node_stops_when_a_later_boot_is_there(url: str) -> None:
-    """RULES 13: its handlers end and it reports nothing, because what it held is the later boot's to end."""
+    """RULES 13: its handlers end, and what they ran goes back at no cost of an attempt."""
     gate = Gate()
     async with running(url) as system:
         node = await system.add_node("n1", gate)
         (job_id,) = await submit(system, 1)
         await gate.wait_for(1)
-        before = await reserved(system, job_id)
+        await reserved(system, job_id)
         await stop_reaper(system)
         boot = f"{await system.store.control.time_us()}-later"
         await system.store.control.beat(model.encode_beat(NodeBeat("n1", boot, 1)))
@@ -279,8 +284,42 @@ async def test_a_node_stops_when_a_later_boot_is_there(url: str) -> None:
         await system.until(lambda: node.running == 0)
         assert node.phase == "replaced"
         await system.remove_node("n1")
-        after = await reserved(system, job_id)
-        assert (after["token"], after["boot"]) == (before["token"], node.boot)
+        after = await system.store.reads.record(job_id)
+        counted = [after.get(name) for name in ("attempts", "crashes", "not_started")]
+        assert (after["state"], counted) == ("queued", ["0", "0", "0"])
+
+
+@pytest.mark.parametrize("in_threads", [False, True], ids=["async", "threads"])
+async def test_two_lives_of_a_node_never_run_more_than_its_slots(url: str, in_threads: bool) -> None:
+    """RULES 13: a slot of the earlier life is free for the later one when the handler in it has really ended."""
+
+    later = False
+
+    async def slow_to_stop(job: Job) -> None:
+        try:
+            await asyncio.get_running_loop().create_future() if not later else None
+        finally:
+            for _ in range(20):
+                await system.store.control.time_us()
+
+    def in_a_thread(job: Job) -> None:
+        if not later:
+            job.stopped.wait(5)
+
+    spans = Spans()
+    handler = in_a_thread if in_threads else slow_to_stop
+    async with running(url) as system:
+        first = await system.add_node("n1", handler, capacity=3, observer=spans)
+        ids = await submit(system, 9)
+        await system.until(lambda: first.running == 3)
+        del system.nodes["n1"]
+        later = True
+        await system.add_node("n1", handler, capacity=3, observer=spans)
+        outcomes = await ended(system, ids)
+        await first.__aexit__()
+        assert (first.phase, {outcome.state for outcome in outcomes}) == ("replaced", {"completed"})
+        assert {outcome.attempts for outcome in outcomes} == {0}
+        assert spans.most() <= 3
 
 
 class Leader:

@@ -19,9 +19,9 @@ from scheduler.calls import Refused as NotPlaced
 from scheduler.calls import Reserved
 from scheduler.model import Node, Pool, Snapshot, Strategy
 from scheduler.runtime import placement
-from scheduler.runtime.attempts import Try
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Class, Job
+from scheduler.runtime.tries import Try
 from scheduler.runtime.waiting import Waiter, Waiting
 from scheduler.session.bindings import Binding, Bindings
 

@@ -15,7 +15,7 @@ PURE: Final = {
     "scheduler.leases",
     "scheduler.loads",
     "scheduler.management.fold",
-    "scheduler.runtime.attempts",
+    "scheduler.runtime.tries",
     "scheduler.runtime.index",
     "scheduler.runtime.intake",
     "scheduler.runtime.placement",

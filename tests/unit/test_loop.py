@@ -63,7 +63,9 @@ async def test_an_error_that_lasts_is_logged_once(caplog: pytest.LogCaptureFixtu
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         ("ERROR", "steps: no server"),
         ("ERROR", "steps: another reason"),
+        ("INFO", "steps: goes on"),
         ("ERROR", "steps: no server"),
+        ("INFO", "steps: goes on"),
     ]
 
 
@@ -76,6 +78,7 @@ async def test_only_what_nobody_expected_has_a_traceback(caplog: pytest.LogCaptu
         ("ERROR", False),
         ("ERROR", True),
         ("WARNING", False),
+        ("INFO", False),
     ]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from scheduler.calls import Refused, RejectItem, ReserveItem
-from scheduler.runtime.attempts import Try, keeps_binding, refusal_of, reserve_item
 from scheduler.runtime.placement import Placement
+from scheduler.runtime.tries import Try, keeps_binding, refusal_of, reserve_item
 from scheduler.session.bindings import Binding
 from tests.unit.arrange import EN_DE, EN_ZH, a_class, a_job
 

@@ -1,0 +1,219 @@
+"""A node's attempts under way: each runs a handler under a lease, is renewed with the others, and ends with a word.
+
+Rules: no handler starts or goes on past its lease, as bounded by the node's own clock (leases.py); what should have
+stopped but runs on, a thread above all, keeps its slot occupied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import time
+from collections.abc import Callable
+from random import Random
+from typing import Final
+
+import msgspec
+
+from scheduler import calls, handlers, leases
+from scheduler.config import Settings
+from scheduler.handlers import Handler, Job, Threads
+from scheduler.runtime import retry
+from scheduler.runtime.retry import Ending
+from scheduler.store.cell import Cell
+
+logger = logging.getLogger("scheduler.node")
+
+WATCH_MS: Final = 100
+BLOCKED_LOOP_MS: Final = 500
+GIVE_BACK_MS: Final = 500  # or a job that cannot be run would come back at once
+
+
+class Observer:
+    """Hears of handlers that start and end; the default does nothing. Times: own monotonic clock, microseconds."""
+
+    def started(self, job: Job, at_us: int) -> None:
+        """A handler begins."""
+
+    def ended(self, job: Job, at_us: int) -> None:
+        """A handler has ended, for whatever reason."""
+
+
+class Running(msgspec.Struct):
+    """An attempt under way."""
+
+    job: Job
+    lease: leases.Reservation
+    task: asyncio.Task[Ending]
+    stop: Ending | None = None  # what to report instead of what the handler returns
+    lost: bool = False  # nothing is to be reported
+
+
+class Attempts:
+    """What a node runs.
+
+    Args: cell; settings; node_id; capacity, slots; handler; observer; clock, the bound on the server's time; threads,
+    for plain functions; report(job, ending), called at the end of each attempt whose reservation may still stand.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        settings: Settings,
+        node_id: str,
+        capacity: int,
+        handler: Handler,
+        observer: Observer,
+        clock: leases.ServerClock,
+        threads: Threads,
+        report: Callable[[Job, Ending], None],
+    ) -> None:
+        self.running: dict[int, Running] = {}
+        self._cell = cell
+        self._settings = settings
+        self._node_id = node_id
+        self._capacity = capacity
+        self._handler = handler
+        self._observer = observer
+        self._clock = clock
+        self._threads = threads
+        self._report = report
+        self._random = Random()
+        self._replaced = False
+        self._watched_at = time.monotonic()
+
+    def __len__(self) -> int:
+        return len(self.running)
+
+    # ---- from start to end ----
+
+    def start(self, job: Job, lease_until_ms: int, lease_ms: int) -> None:
+        """Run the handler; a job that arrives late, or finds its slot still occupied, is given back instead.
+
+        Args: job; lease_until_ms, the end of its first lease (server time); lease_ms, of the renewed ones.
+        """
+        if job.token in self.running:
+            return
+        length_ms = max(1, lease_until_ms - int(job.inbox_id.partition("-")[0]))
+        lease = leases.Reservation(job.job_id, job.token, lease_until_ms, lease_ms, length_ms)
+        if not leases.may_run(lease, self._clock.latest_ms(_monotonic_ms()), self._settings.margin_ms):
+            self._report(job, retry.given_back("the assignment arrived too late", GIVE_BACK_MS))
+            return
+        if self._is_occupied():
+            detail = "an attempt that lost its lease still occupies the slot"
+            self._report(job, retry.given_back(detail, GIVE_BACK_MS))
+            return
+        task = asyncio.create_task(self._attempt(job), name=f"job {job.job_id}")
+        self.running[job.token] = Running(job, lease, task)
+        task.add_done_callback(functools.partial(self._ended, job))
+
+    def _is_occupied(self) -> bool:
+        """Whether attempts that should have ended, but run on, leave no room: threads, handlers that will not stop."""
+        left_behind = self._threads.left_behind
+        stuck = left_behind + sum(running.job.stopped.is_set() for running in self.running.values())
+        return stuck > 0 and len(self.running) + left_behind >= self._capacity
+
+    async def _attempt(self, job: Job) -> Ending:
+        self._observer.started(job, _monotonic_us())
+        try:
+            return await handlers.attempt(self._handler, job, self._threads, self._settings, self._random)
+        finally:
+            self._threads.when_ended(job, lambda: self._observer.ended(job, _monotonic_us()))
+
+    def _ended(self, job: Job, task: asyncio.Task[Ending]) -> None:
+        """Report what the handler came to, unless the reservation is gone."""
+        running = self.running.pop(job.token)
+        if running.lost or (self._replaced and self._threads.runs_on(job)):
+            return
+        if task.cancelled():
+            ending = running.stop or self._broke(job, "CancelledError: the handler was cancelled, but not by this node")
+        elif (error := task.exception()) is not None:
+            ending = self._broke(job, handlers.describe(error))
+        else:
+            ending = task.result()
+        self._report(job, ending)
+
+    def _broke(self, job: Job, detail: str) -> Ending:
+        settings = self._settings
+        return retry.failed(job.attempt, detail, None, settings.backoff_ms, settings.backoff_ms_max, self._random)
+
+    # ---- what stops them ----
+
+    def stop_all(self, detail: str) -> None:
+        """Stop every handler; each job goes back when its handler has ended."""
+        for running in list(self.running.values()):
+            _stop(running, retry.given_back(detail))
+
+    def hand_over(self) -> None:
+        """A later boot of this node is there: as `stop_all`, but whatever runs on in a thread keeps its slot.
+
+        So both together never run more than the node has slots for: a slot is free when its handler has ended.
+        """
+        self._replaced = True
+        self.stop_all("a later boot of the node took over")
+
+    async def ended(self, timeout_ms: int) -> None:
+        """Wait until no handler runs, at most `timeout_ms`."""
+        if self.running:
+            await asyncio.wait([each.task for each in self.running.values()], timeout=timeout_ms / 1000)
+
+    async def renew(self) -> None:
+        """Renew all in one call when a third of some lease has passed; stop what is lost, cancelled or too long."""
+        reservations = [running.lease for running in self.running.values()]
+        if not leases.renewal_due(reservations, self._clock.latest_ms(_monotonic_ms())):
+            return
+        sent_ms = _monotonic_ms()
+        now_ms, answers = await self._cell.renew(self._node_id, [(each.job_id, each.token) for each in reservations])
+        self._clock.heard(now_ms, sent_ms)
+        for lease, answer in zip(reservations, answers, strict=True):
+            running = self.running.get(lease.token)
+            if running is not None:
+                self._renewed(running, answer)
+
+    def _renewed(self, running: Running, answer: calls.Renewed | calls.NotRenewed) -> None:
+        lease = running.lease
+        if isinstance(answer, calls.Renewed):
+            lease.lease_until_ms, lease.length_ms = answer.lease_until_ms, lease.lease_ms
+            if answer.cancelling:
+                _stop(running, retry.given_back("cancelled"))
+        elif answer.why == "overrun":
+            _stop(running, retry.overrun())
+        else:
+            logger.warning("%s: the reservation of job %s is lost", self._node_id, lease.job_id)
+            running.lost = True
+            _stop(running, None)
+
+    async def watch(self) -> None:
+        """Stop what may run past its lease, and warn when the event loop was blocked."""
+        now = time.monotonic()
+        late_ms = (now - self._watched_at) * 1000 - WATCH_MS
+        self._watched_at = now
+        if late_ms > BLOCKED_LOOP_MS:
+            logger.warning(
+                "%s: the event loop was blocked for %d ms; a handler that computes must not be async",
+                self._node_id,
+                late_ms,
+            )
+        reservations = [running.lease for running in self.running.values()]
+        for lease in leases.to_stop(reservations, self._clock.latest_ms(_monotonic_ms()), self._settings.margin_ms):
+            running = self.running[lease.token]
+            if running.stop is None:
+                logger.warning(
+                    "%s: the lease of job %s cannot be renewed in time, its handler stops", self._node_id, lease.job_id
+                )
+                _stop(running, retry.given_back("the lease could not be renewed in time"))
+
+
+def _stop(running: Running, ending: Ending | None) -> None:
+    running.stop = running.stop or ending
+    running.job.stopped.set()
+    running.task.cancel()
+
+
+def _monotonic_ms() -> float:
+    return time.monotonic() * 1000
+
+
+def _monotonic_us() -> int:
+    return time.monotonic_ns() // 1000
