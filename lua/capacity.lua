@@ -5,7 +5,8 @@
 -- KEYS[3] {cell}:open               set
 -- KEYS[4] {cell}:freed              stream
 -- KEYS[5..] a node each: {cell}:slots:<node> zset, {cell}:inbox:<node> stream
--- ARGV[1] leader epoch   ARGV[2] freed_max   ARGV[3..] items: node, slots, boot, reason (ready | draining | quarantined | dead)
+-- ARGV[1] leader epoch   ARGV[2] freed_max   ARGV[3..] items: node, slots, boot,
+--   reason (ready | suspect | draining | quarantined | dead)
 -- RETURNS {"accepted", answer, ...}, one a node: "written" | "unchanged" | "older" | "refused" | {"fenced", epoch}
 -- INVARIANT no epoch below the highest seen writes; a boot never falls back; the inbox tells the node in the step that
 --           changes its capacity; a repeat changes nothing.
@@ -16,6 +17,7 @@ local highest = redis.call('GET', epoch_key) or '0'
 if tonumber(epoch) < tonumber(highest) then return {'fenced', highest} end
 if tonumber(epoch) > tonumber(highest) then redis.call('SET', epoch_key, epoch) end
 
+local function serves(reason) return reason == 'ready' or reason == 'suspect' end
 local function boot_order(boot) return tonumber(string.match(boot, '^(%d+)%-')) or 0 end
 
 -- The node reads the newest word only: what it replaces goes. `resumed` takes `drained` with it, a boot takes both and
@@ -50,7 +52,7 @@ for i = 3, #ARGV, 4 do
     if boot ~= current_boot then told = tell(inbox_key, 'boot', boot) end
     if told and reason == 'draining' and (boot ~= current_boot or current_reason ~= 'draining') then
       told = tell(inbox_key, 'drained', boot)
-    elseif told and reason == 'ready' and boot == current_boot and current_reason ~= 'ready' then
+    elseif told and serves(reason) and boot == current_boot and not serves(current_reason) then
       -- Also after another reason: a `drained` from before it may still stand.
       told = tell(inbox_key, 'resumed', boot)
     end

@@ -28,12 +28,14 @@ local answers, freed_nodes, feed = {now_ms}, {}, {}
 local function boot_order(boot) return tonumber(string.match(boot, '^(%d+)%-')) or 0 end
 
 -- Counters after this verdict, and where the job goes: queued, delayed or dead (with a reason).
-local function judge(record, verdict, delay_ms)
+local function judge(record, verdict, delay_ms, suspect)
   local attempts, crashes, not_started = record.attempts, record.crashes, record.not_started
   local reason, detail
   if verdict == 'retry' then
     attempts = attempts + 1
     if attempts >= record.attempts_max then reason, detail = 'attempts_exhausted', 'failed ' .. attempts .. ' times' end
+  elseif suspect then
+    -- Its node fell silent with many others: that is no fault of the job.
   elseif verdict == 'expire' or verdict == 'reboot' then
     if record.started_ms then
       crashes = crashes + 1
@@ -177,7 +179,8 @@ local function release(job)
   if job.verdict == 'finish' then return finish(job, job.state, unchanged, job.reason, job.detail, nil) end
   if record.cancel then return finish(job, 'cancelled', unchanged, 'cancelled', job.detail, nil) end
   local body = read_body(KEYS[NODE_KEYS + 2 * job.node_index], record.inbox_id)
-  local after = job.verdict == 'dead' and unchanged or judge(record, job.verdict, job.delay_ms)
+  local reason = job.verdict == 'expire' and string.match(redis.call('HGET', capacity_key, job.node) or '', '%S+$')
+  local after = job.verdict == 'dead' and unchanged or judge(record, job.verdict, job.delay_ms, reason == 'suspect')
   if not body then return finish(job, 'dead', after, 'body_lost', 'the inbox entry is missing', nil) end
   if job.verdict == 'dead' then return finish(job, 'dead', after, job.reason, job.detail, body) end
   if after.state == 'dead' then

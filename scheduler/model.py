@@ -17,7 +17,7 @@ State = Literal["none", "queued", "reserved", "delayed", "completed", "failed", 
 Body = Literal["intake", "inbox", "parked", "dead", "none"]
 Verdict = Literal["finish", "retry", "expire", "reboot", "give_back", "dead"]
 Strategy = Literal["affinity", "spread", "least_loaded"]
-Reason = Literal["ready", "draining", "quarantined", "dead"]
+Reason = Literal["ready", "suspect", "draining", "quarantined", "dead"]
 
 TERMINAL: Final[frozenset[str]] = frozenset({"completed", "failed", "dead", "cancelled"})
 
@@ -148,7 +148,10 @@ class Pool(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Node(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A node as placement sees it. Nodes that cannot take work (draining, dead) are not in the snapshot."""
+    """A node as placement sees it. Nodes that cannot take work (draining, dead) are not in the snapshot.
+
+    suspect: it fell silent together with many others, so it is placed on last.
+    """
 
     id: str
     boot: str

@@ -8,6 +8,7 @@ changes capacity, health and load only; silence counts only while somebody liste
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 import msgspec
 
@@ -15,19 +16,24 @@ from scheduler.calls import CapacityItem
 from scheduler.config import Settings
 from scheduler.model import Node, NodeBeat, Pool, Reason, Snapshot, boot_order
 
-DEFAULT_POOL = "default"
+DEFAULT_POOL: Final = "default"
+SERVING: Final = ("ready", "suspect")
+SUSPECTS_MIN: Final = 3
+SUSPECTS_SHARE: Final = 0.3
+SUSPECT_PERIODS: Final = 5  # of silence, until a suspect is dead
 
 
 class Known(msgspec.Struct, frozen=True):
     """What is known of a node.
 
-    heard_ms: server time of its last heartbeat, or when listening began. partial: only its capacity is known, from a
-    cell, so that it is not placed on before it is heard.
+    heard_ms: server time of its last heartbeat, or when listening began. suspect: silent, but so are many others.
+    partial: only its capacity is known, from a cell, so that it is not placed on before it is heard.
     """
 
     beat: NodeBeat
     heard_ms: int
     dead: bool = False
+    suspect: bool = False
     partial: bool = False
 
 
@@ -118,12 +124,33 @@ def listen_anew(fleet: Fleet, now_ms: int) -> Fleet:
 
 
 def age(fleet: Fleet, now_ms: int, silence_ms: int) -> Fleet:
-    """Mark those dead that were silent for `silence_ms`, and alive those that were heard again."""
+    """Mark those dead that were silent for `silence_ms`, and alive those that were heard again.
+
+    When many fall silent at once the network is the likelier cause: then they are suspect, and dead only after
+    SUSPECT_PERIODS of silence.
+    """
+    many = _many_fall_silent(fleet.nodes.values(), now_ms, silence_ms)
     nodes = {}
     for node, known in fleet.nodes.items():
-        dead = now_ms - known.heard_ms >= silence_ms
-        nodes[node] = known if dead == known.dead else msgspec.structs.replace(known, dead=dead)
+        silent = now_ms - known.heard_ms >= silence_ms
+        doubted = silent and not known.dead and not known.beat.draining and (known.suspect or many)
+        suspect = doubted and now_ms - known.heard_ms < SUSPECT_PERIODS * silence_ms
+        dead = silent and not suspect
+        same = (dead, suspect) == (known.dead, known.suspect)
+        nodes[node] = known if same else msgspec.structs.replace(known, dead=dead, suspect=suspect)
     return msgspec.structs.replace(fleet, nodes=nodes)
+
+
+def _many_fall_silent(nodes: Iterable[Known], now_ms: int, silence_ms: int) -> bool:
+    """Whether more than SUSPECTS_MIN and SUSPECTS_SHARE of the nodes fell silent within one period around now.
+
+    Half a period ahead, because those that fell silent together do not reach the end of their period together. A node
+    that drains is expected to fall silent.
+    """
+    ages_ms = [now_ms - known.heard_ms for known in nodes if not known.beat.draining]
+    counted = [age_ms for age_ms in ages_ms if 2 * age_ms < 3 * silence_ms]
+    silent = sum(2 * age_ms >= silence_ms for age_ms in counted)
+    return silent > max(SUSPECTS_MIN, SUSPECTS_SHARE * len(counted))
 
 
 def forget(fleet: Fleet, present: Iterable[str], now_ms: int, keep_ms: int) -> Fleet:
@@ -138,7 +165,7 @@ def forget(fleet: Fleet, present: Iterable[str], now_ms: int, keep_ms: int) -> F
 
 
 def capacity_of(known: Known) -> CapacityItem:
-    """Slots and reason of a node: none when dead, draining or quarantined (it calls itself unhealthy)."""
+    """Slots and reason of a node: no slots when dead, draining or quarantined (it calls itself unhealthy)."""
     beat = known.beat
     reason: Reason = "ready"
     if known.dead:
@@ -147,7 +174,9 @@ def capacity_of(known: Known) -> CapacityItem:
         reason = "draining"
     elif not beat.healthy:
         reason = "quarantined"
-    return CapacityItem(beat.node, beat.capacity if reason == "ready" else 0, beat.boot, reason)
+    elif known.suspect:
+        reason = "suspect"
+    return CapacityItem(beat.node, beat.capacity if reason in SERVING else 0, beat.boot, reason)
 
 
 def picture(fleet: Fleet, version: int, settings: Settings) -> Snapshot:
@@ -167,6 +196,7 @@ def picture(fleet: Fleet, version: int, settings: Settings) -> Snapshot:
                     features=beat.features,
                     labels=beat.labels,
                     version=beat.version,
+                    suspect=item.reason == "suspect",
                 )
             )
     names = {DEFAULT_POOL, *fleet.pools, *(node.pool for node in nodes)}

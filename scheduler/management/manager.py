@@ -28,6 +28,7 @@ DEAF_MS: Final = 1_000  # after so long without a take of our own, silence prove
 FORGET_MS: Final = 60_000
 BOOT_AHEAD_US_MAX: Final = 60_000_000  # a boot later than that could never be replaced
 LOOK_BACK_MS: Final = 5_000
+SUSPECTS_SHOWN_MAX: Final = 10
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -38,6 +39,7 @@ class Report(msgspec.Struct, frozen=True):
     invalid: int = 0
     capacities: int = 0
     published: bool = False
+    suspects: int = 0
 
 
 class Manager:
@@ -142,7 +144,8 @@ class Manager:
         capacities = await self._write_capacities()
         published = await self._publish(taken.now_ms)
         await self._forget(taken.now_ms)
-        return Report(True, len(taken.heartbeats), invalid, capacities, published)
+        suspects = sum(known.suspect for known in self._fleet.nodes.values())
+        return Report(True, len(taken.heartbeats), invalid, capacities, published, suspects)
 
     def _fold(self, heartbeats: tuple[Heartbeat, ...]) -> int:
         """Fold what can be decoded. Returns how many could not."""
@@ -180,7 +183,7 @@ class Manager:
         lost = [
             node
             for node, item in self._written.items()
-            if stored.get(node) != item and (node in stored or item.reason == "ready")
+            if stored.get(node) != item and (node in stored or item.reason in fold.SERVING)
         ]
         for node in lost:
             del self._written[node]
@@ -208,6 +211,13 @@ class Manager:
                     self._written[item.node] = item
                 if item.reason == "dead" and answer == "written":
                     logger.warning("node %s is dead: silent for %d ms", item.node, self._settings.silence_ms)
+        suspects = [item.node for item in changed if item.reason == "suspect"]
+        if suspects:
+            shown = ", ".join(suspects[:SUSPECTS_SHOWN_MAX])
+            logger.error(
+                "%d nodes fell silent at once, so they are suspect, not dead: is the network in order? %s%s",
+                len(suspects), shown, ", ..." if len(suspects) > SUSPECTS_SHOWN_MAX else "",
+            )  # fmt: skip
         return len(changed)
 
     async def _publish(self, now_ms: int) -> bool:

@@ -17,10 +17,14 @@ CLASSES_MAX: Final = 10_000  # answers that are remembered; jobs can name any la
 
 
 class Group(NamedTuple):
-    """Nodes that are alike for a job; `ids` answers at once whether a node is one of them."""
+    """Nodes that are alike for a job; `ids` answers at once whether a node is one of them.
+
+    trusted: those that are not suspect, None when that makes no difference.
+    """
 
     nodes: Sequence[Node]
     ids: frozenset[str]
+    trusted: Group | None = None
 
 
 Members = Mapping[str, Group]
@@ -28,7 +32,9 @@ Members = Mapping[str, Group]
 
 def group(nodes: Sequence[Node]) -> Group:
     """A group of these nodes."""
-    return Group(nodes, frozenset(node.id for node in nodes))
+    trusted = [node for node in nodes if not node.suspect]
+    apart = 0 < len(trusted) < len(nodes)
+    return Group(nodes, frozenset(node.id for node in nodes), group(trusted) if apart else None)
 
 
 class Index:

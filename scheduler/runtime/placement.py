@@ -110,7 +110,11 @@ def _strategy(index: Index, pool: str) -> Strategy:
 def choose(
     strategy: Strategy, job: Job, binding: Binding | None, nodes: Group, loads: Loads, count: int, random: Random
 ) -> Placement:
-    """Order nodes of one pool by its strategy, away from the node that an earlier attempt failed on."""
+    """Order nodes of one pool by its strategy, away from suspects and from the node that an earlier attempt failed on.
+
+    Who is kept away from is a candidate only where nobody else is.
+    """
+    nodes = nodes.trusted or nodes
     if job.avoid in nodes.ids and len(nodes.nodes) > 1:
         nodes = group([node for node in nodes.nodes if node.id != job.avoid])
     return STRATEGIES[strategy](binding, nodes, loads, count, random)

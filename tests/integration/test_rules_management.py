@@ -238,3 +238,33 @@ async def test_a_version_above_the_clock_can_be_followed_by_a_manager(store: Sto
     assert await store.reads.capacities() == {NODE: CapacityItem(NODE, 1, BOOT, "ready")}
     answer = await store.control.lead("m2+1")
     assert isinstance(answer, Leading)
+
+
+async def test_half_of_the_fleet_falls_silent(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """RULES 17: no node is declared dead, the snapshot says so, an error is logged; heard again they are as before."""
+    settings = msgspec.structs.replace(DEFAULTS, silence_ms=200, heartbeat_ms=20, publish_ms=1)
+    manager = Manager(store, settings, MANAGER)
+    names = [f"n{number}" for number in range(8)]
+    start_us = await store.control.time_us()
+
+    async def beat(heard: list[str]) -> None:
+        for name in heard:
+            await store.control.beat(model.encode_beat(NodeBeat(name, f"{start_us}-a", 2)))
+
+    async def reasons() -> list[str]:
+        await manager.run_once()
+        capacities = await store.reads.capacities()
+        return [capacities[name].reason for name in names]
+
+    await beat(names)
+    assert await reasons() == ["ready"] * 8
+    while "suspect" not in await reasons():
+        await beat(names[4:])
+    while await reasons() != ["suspect"] * 4 + ["ready"] * 4:
+        await beat(names[4:])
+    snapshot = await store.control.read_snapshot()
+    assert [node.suspect for node in snapshot.nodes] == [True] * 4 + [False] * 4
+    assert "fell silent at once" in caplog.text
+    await beat(names)
+    assert await reasons() == ["ready"] * 8
+    assert "is dead" not in caplog.text

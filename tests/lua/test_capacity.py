@@ -157,6 +157,18 @@ async def test_rule_13_resumed_also_after_another_reason(store: Store, between: 
     assert await told(store) == [("boot", BOOT), ("resumed", BOOT)]
 
 
+async def test_rule_17_suspect_keeps_its_slots_and_is_told_nothing(store: Store) -> None:
+    """A node that fell silent with many others has room as before; neither that nor its return is a message."""
+    await write(store, item(2))
+
+    assert await write(store, item(2, "suspect")) == ["written"]
+
+    assert await store.reads.capacities() == {NODE: item(2, "suspect")}
+    assert await store.reads.are_open([NODE]) == [True]
+    await write(store, item(2))
+    assert await told(store) == [("boot", BOOT)]
+
+
 async def test_rule_13_drained_again_takes_resumed_with_it(store: Store) -> None:
     """However often a node is drained and resumed, its inbox has one word of it."""
     await write(store, item(2))

@@ -269,6 +269,19 @@ async def test_rule_12_each_ending_counts_once_and_an_unstarted_job_is_no_crash(
     assert (record["attempts"], record["crashes"], record["not_started"]) == counts
 
 
+@pytest.mark.parametrize("started", [False, True])
+async def test_rule_17_expiry_on_a_suspect_node_costs_nothing(store: Store, started: bool) -> None:
+    """Its node fell silent with many others, so that neither a crash nor a start that failed is counted."""
+    token = await seed_reserved(store, started=started)
+    await seed_lapsed(store)
+    await seed_node(store, reason="suspect")
+
+    await release(store, ending(token, "expire"))
+
+    record = await store.reads.record(JOB)
+    assert (record["state"], record["crashes"], record["not_started"], record["avoid"]) == ("queued", "0", "0", NODE)
+
+
 @pytest.mark.parametrize(
     ("verdict", "started", "used", "detail"),
     [

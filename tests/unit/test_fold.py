@@ -126,6 +126,54 @@ def test_a_silent_node_is_dead_and_alive_when_it_is_heard_again() -> None:
     assert (capacities(fleet), placed_on(fleet)) == ({"n1": (4, "ready"), "n2": (0, "dead")}, ["n1"])
 
 
+@pytest.mark.parametrize(
+    ("fleet", "silent", "expected"),
+    [
+        pytest.param(10, 3, "dead", id="three of ten are nodes that died"),
+        pytest.param(10, 4, "suspect", id="four of ten are more than three"),
+        pytest.param(20, 6, "dead", id="six of twenty are not more than 30 %"),
+        pytest.param(20, 7, "suspect", id="seven of twenty are"),
+        pytest.param(4, 4, "suspect", id="a small fleet that falls silent as a whole"),
+    ],
+)
+def test_many_that_fall_silent_at_once_are_suspect(fleet: int, silent: int, expected: str) -> None:
+    """RULES 17: they keep their slots and are placed on; the others are as they were."""
+    names = [f"n{number}" for number in range(fleet)]
+    known = seed_fleet(*(a_beat(name) for name in names))
+    known, _ = fold(known, [(a_beat(name), 4_000) for name in names[silent:]])
+    after = age(known, 1_000 + SILENCE_MS, SILENCE_MS)
+    assert {capacities(after)[name] for name in names[:silent]} == {(4 if expected == "suspect" else 0, expected)}
+    assert [capacities(after)[name] for name in names[silent:]] == [(4, "ready")] * (fleet - silent)
+    assert {node.id for node in picture(after, 1, DEFAULTS).nodes if node.suspect} == (
+        set(names[:silent]) if expected == "suspect" else set()
+    )
+
+
+def test_those_that_fell_silent_together_reach_the_end_of_their_period_one_after_the_other() -> None:
+    """RULES 17: the first of them is suspect already, because the others have not been heard for long either."""
+    known, _ = fold(Fleet(), [(a_beat(f"n{number}"), 1_000 + 200 * number) for number in range(5)])
+    after = age(known, 1_000 + SILENCE_MS, SILENCE_MS)
+    assert capacities(after)["n0"] == (4, "suspect")
+
+
+def test_a_suspect_is_dead_after_five_periods_and_well_when_it_is_heard() -> None:
+    """RULES 17: silence that lasts is death after all."""
+    fleet = age(seed_fleet(*(a_beat(f"n{number}") for number in range(5))), 1_000 + SILENCE_MS, SILENCE_MS)
+    fleet, _ = fold(fleet, [(a_beat("n0"), 20_000)])
+    just_before = age(fleet, 999 + 5 * SILENCE_MS, SILENCE_MS)
+    assert capacities(just_before) == {"n0": (0, "dead")} | {f"n{number}": (4, "suspect") for number in range(1, 5)}
+    assert capacities(age(just_before, 1_000 + 5 * SILENCE_MS, SILENCE_MS))["n1"] == (0, "dead")
+    heard, _ = fold(just_before, [(a_beat("n1"), 25_999)])
+    assert capacities(age(heard, 26_000, SILENCE_MS))["n1"] == (4, "ready")
+
+
+def test_a_drain_of_many_is_no_silence_of_many() -> None:
+    """RULES 17: nodes that drain are expected to fall silent, so that they are dead when they do."""
+    fleet = seed_fleet(*(a_beat(f"n{number}", draining=True) for number in range(9)), a_beat("n9"))
+    after = age(fleet, 1_000 + SILENCE_MS, SILENCE_MS)
+    assert set(capacities(after).values()) == {(0, "dead")}
+
+
 def test_silence_counts_only_while_somebody_listened() -> None:
     """After a pause of the leader every age starts anew."""
     fleet = listen_anew(seed_fleet(a_beat("n1")), 60_000)

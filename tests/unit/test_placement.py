@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from random import Random
 
+import msgspec
 import pytest
 
 from scheduler.model import Node, Pool, Strategy
@@ -216,3 +217,37 @@ def among(
 def test_place_among(names: str, options: dict[str, object], expected: Placement | None) -> None:
     """Every named node that may take the job is a candidate; what one would rather avoid comes last in its tier."""
     assert among(tuple(names.split()), **options) == expected  # type: ignore[arg-type]
+
+
+# ---- suspects ----------------------------------------------------------------------------------------------
+
+
+def suspects(*names: str) -> tuple[Node, ...]:
+    """The nodes of pool a, some of them suspect."""
+    return tuple(msgspec.structs.replace(node, suspect=node.id in names) for node in A123)
+
+
+@pytest.mark.parametrize(
+    ("names", "binding", "expected"),
+    [
+        pytest.param(["a2"], None, {"a1", "a3"}, id="the others are candidates"),
+        pytest.param(["a2"], bound("a2"), {"a1", "a3"}, id="also for a session that is bound to it"),
+        pytest.param(["a1", "a2", "a3"], None, {"a1", "a2", "a3"}, id="unless all are suspect"),
+    ],
+)
+@pytest.mark.parametrize("strategy", ["affinity", "spread", "least_loaded"])
+def test_suspects_are_placed_on_last(
+    strategy: Strategy, names: list[str], binding: Binding | None, expected: set[str]
+) -> None:
+    """RULES 17: a suspect is no candidate while another node may have room."""
+    placement = placed(strategy, binding, nodes=suspects(*names))
+    assert placement is not None
+    assert set(placement.candidates) == expected
+
+
+def test_a_suspect_that_alone_has_room_is_taken() -> None:
+    """RULES 17: last is not never: among the nodes known to have room it comes after all others."""
+    index = an_index(*suspects("a2"), pools={"a": Pool("a", "affinity")})
+    among = place_among(a_job(), a_class(), bound("a2"), index, ["a2", "a3"], LOADS, Random(1))
+    alone = place_among(a_job(), a_class(), bound("a2"), index, ["a2"], LOADS, Random(1))
+    assert (among, alone) == (Placement(("a3", "a2"), "first"), Placement(("a2",), "first"))
