@@ -50,7 +50,7 @@ class Control:
     async def write_layout(self) -> calls.Layout:
         """Agree on the layout: written if there is none, compared if there is one.
 
-        Raises: ServerRefused when the stored layout differs.
+        Raises: ServerRefused when the stored layout differs, or when it is of another protocol.
         """
         settings = self._settings
         wanted = {
@@ -67,6 +67,7 @@ class Control:
             arguments += [f"script:{script.name}", script.source]
         answer = await self._connection.call("layout", [self.keys.layout], arguments)
         stored = {answer[i].decode(): answer[i + 1].decode() for i in range(1, len(answer), 2)}
+        self._check_protocol(stored["protocol"])
         for field, value in wanted.items():
             if stored[field] != str(value):
                 raise ServerRefused(
@@ -80,14 +81,21 @@ class Control:
         names = calls.Layout.__struct_fields__
 
         values = await self._command(lambda client: client.hmget(self.keys.layout, list(names)))
-        if values[0] is None:
+        stored = {name: value.decode() for name, value in zip(names, values, strict=True) if value is not None}
+        if not stored:
             return None
-        layout = _layout({name: (value or b"0").decode() for name, value in zip(names, values, strict=True)})
-        if layout.protocol != keys.PROTOCOL:
+        # First of all: of the other fields another protocol may have made something else.
+        self._check_protocol(stored.get("protocol", "none"))
+        return _layout({name: stored.get(name, "0") for name in names})
+
+    def _check_protocol(self, stored: str) -> None:
+        """Raises: ServerRefused when the stored number is not that of this version."""
+        if stored != str(keys.PROTOCOL):
             raise ServerRefused(
-                f"{self._connection.url}: protocol {layout.protocol} is in use there: expected {keys.PROTOCOL}"
+                f"{self._connection.url}: protocol {stored} is in use in namespace {self._settings.namespace!r}: "
+                f"expected {keys.PROTOCOL}, which this version speaks; install the version that speaks {stored}, or "
+                f"use another namespace (SCHED_NAMESPACE)"
             )
-        return layout
 
     async def time_us(self) -> int:
         """The server's clock, microseconds."""

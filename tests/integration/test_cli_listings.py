@@ -45,14 +45,14 @@ def test_streams(ready_url: str) -> None:
     assert rows[3] == ["2", "0", "nobody"]
     assert rows[18] == ["stream", "entries", "what"]
     assert {row[0]: row[1] for row in rows[19:]} == {
-        "heartbeats": "1", "results": "0", "freed": "0", "delayed": "0", "parked": "0", "dead": "0",
+        "heartbeats": "1", "results": "0", "freed": "1", "delayed": "0", "parked": "0", "dead": "0",
     }  # fmt: skip
     owned = document["partitions"][1]
     assert (owned["partition"], owned["backlog"], owned["owner"]) == (1, 2, seeds.OWNER)
     assert 0 < owned["lease_left_ms"] <= 6_000
     assert owned["oldest_ms"] >= 0
     assert document["entries"] == {
-        "heartbeats": 1, "results": 0, "freed": 0, "delayed": 0, "parked": 0, "dead": 0,
+        "heartbeats": 1, "results": 0, "freed": 1, "delayed": 0, "parked": 0, "dead": 0,
     }  # fmt: skip
 
 

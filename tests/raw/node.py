@@ -1,0 +1,366 @@
+"""A node without the package: runs jobs in threads under leases that its own clock bounds.
+
+Written from docs/PROTOCOL.md alone; a start for other languages. One loop does everything that talks to the server; a
+second thread only watches the leases, so that a server that does not answer cannot keep a handler running.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from tests.raw.server import Argument, Server
+
+HEARTBEATS_MAX: Final = 20_000
+SILENCE_MS: Final = 5_000
+NOT_STARTED_MAX: Final = 5
+RESULTS_MAX: Final = 100_000
+FREED_MAX: Final = 1_000
+RESULT_INLINE_BYTES_MAX: Final = 4_096
+BATCH_MAX: Final = 128
+READ_BLOCK_MS: Final = 20
+BACKOFF_MS: Final = 1_000
+BACKOFF_MS_MAX: Final = 60_000
+TOO_LATE_MS: Final = 500
+
+
+@dataclass
+class Assignment:
+    """A job as the inbox has it. stopped: set when its handler should end."""
+
+    job_id: str
+    payload: bytes
+    session: str
+    tenant: str
+    reply_to: str
+    partition: str
+    token: str
+    boot: str
+    attempt: int
+    lease_ms: int
+    lease_until_ms: int
+    length_ms: int
+    stopped: threading.Event = field(default_factory=threading.Event)
+    ending: Ending | None = None
+    lost: bool = False
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What is reported of an attempt."""
+
+    verdict: str
+    state: str = "completed"
+    delay_ms: int = 0
+    reason: str = ""
+    detail: str = ""
+    content_type: str = ""
+    result: bytes = b""
+
+
+Work = Callable[[Assignment], object]
+
+
+class Clock:
+    """An upper bound of the server's time."""
+
+    def __init__(self) -> None:
+        self._heard: tuple[float, float] | None = None
+
+    def heard(self, now_ms: int, sent_s: float) -> None:
+        """An answer said `now_ms`; its request was sent at `sent_s`, own monotonic time."""
+        self._heard = (now_ms + 1, sent_s)
+
+    def latest_ms(self) -> float:
+        """It is not later than this."""
+        if self._heard is None:
+            return float("inf")
+        now_ms, sent_s = self._heard
+        return now_ms + (time.monotonic() - sent_s) * 1000
+
+
+class Node:
+    """One node.
+
+    Args: url; node_id; work, runs an assignment and returns bytes, text, None or something for JSON; capacity; pairs;
+    heartbeat_ms; margin_ms. Raises: Refused.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        node_id: str,
+        work: Work,
+        *,
+        capacity: int = 4,
+        pairs: Sequence[tuple[str, str]] = (("en", "zh"),),
+        heartbeat_ms: int = 1_000,
+        margin_ms: int = 1_000,
+    ) -> None:
+        self.server = Server(url)
+        self.node_id = node_id
+        self.phase = "joining"
+        seconds, microseconds = self.server.patiently(self.server.client.time)
+        self.boot = f"{seconds * 1_000_000 + microseconds}-{secrets.token_hex(4)}"
+        self._work = work
+        self._capacity = capacity
+        self._pairs = pairs
+        self._heartbeat_ms = heartbeat_ms
+        self._margin_ms = margin_ms
+        self._clock = Clock()
+        self._cursor = "0"
+        self._beat_due_s = 0.0
+        self._margin_over_s = float("inf")
+        self._wants_to_leave = threading.Event()
+        self._over = threading.Event()
+        self._running: dict[str, Assignment] = {}
+        self._earlier: list[Assignment] = []
+        self._finished: queue.SimpleQueue[Assignment] = queue.SimpleQueue()
+        self._endings: list[tuple[Assignment, Ending]] = []
+
+    def run(self) -> None:
+        """Serve until it has left or was replaced."""
+        watcher = threading.Thread(target=self._watch, daemon=True)
+        watcher.start()
+        try:
+            while not self._over.is_set():
+                if self.phase == "replaced":
+                    self._hand_over()
+                else:
+                    self._beat()
+                    self._read_inbox()
+                    self._renew()
+                    self._end_earlier()
+                self._report()
+        finally:
+            self._over.set()
+            for assignment in list(self._running.values()):
+                assignment.stopped.set()
+            watcher.join()
+            self.server.close()
+
+    def drain(self) -> None:
+        """Leave once what runs has ended; from any thread."""
+        self._wants_to_leave.set()
+
+    def die(self) -> None:
+        """End without a word, as a process that is killed; from any thread."""
+        self._over.set()
+
+    # ---- heartbeat ----
+
+    def _beat(self) -> None:
+        if time.monotonic() < self._beat_due_s:
+            return
+        self._beat_due_s = time.monotonic() + self._heartbeat_ms / 1000
+        wants_to_leave = self._wants_to_leave.is_set()
+        document = {
+            "kind": "node",
+            "node": self.node_id,
+            "boot": self.boot,
+            "capacity": self._capacity,
+            "pairs": self._pairs,
+            "draining": wants_to_leave,
+            "running": len(self._running),
+        }
+        keys = [self.server.control_key("heartbeats"), self.server.control_key("dispatchers")]
+        sent_s = time.monotonic()
+        answer = self.server.call("beat", keys, [json.dumps(document), "", HEARTBEATS_MAX, SILENCE_MS, "stays"])
+        self._clock.heard(answer[0], sent_s)
+        if wants_to_leave and self.phase == "serving":
+            self.phase = "draining"
+        if self.phase == "draining" and not (self._running or self._earlier or self._endings):
+            self._leave()
+
+    def _leave(self) -> None:
+        names = ("capacity", "open", f"slots:{self.node_id}", f"inbox:{self.node_id}")
+        answer = self.server.call("leave", [self.server.key(name) for name in names], [self.node_id, self.boot])
+        if answer[0] != b"busy":
+            self.phase = answer[0].decode()
+            self._over.set()
+
+    # ---- inbox ----
+
+    def _read_inbox(self) -> None:
+        for identifier, fields in self.server.read(
+            self.server.key(f"inbox:{self.node_id}"), self._cursor, READ_BLOCK_MS
+        ):
+            self._cursor = identifier
+            if self.phase == "replaced":
+                return
+            if "control" in fields:
+                self._obey(fields["control"].decode(), fields["boot"].decode())
+            else:
+                self._assign(assignment_of(identifier, fields))
+
+    def _obey(self, control: str, boot: str) -> None:
+        if number_of(boot) > number_of(self.boot):
+            self.phase = "replaced"
+            self._margin_over_s = time.monotonic() + self._margin_ms / 1000
+            for assignment in list(self._running.values()):
+                self._stop(assignment, given_back("a later boot took over"))
+        elif boot != self.boot:
+            return
+        elif control == "boot" and self.phase == "joining":
+            self.phase = "serving"
+            self._margin_over_s = time.monotonic() + self._margin_ms / 1000
+        elif control == "drained" and self.phase == "serving":
+            self.phase = "draining"
+        elif control == "resumed" and self.phase == "draining" and not self._wants_to_leave.is_set():
+            self.phase = "serving"
+
+    def _assign(self, assignment: Assignment) -> None:
+        if number_of(assignment.boot) < number_of(self.boot):
+            self._earlier.append(assignment)
+        elif assignment.boot == self.boot and assignment.token not in self._running:
+            self._start(assignment)
+
+    def _end_earlier(self) -> None:
+        """What lower boots still hold, once they had their time to hand over: nobody runs it any more."""
+        if time.monotonic() < self._margin_over_s:
+            return
+        self._endings += [(each, Ending("reboot", reason="reboot")) for each in self._earlier]
+        self._earlier = []
+
+    def _hand_over(self) -> None:
+        """Exit when every handler has ended and is reported, or had its time for that."""
+        finished = not (self._running or self._endings)
+        if finished or time.monotonic() >= self._margin_over_s:
+            self._over.set()
+        self._over.wait(READ_BLOCK_MS / 1000)
+
+    def _start(self, assignment: Assignment) -> None:
+        if not self._may_run(assignment) or len(self._running) >= self._capacity:
+            self._endings.append((assignment, given_back("it could not be started", TOO_LATE_MS)))
+            return
+        self._running[assignment.token] = assignment
+        threading.Thread(target=self._attempt, args=(assignment,), daemon=True).start()
+
+    def _attempt(self, assignment: Assignment) -> None:
+        """Run the handler, in a thread of its own. Why it was stopped goes before what it comes to."""
+        try:
+            ending = completed(self._work(assignment))
+        except Exception as error:
+            delay_ms = min(BACKOFF_MS * 2 ** min(assignment.attempt - 1, 30), BACKOFF_MS_MAX)
+            ending = Ending("retry", delay_ms=delay_ms, reason="handler_failed", detail=str(error)[:500])
+        assignment.ending = assignment.ending or ending
+        self._finished.put(assignment)
+
+    # ---- leases ----
+
+    def _may_run(self, assignment: Assignment) -> bool:
+        margin_ms = min(self._margin_ms, assignment.length_ms / 2)
+        return self._clock.latest_ms() < assignment.lease_until_ms - margin_ms
+
+    def _watch(self) -> None:
+        """Stop what may run past its lease."""
+        while not self._over.wait(self._margin_ms / 4_000):
+            for assignment in list(self._running.values()):
+                if not assignment.stopped.is_set() and not self._may_run(assignment):
+                    self._stop(assignment, given_back("the lease could not be renewed in time"))
+
+    def _stop(self, assignment: Assignment, ending: Ending) -> None:
+        assignment.ending = assignment.ending or ending
+        assignment.stopped.set()
+
+    def _renew(self) -> None:
+        """All in one call, when a third of some lease has passed."""
+        running = list(self._running.values())
+        latest_ms = self._clock.latest_ms()
+        if not any(latest_ms >= each.lease_until_ms - each.length_ms * 2 / 3 for each in running):
+            return
+        keys = [self.server.key(f"slots:{self.node_id}"), *(self.server.key(f"job:{each.job_id}") for each in running)]
+        sent_s = time.monotonic()
+        answer = self.server.call("renew", keys, [word for each in running for word in (each.job_id, each.token)])
+        self._clock.heard(answer[0], sent_s)
+        for assignment, (word, *rest) in zip(running, answer[1:], strict=True):
+            if word in (b"renewed", b"cancelling"):
+                assignment.lease_until_ms, assignment.length_ms = int(rest[0]), assignment.lease_ms
+            if word == b"cancelling":
+                self._stop(assignment, given_back("cancelled"))
+            elif word == b"overrun":
+                self._stop(assignment, Ending("retry", reason="overrun"))
+            elif word in (b"stale", b"unknown"):
+                assignment.lost = True
+                assignment.stopped.set()
+
+    # ---- endings ----
+
+    def _report(self) -> None:
+        """Report what has ended, up to 128 together; what the server is too busy for stays for the next time."""
+        while not self._finished.empty():
+            assignment = self._finished.get()
+            del self._running[assignment.token]
+            if not assignment.lost and assignment.ending is not None:
+                self._endings.append((assignment, assignment.ending))
+        batch, self._endings = self._endings[:BATCH_MAX], self._endings[BATCH_MAX:]
+        if not batch or self._over.is_set():
+            return
+        sent_s = time.monotonic()
+        now_ms, answers = self.server.call_each("release", batch, self._build)
+        if now_ms:
+            self._clock.heard(now_ms, sent_s)
+        for (assignment, ending), answer in zip(batch, answers, strict=True):
+            if answer is not None and answer[0] == b"busy" and ending.verdict != "reboot":
+                self._endings.append((assignment, ending))
+
+    def _build(self, batch: Sequence[tuple[Assignment, Ending]]) -> tuple[list[str], list[Argument]]:
+        key, layout = self.server.key, self.server.layout
+        partitions = sorted({assignment.partition for assignment, _ in batch})
+        keys = [key(name) for name in ("capacity", "open", "freed", "results", "delayed", "parked", "dead")]
+        keys += [key(f"jobs:{partition}") for partition in partitions]
+        keys += [key(f"slots:{self.node_id}"), key(f"inbox:{self.node_id}")]
+        arguments: list[Argument] = [len(partitions), 1, layout["retention_ms"], layout["dead_retention_ms"]]
+        arguments += [NOT_STARTED_MAX, RESULTS_MAX, FREED_MAX, RESULT_INLINE_BYTES_MAX, *partitions, self.node_id]
+        for job, ending in batch:
+            keys += [key(f"job:{job.job_id}"), key(f"result:{job.job_id}"), self.server.results_key(job.reply_to)]
+            arguments += [partitions.index(job.partition) + 1, 1, job.job_id, job.session, job.tenant, job.reply_to]
+            arguments += [job.token, ending.verdict, self.boot, ending.delay_ms, ending.state, ending.reason]
+            arguments += [ending.detail, ending.content_type, ending.result]
+        return keys, arguments
+
+
+def assignment_of(identifier: str, fields: dict[str, bytes]) -> Assignment:
+    """An inbox entry."""
+    text = {name: value.decode() for name, value in fields.items() if name not in ("job", "payload")}
+    return Assignment(
+        job_id=text["job_id"],
+        payload=fields["payload"],
+        session=text["session"],
+        tenant=text["tenant"],
+        reply_to=text["reply_to"],
+        partition=text["partition"],
+        token=text["token"],
+        boot=text["boot"],
+        attempt=int(text["attempt"]),
+        lease_ms=int(text["lease_ms"]),
+        lease_until_ms=int(text["lease_until_ms"]),
+        length_ms=int(text["lease_until_ms"]) - int(identifier.partition("-")[0]),
+    )
+
+
+def number_of(boot: str) -> int:
+    """What orders the boots of a node."""
+    return int(boot.partition("-")[0])
+
+
+def given_back(detail: str, delay_ms: int = 0) -> Ending:
+    """Through no fault of the job."""
+    return Ending("give_back", delay_ms=delay_ms, reason="given_back", detail=detail)
+
+
+def completed(value: Any) -> Ending:
+    """What a handler returned."""
+    if value is None:
+        return Ending("finish")
+    if isinstance(value, bytes):
+        return Ending("finish", content_type="application/octet-stream", result=value)
+    if isinstance(value, str):
+        return Ending("finish", content_type="text/plain; charset=utf-8", result=value.encode())
+    return Ending("finish", content_type="application/json", result=json.dumps(value).encode())
