@@ -27,18 +27,23 @@ local now_ms = math.floor(now_us / 1000)
 local last_token = now_us - 1
 local answers, blocked = {now_ms}, {}
 
-local owned = {}
-for i = 1, partitions do
-  local held = redis.call('HGET', owners_key, ARGV[PARTITION + 2 * i - 1])
-  owned[i] = held and string.match(held, '^%S+') == ARGV[PARTITION + 2 * i] or false
+-- The values of a hash under every second argument from `first` on; one call for all of them.
+local function read_all(key, first, count)
+  local fields = {}
+  for i = 1, count do fields[i] = ARGV[first + 2 * i - 1] end
+  return count > 0 and redis.call('HMGET', key, unpack(fields)) or {}
 end
 
--- Slots of a candidate, nil when it takes no work from this caller; read once a call, and only when it is looked at.
+local owned = read_all(owners_key, PARTITION, partitions)
+for i = 1, partitions do
+  owned[i] = owned[i] and string.match(owned[i], '^%S+') == ARGV[PARTITION + 2 * i] or false
+end
+
+-- Slots of a candidate, 0 when it takes no work from this caller; counted once a call, and only when it is looked at.
+local capacities = read_all(capacity_key, NODE, nodes)
 local slots_of, used_of = {}, {}
 local function look_at(index)
-  if used_of[index] then return end
-  local stored = redis.call('HGET', capacity_key, ARGV[NODE + 2 * index - 1])
-  local slots, boot = string.match(stored or '', '^(%S+) (%S+)')
+  local slots, boot = string.match(capacities[index] or '', '^(%S+) (%S+)')
   slots_of[index] = boot == ARGV[NODE + 2 * index] and tonumber(slots) or 0
   used_of[index] = redis.call('ZCARD', KEYS[NODE_KEYS + 2 * index - 1])
 end
@@ -48,7 +53,7 @@ local function choose(candidates, choice, except)
   local best, least
   for word in string.gmatch(candidates, '%d+') do
     local index = tonumber(word)
-    look_at(index)
+    if not used_of[index] then look_at(index) end
     if not except[index] and used_of[index] < slots_of[index] then
       if choice == 'first' then return index end
       local use = (used_of[index] + 1) / slots_of[index]

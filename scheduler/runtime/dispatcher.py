@@ -1,8 +1,8 @@
-"""The dispatcher shell: read -> decode -> place -> reserve -> settle. One task; no lock, no round trip a job.
+"""The dispatcher shell: read -> decode -> place -> reserve -> settle. No lock, no round trip a job.
 
-A batch costs one blocking read (made ahead by reader.py) and one script call. Sessions that are new to this
-dispatcher cost one read of their bindings a batch, and jobs that find no room one question to `open`. What this shell
-remembers of a partition is dropped when the partition is lost or gained.
+A batch costs one blocking read, made ahead by reader.py, and one script call, made by placer.py. Sessions that are new
+to this dispatcher cost one read of their bindings a batch, and jobs that find no room one question to `open`. What this
+shell remembers of a partition is dropped when the partition is lost or gained.
 """
 
 from __future__ import annotations
@@ -10,44 +10,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 from random import Random
 from typing import Final
-
-import msgspec
 
 from scheduler import calls, keys, model
 from scheduler.config import Settings
 from scheduler.loop import Loop, Timers, end_tasks
-from scheduler.runtime import intake, placement
-from scheduler.runtime.index import Index
+from scheduler.runtime import placement
 from scheduler.runtime.intake import Job
 from scheduler.runtime.partitions import Partitions
+from scheduler.runtime.placer import Placer, Report
 from scheduler.runtime.reader import Batch, Reader
 from scheduler.runtime.refusals import Refusals
 from scheduler.runtime.snapshots import Snapshots
 from scheduler.runtime.sweep import Sweep, expired
-from scheduler.runtime.tries import Try, keeps_binding, refusal_of, reserve_item
 from scheduler.runtime.waiting import Waiter, Waiting
-from scheduler.session.bindings import Binding, Bindings, parse
-from scheduler.store.connection import or_each_alone
+from scheduler.session.bindings import Bindings, parse
 from scheduler.store.store import Store
 
 logger = logging.getLogger("scheduler.dispatcher")
 
 SWEEP_MS: Final = 1_000
-
-
-class Report(msgspec.Struct):
-    """What a dispatcher has done since its start."""
-
-    read: int = 0
-    placed: int = 0
-    full: int = 0
-    rejected: int = 0
-    calls: int = 0
-    sweep_hits: int = 0
-    waiting: int = 0
 
 
 class Dispatcher:
@@ -61,7 +44,6 @@ class Dispatcher:
         self, store: Store, settings: Settings, layout: calls.Layout, owner: str, random: Random | None = None
     ) -> None:
         self.owner = owner
-        self.report = Report()
         self.waiting = Waiting()
         self.bindings = Bindings(settings.sessions_max, settings.session_ttl_ms)
         self.snapshots = Snapshots(store.control, self.wake)
@@ -71,10 +53,10 @@ class Dispatcher:
         self._store = store
         self._settings = settings
         self._layout = layout
-        self._random = random or Random()
-        self._index: Index = self.snapshots.index
-        self._loads: dict[str, int] = {}
         self._refusals = Refusals(store.cell, self.partitions, layout, settings.batch_max)
+        self._placer = Placer(
+            store, settings, self.partitions, self.waiting, self.bindings, self._refusals, random or Random()
+        )
         self._sweep = Sweep(self.waiting, settings)
         self._reader: Reader | None = None
         self._beats = Loop("heartbeat", self._beat, settings.heartbeat_ms)
@@ -82,10 +64,15 @@ class Dispatcher:
         self._timers = Timers("sweep")
         self._stepped_ms = _now_ms()
 
+    @property
+    def report(self) -> Report:
+        """What it has done so far."""
+        return self._placer.report
+
     async def open(self) -> None:
         """Take the cursor of `freed`, the snapshot and our share of the partitions, and begin to read ahead."""
         freed_cursor = await self._store.reads.last_id(self._store.cell.keys.freed)
-        self._reader = Reader(self._store.reads, self._settings, freed_cursor)
+        self._reader = Reader(self._store.reads, self._settings, freed_cursor, self.bindings)
         await self.snapshots.load()
         await self._beat()
         await self._keep()
@@ -126,13 +113,12 @@ class Dispatcher:
     async def _handle(self, batch: Batch) -> None:
         """Place what waits and was woken, then what is new."""
         self._swap()
-        newcomers = self._decode(batch)
+        newcomers = self._take(batch)
         self._refusals.add(self._sweep.overdue(self.partitions.server_ms()))
         self._wake(batch)
-        await self._try_waiting()
-        for start in range(0, len(newcomers), self._settings.batch_max):
-            await self._try_newcomers(newcomers[start : start + self._settings.batch_max])
-            await self._try_waiting()
+        await self._placer.waiters(self._keep)
+        await self._placer.newcomers(newcomers, self._keep)
+        await self._placer.waiters(self._keep)
         await self._refusals.end()
 
     def _idle_ms(self) -> float:
@@ -143,35 +129,31 @@ class Dispatcher:
         deadline_ms = self.waiting.next_deadline_ms()
         return idle_ms if deadline_ms is None else min(idle_ms, deadline_ms - self.partitions.server_ms() + 1)
 
-    # ---- decode, and what the world tells ----
+    # ---- what was read, and what the world tells ----
 
-    def _decode(self, batch: Batch) -> list[Job]:
-        jobs = []
+    def _take(self, batch: Batch) -> list[Job]:
+        """The jobs of a batch that are still ours and in time, with what is known of their sessions."""
+        self.report.read += len(batch.jobs) + len(batch.refused)
+        self._refusals.add(batch.refused)
         now_ms = self.partitions.server_ms()
-        for entry in batch.entries:
-            decoded = self._decode_one(entry)
-            if isinstance(decoded, calls.RejectItem):
-                self._refusals.add([decoded])
-            elif decoded.deadline_at_ms is not None and decoded.deadline_at_ms <= now_ms:
-                self._refusals.add([expired(decoded)])
+        jobs = []
+        for job in batch.jobs:
+            if not self.partitions.holds(job.partition, job.epoch):
+                continue
+            if job.session_id in batch.bindings and job.session_id not in self.bindings:
+                self.bindings.learn(job.session_id, parse(batch.bindings[job.session_id]))
+            if job.deadline_at_ms is not None and job.deadline_at_ms <= now_ms:
+                self._refusals.add([expired(job)])
             else:
-                jobs.append(decoded)
-        self.report.read += len(batch.entries)
+                jobs.append(job)
         return jobs
 
-    def _decode_one(self, entry: calls.Entry) -> Job | calls.RejectItem:
-        """Whatever is wrong with an entry is wrong with that one alone."""
-        try:
-            return intake.decode(entry, self._store.cell.cell, self._settings)
-        except Exception as error:
-            logger.exception("entry %s of partition %d cannot be decoded", entry.id, entry.partition)
-            return intake.refuse(entry, self._store.cell.cell, "invalid", f"it cannot be decoded: {error!r}")
-
     def _wake(self, batch: Batch) -> None:
+        loads = self._placer.loads
         for node in batch.freed:
-            if node in self._loads:
-                self._loads[node] = max(0, self._loads[node] - 1)
-        self.waiting.wake(batch.freed, self._index.serves)
+            if node in loads:
+                loads[node] = max(0, loads[node] - 1)
+        self.waiting.wake(batch.freed, self._placer.index.serves)
         if batch.gap:
             self.waiting.ask_all()
         if batch.handed_over or batch.gap:
@@ -182,10 +164,10 @@ class Dispatcher:
         """Take the newest snapshot; a class that gained a node is tried, one that lost its last node is decided
         anew.
         """
-        new, old = self.snapshots.index, self._index
+        new, old = self.snapshots.index, self._placer.index
         if new is old:
             return
-        self._index = new
+        self._placer.index = new
         for wanted in self.waiting.classes():
             known = {(node.id, node.boot) for node in old.eligible(wanted)}
             gained = [node.id for node in new.eligible(wanted) if (node.id, node.boot) not in known]
@@ -196,164 +178,9 @@ class Dispatcher:
 
     def _classify_again(self, waiter: Waiter) -> None:
         binding, _ = self.bindings.get(waiter.job.session_id, _now_ms())
-        wanted = placement.classify(waiter.job, binding, self._index)
+        wanted = placement.classify(waiter.job, binding, self._placer.index)
         if wanted != waiter.wanted:
             self.waiting.reclassify(waiter, wanted)
-
-    # ---- place ----
-
-    async def _try_newcomers(self, jobs: list[Job]) -> None:
-        """Place jobs that were just read. Those that must wait keep their place behind the earlier ones of their
-        session.
-        """
-        jobs = [job for job in jobs if self.partitions.holds(job.partition, job.epoch)]
-        await self._load_bindings(jobs)
-        now_ms = _now_ms()
-        tries: list[Try] = []
-        held: set[str] = set()
-        for job in jobs:
-            binding, _ = self.bindings.get(job.session_id, now_ms)
-            wanted = placement.classify(job, binding, self._index)
-            placed = None
-            if job.session_id not in held and not self.waiting.must_wait(job, wanted):
-                placed = placement.place(
-                    job, wanted, binding, self._index, self._loads, self._settings.candidates_max, self._random
-                )
-            if placed is None:
-                held.add(job.session_id)
-            tries.append(Try(job, wanted, None, placed))
-        await self._reserve(tries)
-
-    async def _try_waiting(self) -> None:
-        """Try those that wait and were woken, until nobody is left who should be tried now."""
-        while self.waiting.busy:
-            await self._keep()
-            asking = self.waiting.asking()
-            if asking:
-                await self._ask(asking)
-            tries = []
-            for waiter in self.waiting.tries(self._settings.batch_max):
-                attempt = self._place_waiter(waiter)
-                if attempt is not None:
-                    tries.append(attempt)
-            await self._reserve(tries)
-
-    def _place_waiter(self, waiter: Waiter) -> Try | None:
-        """Candidates for a waiter, None when it parks or asks instead."""
-        binding, _ = self.bindings.get(waiter.job.session_id, _now_ms())
-        if waiter.hint is None:
-            wanted = placement.classify(waiter.job, binding, self._index)
-            if wanted != waiter.wanted:
-                self.waiting.reclassify(waiter, wanted)
-                return None
-            found = placement.place(
-                waiter.job, wanted, binding, self._index, self._loads, self._settings.candidates_max, self._random
-            )
-            if found is None:
-                self.waiting.park(waiter)
-                return None
-        else:
-            found = placement.place_among(
-                waiter.job, waiter.wanted, binding, self._index, waiter.hint, self._loads, self._random
-            )
-            if found is None:
-                waiter.complete = False
-                self.waiting.still_full(waiter, waiter.hint)
-                return None
-        return Try(waiter.job, waiter.wanted, waiter, found)
-
-    async def _load_bindings(self, jobs: list[Job]) -> None:
-        """One read a batch for the sessions that this dispatcher does not know yet."""
-        unknown = list(dict.fromkeys(job.session_id for job in jobs if job.session_id not in self.bindings))
-        if unknown:
-            for session_id, stored in zip(unknown, await self._store.reads.bindings(unknown), strict=True):
-                self.bindings.learn(session_id, parse(stored))
-
-    async def _ask(self, waiters: list[Waiter]) -> None:
-        """Ask `open` for the eligible nodes of every asking class, in one question."""
-        names: dict[str, bool] = {}
-        for wanted in {waiter.wanted for waiter in waiters}:
-            names.update(dict.fromkeys((node.id for node in self._index.eligible(wanted)), False))
-        if names:
-            names = dict(zip(names, await self._store.reads.are_open(list(names)), strict=True))
-        for waiter in waiters:
-            nodes = [node.id for node in self._index.eligible(waiter.wanted) if names.get(node.id)]
-            self._random.shuffle(nodes)
-            self.waiting.answer_open(waiter, tuple(nodes))
-
-    # ---- reserve and settle ----
-
-    async def _reserve(self, tries: list[Try]) -> None:
-        """One script call for those that have candidates; then settle all, in their order."""
-        now_ms = _now_ms()
-        sent = [each for each in tries if each.placement is not None]
-        items = [
-            reserve_item(each, each.placement, *self.bindings.get(each.job.session_id, now_ms))
-            for each in sent
-            if each.placement is not None
-        ]
-        answers: dict[int, calls.Reserved | calls.Refused] = {}
-        if items:
-            answers = {id(each): answer for each, answer in zip(sent, await self._call(items), strict=True)}
-        for each in tries:
-            self._settle(each, answers.get(id(each)), now_ms)
-        await self._refusals.end()
-
-    async def _call(self, items: list[calls.ReserveItem]) -> list[calls.Reserved | calls.Refused]:
-        """Reserve; after an error inside the script each job alone, still in the order of each session."""
-        index = self._index
-        blocked: set[str] = set()
-
-        async def call(batch: Sequence[calls.ReserveItem]) -> list[calls.Reserved | calls.Refused]:
-            if batch[0].session_id in blocked:
-                return [calls.Refused("behind")]
-            self.report.calls += 1
-            answers = await self._store.cell.reserve(batch, index.boots, index.pools, index.version)
-            if isinstance(answers[0], calls.Refused) and answers[0].why in ("full", "behind", "limited"):
-                blocked.add(batch[0].session_id)
-            return answers
-
-        return await or_each_alone(items, call, lambda _: calls.Refused("broken"))
-
-    def _settle(self, each: Try, answer: calls.Reserved | calls.Refused | None, now_ms: float) -> None:
-        job, waiter = each.job, each.waiter
-        if not self.partitions.holds(job.partition, job.epoch):
-            return
-        if isinstance(answer, calls.Reserved):
-            self._placed(each, answer, now_ms)
-        elif answer is None:
-            # Held back: it waits behind its session or class, or no node can serve it.
-            if self.waiting.must_wait(job, each.wanted):
-                self.waiting.queue(job, each.wanted, now_ms)
-            else:
-                self.waiting.tried_in_vain(job, each.wanted, now_ms)
-        elif answer.why in ("full", "behind", "limited"):
-            self.report.full += 1
-            assert each.placement is not None
-            if waiter is None:
-                self.waiting.tried_in_vain(job, each.wanted, now_ms)
-            else:
-                self.waiting.still_full(waiter, each.placement.candidates)
-        elif answer.why == "fenced":
-            self.partitions.lose(job.partition)
-        else:
-            refusal = refusal_of(job, answer, self._store.cell.cell)
-            if refusal is not None:
-                self._refusals.add([refusal])
-            if waiter is not None:
-                self.waiting.leave(waiter)
-
-    def _placed(self, each: Try, answer: calls.Reserved, now_ms: float) -> None:
-        job = each.job
-        self.report.placed += 1
-        if answer.used >= 0:
-            self._loads[answer.node] = answer.used
-            binding, _ = self.bindings.get(job.session_id, now_ms)
-            if not keeps_binding(each, binding):
-                bound = Binding(each.wanted.pool, job.src_lang, job.tgt_lang, answer.node)
-                self.bindings.wrote(job.session_id, bound, now_ms)
-        if each.waiter is not None:
-            self.waiting.leave(each.waiter, placed=True)
 
     # ---- what runs on timers ----
 
@@ -388,15 +215,15 @@ class Dispatcher:
 
     def _document(self) -> bytes:
         name, _, boot = self.owner.partition("+")
-        return model.encode_beat(model.DispatcherBeat(name, boot, self.waiting.by_pool(), self._index.version))
+        return model.encode_beat(model.DispatcherBeat(name, boot, self.waiting.by_pool(), self._placer.index.version))
 
     async def _look(self) -> None:
         """The sweep. What the nodes were believed to hold is forgotten too: it grows stale."""
-        self._loads.clear()
+        self._placer.loads.clear()
         self._refusals.retry()
-        self._refusals.add(self._sweep.unservable(self._index, _now_ms()))
+        self._refusals.add(self._sweep.unservable(self._placer.index, _now_ms()))
         if self._reader is not None:
-            await self._sweep.look(self._index, self._store.reads, self._reader)
+            await self._sweep.look(self._placer.index, self._store.reads, self._reader)
 
     def wake(self) -> None:
         """Let a step that waits for work end now."""

@@ -3,8 +3,8 @@
 A session keeps its pool while its language pair is unchanged and the pool can serve it; otherwise the pool is found
 by weighted rendezvous hashing of the routing key (Thaler and Ravishankar 1998; weights by -w / ln h, Schindelhauer
 and Schomaker 2005). Within the pool the strategy orders nodes; with more nodes than candidates, those are the least
-loaded of a few drawn at random (Mitzenmacher 2001, the power of two choices). `reserve` decides by the slots really
-held.
+loaded of a few drawn at random (Mitzenmacher 2001, the power of two choices), drawn once for all jobs of a call
+(Ousterhout et al. 2013, batch sampling). `reserve` decides by the slots really held.
 """
 
 from __future__ import annotations
@@ -24,12 +24,67 @@ from scheduler.session.bindings import Binding
 
 Choice = Literal["first", "freest"]
 Loads = Mapping[str, int]
-_SAMPLE_FACTOR: Final = 2  # nodes drawn for each candidate wanted
+_SAMPLE_FACTOR: Final = 2  # nodes drawn for each that may be taken
+_SPARE: Final = 2  # the bound node, and one that an earlier attempt failed on, may be among those drawn
 _HASH_RANGE: Final = float(2**64)
 
 
+class _Drawn:
+    """Names drawn from a group, and whose turn it is. The group is kept, so that its id is nobody else's meanwhile."""
+
+    __slots__ = ("group", "names", "turn")
+
+    def __init__(self, group: Group, names: tuple[str, ...]) -> None:
+        self.group = group
+        self.names = names
+        self.turn = 0
+
+
+class Draws:
+    """Nodes drawn at random, once for all jobs of one call, and dealt out in turn.
+
+    A call of many jobs so names few nodes, and each of them is one that was believed to be little used.
+
+    Args: loads, node -> slots believed in use; random, for drawing; jobs of the call.
+    """
+
+    def __init__(self, loads: Loads, random: Random, jobs: int = 1) -> None:
+        self._loads = loads
+        self._random = random
+        self._jobs = jobs
+        self._drawn: dict[int, _Drawn] = {}
+
+    def take(self, nodes: Group, count: int, *without: str) -> tuple[str, ...]:
+        """At most `count` of a group, least used first; another job gets others. without: at most _SPARE names."""
+        if len(nodes.nodes) == 1:
+            only = nodes.nodes[0].id
+            return () if only in without else (only,)
+        drawn = self._drawn.get(id(nodes))
+        if drawn is None:
+            drawn = self._drawn[id(nodes)] = _Drawn(nodes, self._draw(nodes.nodes, count))
+        names = drawn.names
+        start = drawn.turn % len(names)
+        drawn.turn += 1
+        dealt = [name for name in names[start : start + count + len(without)] if name not in without]
+        if len(dealt) < count and start:
+            dealt += [name for name in names[:start] if name not in without]
+        return tuple(dealt[:count])
+
+    def _draw(self, nodes: Sequence[Node], count: int) -> tuple[str, ...]:
+        """The less used half of the nodes drawn, but at least `count` and the spare ones."""
+        size = min(len(nodes), _SAMPLE_FACTOR * count + self._jobs)
+        loads = self._loads
+        used = [(loads.get(node.id, 0) / node.slots, node.id) for node in self._random.sample(nodes, size)]
+        used.sort(key=_use)
+        return tuple([name for _, name in used[: max(count + _SPARE, size // _SAMPLE_FACTOR)]])
+
+
+def _use(drawn: tuple[float, str]) -> float:
+    return drawn[0]
+
+
 class Placement(msgspec.Struct, frozen=True):
-    """Candidates for one job. bound: the node that the session's binding names, if it still stands."""
+    """Candidates for one job, and whether the first one with room is taken, or the freest."""
 
     candidates: tuple[str, ...]
     choice: Choice
@@ -63,18 +118,16 @@ def rendezvous(key: str, weights: Mapping[str, int]) -> str:
     return max(weights, key=score)
 
 
-def place(
-    job: Job, wanted: Class, binding: Binding | None, index: Index, loads: Loads, count: int, random: Random
-) -> Placement | None:
+def place(job: Job, wanted: Class, binding: Binding | None, index: Index, draws: Draws, count: int) -> Placement | None:
     """Candidates of the preferred pool.
 
-    Args: job; wanted, from classify; binding; index; loads, node -> slots believed in use; count, candidates at most;
-    random, for drawing. Returns: None when no node of the pool can serve the job.
+    Args: job; wanted, from classify; binding; index; draws of the call; count, candidates at most.
+    Returns: None when no node of the pool can serve the job.
     """
     nodes = index.members(wanted.src_lang, wanted.tgt_lang, wanted.features).get(wanted.pool)
     if nodes is None:
         return None
-    return choose(_strategy(index, wanted.pool), job, binding, nodes, loads, count, random)
+    return choose(_strategy(index, wanted.pool), job, binding, nodes, draws, count)
 
 
 def place_among(
@@ -85,6 +138,7 @@ def place_among(
     Room is known to be scarce, so what the strategy or an earlier failure would rather avoid comes last, but it comes.
     Returns: None when no named node may take it.
     """
+    draws = Draws(loads, random)
     by_tier: dict[str, list[Node]] = {}
     for name in names:
         node = index.nodes.get(name)
@@ -95,7 +149,7 @@ def place_among(
     for tier in index.tiers(wanted.pool):
         if tier in by_tier:
             nodes = group(by_tier[tier])
-            placement = choose(_strategy(index, wanted.pool), job, binding, nodes, loads, len(nodes.nodes), random)
+            placement = choose(_strategy(index, wanted.pool), job, binding, nodes, draws, len(nodes.nodes))
             left_over = sorted(nodes.ids.difference(placement.candidates))
             ordered += [*placement.candidates, *left_over]
             choice = "first" if left_over or len(by_tier) > 1 else placement.choice
@@ -107,54 +161,37 @@ def _strategy(index: Index, pool: str) -> Strategy:
     return policy.strategy if policy is not None else "affinity"
 
 
-def choose(
-    strategy: Strategy, job: Job, binding: Binding | None, nodes: Group, loads: Loads, count: int, random: Random
-) -> Placement:
+def choose(strategy: Strategy, job: Job, binding: Binding | None, nodes: Group, draws: Draws, count: int) -> Placement:
     """Order nodes of one pool by its strategy, away from suspects and from the node that an earlier attempt failed on.
 
     Who is kept away from is a candidate only where nobody else is.
     """
     nodes = nodes.trusted or nodes
-    if job.avoid in nodes.ids and len(nodes.nodes) > 1:
-        nodes = group([node for node in nodes.nodes if node.id != job.avoid])
-    return STRATEGIES[strategy](binding, nodes, loads, count, random)
+    avoid = job.avoid if len(nodes.nodes) > 1 and job.avoid in nodes.ids else ""
+    bound = binding.node if binding is not None and binding.node in nodes.ids and binding.node != avoid else ""
+    return STRATEGIES[strategy](bound, avoid, nodes, draws, count)
 
 
-def affinity(binding: Binding | None, nodes: Group, loads: Loads, count: int, random: Random) -> Placement:
-    """The bound node first, then the least loaded of a few."""
-    drawn = sample(nodes.nodes, loads, count, random)
-    if binding is None or binding.node not in nodes.ids:
-        return Placement(drawn, "freest")
-    others = [name for name in drawn if name != binding.node]
-    return Placement((binding.node, *others[: count - 1]), "first")
+def affinity(bound: str, avoid: str, nodes: Group, draws: Draws, count: int) -> Placement:
+    """The bound node first, then the least loaded of a few. bound, avoid: empty for none."""
+    if not bound:
+        return Placement(draws.take(nodes, count, avoid), "freest")
+    return Placement((bound, *draws.take(nodes, count - 1, avoid, bound)), "first")
 
 
-def spread(binding: Binding | None, nodes: Group, loads: Loads, count: int, random: Random) -> Placement:
+def spread(bound: str, avoid: str, nodes: Group, draws: Draws, count: int) -> Placement:
     """Not the session's last node, unless it is the only one."""
-    if binding is not None and binding.node in nodes.ids and len(nodes.nodes) > 1:
-        others = [name for name in sample(nodes.nodes, loads, count + 1, random) if name != binding.node]
-        return Placement(tuple(others[:count]), "freest")
-    return Placement(sample(nodes.nodes, loads, count, random), "freest")
+    others = draws.take(nodes, count, avoid, bound)
+    return Placement(others or (bound,), "freest")
 
 
-def least_loaded(_: Binding | None, nodes: Group, loads: Loads, count: int, random: Random) -> Placement:
+def least_loaded(_: str, avoid: str, nodes: Group, draws: Draws, count: int) -> Placement:
     """The least loaded of a few, whatever the session did before."""
-    return Placement(sample(nodes.nodes, loads, count, random), "freest")
+    return Placement(draws.take(nodes, count, avoid), "freest")
 
 
-STRATEGIES: Final[Mapping[str, Callable[[Binding | None, Group, Loads, int, Random], Placement]]] = {
+STRATEGIES: Final[Mapping[str, Callable[[str, str, Group, Draws, int], Placement]]] = {
     "affinity": affinity,
     "spread": spread,
     "least_loaded": least_loaded,
 }
-
-
-def sample(nodes: Sequence[Node], loads: Loads, count: int, random: Random) -> tuple[str, ...]:
-    """The `count` least used of `2 * count` nodes drawn at random; all of them, least used first, when there are
-    few.
-    """
-    if len(nodes) == 1:
-        return (nodes[0].id,)
-    drawn = random.sample(nodes, min(len(nodes), _SAMPLE_FACTOR * count))
-    drawn.sort(key=lambda node: loads.get(node.id, 0) / node.slots)
-    return tuple([node.id for node in drawn[:count]])

@@ -1,4 +1,5 @@
-"""Reads ahead: the next batch is read while the last one is placed. One blocking XREAD for intake and `freed`.
+"""Reads ahead: the next batch is read and decoded while the last one is placed. One blocking XREAD for intake and
+`freed`, and one read of bindings for the sessions that are not known yet.
 
 Reading has no effect on the stream, so a batch that is thrown away is no loss: the next owner reads from the start.
 """
@@ -8,12 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Container
 from typing import Final
 
 import msgspec
 
-from scheduler.calls import Entry
+from scheduler.calls import Entry, RejectItem
 from scheduler.config import Settings
+from scheduler.runtime import intake
+from scheduler.runtime.intake import Job
 from scheduler.store.connection import is_temporary
 from scheduler.store.reads import Reads
 
@@ -24,11 +28,16 @@ _PAUSE_AFTER_ERROR_MS: Final = 100
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """What one read brought. freed: nodes that got room. handed_over: somebody gave partitions up. gap: events of
-    `freed` may have been missed.
+    """What one read brought.
+
+    jobs, in the order of their partitions; refused, entries that are none; bindings, as stored, of sessions that were
+    not known; freed, nodes that got room; handed_over, somebody gave partitions up; gap, events of `freed` may have
+    been missed.
     """
 
-    entries: tuple[Entry, ...] = ()
+    jobs: tuple[Job, ...] = ()
+    refused: tuple[RejectItem, ...] = ()
+    bindings: dict[str, bytes | None] = {}
     freed: tuple[str, ...] = ()
     handed_over: bool = False
     gap: bool = False
@@ -40,13 +49,14 @@ NOTHING: Final = Batch()
 class Reader:
     """Cursors over the owned partitions and over `freed`, and one batch in hand.
 
-    Args: reads; settings; freed_cursor, taken before the first reserve.
+    Args: reads; settings; freed_cursor, taken before the first reserve; known, the sessions whose binding is known.
     """
 
-    def __init__(self, reads: Reads, settings: Settings, freed_cursor: str) -> None:
+    def __init__(self, reads: Reads, settings: Settings, freed_cursor: str, known: Container[str]) -> None:
         self.paused = False
         self._reads = reads
         self._settings = settings
+        self._known = known
         self._epochs: dict[int, int] = {}
         self._cursors: dict[int, str] = {}
         self._freed = freed_cursor
@@ -124,21 +134,49 @@ class Reader:
         self._heard_at = now
 
         events = read.pop(keys.freed, [])
-        if events:
-            self._freed = events[-1][0]
-        entries: list[Entry] = []
+        entries = [
+            Entry(partitions[stream], epochs[partitions[stream]], identifier, fields)
+            for stream, found in read.items()
+            for identifier, fields in found
+        ]
+        jobs, refused = self._decode(entries)
+        bindings = await self._bindings(jobs)
+
+        # Only now, so that after a failure all of it is read again. Of a partition that was lost, or taken anew, nothing
+        # that came of the old cursor counts: its jobs have the old epoch.
         for stream, found in read.items():
             partition = partitions[stream]
-            epoch = epochs[partition]
-            if self._epochs.get(partition) == epoch and self._cursors[partition] == cursors[stream]:
+            if self._epochs.get(partition) == epochs[partition] and self._cursors[partition] == cursors[stream]:
                 self._cursors[partition] = found[-1][0]
-                entries += [Entry(partition, epoch, identifier, fields) for identifier, fields in found]
+        if events:
+            self._freed = events[-1][0]
         gap = self._missed or len(events) >= count
         self._missed = False
         if not entries and not events and not gap:
             return NOTHING
         handed_over = any(b"partitions" in fields for _, fields in events)
-        return Batch(tuple(entries), tuple(_nodes(events)), handed_over, gap)
+        return Batch(jobs, refused, bindings, tuple(_nodes(events)), handed_over, gap)
+
+    def _decode(self, entries: list[Entry]) -> tuple[tuple[Job, ...], tuple[RejectItem, ...]]:
+        """Whatever is wrong with an entry is wrong with that one alone."""
+        cell, settings = self._reads.keys.cell, self._settings
+        jobs, refused = [], []
+        for entry in entries:
+            try:
+                decoded = intake.decode(entry, cell, settings)
+            except Exception as error:
+                logger.exception("entry %s of partition %d cannot be decoded", entry.id, entry.partition)
+                decoded = intake.refuse(entry, cell, "invalid", f"it cannot be decoded: {error!r}")
+            if isinstance(decoded, Job):
+                jobs.append(decoded)
+            else:
+                refused.append(decoded)
+        return tuple(jobs), tuple(refused)
+
+    async def _bindings(self, jobs: tuple[Job, ...]) -> dict[str, bytes | None]:
+        """As owner of their partitions nobody but we can change them after this."""
+        unknown = list(dict.fromkeys(job.session_id for job in jobs if job.session_id not in self._known))
+        return dict(zip(unknown, await self._reads.bindings(unknown), strict=True)) if unknown else {}
 
 
 def _nodes(events: list[tuple[str, dict[bytes, bytes]]]) -> dict[str, None]:

@@ -1,6 +1,8 @@
-"""Pure. Decides; never performs. One try at placing a job, and what `reserve` is asked for it."""
+"""Pure. Decides; never performs. One try at placing a job, what `reserve` is asked for it, and how jobs share calls."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -18,6 +20,41 @@ class Try(msgspec.Struct, frozen=True):
     wanted: Class
     waiter: Waiter | None
     placement: Placement | None
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """Jobs of one call. apart: none of them is of a partition of the chunk before."""
+
+    jobs: Sequence[Job]
+    apart: bool
+
+
+def chunks(jobs: Sequence[Job], size: int) -> Iterator[Chunk]:
+    """Divide jobs into calls of at most `size`, each partition in its order.
+
+    More than one call is divided into two lanes that share no partition, and the lanes take turns: so a call can be
+    sent while the one before is under way.
+    """
+    if len(jobs) <= size:
+        yield Chunk(jobs, False)
+        return
+    counts: dict[int, int] = {}
+    for job in jobs:
+        counts[job.partition] = counts.get(job.partition, 0) + 1
+    # The fullest partitions first, each to the lane that has less.
+    loads, lane_of = [0, 0], {}
+    for partition in sorted(counts, key=lambda each: (-counts[each], each)):
+        lane = lane_of[partition] = int(loads[1] < loads[0])
+        loads[lane] += counts[partition]
+    lanes: tuple[list[Job], list[Job]] = ([], [])
+    for job in jobs:
+        lanes[lane_of[job.partition]].append(job)
+    last = -1
+    for start in range(0, max(loads), size):
+        for lane, members in enumerate(lanes):
+            if members[start : start + size]:
+                yield Chunk(members[start : start + size], last not in (-1, lane))
+                last = lane
 
 
 def reserve_item(each: Try, placement: Placement, binding: Binding | None, fresh: bool) -> calls.ReserveItem:

@@ -63,7 +63,7 @@ class Bindings:
     def __len__(self) -> int:
         return len(self._known)
 
-    def __contains__(self, session_id: str) -> bool:
+    def __contains__(self, session_id: object) -> bool:
         return session_id in self._known
 
     def get(self, session_id: str, now_ms: float) -> tuple[Binding | None, bool]:

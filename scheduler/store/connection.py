@@ -21,6 +21,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scheduler.errors import InvalidInput, SchedulerError, ServerRefused, ServerUnavailable, without_credentials
+from scheduler.store.packing import PACKING
 from scheduler.store.scripts import load_scripts
 
 logger = logging.getLogger("scheduler.store")
@@ -112,7 +113,7 @@ class Connection:
         return client
 
     def _pool(self, socket_timeout_ms: int | None) -> BlockingConnectionPool:
-        return BlockingConnectionPool.from_url(
+        pool = BlockingConnectionPool.from_url(
             self.url,
             max_connections=CONNECTIONS_MAX,
             timeout=None,
@@ -121,6 +122,8 @@ class Connection:
             retry=Retry(NoBackoff(), 0),
             protocol=2,
         )
+        pool.connection_class = PACKING[pool.connection_class]
+        return pool
 
     def blocking(self, block_ms: int) -> Client:
         """A client of its own for reads that block for up to `block_ms`."""

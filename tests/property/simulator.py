@@ -1,7 +1,7 @@
 """A synchronous stand-in for one cell and for the dispatcher that drives `Waiting` in it.
 
 `Cell` is the server as the scripts leave it: intake, slots, `open`, `freed`, owners. `Driver` has the steps and the
-names of runtime/dispatcher.py, without connections and clocks. A `Simulation` plays a list of operations; those that
+names of runtime/dispatcher.py and placer.py, without connections and clocks. A `Simulation` plays a list of operations; those that
 follow a `run` happen between the driver's calls, as other dispatchers, nodes and producers would have it. What must
 hold is checked while it plays.
 """
@@ -21,7 +21,7 @@ from scheduler.model import Node, Pool, Snapshot, Strategy
 from scheduler.runtime import placement
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Class, Job
-from scheduler.runtime.tries import Try
+from scheduler.runtime.tries import Try, chunks
 from scheduler.runtime.waiting import Waiter, Waiting
 from scheduler.session.bindings import Binding, Bindings
 
@@ -295,9 +295,8 @@ class Driver:
         if batch.gap:
             self.waiting.ask_all()
         self._try_waiting()
-        for start in range(0, len(newcomers), BATCH_MAX):
-            self._try_newcomers(newcomers[start : start + BATCH_MAX])
-            self._try_waiting()
+        self._newcomers(newcomers)
+        self._try_waiting()
         self._reject_refused()
 
     def _swap(self) -> None:
@@ -316,25 +315,45 @@ class Driver:
             if wanted != waiter.wanted:
                 self.waiting.reclassify(waiter, wanted)
 
-    def _try_newcomers(self, jobs: list[Job]) -> None:
-        jobs = [job for job in jobs if self.epochs.get(job.partition) == job.epoch]
+    def _newcomers(self, jobs: list[Job]) -> None:
+        """As placer.py: a call is made ready, and may be answered, before the one before it is settled."""
         self._between()
         for job in jobs:
             if job.session_id not in self.bindings:
                 self.bindings.learn(job.session_id, self._cell.bindings.get(job.session_id))
+        under_way: list[tuple[list[Try], list[Reserved | NotPlaced]]] = []
+        for chunk in chunks(jobs, BATCH_MAX):
+            if under_way and not chunk.apart:
+                self._land(under_way)
+            if self.waiting.busy:
+                self._land(under_way)
+                self._try_waiting()
+            under_way.append(self._send(self._tries(chunk.jobs)))
+            if len(under_way) > 1:
+                self._land(under_way, 1)
+        self._land(under_way)
+
+    def _land(self, under_way: list[tuple[list[Try], list[Reserved | NotPlaced]]], count: int | None = None) -> None:
+        for _ in range(len(under_way) if count is None else count):
+            self._settle_all(*under_way.pop(0))
+
+    def _tries(self, jobs: Sequence[Job]) -> list[Try]:
+        draws = placement.Draws(self.loads, self._random, len(jobs))
         tries: list[Try] = []
         held: set[str] = set()
         for job in jobs:
+            if self.epochs.get(job.partition) != job.epoch:
+                continue
             binding, _ = self.bindings.get(job.session_id, 0)
             wanted = placement.classify(job, binding, self.index)
             found = None
             if job.session_id not in held and not self.waiting.must_wait(job, wanted):
-                found = placement.place(job, wanted, binding, self.index, self.loads, CANDIDATES_MAX, self._random)
+                found = placement.place(job, wanted, binding, self.index, draws, CANDIDATES_MAX)
             if found is None:
                 held.add(job.session_id)
             tries.append(Try(job, wanted, None, found))
         self._check_newcomers(tries)
-        self._reserve(tries)
+        return tries
 
     def _try_waiting(self) -> None:
         rounds = 0
@@ -360,7 +379,8 @@ class Driver:
             if wanted != waiter.wanted:
                 self.waiting.reclassify(waiter, wanted)
                 return None
-            found = placement.place(job, wanted, binding, self.index, self.loads, CANDIDATES_MAX, self._random)
+            draws = placement.Draws(self.loads, self._random)
+            found = placement.place(job, wanted, binding, self.index, draws, CANDIDATES_MAX)
             if found is None:
                 self.waiting.park(waiter)
                 return None
@@ -381,15 +401,19 @@ class Driver:
             self.waiting.answer_open(waiter, tuple(nodes))
 
     def _reserve(self, tries: list[Try]) -> None:
+        self._settle_all(*self._send(tries))
+
+    def _send(self, tries: list[Try]) -> tuple[list[Try], list[Reserved | NotPlaced]]:
         sent = [each for each in tries if each.placement is not None]
-        answers: dict[int, Reserved | NotPlaced] = {}
-        if sent:
-            self._between()
-            answers = {
-                id(each): answer for each, answer in zip(sent, self._cell.reserve(sent, self.index.boots), strict=True)
-            }
+        if not sent:
+            return tries, []
+        self._between()
+        return tries, self._cell.reserve(sent, self.index.boots)
+
+    def _settle_all(self, tries: list[Try], answers: list[Reserved | NotPlaced]) -> None:
+        answered = iter(answers)
         for each in tries:
-            self._settle(each, answers.get(id(each)))
+            self._settle(each, next(answered) if each.placement is not None else None)
         self._reject_refused()
 
     def _settle(self, each: Try, answer: Reserved | NotPlaced | None) -> None:

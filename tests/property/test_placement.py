@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scheduler.model import Node, Pool, Snapshot
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Job
-from scheduler.runtime.placement import classify, place, place_among, rendezvous
+from scheduler.runtime.placement import Draws, classify, place, place_among, rendezvous
 from scheduler.session.bindings import Binding
 from tests.unit.arrange import EN_DE, EN_ZH, a_job
 
@@ -92,7 +92,7 @@ def test_candidates_are_few_can_serve_the_job_and_are_of_its_pool(
     index = Index(snapshot)
     able = {node.id for node in snapshot.nodes if serves(node, job)}
     wanted = classify(job, binding, index)
-    found = place(job, wanted, binding, index, {}, count, Random(seed))
+    found = place(job, wanted, binding, index, Draws({}, Random(seed)), count)
     if found is None:
         assert not able
         return
@@ -132,7 +132,7 @@ def test_a_session_stays_where_it_is_bound(
         assert wanted.pool != pool
         return
     assert wanted.pool == pool
-    found = place(job, wanted, binding, index, {}, count, Random(seed))
+    found = place(job, wanted, binding, index, Draws({}, Random(seed)), count)
     assert found is not None
     strategy = index.pools[pool].strategy if pool in index.pools else "affinity"
     if node in members - {job.avoid} and strategy == "affinity":

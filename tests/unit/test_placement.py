@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from random import Random
 
@@ -11,7 +12,7 @@ import pytest
 from scheduler.model import Node, Pool, Strategy
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Class, Job
-from scheduler.runtime.placement import Placement, classify, place, place_among, rendezvous
+from scheduler.runtime.placement import Draws, Placement, classify, place, place_among, rendezvous
 from scheduler.session.bindings import Binding
 from tests.unit.arrange import EN_DE, EN_ZH, a_class, a_job, a_node, an_index
 
@@ -35,7 +36,7 @@ def placed(
 ) -> Placement | None:
     """Where a job of pool a goes."""
     index = an_index(*nodes, pools={"a": Pool("a", strategy)})
-    return place(a_job(avoid=avoid), a_class(), binding, index, loads, count, Random(1))
+    return place(a_job(avoid=avoid), a_class(), binding, index, Draws(loads, Random(1)), count)
 
 
 # ---- the pool ----------------------------------------------------------------------------------------------
@@ -141,13 +142,13 @@ def test_load_is_relative_to_the_slots() -> None:
 
 
 def test_of_many_nodes_the_best_of_a_few_drawn_are_taken() -> None:
-    """Twice as many are drawn as are wanted, and the less loaded half is offered."""
+    """Twice as many are drawn as are wanted, and one more; the less loaded are offered."""
     nodes = tuple(a_node(f"a{i:02}", slots=100) for i in range(100))
     loads = {node.id: i for i, node in enumerate(nodes)}
     index = an_index(*nodes)
     seen = set()
     for seed in range(200):
-        found = place(a_job(), a_class(), None, index, loads, 4, Random(seed))
+        found = place(a_job(), a_class(), None, index, Draws(loads, Random(seed)), 4)
         assert found is not None
         drawn = [loads[name] for name in found.candidates]
         assert drawn == sorted(drawn)
@@ -156,9 +157,23 @@ def test_of_many_nodes_the_best_of_a_few_drawn_are_taken() -> None:
     assert len(seen) > 70
 
 
+def test_jobs_of_a_call_share_what_is_drawn_and_have_other_candidates_each() -> None:
+    """Of 1,000 nodes a call of 64 jobs names the less loaded half of a few more than 64; each is offered in turn."""
+    nodes = tuple(a_node(f"a{i:03}", slots=1_000) for i in range(1_000))
+    loads = {node.id: i for i, node in enumerate(nodes)}
+    index = an_index(*nodes)
+    draws = Draws(loads, Random(1), 64)
+    placements = [place(a_job(), a_class(), None, index, draws, 4) for _ in range(64)]
+    offered = Counter(name for placement in placements if placement for name in placement.candidates)
+    assert {len(placement.candidates) for placement in placements if placement} == {4}
+    assert len(offered) == 36
+    assert max(offered.values()) <= 9
+    assert sum(loads[name] for name in offered) / 36 < 300
+
+
 def test_no_node_of_the_pool_serves_the_job() -> None:
     """There is nothing to offer."""
-    assert place(a_job(), a_class("b"), None, an_index(*A123), {}, 4, Random(1)) is None
+    assert place(a_job(), a_class("b"), None, an_index(*A123), Draws({}, Random(1)), 4) is None
 
 
 # ---- among nodes that were named ---------------------------------------------------------------------------

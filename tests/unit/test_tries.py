@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 
 from scheduler.calls import Refused, RejectItem, ReserveItem
 from scheduler.runtime.placement import Placement
-from scheduler.runtime.tries import Try, keeps_binding, refusal_of, reserve_item
+from scheduler.runtime.tries import Try, chunks, keeps_binding, refusal_of, reserve_item
 from scheduler.session.bindings import Binding
 from tests.unit.arrange import EN_DE, EN_ZH, a_class, a_job
 
@@ -78,3 +82,26 @@ def test_a_job_that_is_never_placed(why: str, expected: tuple[str, str, str] | N
     else:
         reason, detail, job_id = expected
         assert refusal == RejectItem(3, 1, "j1-0", job_id, "s1", "", "", reason, detail)
+
+
+@given(st.lists(st.integers(0, 7), max_size=60), st.integers(1, 9))
+def test_chunks_keep_the_order_of_each_partition(partitions: list[int], size: int) -> None:
+    """Every job is in one call, each partition's in their order; one that is apart shares none with the call before."""
+    jobs = [a_job(partition=partition, job_id=f"j{number}") for number, partition in enumerate(partitions)]
+    found = list(chunks(jobs, size))
+    for partition in set(partitions):
+        of_it = [job for chunk in found for job in chunk.jobs if job.partition == partition]
+        assert of_it == [job for job in jobs if job.partition == partition]
+    assert sum(len(chunk.jobs) for chunk in found) == len(jobs)
+    assert all(len(chunk.jobs) <= size for chunk in found)
+    for before, after in pairwise(found):
+        shared = {job.partition for job in before.jobs} & {job.partition for job in after.jobs}
+        assert not (after.apart and shared)
+
+
+def test_a_backlog_of_many_partitions_is_sent_two_calls_at_a_time() -> None:
+    """With partitions enough every call but the first can be sent while the one before is under way."""
+    jobs = [a_job(partition=number % 16, job_id=f"j{number}") for number in range(512)]
+    found = list(chunks(jobs, 64))
+    assert [len(chunk.jobs) for chunk in found] == [64] * 8
+    assert [chunk.apart for chunk in found] == [False] + [True] * 7

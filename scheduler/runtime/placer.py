@@ -1,0 +1,265 @@
+"""Place -> reserve -> settle: what becomes of jobs that were read, and of those that wait.
+
+One script call places up to `batch_max` jobs; nothing else is asked on the way. While a call is under way the next one
+is made ready, of other partitions than those in the call: a session is in one partition, so what is sent before the
+answer can pass no job of its session. Jobs that wait are tried in calls of their own, one after the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from random import Random
+
+import msgspec
+
+from scheduler import calls
+from scheduler.config import Settings
+from scheduler.runtime import placement
+from scheduler.runtime.index import Index
+from scheduler.runtime.intake import Job
+from scheduler.runtime.partitions import Partitions
+from scheduler.runtime.placement import Draws
+from scheduler.runtime.refusals import Refusals
+from scheduler.runtime.tries import Try, chunks, keeps_binding, refusal_of, reserve_item
+from scheduler.runtime.waiting import Waiter, Waiting
+from scheduler.session.bindings import Binding, Bindings
+from scheduler.store.connection import or_each_alone
+from scheduler.store.store import Store
+
+Answer = calls.Reserved | calls.Refused
+
+
+class Report(msgspec.Struct):
+    """What a dispatcher has done since its start."""
+
+    read: int = 0
+    placed: int = 0
+    full: int = 0
+    rejected: int = 0
+    calls: int = 0
+    sweep_hits: int = 0
+    waiting: int = 0
+
+
+class _Call(msgspec.Struct):
+    """A call under way: what is tried, and the answers for those of them that have candidates."""
+
+    tries: list[Try]
+    answers: asyncio.Task[list[Answer]] | None
+    sent_ms: float
+
+
+class Placer:
+    """Places for one dispatcher, with what it knows: partitions, waiting jobs, bindings, and `index`, the snapshot.
+
+    loads: node -> slots believed in use.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        partitions: Partitions,
+        waiting: Waiting,
+        bindings: Bindings,
+        refusals: Refusals,
+        random: Random,
+    ) -> None:
+        self.report = Report()
+        self.index = Index()
+        self.loads: dict[str, int] = {}
+        self._store = store
+        self._settings = settings
+        self._partitions = partitions
+        self._waiting = waiting
+        self._bindings = bindings
+        self._refusals = refusals
+        self._random = random
+
+    # ---- newcomers ----
+
+    async def newcomers(self, jobs: Sequence[Job], keep: Callable[[], Awaitable[None]]) -> None:
+        """Place jobs that were just read. Those that must wait keep their place behind the earlier ones of their
+        session.
+
+        Args: jobs, in the order of their partitions; keep, what is to be done between calls of waiting jobs.
+        """
+        under_way: list[_Call] = []
+        try:
+            for chunk in chunks(jobs, self._settings.batch_max):
+                if under_way and not chunk.apart:
+                    await self._land(under_way)
+                if self._waiting.busy:
+                    await self._land(under_way)
+                    await self.waiters(keep)
+                under_way.append(self._send(self._tries(chunk.jobs)))
+                if len(under_way) > 1:
+                    await self._land(under_way, 1)
+            await self._land(under_way)
+        finally:
+            for call in under_way:
+                if call.answers is not None:
+                    call.answers.cancel()
+            await asyncio.gather(*(call.answers for call in under_way if call.answers), return_exceptions=True)
+
+    async def _land(self, under_way: list[_Call], count: int | None = None) -> None:
+        """Settle the first `count` calls, all by default, in the order in which they were sent."""
+        for _ in range(len(under_way) if count is None else count):
+            answers = under_way[0].answers
+            if answers is not None:
+                await asyncio.wait([answers])
+            call = under_way.pop(0)
+            await self._settle_all(call, answers.result() if answers is not None else [])
+
+    def _tries(self, jobs: Sequence[Job]) -> list[Try]:
+        """Candidates for each job that may be tried now."""
+        now_ms = _now_ms()
+        draws = Draws(self.loads, self._random, len(jobs))
+        count = self._settings.candidates_max
+        tries: list[Try] = []
+        held: set[str] = set()
+        for job in jobs:
+            if not self._partitions.holds(job.partition, job.epoch):
+                continue
+            binding, _ = self._bindings.get(job.session_id, now_ms)
+            wanted = placement.classify(job, binding, self.index)
+            placed = None
+            if job.session_id not in held and not self._waiting.must_wait(job, wanted):
+                placed = placement.place(job, wanted, binding, self.index, draws, count)
+            if placed is None:
+                held.add(job.session_id)
+            tries.append(Try(job, wanted, None, placed))
+        return tries
+
+    # ---- those that wait ----
+
+    async def waiters(self, keep: Callable[[], Awaitable[None]]) -> None:
+        """Try those that wait and were woken, until nobody is left who should be tried now."""
+        while self._waiting.busy:
+            await keep()
+            asking = self._waiting.asking()
+            if asking:
+                await self._ask(asking)
+            tries = []
+            for waiter in self._waiting.tries(self._settings.batch_max):
+                attempt = self._try_waiter(waiter)
+                if attempt is not None:
+                    tries.append(attempt)
+            await self._land([self._send(tries)])
+
+    def _try_waiter(self, waiter: Waiter) -> Try | None:
+        """Candidates for a waiter, None when it parks or asks instead."""
+        binding, _ = self._bindings.get(waiter.job.session_id, _now_ms())
+        if waiter.hint is None:
+            wanted = placement.classify(waiter.job, binding, self.index)
+            if wanted != waiter.wanted:
+                self._waiting.reclassify(waiter, wanted)
+                return None
+            draws = Draws(self.loads, self._random)
+            found = placement.place(waiter.job, wanted, binding, self.index, draws, self._settings.candidates_max)
+            if found is None:
+                self._waiting.park(waiter)
+                return None
+        else:
+            found = placement.place_among(
+                waiter.job, waiter.wanted, binding, self.index, waiter.hint, self.loads, self._random
+            )
+            if found is None:
+                waiter.complete = False
+                self._waiting.still_full(waiter, waiter.hint)
+                return None
+        return Try(waiter.job, waiter.wanted, waiter, found)
+
+    async def _ask(self, waiters: list[Waiter]) -> None:
+        """Ask `open` for the eligible nodes of every asking class, in one question."""
+        names: dict[str, bool] = {}
+        for wanted in {waiter.wanted for waiter in waiters}:
+            names.update(dict.fromkeys((node.id for node in self.index.eligible(wanted)), False))
+        if names:
+            names = dict(zip(names, await self._store.reads.are_open(list(names)), strict=True))
+        for waiter in waiters:
+            nodes = [node.id for node in self.index.eligible(waiter.wanted) if names.get(node.id)]
+            self._random.shuffle(nodes)
+            self._waiting.answer_open(waiter, tuple(nodes))
+
+    # ---- reserve ----
+
+    def _send(self, tries: list[Try]) -> _Call:
+        """Begin one script call for those that have candidates."""
+        now_ms = _now_ms()
+        items = [
+            reserve_item(each, each.placement, *self._bindings.get(each.job.session_id, now_ms))
+            for each in tries
+            if each.placement is not None
+        ]
+        return _Call(tries, asyncio.create_task(self._reserve(items)) if items else None, now_ms)
+
+    async def _reserve(self, items: list[calls.ReserveItem]) -> list[Answer]:
+        """Reserve; after an error inside the script each job alone, still in the order of each session."""
+        index = self.index
+        blocked: set[str] = set()
+
+        async def call(batch: Sequence[calls.ReserveItem]) -> list[Answer]:
+            if batch[0].session_id in blocked:
+                return [calls.Refused("behind")]
+            self.report.calls += 1
+            answers = await self._store.cell.reserve(batch, index.boots, index.pools, index.version)
+            if isinstance(answers[0], calls.Refused) and answers[0].why in ("full", "behind", "limited"):
+                blocked.add(batch[0].session_id)
+            return answers
+
+        return await or_each_alone(items, call, lambda _: calls.Refused("broken"))
+
+    # ---- settle ----
+
+    async def _settle_all(self, call: _Call, answers: Sequence[Answer]) -> None:
+        answered = iter(answers)
+        for each in call.tries:
+            self._settle(each, next(answered) if each.placement is not None else None, call.sent_ms)
+        await self._refusals.end()
+
+    def _settle(self, each: Try, answer: Answer | None, now_ms: float) -> None:
+        job, waiter = each.job, each.waiter
+        if not self._partitions.holds(job.partition, job.epoch):
+            return
+        if isinstance(answer, calls.Reserved):
+            self._placed(each, answer, now_ms)
+        elif answer is None:
+            # Held back: it waits behind its session or class, or no node can serve it.
+            if self._waiting.must_wait(job, each.wanted):
+                self._waiting.queue(job, each.wanted, now_ms)
+            else:
+                self._waiting.tried_in_vain(job, each.wanted, now_ms)
+        elif answer.why in ("full", "behind", "limited"):
+            self.report.full += 1
+            assert each.placement is not None
+            if waiter is None:
+                self._waiting.tried_in_vain(job, each.wanted, now_ms)
+            else:
+                self._waiting.still_full(waiter, each.placement.candidates)
+        elif answer.why == "fenced":
+            self._partitions.lose(job.partition)
+        else:
+            refusal = refusal_of(job, answer, self._store.cell.cell)
+            if refusal is not None:
+                self._refusals.add([refusal])
+            if waiter is not None:
+                self._waiting.leave(waiter)
+
+    def _placed(self, each: Try, answer: calls.Reserved, now_ms: float) -> None:
+        job = each.job
+        self.report.placed += 1
+        if answer.used >= 0:
+            self.loads[answer.node] = answer.used
+            binding, _ = self._bindings.get(job.session_id, now_ms)
+            if not keeps_binding(each, binding):
+                bound = Binding(each.wanted.pool, job.src_lang, job.tgt_lang, answer.node)
+                self._bindings.wrote(job.session_id, bound, now_ms)
+        if each.waiter is not None:
+            self._waiting.leave(each.waiter, placed=True)
+
+
+def _now_ms() -> float:
+    return time.monotonic() * 1000
