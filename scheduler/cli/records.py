@@ -1,6 +1,7 @@
 """What the producer and the nodes of a rehearsal write down themselves: evidence for the checker, figures for the view.
 
 Nothing here asks the server. Each event costs the same however many jobs there were, because it is counted as it comes.
+Nodes in processes of their own write files (`--record`), which are read here.
 """
 
 from __future__ import annotations
@@ -8,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
+from pathlib import Path
 from typing import Final, Literal, cast
 
 import msgspec
 
 from scheduler import audit
+from scheduler.attempts import Observer
 from scheduler.calls import Outcome, Submitted
 from scheduler.handlers import Job
 from scheduler.loads import Arrival
-from scheduler.node import Node, Observer
+from scheduler.node import Node
 
 DECISIONS_MAX: Final = 100
 EXACT_MS_MAX: Final = 1_000
@@ -165,6 +168,28 @@ class NodeRecords(Observer):
             ended_us=ended_us,
             attempt=job.attempt,
         )
+
+
+class _Line(msgspec.Struct):
+    """A line of a node's file: `slots` stands in that of a capacity only."""
+
+    slots: int | None = None
+
+
+def read_file(path: Path) -> tuple[list[audit.Capacity], list[audit.Run]]:
+    """What a node wrote with `--record`. A run that has no line of its end is one without an end.
+
+    Raises: OSError; msgspec.DecodeError for a line that no node writes.
+    """
+    capacities: list[audit.Capacity] = []
+    runs: dict[tuple[str, str, int], audit.Run] = {}
+    for line in path.read_bytes().splitlines():
+        if msgspec.json.decode(line, type=_Line).slots is not None:
+            capacities.append(msgspec.json.decode(line, type=audit.Capacity))
+        else:
+            run = msgspec.json.decode(line, type=audit.Run)
+            runs[run.boot, run.job_id, run.token] = run  # the line of the end comes after that of the start
+    return capacities, list(runs.values())
 
 
 def _inbox_ms(job: Job) -> int:

@@ -13,25 +13,24 @@ import logging
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from types import FrameType
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from scheduler import audit, roles
-from scheduler.calls import Submitted
 from scheduler.cli.failures import BY_SIGNAL
+from scheduler.cli.load import beside, follow, look_up, submit_load, to_its_end, wait_for_outcomes
 from scheduler.cli.process import run_async, stop_roles
 from scheduler.cli.records import NodeRecords, Records
 from scheduler.config import Settings
-from scheduler.errors import NotAccepted, SchedulerError
+from scheduler.errors import SchedulerError
 from scheduler.handlers import Job
 from scheduler.loads import Arrival
 from scheduler.loop import end_tasks
-from scheduler.model import JobDocument
 from scheduler.node import Node
-from scheduler.producer import Producer, Request
+from scheduler.producer import Producer
 from scheduler.runtime.dispatcher import Dispatcher
 from scheduler.store.cleanup import remove_namespace
 from scheduler.store.server import start_embedded
@@ -120,12 +119,28 @@ def rehearse(plan: Plan, watch: Watch | None = None) -> Result:
     Blocks; belongs into the main thread, with which a server of its own would end. Ctrl-C and SIGTERM stop in order.
     Raises: ServerUnavailable, ServerRefused, NotAccepted; KeyboardInterrupt or, on SIGTERM, SystemExit.
     """
+
+    async def perform(url: str, settings: Settings) -> Result:
+        return await _rehearse(url, msgspec.structs.replace(plan, settings=settings), watch)
+
+    return on_own_server(plan.name, plan.url, plan.settings, perform)
+
+
+def on_own_server(
+    name: str, url: str | None, settings: Settings, perform: Callable[[str, Settings], Coroutine[Any, Any, T]]
+) -> T:
+    """Run something on a server in memory; on that of a typed URL in a namespace of its own, which it has to remove.
+
+    Args: name, of the command, for the namespace; url, None for a server of its own; settings; perform, is given the
+    server's URL and the settings to use. Blocks, and stops on signals as `rehearse` does.
+    Raises: ServerUnavailable, what `perform` raises; KeyboardInterrupt or, on SIGTERM, SystemExit.
+    """
     with _sigterm_as_exit():
-        if plan.url is not None:
-            own = msgspec.structs.replace(plan.settings, namespace=f"{plan.name}-{secrets.token_hex(4)}")
-            return run_async(_until_sigterm(plan.url, msgspec.structs.replace(plan, settings=own), watch))
+        if url is not None:
+            own = msgspec.structs.replace(settings, namespace=f"{name}-{secrets.token_hex(4)}")
+            return run_async(_until_sigterm(perform(url, own)))
         with start_embedded() as server:
-            return run_async(_until_sigterm(server.url, plan, watch))
+            return run_async(_until_sigterm(perform(server.url, settings)))
 
 
 @contextlib.contextmanager
@@ -142,8 +157,8 @@ def _sigterm_as_exit() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-async def _until_sigterm(url: str, plan: Plan, watch: Watch | None) -> Result:
-    """Let SIGTERM cancel the rehearsal, as Ctrl-C does by itself. Raises: SystemExit then."""
+async def _until_sigterm(work: Coroutine[Any, Any, T]) -> T:
+    """Let SIGTERM cancel the work, as Ctrl-C does by itself. Raises: SystemExit then."""
     received = asyncio.Event()
     task = asyncio.current_task()
     assert task is not None
@@ -154,7 +169,7 @@ async def _until_sigterm(url: str, plan: Plan, watch: Watch | None) -> Result:
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
     try:
-        return await _rehearse(url, plan, watch)
+        return await work
     except asyncio.CancelledError:
         if received.is_set():
             raise SystemExit(BY_SIGNAL + signal.SIGTERM) from None
@@ -164,11 +179,11 @@ async def _until_sigterm(url: str, plan: Plan, watch: Watch | None) -> Result:
 async def _rehearse(url: str, plan: Plan, watch: Watch | None) -> Result:
     plan = msgspec.structs.replace(plan, settings=_roomy(plan))
     async with contextlib.AsyncExitStack() as stack:
-        stage, producer = await _to_its_end(_set_up(stack, url, plan))
-        await stack.enter_async_context(_beside(_follow(producer, stage.records)))
+        stage, producer = await to_its_end(_set_up(stack, url, plan))
+        await stack.enter_async_context(beside(follow(producer, stage.records)))
         if watch is not None:
-            await stack.enter_async_context(_beside(watch(stage)))
-        await _to_its_end(_perform(stage, producer))
+            await stack.enter_async_context(beside(watch(stage)))
+        await to_its_end(_perform(stage, producer))
     report = audit.audit(stage.records.evidence())
     return Result(
         report=report,
@@ -209,7 +224,7 @@ async def _set_up(stack: contextlib.AsyncExitStack, url: str, plan: Plan) -> tup
     stack.push_async_callback(stop_roles, [reaper], STOP_MS_MAX)
     # The nodes need the stage's records, and the stage the dispatcher, which is stopped before them all the same.
     nodes_stack = await stack.enter_async_context(contextlib.AsyncExitStack())
-    server = await _describe(store)
+    server = await describe(store)
     role, dispatcher = await roles.start_dispatcher(url, settings)
     stack.push_async_callback(stop_roles, [role], STOP_MS_MAX)
     stage = Stage(plan, store, server, dispatcher)
@@ -279,7 +294,7 @@ async def _until_ready(dispatcher: Dispatcher, nodes: Sequence[Node]) -> None:
     raise SchedulerError(f"the nodes were not ready within {READY_MS_MAX} ms")
 
 
-async def _describe(store: Store) -> str:
+async def describe(store: Store) -> str:
     """The server in a few words, such as `valkey 9.1.0 at 127.0.0.1:25000`."""
     client = store.connection.commands
     info = await store.connection.patiently(lambda: client.info("server"))
@@ -294,95 +309,12 @@ async def _describe(store: Store) -> str:
 
 async def _perform(stage: Stage, producer: Producer) -> None:
     """Submit the load and wait for what becomes of it. Raises: NotAccepted."""
-    await _submit(producer, stage.plan, stage.records)
-    await _wait_for_outcomes(stage.plan, stage.records)
-    await _look_up(stage)
-
-
-async def _submit(producer: Producer, plan: Plan, records: Records) -> None:
-    """Submit each job when it is due; those that are due together go in one call, in their order.
-
-    Raises: NotAccepted.
-    """
-    arrivals = plan.arrivals
-    started_s = records.first_submission_s = time.monotonic()
-    position = 0
-    while position < len(arrivals):
-        elapsed_ms = (time.monotonic() - started_s) * 1000
-        if arrivals[position].at_ms > elapsed_ms:
-            await asyncio.sleep((arrivals[position].at_ms - elapsed_ms) / 1000)
-            elapsed_ms = (time.monotonic() - started_s) * 1000
-        end = position + 1
-        while end < len(arrivals) and end - position < plan.settings.batch_max and arrivals[end].at_ms <= elapsed_ms:
-            end += 1
-        records.lag_ms = max(records.lag_ms, elapsed_ms - arrivals[position].at_ms)
-        requests = [_request(number, arrivals[number]) for number in range(position, end)]
-        for arrival, answer in zip(arrivals[position:end], await producer.submit_many(requests), strict=True):
-            if not isinstance(answer, Submitted):
-                raise NotAccepted(answer.job_id, answer.why, answer.detail)
-            records.submitted(arrival, answer)
-        position = end
-
-
-def _request(number: int, arrival: Arrival) -> Request:
-    document = JobDocument(
-        session_id=arrival.session_id,
-        job_id=f"j{number:06d}",
-        src_lang=arrival.src_lang,
-        tgt_lang=arrival.tgt_lang,
-        tenant_id=arrival.tenant_id,
-    )
-    return Request(document, f"{arrival.work_ms:.3f}".encode())
-
-
-async def _follow(producer: Producer, records: Records) -> None:
-    """Write every outcome of the feed down."""
-    async for _, outcome in producer.results("0"):
-        records.ended_with(outcome)
-
-
-async def _wait_for_outcomes(plan: Plan, records: Records) -> None:
-    """Wait while jobs keep ending: until all have, or none has for too long."""
+    plan, records = stage.plan, stage.records
+    await submit_load(producer, plan.arrivals, records, plan.settings.batch_max, _payload)
     longest_ms = max((arrival.work_ms for arrival in plan.arrivals), default=0.0)
-    stall_ms = STALL_MS + longest_ms
-    while records.open_jobs:
-        records.news.clear()
-        try:
-            async with asyncio.timeout(stall_ms / 1000):
-                await records.news.wait()
-        except TimeoutError:
-            logger.warning("nothing ended for %d s, %d jobs are open", stall_ms / 1000, records.open_jobs)
-            return
+    await wait_for_outcomes(records, STALL_MS + longest_ms)
+    await look_up(stage.store.reads, records)
 
 
-async def _look_up(stage: Stage) -> None:
-    """Read the records of the jobs that the feed did not tell of: the record is the truth."""
-    records = stage.records
-    for submission in records.submissions:
-        if submission.job_id not in records.ended:
-            outcome = await stage.store.reads.outcome(submission.job_id)
-            if outcome is not None:
-                logger.warning("the feed did not tell of job %s, its record does: %s", outcome.job_id, outcome.state)
-                records.ended_with(outcome)
-
-
-@contextlib.asynccontextmanager
-async def _beside(work: Awaitable[None]) -> AsyncIterator[None]:
-    """Run something beside the body and cancel it afterwards; its own failure is raised then."""
-    task = asyncio.ensure_future(work)
-    try:
-        yield
-    finally:
-        await end_tasks([task])
-    if not task.cancelled():
-        task.result()
-
-
-async def _to_its_end(work: Awaitable[T]) -> T:
-    """Run something in a task of its own: it ends when we are cancelled, also where one cancellation is lost."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait({task})
-    finally:
-        await end_tasks([task])
-    return task.result()
+def _payload(arrival: Arrival) -> bytes:
+    return f"{arrival.work_ms:.3f}".encode()

@@ -129,7 +129,7 @@ def test_a_feed_that_tells_nothing_is_made_up_for_by_the_records(monkeypatch: py
     async def nothing(*_: object) -> None:
         return None
 
-    monkeypatch.setattr(rehearsal, "_follow", nothing)
+    monkeypatch.setattr(rehearsal, "follow", nothing)
     monkeypatch.setattr(rehearsal, "STALL_MS", 1_000)
     result = run(*SMALL)
     found = document(result)

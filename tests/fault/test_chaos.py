@@ -1,0 +1,25 @@
+"""The short form of the chaos run: every process may be hit at any time, and every guarantee holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from chaos.command import quick_plan
+from chaos.run import Left, run
+
+SEED = 1
+
+
+def test_whoever_is_hit_nothing_is_lost_run_twice_or_held(tmp_path: Path) -> None:
+    """With somebody hit each second, every job completes once, in order and within capacity, and no slot is held."""
+    plan = quick_plan(SEED)
+    result = run(plan, tmp_path)
+    report = result.report
+    assert result.unexpected == ()
+    assert report.examples() == ()
+    broken = (report.lost, report.duplicates, report.over_capacity, report.order_violations, report.contradictions)
+    assert broken == (0, 0, 0, 0, 0)
+    assert (report.submitted, report.completed) == (len(plan.arrivals), len(plan.arrivals))
+    assert result.left == Left(slots=0, intake=0, delayed=0)
+    assert sum(sum(kinds.values()) for kinds in result.acts.values()) >= 10
+    assert result.ok

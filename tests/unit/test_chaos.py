@@ -1,0 +1,108 @@
+"""What a chaos run draws, and how it reads the records of processes that were paused."""
+
+from __future__ import annotations
+
+from random import Random
+
+import msgspec
+import pytest
+
+from chaos.acts import KINDS, State, draw
+from chaos.command import repeat, rounds_for
+from chaos.evidence import RAN_ON_US_MAX, longest_gap_ms, longest_partition_gap_ms, without_pauses
+from chaos.processes import variables
+from chaos.settings import settings_for
+from scheduler.audit import Capacity, Evidence, Run, Submission, audit
+from scheduler.config import DEFAULTS, read_settings
+from scheduler.loads import Arrival
+
+PAUSE = (2_000_000, 9_000_000)
+
+
+def run_of(token: int, started_us: int, ended_us: int | None, boot: str = "1-a", inbox_ms: int = 0) -> Run:
+    """A run on n1, from the entry of `submission_of(token)`."""
+    entry = f"0/{token}-0"
+    return Run(f"j{token}", f"s{token}", "n1", boot, token, entry, inbox_ms, started_us, ended_us)
+
+
+def submission_of(token: int, partition: int = 0) -> Submission:
+    """Job j<token>, submitted at that millisecond."""
+    return Submission(f"j{token}", f"s{token}", partition, f"{token}-0")
+
+
+def test_the_same_seed_draws_the_same_acts() -> None:
+    """Whom it hits and how depends on nothing but the seed and the states."""
+    states: dict[str, State] = {f"node{number}": "running" for number in range(5)}
+    acts = [[draw(Random(seed), states, list(states)) for seed in range(200)] for _ in range(2)]
+    assert acts[0] == acts[1]
+    assert {act.seat for act in acts[0]} == set(states)
+    assert {act.kind for act in acts[0]} == set(KINDS)
+    assert {act.wakes for act in acts[0]} == {True, False}
+
+
+@pytest.mark.parametrize("state", ["starting", "paused"])
+def test_one_that_does_not_run_can_only_be_killed(state: State) -> None:
+    """A pause upon a pause would end with the first of them."""
+    assert {draw(Random(seed), {"node1": state}, ["node1"]).kind for seed in range(50)} == {"kill"}
+
+
+def test_only_nodes_are_lost() -> None:
+    """The other roles have no name that others know them by."""
+    kinds = {draw(Random(seed), {"reaper1": "running"}, ["node1"]).kind for seed in range(50)}
+    assert kinds == {"kill", "pause", "replace"}
+
+
+def test_a_run_through_a_pause_ends_with_the_pause() -> None:
+    """A stopped process runs nothing; how long it went on afterwards is told."""
+    runs = [run_of(1, 1_000_000, 9_000_300), run_of(2, 1_000_000, 1_500_000), run_of(3, 9_500_000, 9_600_000)]
+    cut, ran_on_us = without_pauses(runs, [PAUSE])
+    assert [run.ended_us for run in cut] == [PAUSE[0], 1_500_000, 9_600_000]
+    assert ran_on_us == 300
+
+
+@pytest.mark.parametrize("ended_us", [None, PAUSE[1] + RAN_ON_US_MAX + 1])
+def test_a_run_that_goes_on_long_after_a_pause_stays_as_it_is(ended_us: int | None) -> None:
+    """What should have ended and did not is for the checker to find."""
+    runs = [run_of(1, 1_000_000, ended_us)]
+    assert without_pauses(runs, [PAUSE])[0] == runs
+
+
+def test_a_node_that_goes_on_beside_its_successor_is_over_its_capacity() -> None:
+    """Cutting runs at pauses does not hide two boots that run at once."""
+    capacities = [Capacity("n1", "1-a", 0, 1), Capacity("n1", "2-b", 5_000_000, 1)]
+    for ended_us, expected in ((PAUSE[1] + 300, 0), (PAUSE[1] + RAN_ON_US_MAX + 1, 1)):
+        cut, _ = without_pauses([run_of(1, 1_000_000, ended_us)], [PAUSE])
+        later = run_of(2, 6_000_000, 6_500_000, boot="2-b")
+        assert audit(Evidence([], [*cut, later], [], capacities, 0, 0)).over_capacity == expected
+
+
+def test_the_longest_gap_counts_only_while_a_job_is_there() -> None:
+    """Between 10 and 500 nothing was there to dispatch; from 500 to 620 something was."""
+    submissions = [submission_of(5), submission_of(500), submission_of(600)]
+    runs = [run_of(5, 0, 1, inbox_ms=10), run_of(500, 0, 1, inbox_ms=620), run_of(600, 0, 1, inbox_ms=630)]
+    assert longest_gap_ms(submissions, runs) == 120
+    assert longest_gap_ms([], []) == 0
+
+
+def test_the_longest_gap_of_a_partition_is_not_hidden_by_another_one() -> None:
+    """What waits in one partition waits although another one goes on."""
+    submissions = [submission_of(5), *(submission_of(number, 1) for number in range(100, 200, 10))]
+    runs = [run_of(5, 0, 1, inbox_ms=205)]
+    for number in range(100, 200, 10):
+        run = run_of(number, 0, 1, inbox_ms=number + 1)
+        runs.append(msgspec.structs.replace(run, entry=f"1/{number}-0"))
+    assert longest_partition_gap_ms(submissions, runs) == 200
+
+
+def test_a_process_is_given_the_settings_by_its_environment() -> None:
+    """What differs from the defaults, and nothing else."""
+    settings = settings_for("quick", 10)
+    assert read_settings(variables(settings)) == settings
+    assert variables(DEFAULTS) == {}
+
+
+def test_a_load_is_repeated_until_the_time_is_over() -> None:
+    """Each round begins where the one before has ended."""
+    once = [Arrival(0, "s1", 1, "en", "zh", ""), Arrival(800, "s1", 1, "en", "zh", "")]
+    assert [rounds_for(once, seconds) for seconds in (0, 1, 1.1, 2.5)] == [1, 1, 2, 3]
+    assert [arrival.at_ms for arrival in repeat(once, 2)] == [0, 800, 1_000, 1_800]
