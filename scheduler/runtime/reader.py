@@ -24,6 +24,7 @@ from scheduler.store.reads import Reads
 logger = logging.getLogger("scheduler.dispatcher")
 
 DEAF_MS: Final = 1_000
+DECODED_AT_ONCE_MAX: Final = 32
 _PAUSE_AFTER_ERROR_MS: Final = 100
 
 
@@ -139,7 +140,7 @@ class Reader:
             for stream, found in read.items()
             for identifier, fields in found
         ]
-        jobs, refused = self._decode(entries)
+        jobs, refused = await self._decode(entries)
         bindings = await self._bindings(jobs)
 
         # Only now, so that after a failure all of it is read again. Of a partition that was lost, or taken anew, nothing
@@ -157,11 +158,13 @@ class Reader:
         handed_over = any(b"partitions" in fields for _, fields in events)
         return Batch(jobs, refused, bindings, tuple(_nodes(events)), handed_over, gap)
 
-    def _decode(self, entries: list[Entry]) -> tuple[tuple[Job, ...], tuple[RejectItem, ...]]:
-        """Whatever is wrong with an entry is wrong with that one alone."""
+    async def _decode(self, entries: list[Entry]) -> tuple[tuple[Job, ...], tuple[RejectItem, ...]]:
+        """Whatever is wrong with an entry is wrong with that one alone. An answer meanwhile is not kept waiting."""
         cell, settings = self._reads.keys.cell, self._settings
         jobs, refused = [], []
-        for entry in entries:
+        for number, entry in enumerate(entries):
+            if number % DECODED_AT_ONCE_MAX == DECODED_AT_ONCE_MAX - 1:
+                await asyncio.sleep(0)
             try:
                 decoded = intake.decode(entry, cell, settings)
             except Exception as error:

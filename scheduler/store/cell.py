@@ -21,13 +21,13 @@ class _Group:
 
     def __init__(self) -> None:
         self.names: list[Any] = []
-        self._indices: dict[Any, int] = {}
+        self.indices: dict[Any, int] = {}
 
     def index(self, name: Any) -> int:
-        found = self._indices.get(name)
+        found = self.indices.get(name)
         if found is None:
             self.names.append(name)
-            found = self._indices[name] = len(self.names)
+            found = self.indices[name] = len(self.names)
         return found
 
 
@@ -128,8 +128,9 @@ class Cell:
         partitions, nodes, policies = _Group(), _Group(), _Group()
         body: list[Argument] = []
         job_keys: list[str] = []
+        known = nodes.indices  # looked up here, for this is the innermost loop of a dispatcher
         for item in items:
-            candidates = " ".join([str(nodes.index(node)) for node in item.candidates])
+            candidates = " ".join([str(known.get(node) or nodes.index(node)) for node in item.candidates])
             body += [
                 item.entry_id, partitions.index((item.partition, item.epoch)), policies.index(item.pool), item.job_id,
                 item.session_id, item.tenant_id, item.reply_to, item.binding, item.bound_node, item.variant, candidates,
