@@ -117,7 +117,7 @@ class Dispatcher:
         self._refusals.add(self._sweep.overdue(self.partitions.server_ms()))
         self._wake(batch)
         await self._placer.waiters(self._keep)
-        await self._placer.newcomers(newcomers, self._keep)
+        await self._placer.newcomers(newcomers, self._keep, self._more)
         await self._placer.waiters(self._keep)
         await self._refusals.end()
 
@@ -130,6 +130,18 @@ class Dispatcher:
         return idle_ms if deadline_ms is None else min(idle_ms, deadline_ms - self.partitions.server_ms() + 1)
 
     # ---- what was read, and what the world tells ----
+
+    def _more(self) -> list[Job]:
+        """The jobs of the next batch, if there is one in hand and nothing else is due: a backlog is no reason to wait
+        for the last answers of each batch.
+        """
+        assert self._reader is not None
+        if self._idle_ms() <= 0 or (batch := self._reader.next_ready()) is None:
+            return []
+        self._swap()
+        newcomers = self._take(batch)
+        self._wake(batch)
+        return newcomers
 
     def _take(self, batch: Batch) -> list[Job]:
         """The jobs of a batch that are still ours and in time, with what is known of their sessions."""

@@ -43,6 +43,7 @@ class Partitions:
         self._live: frozenset[str] = frozenset()
         self._wished: frozenset[int] = frozenset()
         self._epochs: dict[int, int] = {}
+        self._lanes: dict[int, int] = {}
         self._to_give_up: set[int] = set()
         self._claim_due_ms = 0.0
         self._clock_offset_ms = 0.0
@@ -58,6 +59,10 @@ class Partitions:
     def holds(self, partition: int, epoch: int) -> bool:
         """Whether what was read under `epoch` is still ours to place."""
         return self._epochs.get(partition) == epoch
+
+    def lane(self, partition: int) -> int:
+        """0 or 1: each is about half of what is held, for calls that must share no partition."""
+        return self._lanes.get(partition, 0)
 
     def server_ms(self) -> int:
         """About the server's time: for deadlines of jobs, which wait much longer than this is wrong."""
@@ -115,6 +120,7 @@ class Partitions:
         if new:
             self._forget(frozenset(new))
             self._epochs |= new
+            self._lanes = {partition: rank % 2 for rank, partition in enumerate(sorted(self._epochs))}
             for partition, epoch in new.items():
                 self._gained(partition, epoch)
             logger.info("partitions %s are ours", _listed(new))

@@ -44,9 +44,10 @@ class Report(msgspec.Struct):
 
 
 class _Call(msgspec.Struct):
-    """A call under way: what is tried, and the answers for those of them that have candidates."""
+    """A call under way: what is tried, of which partitions, and the answers for those that have candidates."""
 
     tries: list[Try]
+    partitions: frozenset[int]
     answers: asyncio.Task[list[Answer]] | None
     sent_ms: float
 
@@ -80,29 +81,38 @@ class Placer:
 
     # ---- newcomers ----
 
-    async def newcomers(self, jobs: Sequence[Job], keep: Callable[[], Awaitable[None]]) -> None:
+    async def newcomers(
+        self, jobs: Sequence[Job], keep: Callable[[], Awaitable[None]], more: Callable[[], Sequence[Job]]
+    ) -> None:
         """Place jobs that were just read. Those that must wait keep their place behind the earlier ones of their
         session.
 
-        Args: jobs, in the order of their partitions; keep, what is to be done between calls of waiting jobs.
+        Args: jobs, in the order of their partitions; keep, what is to be done between calls of waiting jobs; more,
+        asked for jobs that were read meanwhile, none when something else is to be done first.
         """
         under_way: list[_Call] = []
         try:
-            for chunk in chunks(jobs, self._settings.batch_max):
-                if under_way and not chunk.apart:
-                    await self._land(under_way)
-                if self._waiting.busy:
-                    await self._land(under_way)
-                    await self.waiters(keep)
-                under_way.append(self._send(self._tries(chunk.jobs)))
-                if len(under_way) > 1:
-                    await self._land(under_way, 1)
+            while jobs:
+                for chunk in chunks(jobs, self._settings.batch_max, self._partitions.lane):
+                    await self._place(chunk, under_way, keep)
+                jobs = more()
             await self._land(under_way)
         finally:
             for call in under_way:
                 if call.answers is not None:
                     call.answers.cancel()
             await asyncio.gather(*(call.answers for call in under_way if call.answers), return_exceptions=True)
+
+    async def _place(self, jobs: Sequence[Job], under_way: list[_Call], keep: Callable[[], Awaitable[None]]) -> None:
+        """Send a call for these jobs, and settle the one before it meanwhile."""
+        if under_way and any(job.partition in under_way[0].partitions for job in jobs):
+            await self._land(under_way)
+        if self._waiting.busy:
+            await self._land(under_way)
+            await self.waiters(keep)
+        under_way.append(self._send(self._tries(jobs)))
+        if len(under_way) > 1:
+            await self._land(under_way, 1)
 
     async def _land(self, under_way: list[_Call], count: int | None = None) -> None:
         """Settle the first `count` calls, all by default, in the order in which they were sent."""
@@ -194,7 +204,8 @@ class Placer:
             for each in tries
             if each.placement is not None
         ]
-        return _Call(tries, asyncio.create_task(self._reserve(items)) if items else None, now_ms)
+        partitions = frozenset([each.job.partition for each in tries])
+        return _Call(tries, partitions, asyncio.create_task(self._reserve(items)) if items else None, now_ms)
 
     async def _reserve(self, items: list[calls.ReserveItem]) -> list[Answer]:
         """Reserve; after an error inside the script each job alone, still in the order of each session."""

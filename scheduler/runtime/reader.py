@@ -97,6 +97,13 @@ class Reader:
             return NOTHING
         return batch
 
+    def next_ready(self) -> Batch | None:
+        """The next batch, None when none is in hand."""
+        if self._batches.empty():
+            return None
+        batch, self._handed_freed = self._batches.get_nowait()
+        return batch
+
     async def peek_freed(self) -> frozenset[str]:
         """Nodes named by events that are in the stream but not handed over yet; for the sweep."""
         key = self._reads.keys.freed
@@ -143,7 +150,7 @@ class Reader:
         jobs, refused = await self._decode(entries)
         bindings = await self._bindings(jobs)
 
-        # Only now, so that after a failure all of it is read again. Of a partition that was lost, or taken anew, nothing
+        # Only now, so that after a failure all of it is read again. Of a partition that was lost or taken anew nothing
         # that came of the old cursor counts: its jobs have the old epoch.
         for stream, found in read.items():
             partition = partitions[stream]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
@@ -22,39 +22,22 @@ class Try(msgspec.Struct, frozen=True):
     placement: Placement | None
 
 
-class Chunk(msgspec.Struct, frozen=True):
-    """Jobs of one call. apart: none of them is of a partition of the chunk before."""
-
-    jobs: Sequence[Job]
-    apart: bool
-
-
-def chunks(jobs: Sequence[Job], size: int) -> Iterator[Chunk]:
+def chunks(jobs: Sequence[Job], size: int, lane_of: Callable[[int], int]) -> Iterator[Sequence[Job]]:
     """Divide jobs into calls of at most `size`, each partition in its order.
 
-    More than one call is divided into two lanes that share no partition, and the lanes take turns: so a call can be
-    sent while the one before is under way.
+    More than one call is divided into two lanes that take turns, and lane_of (partition -> 0 or 1) says into which. So
+    a call shares no partition with the one before, and can be sent while that one is under way.
     """
     if len(jobs) <= size:
-        yield Chunk(jobs, False)
+        yield jobs
         return
-    counts: dict[int, int] = {}
-    for job in jobs:
-        counts[job.partition] = counts.get(job.partition, 0) + 1
-    # The fullest partitions first, each to the lane that has less.
-    loads, lane_of = [0, 0], {}
-    for partition in sorted(counts, key=lambda each: (-counts[each], each)):
-        lane = lane_of[partition] = int(loads[1] < loads[0])
-        loads[lane] += counts[partition]
     lanes: tuple[list[Job], list[Job]] = ([], [])
     for job in jobs:
-        lanes[lane_of[job.partition]].append(job)
-    last = -1
-    for start in range(0, max(loads), size):
-        for lane, members in enumerate(lanes):
-            if members[start : start + size]:
-                yield Chunk(members[start : start + size], last not in (-1, lane))
-                last = lane
+        lanes[lane_of(job.partition)].append(job)
+    for start in range(0, max(map(len, lanes)), size):
+        for members in lanes:
+            if start < len(members):
+                yield members[start : start + size]
 
 
 def reserve_item(each: Try, placement: Placement, binding: Binding | None, fresh: bool) -> calls.ReserveItem:

@@ -12,7 +12,6 @@ import hiredis
 from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.exceptions import DataError
 
-
 _pack: Final[Any] = hiredis.pack_command
 
 

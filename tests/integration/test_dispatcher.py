@@ -13,6 +13,8 @@ from scheduler.calls import CapacityItem
 from scheduler.config import Settings
 from scheduler.model import JobDocument
 from scheduler.runtime.dispatcher import Dispatcher
+from scheduler.runtime.intake import Job
+from scheduler.runtime.reader import Batch
 from scheduler.store.cell import Cell
 from scheduler.store.control import Leading
 from scheduler.store.store import Store, open_store
@@ -104,24 +106,26 @@ async def bench(url: str, settings: Settings = CALM, owner: str = "d+1") -> Asyn
 async def test_what_is_read_and_called_is_bounded(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """RULES 6: COUNT is per stream, so the bound is over all of them; a call takes 128 jobs at most."""
     settings = msgspec.structs.replace(CALM, read_ahead_max=64, batch_max=16)
-    sizes: list[int] = []
-    reserve = Cell.reserve
+    called: list[int] = []
+    taken: list[int] = []
+    reserve, take = Cell.reserve, Dispatcher._take
 
     async def spy(self: Cell, items: list[calls.ReserveItem], *rest: object) -> object:
-        sizes.append(len(items))
+        called.append(len(items))
         return await reserve(self, items, *rest)  # type: ignore[arg-type]
 
+    def spy_on_batches(self: Dispatcher, batch: Batch) -> list[Job]:
+        taken.append(len(batch.jobs))
+        return take(self, batch)
+
     monkeypatch.setattr(Cell, "reserve", spy)
+    monkeypatch.setattr(Dispatcher, "_take", spy_on_batches)
     async with bench(url, settings) as b:
         await b.fleet(n1=2_000)
         for i in range(600):
             await b.add(f"s{i % 50}", f"j{i}")
-        most, before = 0, 0
-        while b.dispatcher.report.read < 600:
-            await b.dispatcher.run_once()
-            most = max(most, b.dispatcher.report.read - before)
-            before = b.dispatcher.report.read
-        assert (most <= 64, max(sizes) <= 16, b.dispatcher.report.placed) == (True, True, 600)
+        await b.step_until_read()
+        assert (max(taken) <= 64, max(called) <= 16, b.dispatcher.report.placed) == (True, True, 600)
 
 
 async def test_a_job_that_breaks_the_script_is_dead_alone(url: str) -> None:

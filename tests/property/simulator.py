@@ -1,9 +1,9 @@
 """A synchronous stand-in for one cell and for the dispatcher that drives `Waiting` in it.
 
 `Cell` is the server as the scripts leave it: intake, slots, `open`, `freed`, owners. `Driver` has the steps and the
-names of runtime/dispatcher.py and placer.py, without connections and clocks. A `Simulation` plays a list of operations; those that
-follow a `run` happen between the driver's calls, as other dispatchers, nodes and producers would have it. What must
-hold is checked while it plays.
+names of runtime/dispatcher.py and placer.py, without connections and clocks. A `Simulation` plays a list of operations;
+those that follow a `run` happen between the driver's calls, as other dispatchers, nodes and producers would have it.
+What must hold is checked while it plays.
 """
 
 from __future__ import annotations
@@ -322,13 +322,14 @@ class Driver:
             if job.session_id not in self.bindings:
                 self.bindings.learn(job.session_id, self._cell.bindings.get(job.session_id))
         under_way: list[tuple[list[Try], list[Reserved | NotPlaced]]] = []
-        for chunk in chunks(jobs, BATCH_MAX):
-            if under_way and not chunk.apart:
+        for chunk in chunks(jobs, BATCH_MAX, lambda partition: partition % 2):
+            partitions = {job.partition for job in chunk}
+            if under_way and any(each.job.partition in partitions for each in under_way[0][0]):
                 self._land(under_way)
             if self.waiting.busy:
                 self._land(under_way)
                 self._try_waiting()
-            under_way.append(self._send(self._tries(chunk.jobs)))
+            under_way.append(self._send(self._tries(chunk)))
             if len(under_way) > 1:
                 self._land(under_way, 1)
         self._land(under_way)

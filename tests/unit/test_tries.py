@@ -86,22 +86,20 @@ def test_a_job_that_is_never_placed(why: str, expected: tuple[str, str, str] | N
 
 @given(st.lists(st.integers(0, 7), max_size=60), st.integers(1, 9))
 def test_chunks_keep_the_order_of_each_partition(partitions: list[int], size: int) -> None:
-    """Every job is in one call, each partition's in their order; one that is apart shares none with the call before."""
+    """Every job is in one call, and those of a partition are in their order."""
     jobs = [a_job(partition=partition, job_id=f"j{number}") for number, partition in enumerate(partitions)]
-    found = list(chunks(jobs, size))
+    found = list(chunks(jobs, size, lambda partition: partition % 2))
     for partition in set(partitions):
-        of_it = [job for chunk in found for job in chunk.jobs if job.partition == partition]
+        of_it = [job for chunk in found for job in chunk if job.partition == partition]
         assert of_it == [job for job in jobs if job.partition == partition]
-    assert sum(len(chunk.jobs) for chunk in found) == len(jobs)
-    assert all(len(chunk.jobs) <= size for chunk in found)
-    for before, after in pairwise(found):
-        shared = {job.partition for job in before.jobs} & {job.partition for job in after.jobs}
-        assert not (after.apart and shared)
+    assert sum(map(len, found)) == len(jobs)
+    assert all(len(chunk) <= size for chunk in found)
 
 
 def test_a_backlog_of_many_partitions_is_sent_two_calls_at_a_time() -> None:
-    """With partitions enough every call but the first can be sent while the one before is under way."""
+    """No call shares a partition with the one before, which may so be under way still."""
     jobs = [a_job(partition=number % 16, job_id=f"j{number}") for number in range(512)]
-    found = list(chunks(jobs, 64))
-    assert [len(chunk.jobs) for chunk in found] == [64] * 8
-    assert [chunk.apart for chunk in found] == [False] + [True] * 7
+    found = list(chunks(jobs, 64, lambda partition: partition % 2))
+    assert [len(chunk) for chunk in found] == [64] * 8
+    for before, after in pairwise(found):
+        assert not {job.partition for job in before} & {job.partition for job in after}
