@@ -1,0 +1,195 @@
+"""The commands: `relay` alone, and `dispatch` beside it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import click
+import msgspec
+from redis.exceptions import RedisError
+
+from benchmarks import report
+from benchmarks.run import Plan, run
+from benchmarks.workload import Workload
+from scheduler.cli.common import find_server, log_level_option, settings_of_environment
+from scheduler.cli.failures import BY_SIGNAL, Failure, as_failure
+from scheduler.config import DEFAULTS, Settings
+from scheduler.errors import SchedulerError
+
+JOBS: Final = 20_000
+JOBS_MAX: Final = 1_000_000
+QUICK_JOBS: Final = 3_000
+ROUNDS: Final = 5
+QUICK_ROUNDS: Final = 2
+BATCH: Final = 64
+NODES: Final = 1_000
+NODES_MAX: Final = 10_000
+SESSIONS: Final = 20_000
+PAYLOAD_BYTES: Final = 200
+SILENCE_MS: Final = 3_600_000
+"""Nodes that exist in the books alone beat once."""
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+class Bench(click.Group):
+    """The group, and what becomes of errors."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            ctx.exit(BY_SIGNAL + signal.SIGINT)
+        except RedisError as error:
+            raise Failure(str(error)) from error
+        except SchedulerError as error:
+            raise as_failure(error) from error
+
+
+@click.command(cls=Bench, context_settings={"help_option_names": ["-h", "--help"]})
+def bench() -> None:
+    """Measure how fast jobs are dispatched, on a server in memory that is started for it.
+
+    Exit codes: 0 done, 1 failure or jobs that were not placed exactly once, 2 usage, 3 no server, 130 Ctrl-C.
+    """
+
+
+def _options(command: _Command) -> _Command:
+    """Everything that both commands have."""
+    for option in reversed(
+        (
+            click.option(
+                "--jobs",
+                type=click.IntRange(1, JOBS_MAX),
+                help=f"Of each round.  [default: {JOBS}; {QUICK_JOBS} with --quick]",
+            ),
+            click.option(
+                "--rounds",
+                type=click.IntRange(min=1),
+                help=f"That count, after one to warm up.  [default: {ROUNDS}; {QUICK_ROUNDS} with --quick]",
+            ),
+            click.option("--quick", is_flag=True, help="Few and small rounds: a few seconds."),
+            click.option(
+                "--batch",
+                type=click.IntRange(1, 128),
+                default=BATCH,
+                show_default=True,
+                help="Jobs of one script call, or of one pipeline of the relay.",
+            ),
+            click.option(
+                "--nodes", type=click.IntRange(1, NODES_MAX), default=NODES, show_default=True, help="And inboxes."
+            ),
+            click.option(
+                "--sessions",
+                type=click.IntRange(min=1),
+                default=SESSIONS,
+                show_default=True,
+                help="Drawn from for each job.",
+            ),
+            click.option(
+                "--payload-bytes",
+                type=click.IntRange(0, DEFAULTS.payload_bytes_max),
+                default=PAYLOAD_BYTES,
+                show_default=True,
+                help="Of each job, beside its document.",
+            ),
+            click.option("--json", "as_json", is_flag=True, help="One JSON object alone on standard output."),
+            click.option(
+                "--redis-url",
+                metavar="URL",
+                help="Use this server, in a namespace of its own, removed at the end. Others' use of it counts too.",
+            ),
+            log_level_option("warning"),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@bench.command()
+@_options
+def relay(
+    jobs: int | None,
+    rounds: int | None,
+    quick: bool,
+    batch: int,
+    nodes: int,
+    sessions: int,
+    payload_bytes: int,
+    as_json: bool,
+    redis_url: str | None,
+) -> None:
+    """The floor: carry jobs from the intake into inboxes without any decision.
+
+    XREAD ahead, then XADDs and XDELs of a batch in one pipeline; no script.
+    """
+    workload = _workload(jobs, quick, batch, nodes, sessions, payload_bytes)
+    plan = Plan(
+        benchmarks=("relay",),
+        workload=workload,
+        rounds=_rounds(rounds, quick),
+        settings=_settings(batch),
+        url=_url(redis_url),
+    )
+    report.conclude(plan, run(plan), as_json=as_json)
+
+
+@bench.command()
+@_options
+@click.option("--profile", is_flag=True, help="Also tell where the time of as many rounds more goes, on both sides.")
+def dispatch(
+    jobs: int | None,
+    rounds: int | None,
+    quick: bool,
+    batch: int,
+    nodes: int,
+    sessions: int,
+    payload_bytes: int,
+    as_json: bool,
+    redis_url: str | None,
+    profile: bool,
+) -> None:
+    """One dispatcher, from the intake into inboxes, and the relay in turns with it.
+
+    Prints both, and their ratio. Checks after each round that every job was placed exactly once.
+    """
+    workload = _workload(jobs, quick, batch, nodes, sessions, payload_bytes)
+    plan = Plan(
+        benchmarks=("relay", "dispatch"),
+        workload=workload,
+        rounds=_rounds(rounds, quick),
+        settings=_settings(batch),
+        url=_url(redis_url),
+        profile=profile,
+    )
+    report.conclude(plan, run(plan), as_json=as_json)
+
+
+def _workload(jobs: int | None, quick: bool, batch: int, nodes: int, sessions: int, payload_bytes: int) -> Workload:
+    return Workload(
+        jobs=jobs or (QUICK_JOBS if quick else JOBS),
+        batch=batch,
+        nodes=nodes,
+        sessions=sessions,
+        payload_bytes=payload_bytes,
+    )
+
+
+def _rounds(typed: int | None, quick: bool) -> int:
+    return typed or (QUICK_ROUNDS if quick else ROUNDS)
+
+
+def _settings(batch: int) -> Settings:
+    return msgspec.structs.replace(settings_of_environment(), batch_max=batch, silence_ms=SILENCE_MS)
+
+
+def _url(typed: str | None) -> str | None:
+    return typed and find_server(typed)
+
+
+def main() -> None:
+    """What was typed."""
+    bench.main(prog_name="bench")

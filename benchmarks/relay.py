@@ -1,0 +1,103 @@
+"""The floor: jobs are carried from the intake into inboxes without a single decision.
+
+XREAD ahead as a dispatcher does; then XADDs and XDELs of one batch in one pipeline, not in a transaction. Nothing is
+decoded, checked or remembered, inboxes have their turns, and only `job` and `payload` are handed on. No dispatcher on
+this client library can be faster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from benchmarks.measure import STALL_S, BenchmarkFailed, Round, Stopwatch, server_counters
+from benchmarks.workload import Workload, entries_in, fill, inboxes, intake_streams
+from scheduler.config import Settings
+from scheduler.loop import end_tasks
+from scheduler.store.cleanup import remove_namespace
+from scheduler.store.connection import Client
+from scheduler.store.reads import READ_BLOCK_MS
+from scheduler.store.store import Store, open_store
+
+
+class _Entry(NamedTuple):
+    stream: bytes
+    identifier: bytes
+    fields: dict[bytes, bytes]
+
+
+class _Reader:
+    """Reads the intake with as many entries at once as a dispatcher with these settings."""
+
+    def __init__(self, client: Client, streams: list[str], read_ahead_max: int) -> None:
+        self._client = client
+        self._cursors: dict[bytes, bytes] = {stream.encode(): b"0" for stream in streams}
+        self._count = max(1, read_ahead_max // len(streams))
+
+    async def read(self) -> list[_Entry]:
+        """What came after the last read; empty when nothing did."""
+        reply = await self._client.xread(dict(self._cursors), count=self._count, block=READ_BLOCK_MS)
+        for stream, found in reply:
+            self._cursors[stream] = found[-1][0]
+        return [_Entry(stream, identifier, fields) for stream, found in reply for identifier, fields in found]
+
+
+async def relay_round(url: str, settings: Settings, workload: Workload) -> Round:
+    """Fill the intake, carry everything, and check that all of it arrived.
+
+    Args: url; settings, of a namespace that is this round's own and empty again afterwards; workload.
+    Raises: BenchmarkFailed.
+    """
+    async with await open_store(url, settings) as store:
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(remove_namespace, store)
+            await store.control.write_layout()
+            await fill(store, settings, workload)
+            measured = await _carry(store, settings, workload)
+            await _check(store, settings, workload)
+        return measured
+
+
+async def _carry(store: Store, settings: Settings, workload: Workload) -> Round:
+    reader = _Reader(store.connection.blocking(READ_BLOCK_MS), intake_streams(store, settings), settings.read_ahead_max)
+    next_inbox = itertools.cycle(inboxes(store, workload))
+    watch = Stopwatch(await server_counters(store))
+    watch.start()
+    moved, moved_s = 0, time.monotonic()
+    ahead = asyncio.create_task(reader.read())
+    try:
+        while moved < workload.jobs:
+            entries = await ahead
+            ahead = asyncio.create_task(reader.read())
+            for start in range(0, len(entries), workload.batch):
+                await _move(store.connection.commands, entries[start : start + workload.batch], next_inbox)
+            if entries:
+                moved, moved_s = moved + len(entries), time.monotonic()
+            elif time.monotonic() - moved_s > STALL_S:
+                raise BenchmarkFailed(f"relay: {moved} of {workload.jobs} jobs were moved, then nothing came")
+        watch.stop()
+    finally:
+        await end_tasks([ahead])
+    return watch.round(moved, await server_counters(store))
+
+
+async def _move(client: Client, entries: list[_Entry], next_inbox: Iterator[str]) -> None:
+    """One batch in one round trip."""
+    pipeline = client.pipeline(transaction=False)
+    for entry in entries:
+        fields = entry.fields
+        pipeline.execute_command("XADD", next(next_inbox), "*", "job", fields[b"job"], "payload", fields[b"payload"])
+    for stream, group in itertools.groupby(entries, lambda entry: entry.stream):
+        pipeline.execute_command("XDEL", stream, *(entry.identifier for entry in group))
+    await pipeline.execute()
+
+
+async def _check(store: Store, settings: Settings, workload: Workload) -> None:
+    left = await entries_in(store, intake_streams(store, settings))
+    arrived = await entries_in(store, inboxes(store, workload))
+    if (left, arrived) != (0, workload.jobs):
+        raise BenchmarkFailed(f"relay: {arrived} of {workload.jobs} jobs are in inboxes, {left} are left in the intake")

@@ -1,0 +1,106 @@
+"""`./tools/bench`, as a person runs it. Nothing here says how fast anything has to be."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import redis
+from click.testing import CliRunner, Result
+
+from benchmarks import dispatch as dispatch_module
+from benchmarks import relay as relay_module
+from benchmarks import workload
+from benchmarks.command import QUICK_JOBS, QUICK_ROUNDS, bench
+from scheduler.store.store import Store
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "bench"
+FIGURES = {"jobs_per_s", "server_us", "client_us", "others_cores", "rounds"}
+SMALL = ["--jobs", "200", "--rounds", "1", "--nodes", "10", "--sessions", "50"]
+END_MAX_S = 50
+
+
+def run(*arguments: str) -> Result:
+    """Run the command in this process."""
+    return CliRunner().invoke(bench, arguments)
+
+
+def document(text: str) -> dict[str, Any]:
+    """What stands on standard output, which is one line and nothing else."""
+    (line,) = text.splitlines()
+    decoded: dict[str, Any] = msgspec.json.decode(line)
+    return decoded
+
+
+def test_quick_dispatch_prints_one_json_object() -> None:
+    """Both benchmarks are measured in pairs, and every job is placed exactly once."""
+    command = [str(TOOL), "dispatch", "--quick", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=END_MAX_S)
+    assert done.returncode == 0, done.stderr
+    found = document(done.stdout)
+    assert set(found) == {"facts", "inputs", "relay", "dispatch", "ratio", "placed"}
+    assert found["placed"] == QUICK_ROUNDS * QUICK_JOBS
+    for name in ("relay", "dispatch"):
+        assert set(found[name]) == FIGURES
+        assert len(found[name]["rounds"]) == QUICK_ROUNDS
+        assert 0 < found[name]["jobs_per_s"]["min"] <= found[name]["jobs_per_s"]["median"]
+        assert found[name]["server_us"]["median"] > 0
+        assert found[name]["client_us"]["median"] > 0
+    assert found["ratio"]["of_medians"] > 0
+    assert len(found["ratio"]["rounds"]) == QUICK_ROUNDS
+
+
+def test_the_relay_alone_leaves_a_typed_server_as_it_was(url: str) -> None:
+    """On somebody else's server a namespace of its own is used, and nothing of it remains."""
+    with redis.Redis.from_url(url, protocol=2) as client:
+        client.set("{bench-other:0}:freed", "not ours")
+        result = run("relay", *SMALL, "--json", "--redis-url", url)
+        assert result.exit_code == 0
+        assert set(document(result.stdout)) == {"facts", "inputs", "relay"}
+        assert client.keys("*") == [b"{bench-other:0}:freed"]
+
+
+def test_the_profile_tells_of_both_sides_in_80_columns(url: str) -> None:
+    """Figures, facts, functions of the client and commands of the server fit a terminal."""
+    result = run("dispatch", *SMALL, "--profile", "--redis-url", url)
+    assert result.exit_code == 0
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    words = result.stdout.split()
+    for word in ("relay", "dispatch", "ratio", "redis-py", "charged", "evalsha", "xread", "network", "xadd"):
+        assert word in words
+
+
+@pytest.mark.parametrize("name", ["relay", "dispatch"])
+def test_a_job_too_many_ends_with_1(name: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entries that nobody carried away are found after the round, and the server is cleaned up all the same."""
+    module = {"relay": relay_module, "dispatch": dispatch_module}[name]
+    honest = workload.entries_in
+
+    async def one_more(store: Store, streams: list[str]) -> int:
+        return await honest(store, streams) + int(":jobs:" in streams[0])
+
+    monkeypatch.setattr(module, "entries_in", one_more)
+    result = run(name, *SMALL, "--json", "--redis-url", url)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "1 are left in the intake" in result.stderr
+    with redis.Redis.from_url(url, protocol=2) as client:
+        assert client.keys("*") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["dispatch", "--batch", "129"], 2, "129 is not in the range 1<=x<=128"),
+        (["relay", "--profile"], 2, "No such option"),
+        (["dispatch", "--redis-url", "http://x"], 2, "http://x"),
+        (["relay", "--redis-url", "redis://127.0.0.1:1"], 3, "127.0.0.1:1"),
+    ],
+)
+def test_errors_are_said_in_a_line(arguments: list[str], code: int, words: str) -> None:
+    """What was typed wrong ends with 2, a server that is not there with 3."""
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert words in result.stderr.splitlines()[-1]
