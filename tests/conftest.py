@@ -1,13 +1,16 @@
 """Servers for the whole suite: every test that asks for `server`, `url` or `store` runs once on each engine.
 
-Each engine is started once, in memory. `SCHED_TEST_SERVERS=valkey,redis` restricts them.
+Each engine is started once, in memory. `SCHED_TEST_SERVERS=valkey,redis` restricts them. With pytest-xdist each worker
+has servers of its own, and tests that keep every core busy have the machine for themselves.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -52,6 +55,35 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = [item for item in items if item not in set(dropped)]
+
+
+# They start so many processes at once that leases of tests beside them would lapse.
+_ALONE = {"fault/test_chaos.py", "integration/test_procfile.py"}
+
+
+@pytest.fixture(scope="session")
+def _locks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path] | None:
+    """Two files that the workers of a run share; None when there are no workers."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return None
+    shared = tmp_path_factory.getbasetemp().parent
+    return shared / "door.lock", shared / "room.lock"
+
+
+@pytest.fixture(autouse=True)
+def _room(request: pytest.FixtureRequest, _locks: tuple[Path, Path] | None) -> Iterator[None]:
+    """A test of _ALONE waits until no other one runs, and keeps the others waiting meanwhile and while it runs."""
+    if _locks is None:
+        yield
+        return
+    with _locks[0].open("ab") as door, _locks[1].open("ab") as room:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if "/".join(request.path.parts[-2:]) in _ALONE else fcntl.LOCK_SH)
+        fcntl.flock(door, fcntl.LOCK_UN)
+        try:
+            yield
+        finally:
+            fcntl.flock(room, fcntl.LOCK_UN)  # a child that was forked may still have it open
 
 
 @pytest.fixture(scope="session", params=_chosen_engines())

@@ -57,25 +57,29 @@ class Proxy:
     async def _pump_requests(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, held: asyncio.Event
     ) -> None:
-        while data := await reader.read(CHUNK_BYTES):
-            if self._script and self._script in data:
-                self._script = b""
-                held.set()
-                self._caught.set_result(None)
-                await self._requests_pass.wait()
-            writer.write(data)
-        writer.close()
+        try:
+            while data := await reader.read(CHUNK_BYTES):
+                if self._script and self._script in data:
+                    self._script = b""
+                    held.set()
+                    self._caught.set_result(None)
+                    await self._requests_pass.wait()
+                writer.write(data)
+        finally:
+            writer.close()
 
     async def _pump_answers(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, held: asyncio.Event
     ) -> None:
-        while data := await reader.read(CHUNK_BYTES):
-            if held.is_set():
-                held.clear()
-                self._answered.set_result(None)
-                await self._answers_pass.wait()
-            writer.write(data)
-        writer.close()
+        try:
+            while data := await reader.read(CHUNK_BYTES):
+                if held.is_set():
+                    held.clear()
+                    self._answered.set_result(None)
+                    await self._answers_pass.wait()
+                writer.write(data)
+        finally:
+            writer.close()
 
     async def close(self) -> None:
         """End every connection."""

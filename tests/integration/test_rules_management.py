@@ -262,8 +262,9 @@ async def test_half_of_the_fleet_falls_silent(store: Store, caplog: pytest.LogCa
         await beat(names[4:])
     while await reasons() != ["suspect"] * 4 + ["ready"] * 4:
         await beat(names[4:])
-    snapshot = await store.control.read_snapshot()
-    assert [node.suspect for node in snapshot.nodes] == [True] * 4 + [False] * 4
+    while [node.suspect for node in (await store.control.read_snapshot()).nodes] != [True] * 4 + [False] * 4:
+        await beat(names[4:])
+        await reasons()
     assert "fell silent at once" in caplog.text
     await beat(names)
     assert await reasons() == ["ready"] * 8
