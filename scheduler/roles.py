@@ -35,7 +35,7 @@ def process_name(role: str) -> tuple[str, str]:
 
 
 class Role:
-    """A role that runs: a loop, how to end a step that waits, and what to do at the end."""
+    """A role that runs: a loop, how to end a step that waits, and what to do at the end. url: of its server."""
 
     def __init__(
         self,
@@ -46,6 +46,7 @@ class Role:
         wake: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
+        self.url = store.connection.url
         self._loop = loop
         self._close = close
         self._store = store
@@ -56,8 +57,8 @@ class Role:
         """Finish the step that is under way, hand over what is held, and disconnect."""
         self._loop.stop()
         self._wake()
-        await asyncio.gather(self._task, return_exceptions=True)
         try:
+            await asyncio.gather(self._task, return_exceptions=True)
             await self._close()
         finally:
             await self._store.close()

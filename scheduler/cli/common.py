@@ -41,7 +41,7 @@ def server_options(log_level: str = "warning") -> Callable[[_Command], _Command]
             "--redis-url",
             metavar="URL",
             help="The server: redis://host:port/0, rediss://... or unix:///path. Default: SCHED_REDIS_URL, REDIS_URL, "
-            "else the server that `scheduler up` runs in this directory.",
+            "else the server that `scheduler up` or `scheduler server` runs in this directory.",
         )(command)
 
     return decorate

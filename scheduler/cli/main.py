@@ -30,6 +30,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "streams": "scheduler.cli.listings:streams",
     "reservations": "scheduler.cli.listings:reservations",
     "nodes": "scheduler.cli.listings:nodes",
+    "server": "scheduler.cli.server:server",
     "node": "scheduler.cli.roles:node",
     "manager": "scheduler.cli.roles:manager",
     "dispatcher": "scheduler.cli.roles:dispatcher",
@@ -102,8 +103,8 @@ def main() -> None:
       echo '{"session_id": "s1", "src_lang": "en", "tgt_lang": "zh"}' \\
         | scheduler jobs submit - --wait
 
-    The server is the one of --redis-url, else of SCHED_REDIS_URL or REDIS_URL, else the one that `up` runs in this
-    directory. Settings come from SCHED_<NAME> variables, such as SCHED_LEASE_MS=20000.
+    The server is the one of --redis-url, else of SCHED_REDIS_URL or REDIS_URL, else the one that `up` or `server`
+    runs in this directory. Settings come from SCHED_<NAME> variables, such as SCHED_LEASE_MS=20000.
 
     Exit codes: 0 done, 1 failure, 2 usage, 3 no server or no scheduler there, 130 Ctrl-C.
     """

@@ -9,18 +9,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, TypeVar
 
+import click
+
+from scheduler.cli.common import find_server
 from scheduler.cli.failures import BY_SIGNAL, CutOff
 from scheduler.config import Settings
+from scheduler.errors import ServerUnavailable
 from scheduler.loop import end_tasks
 from scheduler.roles import Role
+from scheduler.store.location import ping
 from scheduler.store.store import open_store
 
 logger = logging.getLogger("scheduler")
 
 T = TypeVar("T")
+_Command = TypeVar("_Command", bound=Callable[..., None])
 Serve = Callable[[asyncio.Event], Coroutine[Any, Any, T]]
 """What a command does until the event is set."""
 
@@ -29,6 +36,31 @@ StartRole = Callable[[str, Settings], Coroutine[Any, Any, tuple[Role, Any]]]
 
 START_MS_MAX: Final = 2_000
 STOP_MS_MAX: Final = 10_000
+GONE_MS: Final = 2_000  # a server that is silent for so long keeps nobody who stops; supervisors kill after 5 s
+PING_MS_MAX: Final = 500
+POLL_MS: Final = 100
+
+
+def wait_server_option(command: _Command) -> _Command:
+    """`--wait-server-ms`."""
+    return click.option(
+        "--wait-server-ms",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="For how long a start waits for a server that is not there yet.",
+    )(command)
+
+
+def linger_option(whom: str) -> Callable[[_Command], _Command]:
+    """`--linger-ms`: for how long an end waits for others, who are told in its help."""
+    return click.option(
+        "--linger-ms",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help=f"After the first signal, for how long to wait for {whom}.",
+    )
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
@@ -85,20 +117,69 @@ async def unless_stopped(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) 
         await end_tasks([stopper, worker])
 
 
-async def check_server(url: str, settings: Settings) -> bool:
-    """Refuse to start on a server that does not answer or cannot be used; whether a scheduler was started there.
+async def await_server(redis_url: str | None, wait_ms: int) -> str:
+    """The URL of the server to talk to, which may come to run here within `wait_ms`.
+
+    Raises: InvalidInput; ServerUnavailable, naming the places looked at.
+    """
+    until_s = time.monotonic() + wait_ms / 1000
+    said = False
+    while True:
+        try:
+            return find_server(redis_url)
+        except ServerUnavailable:
+            if time.monotonic() >= until_s:
+                raise
+        if not said:
+            logger.info("waiting for a server")
+            said = True
+        await asyncio.sleep(POLL_MS / 1000)
+
+
+async def check_server(url: str, settings: Settings, wait_ms: int = 0) -> bool:
+    """Refuse to start on a server that cannot be used, or does not answer within `wait_ms` or a moment, whichever is
+    longer; whether a scheduler was started there.
 
     Raises: ServerUnavailable, ServerRefused.
     """
-    async with await open_store(url, settings, START_MS_MAX) as store:
+    async with await open_store(url, settings, max(START_MS_MAX, wait_ms)) as store:
         return await store.control.read_layout() is not None
+
+
+async def unless_gone(url: str, work: Coroutine[Any, Any, None], busy: Callable[[], bool] = lambda: False) -> bool:
+    """Whether `work` came to its end; it is cancelled when the server is silent for GONE_MS and `busy` says no."""
+    worker = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(_until_gone(url, busy))
+    try:
+        await asyncio.wait({worker, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if worker.done():
+            worker.result()
+        return worker.done()
+    finally:
+        await end_tasks([watcher, worker])
+
+
+async def _until_gone(url: str, busy: Callable[[], bool]) -> None:
+    heard_s = time.monotonic()
+    while busy() or time.monotonic() - heard_s < GONE_MS / 1000:
+        await asyncio.sleep(POLL_MS / 1000)
+        if await asyncio.to_thread(ping, url, PING_MS_MAX / 1000):
+            heard_s = time.monotonic()
 
 
 async def stop_roles(roles: Sequence[Role], stop_ms_max: int = STOP_MS_MAX) -> None:
     """Stop roles, the last one first. A server that is gone keeps nobody here: leases end by themselves."""
+
+    async def stop_each() -> None:
+        for role in reversed(roles):
+            await role.stop()
+
+    if not roles:
+        return
     try:
         async with asyncio.timeout(stop_ms_max / 1000):
-            for role in reversed(roles):
-                await role.stop()
+            stopped = await unless_gone(roles[0].url, stop_each())
     except TimeoutError:
-        logger.warning("not stopped in order within %d ms: what was held is free when its lease ends", stop_ms_max)
+        stopped = False
+    if not stopped:
+        logger.warning("not stopped in order: what was held is free when its lease ends")

@@ -13,11 +13,26 @@ from typing import Any, Final
 import click
 
 from scheduler import roles
-from scheduler.cli.common import find_server, print_line, server_options, settings_of_environment
+from scheduler.attempts import Observer
+from scheduler.cli.common import print_line, server_options, settings_of_environment
 from scheduler.cli.failures import CutOff, Failure
-from scheduler.cli.process import STOP_MS_MAX, StartRole, check_server, run_serving, stop_roles, unless_stopped
+from scheduler.cli.process import (
+    POLL_MS,
+    STOP_MS_MAX,
+    StartRole,
+    await_server,
+    check_server,
+    linger_option,
+    run_serving,
+    stop_roles,
+    unless_gone,
+    unless_stopped,
+    wait_server_option,
+)
 from scheduler.cli.work import Recorder, label_of, load_handler, pair_of, simulated_work
-from scheduler.node import DRAIN_MS_MAX, Node, Observer
+from scheduler.config import Settings
+from scheduler.node import DRAIN_MS_MAX, Node
+from scheduler.store.store import open_store
 
 logger = logging.getLogger("scheduler")
 
@@ -26,8 +41,10 @@ THREADS_MS_MAX: Final = 500
 
 
 @click.command(short_help="Run a manager alone.")
+@wait_server_option
+@linger_option("nodes to leave; only a manager can let them go")
 @server_options(log_level="info")
-def manager(redis_url: str | None) -> None:
+def manager(redis_url: str | None, wait_server_ms: int, linger_ms: int) -> None:
     """Run a manager: it folds heartbeats into capacities and the snapshot.
 
     The first one writes the layout. Of several one leads and the others stand by. Prints `ready` when it runs; SIGTERM
@@ -37,27 +54,29 @@ def manager(redis_url: str | None) -> None:
     Example:
       scheduler manager --redis-url redis://10.0.0.5:6379/0
     """
-    _run_role(redis_url, roles.start_manager)
+    _run_role(redis_url, roles.start_manager, wait_server_ms, linger_ms)
 
 
 @click.command(short_help="Run a dispatcher alone.")
+@wait_server_option
 @server_options(log_level="info")
-def dispatcher(redis_url: str | None) -> None:
+def dispatcher(redis_url: str | None, wait_server_ms: int) -> None:
     """Run a dispatcher: it places the jobs of its partitions on nodes.
 
-    A partition belongs to one of them; further ones stand by and take over. Prints `ready` when it runs, after a
-    manager has written the layout; SIGTERM or Ctrl-C gives up its partitions and ends, a second signal ends at once.
+    Several share the partitions; each partition belongs to one of them. Prints `ready` when it runs, after a manager
+    has written the layout; SIGTERM or Ctrl-C gives up its partitions and ends, a second signal ends at once.
 
     \b
     Example:
       scheduler dispatcher --log-level debug
     """
-    _run_role(redis_url, roles.start_dispatcher)
+    _run_role(redis_url, roles.start_dispatcher, wait_server_ms)
 
 
 @click.command(short_help="Run a reaper alone.")
+@wait_server_option
 @server_options(log_level="info")
-def reaper(redis_url: str | None) -> None:
+def reaper(redis_url: str | None, wait_server_ms: int) -> None:
     """Run a reaper: it ends lapsed leases and sends delayed jobs back when they are due.
 
     Any number may run. Prints `ready` when it runs, after a manager has written the layout; SIGTERM or Ctrl-C ends it,
@@ -67,24 +86,53 @@ def reaper(redis_url: str | None) -> None:
     Example:
       scheduler reaper
     """
-    _run_role(redis_url, roles.start_reaper)
+    _run_role(redis_url, roles.start_reaper, wait_server_ms)
 
 
-def _run_role(redis_url: str | None, start: StartRole) -> None:
-    settings, url = settings_of_environment(), find_server(redis_url)
+def _find_server(redis_url: str | None, wait_ms: int) -> str | None:
+    """The URL of the server to talk to; None when a signal came first. Raises: InvalidInput, ServerUnavailable."""
+    return run_serving(lambda stopping: unless_stopped(stopping, await_server(redis_url, wait_ms)))
+
+
+def _run_role(redis_url: str | None, start: StartRole, wait_server_ms: int, linger_ms: int = 0) -> None:
+    settings, url = settings_of_environment(), _find_server(redis_url, wait_server_ms)
+    if url is None:
+        return
 
     async def serve(stopping: asyncio.Event) -> None:
-        await check_server(url, settings)
+        if await unless_stopped(stopping, check_server(url, settings, wait_server_ms)) is None:
+            return
         started = await unless_stopped(stopping, start(url, settings))
         if started is None:
             return
+        stop_ms_max = STOP_MS_MAX
         try:
             print_line("ready")
             await stopping.wait()
+            if linger_ms and not await _see_nodes_off(url, settings, linger_ms):
+                stop_ms_max = 0
         finally:
-            await stop_roles([started[0]])
+            await stop_roles([started[0]], stop_ms_max)
 
     run_serving(serve)
+
+
+async def _see_nodes_off(url: str, settings: Settings, wait_ms: int) -> bool:
+    """Wait until no node is there any more but dead ones, at most `wait_ms`. Returns: whether the server answers."""
+
+    async def all_left() -> None:
+        async with await open_store(url, settings, patience_ms=None) as store:
+            while True:
+                if all(item.reason == "dead" for item in (await store.reads.capacities()).values()):
+                    return
+                await asyncio.sleep(POLL_MS / 1000)
+
+    try:
+        async with asyncio.timeout(wait_ms / 1000):
+            return await unless_gone(url, all_left())
+    except TimeoutError:
+        logger.info("nodes are still there: they can leave when another manager runs")
+        return True
 
 
 def _each(parse: Callable[[str], tuple[str, str]]) -> Callable[..., tuple[tuple[str, str], ...]]:
@@ -128,6 +176,7 @@ def _each(parse: Callable[[str], tuple[str, str]]) -> Callable[..., tuple[tuple[
     metavar="FILE",
     help="Append a JSON line for its capacity, and at the start and at the end of each handler.",
 )
+@wait_server_option
 @server_options(log_level="info")
 def node(
     node_id: str,
@@ -141,12 +190,14 @@ def node(
     work_ms: float | None,
     drain_ms: int,
     record: Path | None,
+    wait_server_ms: int,
     redis_url: str | None,
 ) -> None:
     """Run a node: it serves jobs with a function of yours, or with simulated work.
 
     Prints `ready` when it has registered. SIGTERM or Ctrl-C drains it: running jobs end, then it leaves and exits with
-    0; a second signal ends it at once. It exits with 1 when a later process of the same name replaces it.
+    0; a second signal ends it at once. It exits with 1 when a later process of the same name replaces it, or when it
+    could not leave.
 
     \b
     Examples:
@@ -156,7 +207,9 @@ def node(
     if handler is not None and work_ms is not None:
         raise click.UsageError("--work-ms is for simulated work: not with --handler.")
     function = simulated_work(WORK_MS if work_ms is None else work_ms) if handler is None else load_handler(handler)
-    settings, url = settings_of_environment(), find_server(redis_url)
+    settings, url = settings_of_environment(), _find_server(redis_url, wait_server_ms)
+    if url is None:
+        return
     recorder = None if record is None else Recorder(record)
     member = Node(
         url,
@@ -174,32 +227,34 @@ def node(
     )
 
     async def enter() -> Node:
+        if not await check_server(url, settings, wait_server_ms):
+            logger.info("waiting for a manager to write the layout")
         await member.__aenter__()
         if recorder is not None:
             recorder.serves(member, capacity)  # in the same step, so before any handler
         return member
 
     async def serve(stopping: asyncio.Event) -> None:
-        if not await check_server(url, settings):
-            logger.info("waiting for a manager to write the layout")
         if await unless_stopped(stopping, enter()) is None:
             return
         try:
             print_line("ready")
             await unless_stopped(stopping, member.stopped())
         finally:
-            await _leave(member, drain_ms)
+            await _leave(member, url, drain_ms)
 
     run_serving(serve)
     _conclude(member)
 
 
-async def _leave(member: Node, drain_ms: int) -> None:
-    """Drain and leave; a server that is gone keeps nobody here."""
+async def _leave(member: Node, url: str, drain_ms: int) -> None:
+    """Drain and leave. A server that is gone keeps nobody here, but for the time to drain what runs."""
     try:
         async with asyncio.timeout((drain_ms + STOP_MS_MAX) / 1000):
-            await member.__aexit__()
+            left = await unless_gone(url, member.__aexit__(), lambda: member.running > 0)
     except TimeoutError:
+        left = False
+    if not left:
         logger.warning("the server does not answer: what runs here is run again elsewhere when its lease ends")
 
 
@@ -208,7 +263,7 @@ def _conclude(member: Node) -> None:
     failure = ""
     if member.phase == "replaced":
         failure = f"{member.node_id}: a later process of this name has replaced this one"
-    elif member.phase == "draining":
+    elif member.phase != "left":
         failure = f"{member.node_id}: it has not left; it counts as dead when it was silent for long enough"
     if _threads_run_on():
         logger.warning("a handler's thread still runs; it is cut off")

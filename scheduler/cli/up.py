@@ -13,29 +13,20 @@ import click
 from scheduler import roles
 from scheduler.cli.common import print_line, server_options, settings_of_environment
 from scheduler.cli.process import STOP_MS_MAX, StartRole, check_server, run_serving, stop_roles, unless_stopped
+from scheduler.cli.server import HERE, alive_until, data_dir_option, has_ended, own_server
 from scheduler.config import Settings
-from scheduler.errors import ServerUnavailable, without_credentials
+from scheduler.errors import without_credentials
 from scheduler.roles import Role
-from scheduler.store.location import Found, find_url, remove_url_file, url_file, write_url_file
-from scheduler.store.server import EmbeddedServer, start_embedded
+from scheduler.store.location import Found, find_url, remove_url_file
+from scheduler.store.server import EmbeddedServer
 
 logger = logging.getLogger("scheduler")
-
-HERE: Final = Path()
-DATA_DIRECTORY: Final = url_file(HERE).parent
-WATCH_MS: Final = 500
 
 _START: Final[tuple[StartRole, ...]] = (roles.start_manager, roles.start_dispatcher, roles.start_reaper)
 
 
 @click.command(short_help="Run a whole scheduler in one process.")
-@click.option(
-    "--data-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=DATA_DIRECTORY,
-    show_default=True,
-    help="Where a server that is started here keeps its data. Its URL is always told in .scheduler/url.",
-)
+@data_dir_option
 @server_options(log_level="info")
 def up(redis_url: str | None, data_dir: Path) -> None:
     """Run a whole scheduler in this process: manager, dispatcher and reaper.
@@ -57,13 +48,8 @@ def up(redis_url: str | None, data_dir: Path) -> None:
         logger.info("using the server named by %s", found.place)
         run_serving(lambda stopping: _serve(found.url, settings, stopping, None))
         return
-    with start_embedded(data_dir, persistent=True) as server:
-        logger.info("started %s in %s", server.engine, data_dir / server.engine)
-        write_url_file(HERE, server.url)
-        try:
-            run_serving(lambda stopping: _serve(server.url, settings, stopping, server))
-        finally:
-            remove_url_file(HERE, server.url)
+    with own_server(data_dir) as server:
+        run_serving(lambda stopping: _serve(server.url, settings, stopping, server))
 
 
 async def _serve(url: str, settings: Settings, stopping: asyncio.Event, server: EmbeddedServer | None) -> None:
@@ -79,22 +65,10 @@ async def _serve(url: str, settings: Settings, stopping: asyncio.Event, server: 
             started.append(role[0])
         print_line(without_credentials(url))
         print_line("ready")
-        alive = await _alive_until(stopping, server)
+        alive = await alive_until(stopping, server)
         if server is not None:
             remove_url_file(HERE, url)  # at once: nobody who starts now should use a server that is about to end
     finally:
         await stop_roles(started, STOP_MS_MAX if alive else 0)
     if server is not None and not alive:
-        raise ServerUnavailable(f"the server that was started here has ended; its log is {server.log_path}")
-
-
-async def _alive_until(stopping: asyncio.Event, server: EmbeddedServer | None) -> bool:
-    """Wait until told to stop, or until the server of our own has ended. Returns: whether it is alive."""
-    while server is None or server.running:
-        try:
-            async with asyncio.timeout(WATCH_MS / 1000):
-                await stopping.wait()
-            return True
-        except TimeoutError:
-            continue
-    return False
+        raise has_ended(server)

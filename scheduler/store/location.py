@@ -1,7 +1,7 @@
 """Finds the server to talk to: looks at the places where one can be named, in their order.
 
-Blocking code, for start-up; sends nothing but PING. The last place is a file that says where the embedded
-server of a directory runs, so that a second terminal talks to the same server; who starts it writes the file.
+Blocking code, for start-up and the end; sends nothing but PING and INFO. The last place is a file that says where the
+embedded server of a directory runs, so that a second terminal talks to the same server; who starts it writes the file.
 """
 
 from __future__ import annotations
@@ -26,17 +26,25 @@ _URL_PREFIXES: Final = ("redis://", "rediss://", "unix://")
 def ping(url: str, timeout_s: float = ANSWER_MAX_S) -> bool:
     """Whether the server answers PING within `timeout_s`; a refusal (loading, password) is no answer."""
     try:
-        client = redis.Redis.from_url(
-            url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 0)
-        )
-    except ValueError:
+        with _client(url, timeout_s) as client:
+            return bool(client.ping())
+    except (redis.RedisError, OSError, ValueError):
         return False
+
+
+def count_clients(url: str, timeout_s: float = ANSWER_MAX_S) -> int:
+    """How many others are connected to the server; 0 when it does not answer within `timeout_s`."""
     try:
-        return bool(client.ping())
+        with _client(url, timeout_s) as client:
+            return int(client.info("clients")["connected_clients"]) - 1
     except (redis.RedisError, OSError):
-        return False
-    finally:
-        client.close()
+        return 0
+
+
+def _client(url: str, timeout_s: float) -> redis.Redis:
+    return redis.Redis.from_url(
+        url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 0)
+    )
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -63,13 +71,12 @@ class NotFound(msgspec.Struct, frozen=True):
         return "\n".join(f"{place.name:{width}}  {place.finding}" for place in self.places)
 
 
-def find_url(explicit: str | None, environment: Mapping[str, str], directory: Path) -> Found | NotFound:
-    """Which server to talk to: the first place that names one; the URL file only if its server answers.
+def named_url(explicit: str | None, environment: Mapping[str, str]) -> Found | NotFound:
+    """Which server is named, whether it answers or not.
 
     Args:
         explicit: what was given as `--redis-url`.
         environment: `SCHED_REDIS_URL`, then `REDIS_URL`; an empty one counts as not set.
-        directory: the one whose embedded server may run, see `url_file`.
 
     Raises: InvalidInput when a place names something that is no URL of a server.
     """
@@ -80,12 +87,23 @@ def find_url(explicit: str | None, environment: Mapping[str, str], directory: Pa
         if environment.get(variable):
             return Found(_checked_url(environment[variable], variable), variable)
         places.append(Place(variable, "empty" if variable in environment else "not set"))
+    return NotFound(tuple(places))
+
+
+def find_url(explicit: str | None, environment: Mapping[str, str], directory: Path) -> Found | NotFound:
+    """Which server to talk to: the first place that names one; the URL file only if its server answers.
+
+    Args: explicit and environment, as of `named_url`; directory, the one whose embedded server may run, see `url_file`.
+    Raises: InvalidInput when a place names something that is no URL of a server.
+    """
+    named = named_url(explicit, environment)
+    if isinstance(named, Found):
+        return named
     file = url_file(directory)
     url = _read_url_file(directory)
     if url and ping(url):
         return Found(url, str(file))
-    places.append(Place(str(file), f"{url} does not answer" if url else "no such file"))
-    return NotFound(tuple(places))
+    return NotFound((*named.places, Place(str(file), f"{url} does not answer" if url else "no such file")))
 
 
 def _checked_url(url: str, place: str) -> str:

@@ -174,6 +174,7 @@ def test_every_block_is_tried() -> None:
         ("sh", "redis-cli -u \"$(cat .scheduler/url)\" XADD '{sched:0}:jobs:5' '*' \\"),
         ("sh", "redis-cli -u \"$(cat .scheduler/url)\" GET '{sched:0}:result:typed-1'"),
         ("python", "import json"),
+        ("sh", "honcho start -c dispatcher=2,node=3"),  # tried in test_procfile.py
     ]
 
 
