@@ -67,9 +67,11 @@ class Refused(msgspec.Struct, frozen=True):
 
     why: full, behind, limited (it waits) | fenced (not our partition) | duplicate, gone (nothing left to do) |
     job_id_taken, cancelling, broken (to be rejected; broken: the script failed because of this job).
+    limit: with `limited`, which one, as `<kind>:<id>`.
     """
 
     why: Literal["full", "behind", "limited", "fenced", "duplicate", "gone", "job_id_taken", "cancelling", "broken"]
+    limit: str = ""
 
 
 class ReleaseItem(msgspec.Struct, frozen=True, kw_only=True):

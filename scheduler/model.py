@@ -17,6 +17,7 @@ State = Literal["none", "queued", "reserved", "delayed", "completed", "failed", 
 Body = Literal["intake", "inbox", "parked", "dead", "none"]
 Verdict = Literal["finish", "retry", "expire", "reboot", "give_back", "dead"]
 Strategy = Literal["affinity", "spread", "least_loaded"]
+Pressure = Literal["stay", "return"]
 Reason = Literal["ready", "suspect", "draining", "quarantined", "dead"]
 
 TERMINAL: Final[frozenset[str]] = frozenset({"completed", "failed", "dead", "cancelled"})
@@ -81,7 +82,9 @@ def transition(state: State, event: str) -> Transition:
 
 
 class JobDocument(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A job as its producer describes it. `deadline_ms` counts from the first submission. Languages: both or none."""
+    """A job as its producer describes it. `deadline_ms` counts from the first submission. Languages: both or none;
+    src_lang `auto` is any source. preferred_node: taken when it is eligible and has room.
+    """
 
     session_id: str
     job_id: str = ""
@@ -93,6 +96,7 @@ class JobDocument(msgspec.Struct, frozen=True, omit_defaults=True):
     priority: int = 0
     deadline_ms: int | None = None
     reply_to: str = ""
+    preferred_node: str = ""
 
 
 class NodeBeat(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind", tag="node"):
@@ -134,8 +138,26 @@ Beat = NodeBeat | DispatcherBeat | ReaperBeat
 # ---- the snapshot: what placement reads -----------------------------------------------------------------------------
 
 
+class Match(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What belongs into a pool. labels, pairs, features: of a node that names no pool, which must have them all.
+
+    tenants: whose jobs alone may use the pool; empty: everybody's.
+    """
+
+    labels: dict[str, str] = {}
+    pairs: tuple[tuple[str, str], ...] = ()
+    features: tuple[str, ...] = ()
+    tenants: tuple[str, ...] = ()
+
+
 class Pool(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A named set of nodes with a policy. Times in ms; `*_max` are counts unless they end in `_ms_max`."""
+    """A named set of nodes with a policy. Times in ms; `*_max` are counts unless they end in `_ms_max`.
+
+    fallback: pools that take what this one has no room for, in their order. pressure: whether an `affinity` session
+    that found its node full stays on the node that it got, or returns when there is room. tenants: whose sessions
+    prefer this pool. candidates: nodes that one try names at most. session_concurrency, tenant_concurrency: jobs of one
+    session, of one tenant, that may run at once; 0: as many as there is room for.
+    """
 
     id: str
     strategy: Strategy = "affinity"
@@ -145,6 +167,15 @@ class Pool(msgspec.Struct, frozen=True, omit_defaults=True):
     run_ms_max: int = 3_600_000
     attempts_max: int = 3
     crashes_max: int = 5
+    description: str = ""
+    match: Match = Match()
+    pressure: Pressure = "stay"
+    tenants: tuple[str, ...] = ()
+    candidates: int = 4
+    session_concurrency: int = 0
+    tenant_concurrency: int = 0
+    backoff_ms: int = 1_000
+    backoff_ms_max: int = 60_000
 
 
 class Node(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -183,6 +214,7 @@ _MSGPACK_JOB: Final = msgspec.msgpack.Decoder(JobDocument)
 _JSON_BEAT: Final[msgspec.json.Decoder[Beat]] = msgspec.json.Decoder(Beat)
 _MSGPACK_BEAT: Final[msgspec.msgpack.Decoder[Beat]] = msgspec.msgpack.Decoder(Beat)
 _SNAPSHOT: Final = msgspec.msgpack.Decoder(Snapshot)
+ANY_LANGUAGE: Final = "auto"
 _JSON_FIRST_BYTES: Final = b"{ \t\r\n"
 _LANGUAGE_LENGTH_MAX: Final = 35  # RFC 5646, section 4.4.1
 _FEATURES_MAX: Final = 32
@@ -223,6 +255,8 @@ def decode_job(data: bytes) -> JobDocument:
         keys.check_name("reply_to", job.reply_to)
     if job.routing_key:
         keys.check_id("routing_key", job.routing_key)
+    if job.preferred_node:
+        keys.check_name("preferred_node", job.preferred_node)
     if job.features:
         check_features(job.features)
     if job.deadline_ms is not None and job.deadline_ms <= 0:

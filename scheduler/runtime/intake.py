@@ -17,12 +17,17 @@ _DIGITS_MAX: Final = 16  # of a time in milliseconds
 
 
 class Class(NamedTuple):
-    """What a job needs. pool: the session's preferred pool, empty when no pool could serve it. Waiting is by class."""
+    """What a job needs. Waiting is by class.
+
+    pool: the session's preferred pool, empty when no pool could serve it. tenant: whose job it is where a pool is for
+    certain tenants alone and for this one too, else empty.
+    """
 
     src_lang: str
     tgt_lang: str
     features: tuple[str, ...]
     pool: str
+    tenant: str = ""
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -42,6 +47,7 @@ class Job(msgspec.Struct, frozen=True):
     priority: int
     deadline_at_ms: int | None
     avoid: str
+    preferred_node: str = ""
 
 
 def decode(entry: calls.Entry, cell: int, settings: Settings) -> Job | calls.RejectItem:
@@ -80,6 +86,7 @@ def decode(entry: calls.Entry, cell: int, settings: Settings) -> Job | calls.Rej
         priority=document.priority,
         deadline_at_ms=None if document.deadline_ms is None else submitted_ms + document.deadline_ms,
         avoid=entry.fields.get(b"avoid", b"").decode(errors="replace"),
+        preferred_node=document.preferred_node,
     )
 
 

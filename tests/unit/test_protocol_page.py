@@ -135,6 +135,7 @@ def test_every_key_is_on_the_page() -> None:
         (model.Snapshot, "Snapshot"),
         (model.Node, "Snapshot"),
         (model.Pool, "Snapshot"),
+        (model.Match, "Snapshot"),
         (calls.Layout, "First: the layout"),
     ],
 )
