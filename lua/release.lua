@@ -4,7 +4,8 @@
 -- KEYS[4] {cell}:results   stream   KEYS[5] {cell}:delayed  zset     KEYS[6] {cell}:parked stream
 -- KEYS[7] {cell}:dead      stream
 -- KEYS[8..] {cell}:jobs:<p> stream, one a partition (P); then a node each (N): {cell}:slots:<node> zset, {cell}:inbox:<node>
---   stream; then a job each: {cell}:job:<job_id> hash, {cell}:result:<job_id> string, {cell}:results:<reply_to> stream
+--   stream; then a job each: {cell}:job:<job_id> hash, {cell}:result:<job_id> string, {cell}:results:<reply_to> stream,
+--   {cell}:held:session:<id> set, {cell}:held:tenant:<id> set
 -- ARGV[1] P   ARGV[2] N   ARGV[3] retention_ms   ARGV[4] dead_retention_ms   ARGV[5] not_started_max   ARGV[6] results_max
 -- ARGV[7] freed_max   ARGV[8] result_inline_bytes_max   then P x partition, N x node
 -- then a job each: partition index, node index, job_id, session, tenant, reply_to, token,
@@ -19,11 +20,12 @@ local partitions, nodes = tonumber(ARGV[1]), tonumber(ARGV[2])
 local retention_ms, dead_retention_ms, not_started_max = ARGV[3], ARGV[4], tonumber(ARGV[5])
 local results_max, freed_max, result_inline_bytes_max = ARGV[6], ARGV[7], tonumber(ARGV[8])
 local NODE_KEYS, JOB_KEYS, JOB = 7 + partitions, 7 + partitions + 2 * nodes, 15
+local KEYS_A_JOB = 5
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local now_text = string.format('%.0f', now_ms)
-local answers, freed_nodes, feed = {now_ms}, {}, {}
+local answers, freed_nodes, freed_limits, feed = {now_ms}, {}, {}, {}
 
 local function boot_order(boot) return tonumber(string.match(boot, '^(%d+)%-')) or 0 end
 
@@ -69,8 +71,18 @@ local function read_body(inbox_key, inbox_id)
   return body
 end
 
--- Free the slot; the node is news only if it had no room before.
+-- Free the slot and what was held of limits; the node is news only if it had no room before.
 local function free(job)
+  for kind in string.gmatch(job.record.held or '', '%a+') do
+    local held_key = job.held_keys[kind]
+    if redis.call('SREM', held_key, job.job_id) == 1 then
+      local limit = kind .. ':' .. job[kind]
+      if not freed_limits[limit] then
+        freed_limits[limit] = true
+        freed_limits[#freed_limits + 1] = limit
+      end
+    end
+  end
   local slots_key = KEYS[NODE_KEYS + 2 * job.node_index - 1]
   redis.call('XDEL', KEYS[NODE_KEYS + 2 * job.node_index], job.record.inbox_id)
   if redis.call('ZREM', slots_key, job.job_id) == 0 then return end
@@ -89,7 +101,7 @@ local function go_back(job, after, body)
   free(job)
   redis.call('HSET', job.key, 'state', state, 'attempts', after.attempts, 'crashes', after.crashes,
     'not_started', after.not_started, 'avoid', job.avoid, 'last_token', job.token, 'last_verdict', job.verdict, 'reason', reason)
-  redis.call('HDEL', job.key, 'started_ms', 'inbox_id', 'lease_until_ms')
+  redis.call('HDEL', job.key, 'started_ms', 'inbox_id', 'lease_until_ms', 'held')
   if entry_id then
     redis.call('HSET', job.key, 'entry', job.partition .. '/' .. entry_id)
   else
@@ -116,6 +128,7 @@ local function finish(job, state, after, reason, detail, body)
     'node', job.node, 'token', job.token, 'last_token', job.token, 'last_verdict', job.verdict, 'reason', reason,
     'attempts', after.attempts, 'submitted_ms', record.submitted_ms, 'ended_ms', now_text)
   if record.nonce then redis.call('HSET', job.key, 'nonce', record.nonce) end
+  if record.decision then redis.call('HSET', job.key, 'decision', record.decision) end
   if dead_id then redis.call('HSET', job.key, 'dead_id', dead_id, 'partition', job.partition) end
   local with_result = state == 'completed' or state == 'failed'
   if with_result then
@@ -138,7 +151,7 @@ end
 
 local FIELDS = {'state', 'token', 'node', 'boot', 'partition', 'session', 'tenant', 'reply_to', 'entry', 'inbox_id', 'attempts',
   'crashes', 'not_started', 'started_ms', 'life', 'cancel', 'attempts_max', 'crashes_max', 'submitted_ms', 'last_token',
-  'last_verdict', 'nonce'}
+  'last_verdict', 'nonce', 'held', 'decision'}
 
 local function read_record(job_key)
   local values = redis.call('HMGET', job_key, unpack(FIELDS))
@@ -193,9 +206,11 @@ end
 local number = 0
 for item = 8 + partitions + nodes + 1, #ARGV, JOB do
   number = number + 1
+  local first_key = JOB_KEYS + KEYS_A_JOB * (number - 1) + 1
   local partition_index, node_index = tonumber(ARGV[item]), tonumber(ARGV[item + 1])
   answers[number + 1] = release({
-    key = KEYS[JOB_KEYS + 3 * number - 2], result_key = JOB_KEYS + 3 * number - 1, reply_key = JOB_KEYS + 3 * number,
+    key = KEYS[first_key], result_key = first_key + 1, reply_key = first_key + 2,
+    held_keys = {session = KEYS[first_key + 3], tenant = KEYS[first_key + 4]},
     jobs_key = KEYS[7 + partition_index], partition = ARGV[8 + partition_index],
     node_index = node_index, node = ARGV[8 + partitions + node_index],
     job_id = ARGV[item + 2], session = ARGV[item + 3], tenant = ARGV[item + 4], reply_to = ARGV[item + 5],
@@ -211,7 +226,10 @@ for _, outcome in ipairs(feed) do
   redis.pcall('XADD', results_key, 'MAXLEN', '~', results_max, '*', unpack(outcome))
   if reply_key ~= results_key then redis.pcall('XADD', reply_key, 'MAXLEN', '~', results_max, '*', unpack(outcome)) end
 end
-if #freed_nodes > 0 then
+if #freed_limits > 0 then
+  redis.pcall('XADD', freed_key, 'MAXLEN', '~', freed_max, '*', 'nodes', table.concat(freed_nodes, ' '),
+    'limits', table.concat(freed_limits, ' '))
+elseif #freed_nodes > 0 then
   redis.pcall('XADD', freed_key, 'MAXLEN', '~', freed_max, '*', 'nodes', table.concat(freed_nodes, ' '))
 end
 return answers

@@ -6,26 +6,34 @@
 -- KEYS[4..P+3] {cell}:jobs:<p>      stream, one a partition
 -- then a node each (N): {cell}:slots:<node> zset, {cell}:inbox:<node> stream
 -- then a job each (J): {cell}:job:<job_id> hash, {cell}:session:<id> string
--- ARGV[1] P   ARGV[2] N   ARGV[3] Q   ARGV[4] snapshot_version   ARGV[5] session_ttl_ms
--- then P x (partition, epoch), N x (node, boot), Q x (pool, start_ms, lease_ms, attempts_max, crashes_max, run_ms_max)
--- then a job each: entry_id, partition index, policy index, job_id, session, tenant, reply_to, binding (empty: leave it),
---   bound_node, variant, candidates (node indices with spaces, best first), choice (first | freest)
--- RETURNS {now_ms, answer, ...}, one a job: {"reserved", node, token, used} | {"full"} | {"behind"} | {"fenced"}
---         | {"duplicate"} | {"gone"} | {"job_id_taken"} | {"cancelling"}
--- INVARIANT used slots never exceed the capacity of the boot that the caller saw; a job holds at most one slot; jobs of a
---           session are placed in the order given; the body is in exactly one stream; the same entry gets the same answer.
+-- then a limit each: {cell}:held:<kind>:<id> set
+-- ARGV[1] P   ARGV[2] N   ARGV[3] Q   ARGV[4] snapshot_version   ARGV[5] session_ttl_ms   ARGV[6] J
+-- then P x (partition, epoch), N x (node, boot),
+--   Q x (pool, start_ms, lease_ms, attempts_max, crashes_max, run_ms_max, backoff_ms, backoff_ms_max)
+-- then a job each: entry_id, partition index, policy index, job_id, session, tenant, reply_to,
+--   candidates (groups of node indices, "3;5 7": the freest of the first group that has room is taken),
+--   bound, preferred (node indices, 0: none; see `explain`), why (it is placed elsewhere than on `bound`), note,
+--   binding (empty: leave it), stored_node (the node in the stored binding, empty: write it anew), variant,
+--   keeps (the session stays bound to `bound` although it is placed elsewhere, if that is why; empty: never),
+--   follows (1: before its candidates it is tried where the session's last job of this call went),
+--   limits ("kind:index:max" with spaces between; index counts the limits' keys)
+-- RETURNS {now_ms, answer, ...}, one a job: {"reserved", node, token, used, node that the session is bound to} | {"full"}
+--         | {"limited", kind} | {"behind"} | {"fenced"} | {"duplicate"} | {"gone"} | {"job_id_taken"} | {"cancelling"}
+-- INVARIANT used slots never exceed the capacity of the boot that the caller saw; a job holds at most one slot; no limit
+--           counts more jobs than it allows; jobs of a session are placed in the order given; the body is in exactly one
+--           stream; the same entry gets the same answer.
 local owners_key, capacity_key, open_key = KEYS[1], KEYS[2], KEYS[3]
 local partitions, nodes, policies = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local snapshot_version, session_ttl_ms = ARGV[4], ARGV[5]
-local PARTITION, NODE, POLICY, JOB = 5, 5 + 2 * partitions, 5 + 2 * partitions + 2 * nodes, 12
-local FIRST_JOB = POLICY + 6 * policies
-local NODE_KEYS, JOB_KEYS = 3 + partitions, 3 + partitions + 2 * nodes
+local snapshot_version, session_ttl_ms, jobs = ARGV[4], ARGV[5], tonumber(ARGV[6])
+local PARTITION, NODE, POLICY, JOB = 6, 6 + 2 * partitions, 6 + 2 * partitions + 2 * nodes, 18
+local FIRST_JOB = POLICY + 8 * policies
+local NODE_KEYS, JOB_KEYS, LIMIT_KEYS = 3 + partitions, 3 + partitions + 2 * nodes, 3 + partitions + 2 * nodes + 2 * jobs
 
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
 local now_ms = math.floor(now_us / 1000)
 local last_token = now_us - 1
-local answers, blocked = {now_ms}, {}
+local answers, blocked, homes = {now_ms}, {}, {}
 
 -- The values of a hash under every second argument from `first` on; one call for all of them.
 local function read_all(key, first, count)
@@ -48,19 +56,50 @@ local function look_at(index)
   used_of[index] = redis.call('ZCARD', KEYS[NODE_KEYS + 2 * index - 1])
 end
 
--- The index of the first candidate with room, or of the one that would be least used afterwards.
-local function choose(candidates, choice, except)
-  local best, least
-  for word in string.gmatch(candidates, '%d+') do
-    local index = tonumber(word)
-    if not used_of[index] then look_at(index) end
-    if not except[index] and used_of[index] < slots_of[index] then
-      if choice == 'first' then return index end
-      local use = (used_of[index] + 1) / slots_of[index]
-      if not best or use < least then best, least = index, use end
+-- The index of the node that would be least used afterwards, of the first group in which one has room.
+local function choose(candidates, except)
+  for group in string.gmatch(candidates, '[^;]+') do
+    local best, least
+    for word in string.gmatch(group, '%d+') do
+      local index = tonumber(word)
+      if not used_of[index] then look_at(index) end
+      if not except[index] and used_of[index] < slots_of[index] then
+        local use = (used_of[index] + 1) / slots_of[index]
+        if not best or use < least then best, least = index, use end
+      end
     end
+    if best then return best end
   end
-  return best
+end
+
+-- Why the job is where it is: one word, and of the node that its session is bound to the slots at this decision.
+-- Also whether that node takes no work at all (`closed`), which a full one does.
+local function explain(index, job)
+  local bound = job.bound
+  if index == bound then return 'stayed' end
+  if index == job.preferred then return 'preferred' end
+  if bound == 0 then return job.why end
+  if not used_of[bound] then look_at(bound) end
+  local why = job.why
+  if why == 'full' and (slots_of[bound] == 0 or used_of[bound] < slots_of[bound]) then why = 'closed' end
+  return why, string.format(' %s %d/%d', ARGV[NODE + 2 * bound - 1], used_of[bound], slots_of[bound])
+end
+
+-- The kind of the first limit that holds the job back.
+local function limit_of(limits)
+  for kind, index, most in string.gmatch(limits, '(%a+):(%d+):(%d+)') do
+    if redis.call('SCARD', KEYS[LIMIT_KEYS + index]) >= tonumber(most) then return kind end
+  end
+end
+
+-- Count the job against its limits. Returns their kinds, for `release`.
+local function hold(limits, job_id)
+  local kinds = {}
+  for kind, index in string.gmatch(limits, '(%a+):(%d+):%d+') do
+    redis.call('SADD', KEYS[LIMIT_KEYS + index], job_id)
+    kinds[#kinds + 1] = kind
+  end
+  return table.concat(kinds, ' ')
 end
 
 local function find(fields, name)
@@ -77,12 +116,13 @@ local function assign(index, body, job, token)
     'job_id', job.job_id, 'session', job.session, 'tenant', job.tenant, 'partition', job.partition,
     'reply_to', job.reply_to, 'entry', job.entry, 'token', token, 'boot', ARGV[NODE + 2 * index],
     'lease_until_ms', job.lease_until_ms, 'lease_ms', job.lease_ms, 'attempt', job.attempt, 'life', job.life,
-    'submitted_ms', job.submitted_ms, 'pool', job.pool)
+    'submitted_ms', job.submitted_ms, 'pool', job.pool, 'backoff_ms', job.backoff_ms, 'backoff_ms_max', job.backoff_ms_max,
+    'decision', job.decision)
 end
 
 local function reserve(number, item)
-  local entry_id, partition_index, policy = ARGV[item], tonumber(ARGV[item + 1]), POLICY + 6 * (tonumber(ARGV[item + 2]) - 1)
-  local session, binding, bound_node = ARGV[item + 4], ARGV[item + 7], ARGV[item + 8]
+  local entry_id, partition_index, policy = ARGV[item], tonumber(ARGV[item + 1]), POLICY + 8 * (tonumber(ARGV[item + 2]) - 1)
+  local session, candidates, limits = ARGV[item + 4], ARGV[item + 7], ARGV[item + 17]
   local job_key, session_key = KEYS[JOB_KEYS + 2 * number - 1], KEYS[JOB_KEYS + 2 * number]
   local jobs_key, partition = KEYS[3 + partition_index], ARGV[PARTITION + 2 * partition_index - 1]
   local entry = partition .. '/' .. entry_id
@@ -105,6 +145,8 @@ local function reserve(number, item)
   if not body then return {'gone'} end
   if record[9] then return {'cancelling'} end
   if blocked[session] then return {'behind'} end
+  local limit = limits ~= '' and limit_of(limits)
+  if limit then blocked[session] = true return {'limited', limit} end
 
   token = math.max(last_token + 1, token + 1)
   local token_text = string.format('%.0f', token)
@@ -114,12 +156,22 @@ local function reserve(number, item)
     job_id = ARGV[item + 3], session = session, tenant = ARGV[item + 5], reply_to = ARGV[item + 6], partition = partition,
     entry = entry, lease_until_ms = lease_until_ms, lease_ms = ARGV[policy + 3], life = record[7] or '1',
     attempt = string.format('%d', 1 + (record[6] or 0) + (record[10] or 0) + (record[11] or 0)),
-    submitted_ms = submitted_ms, pool = ARGV[policy + 1],
+    submitted_ms = submitted_ms, pool = ARGV[policy + 1], backoff_ms = ARGV[policy + 7], backoff_ms_max = ARGV[policy + 8],
+    bound = tonumber(ARGV[item + 8]), preferred = tonumber(ARGV[item + 9]), why = ARGV[item + 10],
   }
-  local poisoned, index, inbox_id = {}, nil, nil
+  local stored_node, before = ARGV[item + 13], homes[session]
+  if before and ARGV[item + 16] == '1' then
+    job.bound, job.why, stored_node = before, 'full', ARGV[NODE + 2 * before - 1]
+    candidates = (job.preferred > 0 and job.preferred .. ';' or '') .. before .. ';' .. candidates
+  elseif before then
+    stored_node = ''
+  end
+  local poisoned, index, inbox_id, why, seen = {}, nil, nil, nil, nil
   repeat
-    index = choose(ARGV[item + 10], ARGV[item + 11], poisoned)
+    index = choose(candidates, poisoned)
     if not index then blocked[session] = true return {'full'} end
+    why, seen = explain(index, job)
+    job.decision = why .. (seen or '') .. ARGV[item + 11]
     inbox_id = assign(index, body[2], job, token_text)
     if type(inbox_id) == 'table' then poisoned[index], inbox_id = true, nil end
   until inbox_id
@@ -131,14 +183,21 @@ local function reserve(number, item)
   redis.call('HSET', job_key, 'state', 'reserved', 'entry', entry, 'partition', partition, 'session', session,
     'tenant', job.tenant, 'reply_to', job.reply_to, 'submitted_ms', submitted_ms, 'node', node,
     'boot', ARGV[NODE + 2 * index], 'token', token_text, 'inbox_id', inbox_id, 'lease_until_ms', lease_until_ms,
-    'pool', job.pool, 'variant', ARGV[item + 9], 'snapshot_version', snapshot_version, 'lease_ms', job.lease_ms,
-    'attempts_max', ARGV[policy + 4], 'crashes_max', ARGV[policy + 5], 'run_ms_max', ARGV[policy + 6])
-  if binding ~= '' and node ~= bound_node then
-    redis.call('SET', session_key, binding .. ' ' .. node .. ' ' .. ARGV[item + 9], 'PX', session_ttl_ms)
+    'pool', job.pool, 'variant', ARGV[item + 14], 'snapshot_version', snapshot_version, 'lease_ms', job.lease_ms,
+    'attempts_max', ARGV[policy + 4], 'crashes_max', ARGV[policy + 5], 'run_ms_max', ARGV[policy + 6],
+    'decision', job.decision)
+  if limits ~= '' then redis.call('HSET', job_key, 'held', hold(limits, job.job_id)) end
+  local binding, home = ARGV[item + 12], why == ARGV[item + 15] and job.bound or index
+  local home_node = ARGV[NODE + 2 * home - 1]
+  if binding ~= '' then
+    homes[session] = home
+    if home_node ~= stored_node then
+      redis.call('SET', session_key, binding .. ' ' .. home_node .. ' ' .. ARGV[item + 14], 'PX', session_ttl_ms)
+    end
   end
   used_of[index] = used_of[index] + 1
   if used_of[index] >= slots_of[index] then redis.call('SREM', open_key, node) end
-  return {'reserved', node, token_text, used_of[index]}
+  return {'reserved', node, token_text, used_of[index], home_node}
 end
 
 local number = 0

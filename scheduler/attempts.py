@@ -135,8 +135,7 @@ class Attempts:
         self._report(job, ending)
 
     def _broke(self, job: Job, detail: str) -> Ending:
-        settings = self._settings
-        return retry.failed(job.attempt, detail, None, settings.backoff_ms, settings.backoff_ms_max, self._random)
+        return handlers.failed(job, detail, None, self._settings, self._random)
 
     # ---- what stops them ----
 

@@ -34,9 +34,13 @@ class Entry(msgspec.Struct, frozen=True):
 class ReserveItem(msgspec.Struct, frozen=True):
     """One job of a reserve call.
 
-    candidates: node ids, best first; choice: take the `first` with room, or the `freest`. binding: `pool src:tgt`,
-    empty to leave the session's binding alone; bound_node: the node that the stored binding names, so that it is
-    written only on change.
+    candidates: groups of node ids; the freest of the first group that has room is taken. bound: the node that the
+    session is bound to, where its slots are of interest, and preferred: the node that the job asked for, each empty for
+    none. why: one word, should the job not be placed on `bound`; note: what more there is to say.
+    binding: `pool src:tgt`, empty to leave the session's binding alone; stored_node: the node that the stored binding
+    names, so that it is written only on change. keeps: the session stays bound to `bound` although it is placed
+    elsewhere, if that is why; empty: never. follows: it is tried first where the session's last job of this call went.
+    limits: (kind, id, most) of each limit that it counts against.
     """
 
     partition: int
@@ -47,19 +51,28 @@ class ReserveItem(msgspec.Struct, frozen=True):
     tenant_id: str
     reply_to: str
     pool: str
-    candidates: tuple[str, ...]
-    choice: Literal["first", "freest"]
-    binding: str
-    bound_node: str
+    candidates: tuple[tuple[str, ...], ...]
+    bound: str = ""
+    preferred: str = ""
+    why: str = "new"
+    note: str = ""
+    binding: str = ""
+    stored_node: str = ""
     variant: str = "-"
+    keeps: str = ""
+    follows: bool = False
+    limits: tuple[tuple[str, str, int], ...] = ()
 
 
 class Reserved(msgspec.Struct, frozen=True):
-    """The slot is taken. used: slots in use on that node after it; -1 in the answer to a repeat."""
+    """The slot is taken. used: slots in use on that node after it; -1 in the answer to a repeat. home: the node that
+    the session is bound to now, empty in the answer to a repeat.
+    """
 
     node: str
     token: int
     used: int
+    home: str = ""
 
 
 class Refused(msgspec.Struct, frozen=True):

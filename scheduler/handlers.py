@@ -41,13 +41,17 @@ class Job:
     """One attempt at a job, as its handler sees it.
 
     Attributes: job_id, session_id, src_lang, tgt_lang, tenant_id, routing_key, features, priority of the document;
-    payload; attempt (from 1, counting lost ones), life, token, node, submitted_ms (server time); `stopped`, set when
-    the handler should end because its reservation has.
+    payload; attempt (from 1, counting lost ones), life, token, node, submitted_ms (server time); decision, why it is on
+    this node; backoff_ms and backoff_ms_max, of its pool (0: as the node's settings say); `stopped`, set when the
+    handler should end because its reservation has.
     """
 
     __slots__ = (
         "_document",
         "attempt",
+        "backoff_ms",
+        "backoff_ms_max",
+        "decision",
         "entry",
         "inbox_id",
         "life",
@@ -77,6 +81,9 @@ class Job:
         self.reply_to = text(b"reply_to")
         self.entry = text(b"entry")
         self.pool = text(b"pool")
+        self.decision = text(b"decision")
+        self.backoff_ms = int(fields.get(b"backoff_ms", b"0"))
+        self.backoff_ms_max = int(fields.get(b"backoff_ms_max", b"0"))
         self.stopped = threading.Event()
 
     @property
@@ -216,10 +223,10 @@ async def attempt(handler: Handler, job: Job, threads: Threads, settings: Settin
     except Reject as error:
         return retry.rejected(str(error) or "rejected by the handler")
     except Retry as error:
-        return _failed(job, str(error), error.delay_ms, settings, random)
+        return failed(job, str(error), error.delay_ms, settings, random)
     except (Exception, SystemExit) as error:
         # A handler that calls sys.exit() has failed; the node has other jobs to run.
-        return _failed(job, describe(error), None, settings, random)
+        return failed(job, describe(error), None, settings, random)
 
 
 def describe(error: BaseException) -> str:
@@ -230,5 +237,9 @@ def describe(error: BaseException) -> str:
         return type(error).__name__
 
 
-def _failed(job: Job, detail: str, delay_ms: int | None, settings: Settings, random: Random) -> Ending:
-    return retry.failed(job.attempt, detail, delay_ms, settings.backoff_ms, settings.backoff_ms_max, random)
+def failed(job: Job, detail: str, delay_ms: int | None, settings: Settings, random: Random) -> Ending:
+    """A failed attempt: another one after `delay_ms`, None for the backoff of the job's pool."""
+    backoff_ms = job.backoff_ms or settings.backoff_ms
+    return retry.failed(
+        job.attempt, detail, delay_ms, backoff_ms, job.backoff_ms_max or settings.backoff_ms_max, random
+    )

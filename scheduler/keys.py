@@ -17,7 +17,7 @@ JobId = NewType("JobId", str)
 SessionId = NewType("SessionId", str)
 NodeId = NewType("NodeId", str)
 
-PROTOCOL = 1
+PROTOCOL = 2
 MANAGEMENT_GROUP = "management"
 LEADER_CONSUMER = "leader"
 

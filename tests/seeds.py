@@ -143,6 +143,12 @@ async def seed_lapsed(store: Store, job_id: str = JOB, node: str = NODE) -> None
     await store.connection.commands.zadd(store.cell.keys.slots(node), {job_id: 1}, xx=True)
 
 
+async def seed_held(store: Store, job_id: str = JOB, session: str = SESSION) -> None:
+    """Let a reservation count against a limit of its session."""
+    await seed_record(store, job_id, held="session")
+    await store.connection.commands.sadd(store.cell.keys.held("session", session), job_id)
+
+
 async def seed_poison(store: Store, stream: str) -> None:
     """Make a stream take no entry any more: its highest id is used, by an entry that is gone again."""
     await store.connection.commands.xadd(stream, {"poison": ""}, id=POISON_ID)
@@ -194,26 +200,15 @@ def reserve_item(
     *,
     partition: int = PARTITION,
     candidates: tuple[str, ...] = (NODE,),
-    choice: Any = "first",
-    binding: str = "",
-    bound_node: str = "",
+    choice: str = "first",
     tenant: str = "",
     reply_to: str = "",
+    **rest: Any,
 ) -> calls.ReserveItem:
-    """One job of a reserve call."""
+    """One job of a reserve call. choice: of the candidates, the first with room is taken, or the freest."""
+    groups = tuple((name,) for name in candidates) if choice == "first" else (candidates,)
     return calls.ReserveItem(
-        partition,
-        epoch,
-        entry_id,
-        job_id,
-        session,
-        tenant,
-        reply_to,
-        POOL,
-        candidates,
-        choice,
-        binding,
-        bound_node,
+        partition, epoch, entry_id, job_id, session, tenant, reply_to, POOL, groups if candidates else (), **rest
     )
 
 
@@ -225,7 +220,8 @@ async def reserve(
     pool: model.Pool | None = None,
 ) -> list[calls.Reserved | calls.Refused]:
     """Reserve with every candidate at its first boot unless `boots` says otherwise."""
-    named = {node: BOOT for item in items for node in item.candidates} | (boots or {})
+    named = {node: BOOT for item in items for group in item.candidates for node in group}
+    named |= {node: BOOT for item in items for node in (item.bound, item.preferred) if node} | (boots or {})
     return await store.cell.reserve(items, named, {POOL: pool or model.Pool(POOL)}, 1)
 
 

@@ -214,6 +214,9 @@ def default_pool(name: str, settings: Settings) -> Pool:
         run_ms_max=settings.run_ms_max,
         attempts_max=settings.attempts_max,
         crashes_max=settings.crashes_max,
+        candidates=settings.candidates_max,
+        backoff_ms=settings.backoff_ms,
+        backoff_ms_max=settings.backoff_ms_max,
     )
 
 

@@ -1,10 +1,11 @@
 """Pure. Decides; never performs. Job, binding, snapshot -> candidates, best first, few.
 
-A session keeps its pool while its language pair is unchanged and the pool can serve it; otherwise the pool is found
-by weighted rendezvous hashing of the routing key (Thaler and Ravishankar 1998; weights by -w / ln h, Schindelhauer
-and Schomaker 2005). Within the pool the strategy orders nodes; with more nodes than candidates, those are the least
-loaded of a few drawn at random (Mitzenmacher 2001, the power of two choices), drawn once for all jobs of a call
-(Ousterhout et al. 2013, batch sampling). `reserve` decides by the slots really held.
+A session keeps its pool while its language pair is unchanged and the pool can serve it; otherwise the pool is that of
+its tenant, or is found by weighted rendezvous hashing of the routing key (Thaler and Ravishankar 1998; weights by
+-w / ln h, Schindelhauer and Schomaker 2005). Within the pool the strategy orders nodes; with more nodes than
+candidates, those are the least loaded of a few drawn at random (Mitzenmacher 2001, the power of two choices), drawn
+once for all jobs of a call (Ousterhout et al. 2013, batch sampling). `reserve` decides by the slots really held, and
+writes down why a job is not where its session is bound.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
-from typing import Final, Literal
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -22,10 +23,10 @@ from scheduler.runtime.index import Group, Index, Members, group
 from scheduler.runtime.intake import Class, Job
 from scheduler.session.bindings import Binding
 
-Choice = Literal["first", "freest"]
+Groups = tuple[tuple[str, ...], ...]
 Loads = Mapping[str, int]
 _SAMPLE_FACTOR: Final = 2  # nodes drawn for each that may be taken
-_SPARE: Final = 2  # the bound node, and one that an earlier attempt failed on, may be among those drawn
+_SPARE: Final = 3  # the bound node, the preferred one, and one that an attempt failed on may be among those drawn
 _HASH_RANGE: Final = float(2**64)
 
 
@@ -84,27 +85,58 @@ def _use(drawn: tuple[float, str]) -> float:
 
 
 class Placement(msgspec.Struct, frozen=True):
-    """Candidates for one job, and whether the first one with room is taken, or the freest."""
+    """Candidates for one job: the freest of the first group that has room is taken.
 
-    candidates: tuple[str, ...]
-    choice: Choice
+    bound: the node that the session is bound to, where its slots at the decision are of interest; why: one word, should
+    the job go elsewhere; preferred: the node that it asked for; note: why it cannot go there; keeps: the session stays
+    bound to `bound` all the same, if that is why. See calls.ReserveItem.
+    """
+
+    groups: Groups
+    bound: str = ""
+    why: str = "new"
+    preferred: str = ""
+    note: str = ""
+    keeps: str = ""
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """All of them, best first."""
+        return tuple([name for group in self.groups for name in group])
+
+
+class Standing(NamedTuple):
+    """Where a session stands. node: that it is bound to, "" for none that matters; first: whether the job is tried
+    there before all others; why, should it go elsewhere.
+    """
+
+    node: str
+    first: bool
+    why: str
+
+
+# ---- the pool -------------------------------------------------------------------------------------------------------
 
 
 def classify(job: Job, binding: Binding | None, index: Index) -> Class:
     """The class of a job under a snapshot: what it needs, and the pool that its session prefers."""
-    members = index.members(job.src_lang, job.tgt_lang, job.features)
-    pool = preferred_pool(job, binding, members)
-    return Class(job.src_lang, job.tgt_lang, job.features, pool)
+    tenant = index.scope_of(job.tenant_id)
+    members = index.members(job.src_lang, job.tgt_lang, job.features, tenant)
+    pool = preferred_pool(job, binding, members, index.overrides)
+    return Class(job.src_lang, job.tgt_lang, job.features, pool, tenant)
 
 
-def preferred_pool(job: Job, binding: Binding | None, members: Members) -> str:
-    """The pool of a session: the bound one while it fits and can serve, else by the routing key; "" when none can."""
+def preferred_pool(job: Job, binding: Binding | None, members: Members, overrides: Mapping[str, str]) -> str:
+    """The pool of a session: the bound one while it fits and can serve, else its tenant's, else by the routing key;
+    "" when none can serve. overrides: tenant -> pool.
+    """
     if binding is not None and binding.pool in members and binding.fits(job.src_lang, job.tgt_lang):
         return binding.pool
+    if overrides.get(job.tenant_id) in members:
+        return overrides[job.tenant_id]
     if len(members) <= 1:
         return next(iter(members), "")
-    weights = {pool: sum(node.slots for node in each.nodes) for pool, each in members.items()}
-    return rendezvous(job.routing_key, weights)
+    return rendezvous(job.routing_key, {pool: each.slots for pool, each in members.items()})
 
 
 def rendezvous(key: str, weights: Mapping[str, int]) -> str:
@@ -118,79 +150,138 @@ def rendezvous(key: str, weights: Mapping[str, int]) -> str:
     return max(weights, key=score)
 
 
-def place(job: Job, wanted: Class, binding: Binding | None, index: Index, draws: Draws, count: int) -> Placement | None:
-    """Candidates of the preferred pool.
+# ---- the nodes ------------------------------------------------------------------------------------------------------
 
-    Args: job; wanted, from classify; binding; index; draws of the call; count, candidates at most.
+
+def place(job: Job, wanted: Class, binding: Binding | None, index: Index, draws: Draws) -> Placement | None:
+    """Candidates of the preferred pool, and the node that the session is bound to, or that the job asked for, wherever
+    among the eligible it is.
+
+    Args: job; wanted, from classify; binding; index; draws of the call.
     Returns: None when no node of the pool can serve the job.
     """
-    nodes = index.members(wanted.src_lang, wanted.tgt_lang, wanted.features).get(wanted.pool)
+    nodes = index.members_of(wanted).get(wanted.pool)
     if nodes is None:
         return None
-    return choose(_strategy(index, wanted.pool), job, binding, nodes, draws, count)
+    standing = stand(job, wanted, binding, index)
+    preferred, note = prefer(job, wanted, index)
+    order = _Order(job, standing, preferred, nodes.trusted or nodes)
+    policy = index.policy(wanted.pool)
+    groups = STRATEGIES[policy.strategy](order, draws, policy.candidates - bool(preferred))
+    return _placement(groups, standing, preferred, note, policy.pressure == "return")
 
 
 def place_among(
     job: Job, wanted: Class, binding: Binding | None, index: Index, names: Sequence[str], loads: Loads, random: Random
 ) -> Placement | None:
-    """Every named node that may take the job, those of the preferred pool before those of its fallback pools.
+    """Every named node that may take the job, those of the preferred pool before those of its fallback pools; before
+    them the node that the session is bound to, or that the job asked for, named or not.
 
     Room is known to be scarce, so what the strategy or an earlier failure would rather avoid comes last, but it comes.
     Returns: None when no named node may take it.
     """
+    standing = stand(job, wanted, binding, index)
+    preferred, note = prefer(job, wanted, index)
+    policy = index.policy(wanted.pool)
     draws = Draws(loads, random)
     by_tier: dict[str, list[Node]] = {}
     for name in names:
         node = index.nodes.get(name)
         if node is not None and index.serves(wanted, name):
             by_tier.setdefault(node.pool, []).append(node)
-    ordered: list[str] = []
-    choice: Choice = "first"
+    groups: Groups = ()
     for tier in index.tiers(wanted.pool):
         if tier in by_tier:
             nodes = group(by_tier[tier])
-            placement = choose(_strategy(index, wanted.pool), job, binding, nodes, draws, len(nodes.nodes))
-            left_over = sorted(nodes.ids.difference(placement.candidates))
-            ordered += [*placement.candidates, *left_over]
-            choice = "first" if left_over or len(by_tier) > 1 else placement.choice
-    return Placement(tuple(ordered), choice) if ordered else None
+            order = _Order(job, standing, preferred, nodes.trusted or nodes)
+            groups += STRATEGIES[policy.strategy](order, draws, len(nodes.nodes) + _SPARE)
+            groups += (tuple(sorted(nodes.ids)),)
+    return _placement(groups, standing, preferred, note, policy.pressure == "return") if groups else None
 
 
-def _strategy(index: Index, pool: str) -> Strategy:
-    policy = index.pools.get(pool)
-    return policy.strategy if policy is not None else "affinity"
+def stand(job: Job, wanted: Class, binding: Binding | None, index: Index) -> Standing:
+    """Where the session of a job stands under a snapshot, and why it would have to move."""
+    if binding is None:
+        return Standing("", False, "new")
+    node = index.nodes.get(binding.node)
+    policy = index.policy(wanted.pool)
+    if policy.strategy != "affinity":
+        return Standing(binding.node if node is not None else "", False, "strategy")
+    if not binding.fits(job.src_lang, job.tgt_lang):
+        return Standing("", False, "pair")
+    if node is None:
+        return Standing("", False, f"gone {binding.node}")
+    if not index.serves(wanted, node.id):
+        return Standing("", False, "unfit" if node.pool in index.tiers(wanted.pool) else "pool")
+    if node.pool != wanted.pool and policy.pressure == "return":
+        return Standing("", False, "pool")
+    if node.id == job.avoid and len(index.eligible(wanted)) > 1:
+        return Standing(node.id, False, "avoid")
+    if node.suspect and index.members_of(wanted)[node.pool].trusted is not None:
+        return Standing(node.id, False, "suspect")
+    return Standing(node.id, True, "full")
 
 
-def choose(strategy: Strategy, job: Job, binding: Binding | None, nodes: Group, draws: Draws, count: int) -> Placement:
-    """Order nodes of one pool by its strategy, away from suspects and from the node that an earlier attempt failed on.
-
-    Who is kept away from is a candidate only where nobody else is.
-    """
-    nodes = nodes.trusted or nodes
-    avoid = job.avoid if len(nodes.nodes) > 1 and job.avoid in nodes.ids else ""
-    bound = binding.node if binding is not None and binding.node in nodes.ids and binding.node != avoid else ""
-    return STRATEGIES[strategy](bound, avoid, nodes, draws, count)
-
-
-def affinity(bound: str, avoid: str, nodes: Group, draws: Draws, count: int) -> Placement:
-    """The bound node first, then the least loaded of a few. bound, avoid: empty for none."""
-    if not bound:
-        return Placement(draws.take(nodes, count, avoid), "freest")
-    return Placement((bound, *draws.take(nodes, count - 1, avoid, bound)), "first")
+def prefer(job: Job, wanted: Class, index: Index) -> tuple[str, str]:
+    """The node that a job asks for, "" when it asks for none or cannot have it, and then why."""
+    name = job.preferred_node
+    if not name or name == job.avoid:
+        return "", ""
+    if index.serves(wanted, name):
+        return name, ""
+    return "", f"preferred {name} {'unfit' if name in index.nodes else 'gone'}"
 
 
-def spread(bound: str, avoid: str, nodes: Group, draws: Draws, count: int) -> Placement:
+def _placement(groups: Groups, standing: Standing, preferred: str, note: str, returns: bool) -> Placement:
+    """What the strategy found, behind what comes before all; each node stands where it comes first."""
+    lead = ((preferred,) if preferred else (), (standing.node,) if standing.first else ())
+    seen: set[str] = set()
+    kept = []
+    for names in (*lead, *groups):
+        fresh = tuple([name for name in names if name not in seen])
+        if fresh:
+            seen.update(fresh)
+            kept.append(fresh)
+    keeps = "avoid" if standing.why == "avoid" else "full" if returns else ""
+    bound = standing.node if standing.why != "strategy" else ""
+    return Placement(tuple(kept), bound, standing.why, preferred, note, keeps)
+
+
+# ---- strategies -----------------------------------------------------------------------------------------------------
+
+
+class _Order(NamedTuple):
+    """What a strategy is given: where the session stands, what the job asks for, and nodes that are alike."""
+
+    job: Job
+    standing: Standing
+    preferred: str
+    nodes: Group
+
+    @property
+    def avoid(self) -> str:
+        """The node that an earlier attempt failed on, where there is another one."""
+        return self.job.avoid if len(self.nodes.nodes) > 1 else ""
+
+
+def affinity(order: _Order, draws: Draws, count: int) -> Groups:
+    """The bound node first (that is before all groups), then the least loaded of a few."""
+    bound = order.standing.node
+    return (draws.take(order.nodes, count - order.standing.first, order.avoid, bound, order.preferred),)
+
+
+def spread(order: _Order, draws: Draws, count: int) -> Groups:
     """Not the session's last node, unless it is the only one."""
-    others = draws.take(nodes, count, avoid, bound)
-    return Placement(others or (bound,), "freest")
+    others = draws.take(order.nodes, count, order.avoid, order.standing.node, order.preferred)
+    return (others or ((order.standing.node,) if order.standing.node in order.nodes.ids else ()),)
 
 
-def least_loaded(_: str, avoid: str, nodes: Group, draws: Draws, count: int) -> Placement:
+def least_loaded(order: _Order, draws: Draws, count: int) -> Groups:
     """The least loaded of a few, whatever the session did before."""
-    return Placement(draws.take(nodes, count, avoid), "freest")
+    return (draws.take(order.nodes, count, order.avoid, order.preferred),)
 
 
-STRATEGIES: Final[Mapping[str, Callable[[str, str, Group, Draws, int], Placement]]] = {
+STRATEGIES: Final[Mapping[Strategy, Callable[[_Order, Draws, int], Groups]]] = {
     "affinity": affinity,
     "spread": spread,
     "least_loaded": least_loaded,

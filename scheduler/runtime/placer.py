@@ -18,13 +18,13 @@ from scheduler import calls
 from scheduler.config import Settings
 from scheduler.runtime import placement
 from scheduler.runtime.index import Index
-from scheduler.runtime.intake import Job
+from scheduler.runtime.intake import Class, Job
 from scheduler.runtime.partitions import Partitions
 from scheduler.runtime.placement import Draws
 from scheduler.runtime.refusals import Refusals
-from scheduler.runtime.tries import Try, chunks, keeps_binding, refusal_of, reserve_item
+from scheduler.runtime.tries import Try, bound_by, chunks, limits_of, refusal_of, reserve_item
 from scheduler.runtime.waiting import Waiter, Waiting
-from scheduler.session.bindings import Binding, Bindings
+from scheduler.session.bindings import Bindings
 from scheduler.store.connection import or_each_alone
 from scheduler.store.store import Store
 
@@ -127,9 +127,9 @@ class Placer:
         """Candidates for each job that may be tried now."""
         now_ms = _now_ms()
         draws = Draws(self.loads, self._random, len(jobs))
-        count = self._settings.candidates_max
         tries: list[Try] = []
         held: set[str] = set()
+        last: dict[str, Class] = {}
         for job in jobs:
             if not self._partitions.holds(job.partition, job.epoch):
                 continue
@@ -137,10 +137,13 @@ class Placer:
             wanted = placement.classify(job, binding, self.index)
             placed = None
             if job.session_id not in held and not self._waiting.must_wait(job, wanted):
-                placed = placement.place(job, wanted, binding, self.index, draws, count)
+                placed = placement.place(job, wanted, binding, self.index, draws)
             if placed is None:
                 held.add(job.session_id)
-            tries.append(Try(job, wanted, None, placed))
+            follows = last.get(job.session_id) == wanted and not job.avoid
+            tries.append(Try(job, wanted, None, placed, follows))
+            if self.index.policy(wanted.pool).strategy == "affinity":
+                last[job.session_id] = wanted
         return tries
 
     # ---- those that wait ----
@@ -168,7 +171,7 @@ class Placer:
                 self._waiting.reclassify(waiter, wanted)
                 return None
             draws = Draws(self.loads, self._random)
-            found = placement.place(waiter.job, wanted, binding, self.index, draws, self._settings.candidates_max)
+            found = placement.place(waiter.job, wanted, binding, self.index, draws)
             if found is None:
                 self._waiting.park(waiter)
                 return None
@@ -199,11 +202,12 @@ class Placer:
     def _send(self, tries: list[Try]) -> _Call:
         """Begin one script call for those that have candidates."""
         now_ms = _now_ms()
-        items = [
-            reserve_item(each, each.placement, *self._bindings.get(each.job.session_id, now_ms))
-            for each in tries
-            if each.placement is not None
-        ]
+        items = []
+        for each in tries:
+            if each.placement is not None:
+                binding, fresh = self._bindings.get(each.job.session_id, now_ms)
+                limits = limits_of(each.job, self.index.policy(each.wanted.pool))
+                items.append(reserve_item(each, each.placement, binding, fresh, limits))
         partitions = frozenset([each.job.partition for each in tries])
         return _Call(tries, partitions, asyncio.create_task(self._reserve(items)) if items else None, now_ms)
 
@@ -264,10 +268,10 @@ class Placer:
         self.report.placed += 1
         if answer.used >= 0:
             self.loads[answer.node] = answer.used
-            binding, _ = self._bindings.get(job.session_id, now_ms)
-            if not keeps_binding(each, binding):
-                bound = Binding(each.wanted.pool, job.src_lang, job.tgt_lang, answer.node)
-                self._bindings.wrote(job.session_id, bound, now_ms)
+            binding, fresh = self._bindings.get(job.session_id, now_ms)
+            after = bound_by(each, binding, answer)
+            if not fresh or after != binding:
+                self._bindings.wrote(job.session_id, after, now_ms)
         if each.waiter is not None:
             self._waiting.leave(each.waiter, placed=True)
 

@@ -35,7 +35,7 @@ class Snapshots:
         """Read the snapshot if its version differs, up or down, from the one in hand."""
         snapshot = await self._control.read_snapshot()
         if snapshot.version != self.index.version:
-            self.index = Index(snapshot)
+            self.index = Index(snapshot, self.index)
             self._changed()
 
     async def run(self) -> None:

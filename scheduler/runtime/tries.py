@@ -7,19 +7,25 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from scheduler import calls, keys
+from scheduler.model import Pool
 from scheduler.runtime.intake import Class, Job, refuse_job
 from scheduler.runtime.placement import Placement
 from scheduler.runtime.waiting import Waiter
-from scheduler.session.bindings import Binding, prefix
+from scheduler.session.bindings import Binding, prefix, source_to_bind
+
+Limits = tuple[tuple[str, str, int], ...]
 
 
 class Try(msgspec.Struct, frozen=True):
-    """One job of a call. waiter: None for a newcomer. placement: None when it is held back from this call."""
+    """One job of a call. waiter: None for a newcomer. placement: None when it is held back from this call. follows: an
+    earlier job of its session is in the call and needs the same.
+    """
 
     job: Job
     wanted: Class
     waiter: Waiter | None
     placement: Placement | None
+    follows: bool = False
 
 
 def chunks(jobs: Sequence[Job], size: int, lane_of: Callable[[int], int]) -> Iterator[Sequence[Job]]:
@@ -40,14 +46,29 @@ def chunks(jobs: Sequence[Job], size: int, lane_of: Callable[[int], int]) -> Ite
                 yield members[start : start + size]
 
 
-def reserve_item(each: Try, placement: Placement, binding: Binding | None, fresh: bool) -> calls.ReserveItem:
+def limits_of(job: Job, pool: Pool) -> Limits:
+    """(kind, id, most) of each limit that a job counts against."""
+    limits: Limits = ()
+    if pool.session_concurrency:
+        limits += (("session", job.session_id, pool.session_concurrency),)
+    if pool.tenant_concurrency and job.tenant_id:
+        limits += (("tenant", job.tenant_id, pool.tenant_concurrency),)
+    return limits
+
+
+def reserve_item(
+    each: Try, placement: Placement, binding: Binding | None, fresh: bool, limits: Limits
+) -> calls.ReserveItem:
     """What `reserve` is asked.
 
     Args: each; placement, its candidates; binding of the session; fresh, whether the stored binding may be left alone
-    when it names the node that is taken.
+    when it names the node that the session is bound to afterwards; limits, of limits_of.
     """
-    job, wanted = each.job, each.wanted
-    same = binding is not None and binding.pool == wanted.pool and binding.fits(job.src_lang, job.tgt_lang)
+    job, pool = each.job, each.wanted.pool
+    source = source_to_bind(binding, job.src_lang, job.tgt_lang)
+    same = (
+        binding is not None and binding.pool == pool and binding.src_lang == source and binding.tgt_lang == job.tgt_lang
+    )
     return calls.ReserveItem(
         partition=job.partition,
         epoch=job.epoch,
@@ -56,19 +77,24 @@ def reserve_item(each: Try, placement: Placement, binding: Binding | None, fresh
         session_id=job.session_id,
         tenant_id=job.tenant_id,
         reply_to=job.reply_to,
-        pool=wanted.pool,
-        candidates=placement.candidates,
-        choice=placement.choice,
-        binding="" if keeps_binding(each, binding) else prefix(wanted.pool, job.src_lang, job.tgt_lang),
-        bound_node=binding.node if binding is not None and same and fresh else "",
+        pool=pool,
+        candidates=placement.groups,
+        bound=placement.bound,
+        preferred=placement.preferred,
+        why=placement.why,
+        note=placement.note,
+        binding=prefix(pool, source, job.tgt_lang),
+        stored_node=binding.node if binding is not None and same and fresh else "",
+        keeps=placement.keeps,
+        follows=each.follows,
+        limits=limits,
     )
 
 
-def keeps_binding(each: Try, binding: Binding | None) -> bool:
-    """Whether the session stays bound as it is: an attempt that keeps away from its node does not move the session."""
-    if not each.job.avoid or binding is None or each.placement is None:
-        return False
-    return binding.node not in each.placement.candidates
+def bound_by(each: Try, binding: Binding | None, answer: calls.Reserved) -> Binding:
+    """The binding of a session after a job of it was placed."""
+    job = each.job
+    return Binding(each.wanted.pool, source_to_bind(binding, job.src_lang, job.tgt_lang), job.tgt_lang, answer.home)
 
 
 def refusal_of(job: Job, answer: calls.Refused, cell: int) -> calls.RejectItem | None:

@@ -11,6 +11,8 @@ from typing import Final
 
 import msgspec
 
+from scheduler.model import ANY_LANGUAGE
+
 NO_VARIANT: Final = "-"
 
 
@@ -24,8 +26,17 @@ class Binding(msgspec.Struct, frozen=True):
     variant: str = NO_VARIANT
 
     def fits(self, src_lang: str, tgt_lang: str) -> bool:
-        """Whether the pair is the bound one; another pair resets the binding."""
-        return self.src_lang == src_lang and self.tgt_lang == tgt_lang
+        """Whether the pair is the bound one; another pair resets the binding. `auto` is any source, on either side."""
+        if self.tgt_lang != tgt_lang:
+            return False
+        return self.src_lang == src_lang or ANY_LANGUAGE in (self.src_lang, src_lang)
+
+
+def source_to_bind(binding: Binding | None, src_lang: str, tgt_lang: str) -> str:
+    """The source language of the binding that a job leaves behind: one that was known stays known after `auto`."""
+    if src_lang == ANY_LANGUAGE and binding is not None and binding.fits(src_lang, tgt_lang):
+        return binding.src_lang
+    return src_lang
 
 
 def prefix(pool: str, src_lang: str, tgt_lang: str) -> str:

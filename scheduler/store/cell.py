@@ -12,7 +12,7 @@ from scheduler.store.connection import Argument, Connection
 
 _WHY: Final = {
     word: calls.Refused(word.decode())  # type: ignore[arg-type]
-    for word in (b"full", b"behind", b"limited", b"fenced", b"duplicate", b"gone", b"job_id_taken", b"cancelling")
+    for word in (b"full", b"behind", b"fenced", b"duplicate", b"gone", b"job_id_taken", b"cancelling")
 }
 
 
@@ -29,6 +29,25 @@ class _Group:
             self.names.append(name)
             found = self.indices[name] = len(self.names)
         return found
+
+    def groups(self, groups: Iterable[Iterable[Any]]) -> str:
+        """Groups of names as `3;5 7`."""
+        known = self.indices  # this is the innermost loop of a dispatcher
+        return ";".join([" ".join([str(known.get(name) or self.index(name)) for name in group]) for group in groups])
+
+
+def _limits(item: calls.ReserveItem, names: _Group) -> str:
+    return " ".join([f"{kind}:{names.index((kind, name))}:{most}" for kind, name, most in item.limits])
+
+
+def _reserved(item: calls.ReserveItem, given: Sequence[Any]) -> calls.Reserved | calls.Refused:
+    if given[0] == b"reserved":
+        home = given[4].decode() if len(given) > 4 else ""
+        return calls.Reserved(given[1].decode(), int(given[2]), given[3], home)
+    if given[0] == b"limited":
+        kind = given[1].decode()
+        return calls.Refused("limited", next(f"{kind}:{name}" for each, name, _ in item.limits if each == kind))
+    return _WHY[given[0]]
 
 
 class Cell:
@@ -125,23 +144,23 @@ class Cell:
         item.
         Returns: an answer for each item.
         """
-        partitions, nodes, policies = _Group(), _Group(), _Group()
+        partitions, nodes, policies, limits = _Group(), _Group(), _Group(), _Group()
         body: list[Argument] = []
         job_keys: list[str] = []
-        known = nodes.indices  # looked up here, for this is the innermost loop of a dispatcher
         for item in items:
-            candidates = " ".join([str(known.get(node) or nodes.index(node)) for node in item.candidates])
             body += [
                 item.entry_id, partitions.index((item.partition, item.epoch)), policies.index(item.pool), item.job_id,
-                item.session_id, item.tenant_id, item.reply_to, item.binding, item.bound_node, item.variant, candidates,
-                item.choice,
+                item.session_id, item.tenant_id, item.reply_to, nodes.groups(item.candidates),
+                nodes.index(item.bound) if item.bound else 0, nodes.index(item.preferred) if item.preferred else 0,
+                item.why, f" {item.note}" if item.note else "", item.binding, item.stored_node, item.variant,
+                item.keeps, int(item.follows), _limits(item, limits) if item.limits else "",
             ]  # fmt: skip
             job_keys += [self.keys.job(item.job_id), self.keys.session(item.session_id)]
         names = [self.keys.owners, self.keys.capacity, self.keys.open]
         names += [self.keys.jobs(partition) for partition, _ in partitions.names]
         arguments: list[Argument] = [
             len(partitions.names), len(nodes.names), len(policies.names), snapshot_version,
-            self._settings.session_ttl_ms,
+            self._settings.session_ttl_ms, len(items),
         ]  # fmt: skip
         for partition, epoch in partitions.names:
             arguments += [partition, epoch]
@@ -151,11 +170,11 @@ class Cell:
         for name in policies.names:
             pool = pools[name]
             arguments += [name, pool.start_ms, pool.lease_ms, pool.attempts_max, pool.crashes_max, pool.run_ms_max]
-        answer = await self._connection.call("reserve", names + job_keys, arguments + body)
-        return [
-            calls.Reserved(given[1].decode(), int(given[2]), given[3]) if given[0] == b"reserved" else _WHY[given[0]]
-            for given in answer[1:]
-        ]
+            arguments += [pool.backoff_ms, pool.backoff_ms_max]
+        names += job_keys
+        names += [self.keys.held(kind, name) for kind, name in limits.names]
+        answer = await self._connection.call("reserve", names, arguments + body)
+        return [_reserved(item, given) for item, given in zip(items, answer[1:], strict=True)]
 
     async def renew(
         self, node: str, reservations: Sequence[tuple[str, int]]
@@ -191,6 +210,7 @@ class Cell:
                 item.content_type, item.result,
             ]  # fmt: skip
             job_keys += [self.keys.job(item.job_id), self.keys.result(item.job_id), self.keys.replies(item.reply_to)]
+            job_keys += [self.keys.held("session", item.session_id), self.keys.held("tenant", item.tenant_id)]
         k, settings = self.keys, self._settings
         names = [k.capacity, k.open, k.freed, k.results, k.delayed, k.parked, k.dead]
         names += [k.jobs(partition) for partition in partitions.names]

@@ -21,7 +21,8 @@ class Picture:
     records: job_id -> fields. slots: node -> {job_id: deadline_ms}. capacities: node -> (slots, boot). open: nodes.
     owners: partition -> (epoch, who holds it), "-" after it was given up.
     intake: entries as `<partition>/<id>`. inbox: (node, entry id) of assignments. parked, dead: entry ids.
-    freed: the nodes of each entry. outcomes: how often each job was told to have ended.
+    freed, freed_limits: the nodes and the limits of each entry. held: (kind, name) -> jobs that count against a limit.
+    outcomes: how often each job was told to have ended.
     """
 
     def __init__(self, dump: Dump) -> None:
@@ -51,11 +52,21 @@ class Picture:
         self.dead = set(_entries(dump, CELL.dead))
         events = _entries(dump, CELL.freed).values()
         self.freed = [fields["nodes"].split(" ") for fields in events if "nodes" in fields]
+        self.freed_limits = [fields["limits"].split(" ") for fields in events if "limits" in fields]
+        self.held: dict[tuple[str, str], set[str]] = {
+            (kind, name): set(members)
+            for kind in ("session", "tenant")
+            for name, members in _by_name(dump, CELL.held(kind, "")).items()
+        }
         self.outcomes = Counter(fields["job_id"] for fields in _entries(dump, CELL.results).values())
 
     def state(self, job_id: str) -> str:
         """Where a job is in the transition table."""
         return self.records.get(job_id, {}).get("state", "none")
+
+    def jobs_held(self) -> set[str]:
+        """Jobs that count against any limit."""
+        return {job for jobs in self.held.values() for job in jobs}
 
     def room(self, node: str, boot: str) -> int:
         """Slots that a reserve which knows `boot` may still take."""
@@ -78,7 +89,23 @@ class Picture:
 
         Args: lost, jobs whose body was deleted by hand; raw, intake entries that were added by hand.
         """
-        return [*self._slots_against_records(), *self._bodies_against_records(lost, raw), *self._open_against_room()]
+        return [
+            *self._slots_against_records(),
+            *self._held_against_records(),
+            *self._bodies_against_records(lost, raw),
+            *self._open_against_room(),
+        ]
+
+    def _held_against_records(self) -> list[str]:
+        """What counts against limits are the live reservations that were made under them."""
+        live = {
+            (kind, record[kind], job_id)
+            for job_id, record in self.records.items()
+            for kind in record.get("held", "").split()
+            if record.get("state") == "reserved"
+        }
+        held = {(kind, name, job_id) for (kind, name), jobs in self.held.items() for job_id in jobs}
+        return [] if live == held else [f"held {held}, reserved under limits {live}"]
 
     def _slots_against_records(self) -> list[str]:
         """Slots in use are the live reservations."""

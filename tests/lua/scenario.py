@@ -30,6 +30,7 @@ from tests.seeds import (
     reserve_item,
     seed_delayed,
     seed_entry,
+    seed_held,
     seed_job,
     seed_lapsed,
     seed_leader,
@@ -137,7 +138,7 @@ async def run_submit(store: Store) -> None:
 
 
 async def run_reserve(store: Store) -> None:
-    """Reserved and its repeat, full, behind, fenced, duplicate, gone, taken, cancelling, a poisoned inbox."""
+    """Reserved and its repeat, full, limited, behind, fenced, duplicate, gone, taken, cancelling, a poisoned inbox."""
     epoch = await seed_owner(store)
     await seed_node(store)
     await seed_node(store, "n2")
@@ -157,6 +158,16 @@ async def run_reserve(store: Store) -> None:
     ]
     await reserve(store, items)
     await reserve(store, items)
+    await seed_node(store, "n3", slots=2)
+    entries = [await seed_job(store, f"l{i}", "s5", tenant="t1") for i in range(2)]
+    limits = (("session", "s5", 1), ("tenant", "t1", 5))
+    await reserve(
+        store,
+        [
+            reserve_item(entry, epoch, f"l{i}", "s5", tenant="t1", candidates=("n3",), limits=limits, bound=NODE)
+            for i, entry in enumerate(entries)
+        ],
+    )
 
 
 async def run_renew(store: Store) -> None:
@@ -177,6 +188,7 @@ async def run_release(store: Store) -> None:
         fields: dict[str, Any] = {"reply_to": "r1"} | rest
         return release_item(tokens[i], verdict, f"j{i}", f"s{i}", **fields)
 
+    await seed_held(store, "j3", "s3")
     await seed_lapsed(store, "j3")
     await seed_record(store, "j6", inbox_id="1-1")
     await release(

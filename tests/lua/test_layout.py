@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from scheduler import calls
+from scheduler import calls, keys
 from scheduler.config import DEFAULTS
 from scheduler.errors import ServerRefused
 from scheduler.store.control import Control
@@ -16,7 +16,7 @@ from tests.dumps import dump, unchanged
 AGREED = {
     "partitions": "16",
     "cells": "1",
-    "protocol": "1",
+    "protocol": str(keys.PROTOCOL),
     "retention_ms": "3600000",
     "dead_retention_ms": "604800000",
 }
@@ -33,7 +33,7 @@ async def test_first_caller_writes_fields_and_sources(store: Store) -> None:
 
     layout = await store.control.write_layout()
 
-    assert layout == calls.Layout(16, 1, 1, 3_600_000, 604_800_000)
+    assert layout == calls.Layout(16, 1, keys.PROTOCOL, 3_600_000, 604_800_000)
     assert await dump(store) == {store.control.keys.layout: ("hash", AGREED | sources, False)}
 
 

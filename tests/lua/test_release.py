@@ -134,7 +134,12 @@ async def test_rule_23_terminal_record_is_small_and_the_result_has_its_own_key(s
         "ended_ms": record["ended_ms"],
         "content_type": "text/plain",
     }
-    assert record == shared | {"last_token": str(token), "last_verdict": "finish", "nonce": before["nonce"]}
+    assert record == shared | {
+        "last_token": str(token),
+        "last_verdict": "finish",
+        "nonce": before["nonce"],
+        "decision": "new",
+    }
     assert await store.reads.result(JOB) == b"\x00out"
     for key in (k.job(JOB), k.result(JOB)):
         assert RETENTION_MS - 5_000 < await store.connection.commands.pttl(key) <= RETENTION_MS

@@ -46,7 +46,7 @@ async def test_placement_writes_slot_record_inbox_and_binding_in_one_step(store:
     (answer,) = await reserve(store, [item], pool=POLICY)
 
     assert isinstance(answer, calls.Reserved)
-    assert answer == calls.Reserved(NODE, answer.token, 1)
+    assert answer == calls.Reserved(NODE, answer.token, 1, home=NODE)
     k, after = store.cell.keys, await dump(store)
     ((inbox_id, assignment),) = [
         (entry_id, fields) for entry_id, fields in after[k.inbox(NODE)][1]["entries"].items() if "control" not in fields
@@ -64,6 +64,7 @@ async def test_placement_writes_slot_record_inbox_and_binding_in_one_step(store:
         "submitted_ms": entry_id.partition("-")[0],
         "pool": POOL,
         "session": SESSION,
+        "decision": "new",
     }
     assert assignment == shared | {
         "job": document().decode(),
@@ -71,6 +72,8 @@ async def test_placement_writes_slot_record_inbox_and_binding_in_one_step(store:
         "job_id": JOB,
         "attempt": "1",
         "life": "1",
+        "backoff_ms": "1000",
+        "backoff_ms_max": "60000",
     }
     assert after[k.job(JOB)] == (
         "hash",
@@ -160,7 +163,7 @@ async def test_binding_is_written_only_on_change(store: Store) -> None:
     """A session that stays on its node costs no write."""
     epoch, entry_id = await seed_all(store)
 
-    await reserve(store, [reserve_item(entry_id, epoch, binding="default en:zh", bound_node=NODE)])
+    await reserve(store, [reserve_item(entry_id, epoch, binding="default en:zh", stored_node=NODE)])
 
     assert await store.reads.bindings([SESSION]) == [None]
 
@@ -171,7 +174,7 @@ async def test_binding_follows_the_node_that_was_taken(store: Store) -> None:
     epoch = await seed_owner(store)
     await seed_node(store, "n2")
     entry_id = await seed_job(store)
-    item = reserve_item(entry_id, epoch, candidates=("n1", "n2"), binding="default en:zh", bound_node="n1")
+    item = reserve_item(entry_id, epoch, candidates=("n1", "n2"), binding="default en:zh", stored_node="n1")
 
     await reserve(store, [item])
 

@@ -44,7 +44,7 @@ FAULTS: Final = {
     "retention": model.TERMINAL,
     "time": {"reserved"},
 }
-WAITS: Final = ("full", "behind", "fenced")
+WAITS: Final = ("full", "limited", "behind", "fenced")
 # Answers to a repeat that ask nothing more of the caller.
 QUIET: Final = ("stale", "duplicate", "gone", "unchanged")
 
@@ -123,6 +123,8 @@ class Machine(RuleBasedStateMachine):
         self.check_transitions(script, before)
         woken = {node for nodes in self.now.freed[len(before.freed) :] for node in nodes}
         assert self.now.open - before.open <= woken
+        told = {limit for limits in self.now.freed_limits[len(before.freed_limits) :] for limit in limits}
+        assert {f"{kind}:{name}" for (kind, name), jobs in before.held.items() if jobs - self.now.jobs_held()} <= told
 
     def check_transitions(self, script: str, before: Picture) -> None:
         """Every change of a state is a row of the table; tokens rise; each end is told once."""
@@ -234,6 +236,7 @@ class Machine(RuleBasedStateMachine):
                 partition=int(entry.partition("/")[0]),
                 candidates=CANDIDATES[(turn + number) % len(CANDIDATES)],
                 choice=choice,
+                limits=(("session", session, 1),) if (turn + number) % 4 == 0 else (),
             )
             for number, (entry, job, session) in enumerate([*old, *read])
         ]
@@ -291,7 +294,10 @@ class Machine(RuleBasedStateMachine):
                 waiting.add(item.session_id)
             assert item.session_id not in waiting or getattr(answer, "used", -1) < 0
             if word(answer) == "full":
-                assert [node for node in item.candidates if self.now.room(node, boots[node]) > 0] == []
+                candidates = [node for group in item.candidates for node in group]
+                assert [node for node in candidates if self.now.room(node, boots[node]) > 0] == []
+            if word(answer) == "limited":
+                assert len(self.now.held["session", item.session_id]) == 1
 
     @precondition(lambda self: self.entries)
     @rule(index=indices, reason=st.sampled_from(["expired", "cancelled"]), other=rarely)

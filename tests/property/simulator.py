@@ -112,7 +112,7 @@ class Cell:
         self.now_ms = 0
         self.last_entry = 0
         self.pools = tuple(
-            Pool(name, strategy, (POOLS[1],) if plan.fallback and i == 0 else ())
+            Pool(name, strategy, (POOLS[1],) if plan.fallback and i == 0 else (), candidates=CANDIDATES_MAX)
             for i, (name, strategy) in enumerate(zip(POOLS, plan.strategies, strict=True))
         )
         self.snapshot = Snapshot(0)
@@ -197,12 +197,12 @@ class Cell:
             return NotPlaced("cancelling")
         if job.session_id in blocked:
             return NotPlaced("behind")
-        fit = [self.hosts[name] for name in found.candidates]
-        fit = [host for host in fit if host.has_room and boots[host.name] == f"{host.boot}-x"]
-        if not fit:
+        groups = [[self.hosts[name] for name in names] for names in found.groups]
+        fit = [[host for host in each if host.has_room and boots[host.name] == f"{host.boot}-x"] for each in groups]
+        if not any(fit):
             blocked.add(job.session_id)
             return NotPlaced("full")
-        host = fit[0] if found.choice == "first" else min(fit, key=lambda host: (len(host.held) + 1) / host.slots)
+        host = min(next(filter(None, fit)), key=lambda host: (len(host.held) + 1) / host.slots)
         for entry, other in intake.items():
             earlier = entry < int(job.entry_id) and other.session_id == job.session_id
             assert not earlier or other.job_id in self.ending, (
@@ -349,7 +349,7 @@ class Driver:
             wanted = placement.classify(job, binding, self.index)
             found = None
             if job.session_id not in held and not self.waiting.must_wait(job, wanted):
-                found = placement.place(job, wanted, binding, self.index, draws, CANDIDATES_MAX)
+                found = placement.place(job, wanted, binding, self.index, draws)
             if found is None:
                 held.add(job.session_id)
             tries.append(Try(job, wanted, None, found))
@@ -381,7 +381,7 @@ class Driver:
                 self.waiting.reclassify(waiter, wanted)
                 return None
             draws = placement.Draws(self.loads, self._random)
-            found = placement.place(job, wanted, binding, self.index, draws, CANDIDATES_MAX)
+            found = placement.place(job, wanted, binding, self.index, draws)
             if found is None:
                 self.waiting.park(waiter)
                 return None

@@ -320,6 +320,7 @@ class Node:
         arguments += [NOT_STARTED_MAX, RESULTS_MAX, FREED_MAX, RESULT_INLINE_BYTES_MAX, *partitions, self.node_id]
         for job, ending in batch:
             keys += [key(f"job:{job.job_id}"), key(f"result:{job.job_id}"), self.server.results_key(job.reply_to)]
+            keys += [key(f"held:session:{job.session}"), key(f"held:tenant:{job.tenant}")]
             arguments += [partitions.index(job.partition) + 1, 1, job.job_id, job.session, job.tenant, job.reply_to]
             arguments += [job.token, ending.verdict, self.boot, ending.delay_ms, ending.state, ending.reason]
             arguments += [ending.detail, ending.content_type, ending.result]

@@ -26,6 +26,8 @@ def a_job(
     deadline_at_ms: int | None = None,
     routing_key: str = "",
     avoid: str = "",
+    tenant_id: str = "",
+    preferred_node: str = "",
 ) -> Job:
     """A job in the hands of its dispatcher."""
     return Job(
@@ -34,7 +36,7 @@ def a_job(
         entry_id=f"{job_id}-0",
         job_id=job_id,
         session_id=session_id,
-        tenant_id="",
+        tenant_id=tenant_id,
         reply_to="",
         src_lang=pair[0],
         tgt_lang=pair[1],
@@ -43,6 +45,7 @@ def a_job(
         priority=priority,
         deadline_at_ms=deadline_at_ms,
         avoid=avoid,
+        preferred_node=preferred_node,
     )
 
 

@@ -32,7 +32,14 @@ def test_what_is_none_of_ours_is_no_binding(stored: bytes | None) -> None:
 
 @pytest.mark.parametrize(
     ("pair", "fits"),
-    [(("en", "zh"), True), (("en", "de"), False), (("zh", "en"), False), (("", ""), False)],
+    [
+        (("en", "zh"), True),
+        (("auto", "zh"), True),
+        (("en", "de"), False),
+        (("auto", "de"), False),
+        (("zh", "en"), False),
+        (("", ""), False),
+    ],
 )
 def test_another_pair_does_not_fit(pair: tuple[str, str], fits: bool) -> None:
     """A session that changes its languages is bound anew."""

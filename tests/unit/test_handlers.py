@@ -73,10 +73,16 @@ def test_a_job_as_its_handler_sees_it() -> None:
         reply_to=b"back",
         entry=b"3/900-0",
         pool=b"fast",
+        decision=b"full n2 4/4",
+        backoff_ms=b"10",
+        backoff_ms_max=b"20",
     )
     names = [name for name in dir(job) if not name.startswith("_") and name != "stopped"]
     assert {name: getattr(job, name) for name in names} == {
         "attempt": 2,
+        "backoff_ms": 10,
+        "backoff_ms_max": 20,
+        "decision": "full n2 4/4",
         "entry": "3/900-0",
         "features": ("gpu",),
         "inbox_id": "1000-0",

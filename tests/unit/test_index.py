@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler.model import Node, Pool
+from scheduler.model import Match, Node, Pool, Snapshot
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Class
 from tests.unit.arrange import EN_DE, EN_ZH, a_class, a_node, an_index
@@ -82,3 +82,44 @@ def test_a_class_that_nobody_serves_has_no_eligible_node(wanted: Class) -> None:
 def test_a_pair_that_a_node_names_twice_counts_once() -> None:
     """A careless registration does not double the node."""
     assert members(an_index(a_node("n1", pairs=(EN_ZH, EN_ZH))), EN_ZH) == {"a": ["n1"]}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "asked", "serves"),
+    [
+        pytest.param((EN_ZH,), ("auto", "zh"), True, id="a job with any source goes to any node with its target"),
+        pytest.param((EN_ZH,), ("auto", "de"), False, id="but to no other target"),
+        pytest.param((("auto", "zh"),), EN_ZH, True, id="a node that takes any source takes this one"),
+        pytest.param((("auto", "zh"),), ("auto", "zh"), True, id="and any"),
+        pytest.param((("auto", "zh"),), EN_DE, False, id="but no other target"),
+        pytest.param((("auto", "zh"), EN_ZH), EN_ZH, True, id="both ways count once"),
+        pytest.param((), ("auto", "zh"), False, id="without pairs no languages"),
+    ],
+)
+def test_auto_is_any_source(pairs: tuple[tuple[str, str], ...], asked: tuple[str, str], serves: bool) -> None:
+    """Of a job and of a node."""
+    assert members(an_index(a_node("n1", pairs=pairs)), asked) == ({"a": ["n1"]} if serves else {})
+
+
+@pytest.mark.parametrize(
+    ("tenant", "scope", "pools"),
+    [("t1", "t1", {"a", "vip"}), ("t2", "", {"a"}), ("", "", {"a"})],
+)
+def test_a_pool_for_certain_tenants_is_for_them_alone(tenant: str, scope: str, pools: set[str]) -> None:
+    """Others do not see it; who may use it may use the others too."""
+    index = an_index(a_node("a1"), a_node("v1", "vip"), pools={"vip": Pool("vip", match=Match(tenants=("t1",)))})
+    assert index.scope_of(tenant) == scope
+    assert set(index.members(*EN_ZH, (), index.scope_of(tenant))) == pools
+
+
+def test_what_a_change_did_not_touch_is_shared() -> None:
+    """A new version costs what changed: other classes keep their very answers."""
+    before = an_index(*FLEET)
+    zh, de = before.members(*EN_ZH, ()), before.members(*EN_DE, ())
+    nodes = (a_node("zh", slots=9), *FLEET[1:])
+    after = Index(Snapshot(2, nodes, tuple(before.pools.values())), before)
+    assert after.members(*EN_DE, ()) is de
+    assert after.members(*EN_ZH, ()) is not zh
+    assert after.members(*EN_ZH, ())["b"] is zh["b"]
+    assert after.members(*EN_ZH, ())["a"].slots == 13
+    assert zh["a"].slots == 8

@@ -12,7 +12,7 @@ import pytest
 from scheduler.model import Node, Pool, Strategy
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Class, Job
-from scheduler.runtime.placement import Draws, Placement, classify, place, place_among, rendezvous
+from scheduler.runtime.placement import Draws, Groups, classify, place, place_among, rendezvous
 from scheduler.session.bindings import Binding
 from tests.unit.arrange import EN_DE, EN_ZH, a_class, a_job, a_node, an_index
 
@@ -33,10 +33,11 @@ def placed(
     loads: Mapping[str, int] = LOADS,
     count: int = 4,
     avoid: str = "",
-) -> Placement | None:
+) -> Groups | None:
     """Where a job of pool a goes."""
-    index = an_index(*nodes, pools={"a": Pool("a", strategy)})
-    return place(a_job(avoid=avoid), a_class(), binding, index, Draws(loads, Random(1)), count)
+    index = an_index(*nodes, pools={"a": Pool("a", strategy, candidates=count)})
+    found = place(a_job(avoid=avoid), a_class(), binding, index, Draws(loads, Random(1)))
+    return found.groups if found else None
 
 
 # ---- the pool ----------------------------------------------------------------------------------------------
@@ -90,45 +91,29 @@ def test_a_pool_has_as_many_keys_as_its_slots() -> None:
 @pytest.mark.parametrize(
     ("strategy", "binding", "options", "expected"),
     [
-        pytest.param("affinity", None, {}, Placement(("a2", "a3", "a1"), "freest"), id="unbound: least loaded first"),
-        pytest.param("affinity", bound("a1"), {}, Placement(("a1", "a2", "a3"), "first"), id="the bound node first"),
-        pytest.param(
-            "affinity", bound("gone"), {}, Placement(("a2", "a3", "a1"), "freest"), id="a bound node that is gone"
-        ),
-        pytest.param(
-            "affinity", bound("a1"), {"count": 2}, Placement(("a1", "a2"), "first"), id="the bound node counts"
-        ),
-        pytest.param(
-            "affinity", bound("a1"), {"avoid": "a1"}, Placement(("a2", "a3"), "freest"), id="not where it failed"
-        ),
-        pytest.param(
-            "affinity", bound("a1"), {"avoid": "a2"}, Placement(("a1", "a3"), "first"), id="another one failed"
-        ),
-        pytest.param("spread", None, {}, Placement(("a2", "a3", "a1"), "freest"), id="spread: least loaded first"),
-        pytest.param("spread", bound("a2"), {}, Placement(("a3", "a1"), "freest"), id="not the last node"),
-        pytest.param(
-            "spread", bound("a1"), {"nodes": A123[:1]}, Placement(("a1",), "freest"), id="unless it is the only one"
-        ),
-        pytest.param(
-            "spread", bound("a2"), {"avoid": "a3"}, Placement(("a1",), "freest"), id="neither last nor failed"
-        ),
+        pytest.param("affinity", None, {}, (("a2", "a3", "a1"),), id="unbound: least loaded first"),
+        pytest.param("affinity", bound("a1"), {}, (("a1",), ("a2", "a3")), id="the bound node first"),
+        pytest.param("affinity", bound("gone"), {}, (("a2", "a3", "a1"),), id="a bound node that is gone"),
+        pytest.param("affinity", bound("a1"), {"count": 2}, (("a1",), ("a2",)), id="the bound node counts"),
+        pytest.param("affinity", bound("a1"), {"avoid": "a1"}, (("a2", "a3"),), id="not where it failed"),
+        pytest.param("affinity", bound("a1"), {"avoid": "a2"}, (("a1",), ("a3",)), id="another one failed"),
+        pytest.param("spread", None, {}, (("a2", "a3", "a1"),), id="spread: least loaded first"),
+        pytest.param("spread", bound("a2"), {}, (("a3", "a1"),), id="not the last node"),
+        pytest.param("spread", bound("a1"), {"nodes": A123[:1]}, (("a1",),), id="unless it is the only one"),
+        pytest.param("spread", bound("a2"), {"avoid": "a3"}, (("a1",),), id="neither last nor failed"),
         pytest.param(
             "spread",
             bound("a2"),
             {"nodes": A123[1:], "avoid": "a3"},
-            Placement(("a2",), "freest"),
+            (("a2",),),
             id="rather the last than the failed",
         ),
-        pytest.param(
-            "least_loaded", bound("a1"), {}, Placement(("a2", "a3", "a1"), "freest"), id="whatever it did before"
-        ),
-        pytest.param(
-            "least_loaded", None, {"nodes": A123[:1], "avoid": "a1"}, Placement(("a1",), "freest"), id="no choice left"
-        ),
-        pytest.param("least_loaded", None, {"count": 2}, Placement(("a2", "a3"), "freest"), id="a few are enough"),
+        pytest.param("least_loaded", bound("a1"), {}, (("a2", "a3", "a1"),), id="whatever it did before"),
+        pytest.param("least_loaded", None, {"nodes": A123[:1], "avoid": "a1"}, (("a1",),), id="no choice left"),
+        pytest.param("least_loaded", None, {"count": 2}, (("a2", "a3"),), id="a few are enough"),
     ],
 )
-def test_order(strategy: Strategy, binding: Binding | None, options: dict[str, object], expected: Placement) -> None:
+def test_order(strategy: Strategy, binding: Binding | None, options: dict[str, object], expected: Groups) -> None:
     """What the strategy, the session and an earlier failure make of three nodes with 3, 1 and 2 jobs."""
     assert placed(strategy, binding, **options) == expected  # type: ignore[arg-type]
 
@@ -136,9 +121,7 @@ def test_order(strategy: Strategy, binding: Binding | None, options: dict[str, o
 def test_load_is_relative_to_the_slots() -> None:
     """Four of sixteen is less than two of four."""
     nodes = (a_node("small", slots=4), a_node("large", slots=16))
-    assert placed("least_loaded", nodes=nodes, loads={"small": 2, "large": 4}) == Placement(
-        ("large", "small"), "freest"
-    )
+    assert placed("least_loaded", nodes=nodes, loads={"small": 2, "large": 4}) == (("large", "small"),)
 
 
 def test_of_many_nodes_the_best_of_a_few_drawn_are_taken() -> None:
@@ -148,7 +131,7 @@ def test_of_many_nodes_the_best_of_a_few_drawn_are_taken() -> None:
     index = an_index(*nodes)
     seen = set()
     for seed in range(200):
-        found = place(a_job(), a_class(), None, index, Draws(loads, Random(seed)), 4)
+        found = place(a_job(), a_class(), None, index, Draws(loads, Random(seed)))
         assert found is not None
         drawn = [loads[name] for name in found.candidates]
         assert drawn == sorted(drawn)
@@ -163,7 +146,7 @@ def test_jobs_of_a_call_share_what_is_drawn_and_have_other_candidates_each() -> 
     loads = {node.id: i for i, node in enumerate(nodes)}
     index = an_index(*nodes)
     draws = Draws(loads, Random(1), 64)
-    placements = [place(a_job(), a_class(), None, index, draws, 4) for _ in range(64)]
+    placements = [place(a_job(), a_class(), None, index, draws) for _ in range(64)]
     offered = Counter(name for placement in placements if placement for name in placement.candidates)
     assert {len(placement.candidates) for placement in placements if placement} == {4}
     assert len(offered) == 36
@@ -173,7 +156,7 @@ def test_jobs_of_a_call_share_what_is_drawn_and_have_other_candidates_each() -> 
 
 def test_no_node_of_the_pool_serves_the_job() -> None:
     """There is nothing to offer."""
-    assert place(a_job(), a_class("b"), None, an_index(*A123), Draws({}, Random(1)), 4) is None
+    assert place(a_job(), a_class("b"), None, an_index(*A123), Draws({}, Random(1))) is None
 
 
 # ---- among nodes that were named ---------------------------------------------------------------------------
@@ -186,50 +169,51 @@ def among(
     binding: Binding | None = None,
     strategy: Strategy = "least_loaded",
     avoid: str = "",
-) -> Placement | None:
+) -> Groups | None:
     """Where a job of pool a goes when these nodes are said to have room; pool a falls back to c, then to b."""
     index = an_index(*TIERS, pools={"a": Pool("a", strategy, ("c", "b"))})
     loads = {"a1": 2, "a2": 1, "b1": 1}
-    return place_among(a_job(avoid=avoid), a_class(), binding, index, names, loads, Random(1))
+    found = place_among(a_job(avoid=avoid), a_class(), binding, index, names, loads, Random(1))
+    return found.groups if found else None
 
 
 @pytest.mark.parametrize(
     ("names", "options", "expected"),
     [
-        pytest.param("b1 a1", {}, Placement(("a1", "b1"), "first"), id="the preferred pool first"),
+        pytest.param("b1 a1", {}, (("a1",), ("b1",)), id="the preferred pool first"),
         pytest.param(
             "b1 a1 b2 c1 a2",
             {},
-            Placement(("a2", "a1", "c1", "b2", "b1"), "first"),
+            (("a2", "a1"), ("c1",), ("b2", "b1")),
             id="then the fallback pools in their order, each by load",
         ),
-        pytest.param("b2 b1", {}, Placement(("b2", "b1"), "freest"), id="one pool alone: the freest"),
-        pytest.param("a1 x1 unknown", {}, Placement(("a1",), "freest"), id="only nodes that may take the job"),
+        pytest.param("b2 b1", {}, (("b2", "b1"),), id="one pool alone: the freest"),
+        pytest.param("a1 x1 unknown", {}, (("a1",),), id="only nodes that may take the job"),
         pytest.param("x1 unknown", {}, None, id="nobody may"),
         pytest.param("", {}, None, id="nobody is named"),
         pytest.param(
             "b1 a2 a1",
             {"binding": bound("a1"), "strategy": "affinity"},
-            Placement(("a1", "a2", "b1"), "first"),
+            (("a1",), ("a2",), ("b1",)),
             id="the bound node before all",
         ),
         pytest.param(
             "b1 a2",
             {"binding": bound("a1"), "strategy": "affinity"},
-            Placement(("a2", "b1"), "first"),
-            id="a bound node that is not named",
+            (("a1",), ("a2",), ("b1",)),
+            id="the bound node also when it is not named",
         ),
         pytest.param(
             "b2 a1 a2",
             {"binding": bound("a2"), "strategy": "spread"},
-            Placement(("a1", "a2", "b2"), "first"),
+            (("a1",), ("a2",), ("b2",)),
             id="the last node behind its pool, but before the fallback",
         ),
-        pytest.param("a1 a2", {"avoid": "a2"}, Placement(("a1", "a2"), "first"), id="where it failed comes last"),
-        pytest.param("a2", {"avoid": "a2"}, Placement(("a2",), "freest"), id="but it comes"),
+        pytest.param("a1 a2", {"avoid": "a2"}, (("a1",), ("a2",)), id="where it failed comes last"),
+        pytest.param("a2", {"avoid": "a2"}, (("a2",),), id="but it comes"),
     ],
 )
-def test_place_among(names: str, options: dict[str, object], expected: Placement | None) -> None:
+def test_place_among(names: str, options: dict[str, object], expected: Groups | None) -> None:
     """Every named node that may take the job is a candidate; what one would rather avoid comes last in its tier."""
     assert among(tuple(names.split()), **options) == expected  # type: ignore[arg-type]
 
@@ -255,9 +239,9 @@ def test_suspects_are_placed_on_last(
     strategy: Strategy, names: list[str], binding: Binding | None, expected: set[str]
 ) -> None:
     """RULES 17: a suspect is no candidate while another node may have room."""
-    placement = placed(strategy, binding, nodes=suspects(*names))
-    assert placement is not None
-    assert set(placement.candidates) == expected
+    groups = placed(strategy, binding, nodes=suspects(*names))
+    assert groups is not None
+    assert {name for names in groups for name in names} == expected
 
 
 def test_a_suspect_that_alone_has_room_is_taken() -> None:
@@ -265,4 +249,6 @@ def test_a_suspect_that_alone_has_room_is_taken() -> None:
     index = an_index(*suspects("a2"), pools={"a": Pool("a", "affinity")})
     among = place_among(a_job(), a_class(), bound("a2"), index, ["a2", "a3"], LOADS, Random(1))
     alone = place_among(a_job(), a_class(), bound("a2"), index, ["a2"], LOADS, Random(1))
-    assert (among, alone) == (Placement(("a3", "a2"), "first"), Placement(("a2",), "first"))
+    assert among is not None
+    assert alone is not None
+    assert (among.groups, alone.groups) == ((("a3",), ("a2",)), (("a2",),))

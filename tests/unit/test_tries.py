@@ -8,13 +8,14 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from scheduler.calls import Refused, RejectItem, ReserveItem
+from scheduler.calls import Refused, RejectItem, Reserved, ReserveItem
+from scheduler.model import Pool
 from scheduler.runtime.placement import Placement
-from scheduler.runtime.tries import Try, chunks, keeps_binding, refusal_of, reserve_item
+from scheduler.runtime.tries import Try, bound_by, chunks, limits_of, refusal_of, reserve_item
 from scheduler.session.bindings import Binding
 from tests.unit.arrange import EN_DE, EN_ZH, a_class, a_job
 
-FOUND = Placement(("n1", "n2"), "first")
+FOUND = Placement((("n1",), ("n2",)), "n1", "full")
 
 
 def bound(node: str, pool: str = "a", pair: tuple[str, str] = EN_ZH) -> Binding:
@@ -25,7 +26,8 @@ def bound(node: str, pool: str = "a", pair: tuple[str, str] = EN_ZH) -> Binding:
 def test_what_reserve_is_asked() -> None:
     """Everything that the script and the node need to know of the job."""
     job = a_job("j1", "s1", partition=3)
-    assert reserve_item(Try(job, a_class(), None, FOUND), FOUND, None, False) == ReserveItem(
+    limits = (("session", "s1", 1),)
+    assert reserve_item(Try(job, a_class(), None, FOUND, True), FOUND, None, False, limits) == ReserveItem(
         partition=3,
         epoch=1,
         entry_id="j1-0",
@@ -34,34 +36,58 @@ def test_what_reserve_is_asked() -> None:
         tenant_id="",
         reply_to="",
         pool="a",
-        candidates=("n1", "n2"),
-        choice="first",
+        candidates=(("n1",), ("n2",)),
+        bound="n1",
+        why="full",
         binding="a en:zh",
-        bound_node="",
+        follows=True,
+        limits=limits,
     )
 
 
 @pytest.mark.parametrize(
-    ("binding", "fresh", "avoid", "expected"),
+    ("binding", "fresh", "source", "expected"),
     [
-        pytest.param(None, False, "", ("a en:zh", ""), id="a new session is bound"),
-        pytest.param(bound("n1"), True, "", ("a en:zh", "n1"), id="written only if another node is taken"),
-        pytest.param(bound("n1"), False, "", ("a en:zh", ""), id="written in any case once it has grown old"),
-        pytest.param(bound("n1", "b"), True, "", ("a en:zh", ""), id="or when the pool is another"),
-        pytest.param(bound("n1", "a", EN_DE), True, "", ("a en:zh", ""), id="or the pair"),
-        pytest.param(bound("n9"), True, "n9", ("", "n9"), id="an attempt that keeps away from its node moves nobody"),
-        pytest.param(bound("n1"), True, "n9", ("a en:zh", "n1"), id="one that may return to it does as any other"),
-        pytest.param(None, False, "n9", ("a en:zh", ""), id="without a binding there is nothing to keep"),
+        pytest.param(None, False, "en", ("a en:zh", ""), id="a new session is bound"),
+        pytest.param(bound("n1"), True, "en", ("a en:zh", "n1"), id="written only if another node is taken"),
+        pytest.param(bound("n1"), False, "en", ("a en:zh", ""), id="written in any case once it has grown old"),
+        pytest.param(bound("n1", "b"), True, "en", ("a en:zh", ""), id="or when the pool is another"),
+        pytest.param(bound("n1", "a", EN_DE), True, "en", ("a en:zh", ""), id="or the pair"),
+        pytest.param(bound("n1"), True, "auto", ("a en:zh", "n1"), id="any source: the known one stays known"),
+        pytest.param(bound("n1", "a", ("auto", "zh")), True, "en", ("a en:zh", ""), id="a source becomes known"),
+        pytest.param(None, False, "auto", ("a auto:zh", ""), id="no source is known yet"),
     ],
 )
 def test_what_becomes_of_the_binding(
-    binding: Binding | None, fresh: bool, avoid: str, expected: tuple[str, str]
+    binding: Binding | None, fresh: bool, source: str, expected: tuple[str, str]
 ) -> None:
-    """The part that the script stores, and the node for which it need not."""
-    each = Try(a_job(avoid=avoid), a_class(), None, FOUND)
-    item = reserve_item(each, FOUND, binding, fresh)
-    assert (item.binding, item.bound_node) == expected
-    assert keeps_binding(each, binding) is (expected[0] == "")
+    """The part that the script stores, and the node for which it need not; memory has the same afterwards."""
+    each = Try(a_job(pair=(source, "zh")), a_class(), None, FOUND)
+    item = reserve_item(each, FOUND, binding, fresh, ())
+    assert (item.binding, item.stored_node) == expected
+    after = bound_by(each, binding, Reserved("n2", 7, 1, home="n1"))
+    assert f"{after.pool} {after.src_lang}:{after.tgt_lang}" == item.binding
+    assert after.node == "n1"
+
+
+@pytest.mark.parametrize(
+    ("pool", "tenant", "expected"),
+    [
+        pytest.param(Pool("a"), "t1", (), id="without limits"),
+        pytest.param(Pool("a", session_concurrency=2), "", (("session", "s1", 2),), id="of the session"),
+        pytest.param(Pool("a", tenant_concurrency=5), "t1", (("tenant", "t1", 5),), id="of the tenant"),
+        pytest.param(Pool("a", tenant_concurrency=5), "", (), id="nobody's job counts against no tenant"),
+        pytest.param(
+            Pool("a", session_concurrency=1, tenant_concurrency=5),
+            "t1",
+            (("session", "s1", 1), ("tenant", "t1", 5)),
+            id="of both",
+        ),
+    ],
+)
+def test_limits_of_a_job(pool: Pool, tenant: str, expected: tuple[tuple[str, str, int], ...]) -> None:
+    """Those of its pool."""
+    assert limits_of(a_job(tenant_id=tenant), pool) == expected
 
 
 @pytest.mark.parametrize(
