@@ -81,7 +81,7 @@ class Bench:
             node=node,
             partition=int(record["partition"]),
             session_id=record["session"],
-            tenant_id="",
+            tenant_id=record["tenant"],
             reply_to="",
             token=int(record["token"]),
             verdict="finish",

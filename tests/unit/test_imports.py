@@ -22,6 +22,7 @@ PURE: Final = {
     "scheduler.runtime.retry",
     "scheduler.runtime.waiting",
     "scheduler.session.bindings",
+    "scheduler.session.decisions",
     "scheduler.session.ring",
 }
 # Libraries that perform, wait, read a clock or hold what is shared.
