@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
 import pytest
 
 from scheduler.calls import CapacityItem
 from scheduler.config import DEFAULTS
 from scheduler.management.fold import (
-    DEFAULT_POOL,
     Fleet,
     Ignored,
     Known,
     age,
     capacity_of,
-    default_pool,
+    configure,
     fold,
     forget,
     listen_anew,
@@ -24,7 +22,8 @@ from scheduler.management.fold import (
     recover,
     same_picture,
 )
-from scheduler.model import Node, NodeBeat, Pool, Reason, Snapshot
+from scheduler.management.pools import DEFAULT_POOL, PoolDocument, complete
+from scheduler.model import Node, NodeBeat, Reason, Snapshot
 from tests.unit.arrange import BOOT, EN_DE, EN_ZH, LATER_BOOT, a_beat
 
 SILENCE_MS = 5_000
@@ -236,23 +235,19 @@ def test_the_picture_shows_who_can_take_work_and_every_pool() -> None:
         a_beat("n1"),
         a_beat("n4", draining=True, pool="empty"),
     )
-    fleet = msgspec.structs.replace(fleet, pools={"fast": Pool("fast", "spread"), "later": Pool("later")})
-    assert picture(fleet, 7, DEFAULTS) == Snapshot(
+    said = {"fast": PoolDocument(strategy="spread"), "later": PoolDocument()}
+    assert picture(configure(fleet, said), 7, DEFAULTS) == Snapshot(
         7,
         (
-            Node("n1", BOOT, 4, DEFAULT_POOL, (EN_ZH,)),
+            Node("n1", BOOT, 4, DEFAULT_POOL, (EN_ZH,), assigned=True),
             Node("n2", BOOT, 4, "fast", (EN_ZH, EN_DE)),
         ),
-        (default_pool(DEFAULT_POOL, DEFAULTS), Pool("fast", "spread"), Pool("later")),
+        (
+            complete(DEFAULT_POOL, PoolDocument(), DEFAULTS),
+            complete("fast", said["fast"], DEFAULTS),
+            complete("later", said["later"], DEFAULTS),
+        ),
     )
-
-
-def test_pools_that_nobody_configured_have_the_settings() -> None:
-    """Strategy, leases and budgets come from the settings."""
-    settings = msgspec.structs.replace(
-        DEFAULTS, strategy="spread", start_ms=1, lease_ms=2, run_ms_max=3, attempts_max=4, crashes_max=5
-    )
-    assert default_pool("p", settings) == Pool("p", "spread", (), 1, 2, 3, 4, 5)
 
 
 def test_a_steady_fleet_gives_the_same_picture() -> None:
@@ -284,7 +279,7 @@ def test_what_placement_can_see_makes_another_picture(change: NodeBeat) -> None:
 def test_another_policy_of_a_pool_makes_another_picture() -> None:
     """Also when no node changed."""
     fleet = seed_fleet(a_beat("n1"))
-    other = msgspec.structs.replace(fleet, pools={DEFAULT_POOL: Pool(DEFAULT_POOL, "spread")})
+    other = configure(fleet, {DEFAULT_POOL: PoolDocument(strategy="spread")})
     assert not same_picture(picture(fleet, 1, DEFAULTS), picture(other, 1, DEFAULTS))
 
 
