@@ -103,8 +103,10 @@ def named_pools(fleet: Fleet) -> Counter[str]:
 
 
 def recover(snapshot: Snapshot, capacities: Mapping[str, CapacityItem], now_ms: int) -> Fleet:
-    """What a new leader knows before it hears anybody: the stored snapshot and the cells' capacities. All ages are
-    0. A pool that was found for a node is not one that it names: `configure` finds it anew.
+    """What a new leader knows before it hears anybody: the stored snapshot and the cells' capacities. All ages are 0.
+
+    A pool that was found for a node is not one that it names: `configure` finds it anew. Slots and reason are those of
+    the cells: the leader before writes them there first, and may have acknowledged the heartbeat that told them.
     """
     nodes = {}
     for node in snapshot.nodes:
@@ -132,6 +134,9 @@ def recover(snapshot: Snapshot, capacities: Mapping[str, CapacityItem], now_ms: 
             # A node that was dead stays so until it is heard: the dead do not get a new period of grace.
             heard_ms = 0 if item.reason == "dead" else now_ms
             nodes[item.node] = Known(beat, heard_ms, dead=item.reason == "dead", partial=True)
+        else:
+            beat = msgspec.structs.replace(known.beat, capacity=item.slots)
+            nodes[item.node] = Known(beat, now_ms, suspect=item.reason == "suspect")
     return configure(Fleet(nodes), {})
 
 
@@ -147,14 +152,14 @@ def listen_anew(fleet: Fleet, now_ms: int) -> Fleet:
 def age(fleet: Fleet, now_ms: int, silence_ms: int) -> Fleet:
     """Mark those dead that were silent for `silence_ms`, and alive those that were heard again.
 
-    When many fall silent at once the network is the likelier cause: then they are suspect, and dead only after
-    SUSPECT_PERIODS of silence.
+    When many fall silent at once the network is the likelier cause: then they are suspect until they are heard, and
+    dead only after SUSPECT_PERIODS of silence.
     """
     many = _many_fall_silent(fleet.nodes.values(), now_ms, silence_ms)
     nodes = {}
     for node, known in fleet.nodes.items():
         silent = now_ms - known.heard_ms >= silence_ms
-        doubted = silent and not known.dead and not known.beat.draining and (known.suspect or many)
+        doubted = not known.dead and not known.beat.draining and (known.suspect or (silent and many))
         suspect = doubted and now_ms - known.heard_ms < SUSPECT_PERIODS * silence_ms
         dead = silent and not suspect
         same = (dead, suspect) == (known.dead, known.suspect)

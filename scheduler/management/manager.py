@@ -103,6 +103,8 @@ class Manager:
         self._led_at = now
         if answer.epoch != self._epoch:
             self._epoch = None  # until everything is known that is stored
+            # Nobody is called silent who could not be heard while the answer was on its way and what follows it.
+            self._taken_at = self._looked_back_at = now
             await self._take_over(answer)
             self._epoch = answer.epoch
         return True
@@ -121,7 +123,6 @@ class Manager:
         self._written = {}
         self._lost = {}
         self._acknowledge = ()
-        self._taken_at = self._looked_back_at = time.monotonic()
         while True:
             taken, _ = await self._take(leading.epoch, pending=True)
             self._unanswered = bool(taken.commands)

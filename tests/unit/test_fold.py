@@ -166,6 +166,27 @@ def test_a_suspect_is_dead_after_five_periods_and_well_when_it_is_heard() -> Non
     assert capacities(age(heard, 26_000, SILENCE_MS))["n1"] == (4, "ready")
 
 
+@pytest.mark.parametrize("what", ["a pause of the leader", "a take-over"])
+def test_a_suspect_stays_one_until_it_is_heard(what: str) -> None:
+    """RULES 17: that nobody listened makes nobody well, and its leases still cost no crash when they end."""
+    fleet = age(seed_fleet(*(a_beat(f"n{number}") for number in range(5))), 1_000 + SILENCE_MS, SILENCE_MS)
+    if what == "a take-over":
+        written = {item.node: item for item in map(capacity_of, fleet.nodes.values())}
+        fleet = recover(picture(fleet, 1, DEFAULTS), written, 30_000)
+    else:
+        fleet = listen_anew(fleet, 30_000)
+    assert set(capacities(age(fleet, 30_001, SILENCE_MS)).values()) == {(4, "suspect")}
+    heard, _ = fold(fleet, [(a_beat("n1"), 30_002)])
+    assert capacities(age(heard, 30_003, SILENCE_MS))["n1"] == (4, "ready")
+
+
+def test_a_new_leader_believes_the_cells_about_slots() -> None:
+    """The leader before wrote fewer slots there, acknowledged the heartbeat, and was gone before it published them."""
+    stored = picture(seed_fleet(a_beat("n1", capacity=4)), 1, DEFAULTS)
+    fleet = recover(stored, {"n1": CapacityItem("n1", 2, BOOT, "ready")}, 90_000)
+    assert capacities(fleet) == {"n1": (2, "ready")}
+
+
 def test_a_drain_of_many_is_no_silence_of_many() -> None:
     """RULES 17: nodes that drain are expected to fall silent, so that they are dead when they do."""
     fleet = seed_fleet(*(a_beat(f"n{number}", draining=True) for number in range(9)), a_beat("n9"))
