@@ -37,6 +37,7 @@ class Report(msgspec.Struct):
     read: int = 0
     placed: int = 0
     full: int = 0
+    limited: int = 0
     rejected: int = 0
     calls: int = 0
     sweep_hits: int = 0
@@ -44,12 +45,16 @@ class Report(msgspec.Struct):
 
 
 class _Call(msgspec.Struct):
-    """A call under way: what is tried, of which partitions, and the answers for those that have candidates."""
+    """A call under way: what is tried, of which partitions, and the answers for those that have candidates.
+
+    mark: what had been told of limits when it was sent.
+    """
 
     tries: list[Try]
     partitions: frozenset[int]
     answers: asyncio.Task[list[Answer]] | None
     sent_ms: float
+    mark: int
 
 
 class Placer:
@@ -205,7 +210,8 @@ class Placer:
             if each.placement is not None
         ]
         partitions = frozenset([each.job.partition for each in tries])
-        return _Call(tries, partitions, asyncio.create_task(self._reserve(items)) if items else None, now_ms)
+        answers = asyncio.create_task(self._reserve(items)) if items else None
+        return _Call(tries, partitions, answers, now_ms, self._waiting.limits.mark)
 
     async def _reserve(self, items: list[calls.ReserveItem]) -> list[Answer]:
         """Reserve; after an error inside the script each job alone, still in the order of each session."""
@@ -228,28 +234,20 @@ class Placer:
     async def _settle_all(self, call: _Call, answers: Sequence[Answer]) -> None:
         answered = iter(answers)
         for each in call.tries:
-            self._settle(each, next(answered) if each.placement is not None else None, call.sent_ms)
+            self._settle(each, next(answered) if each.placement is not None else None, call)
         await self._refusals.end()
 
-    def _settle(self, each: Try, answer: Answer | None, now_ms: float) -> None:
+    def _settle(self, each: Try, answer: Answer | None, call: _Call) -> None:
         job, waiter = each.job, each.waiter
         if not self._partitions.holds(job.partition, job.epoch):
             return
         if isinstance(answer, calls.Reserved):
-            self._placed(each, answer, now_ms)
-        elif answer is None:
-            # Held back: it waits behind its session or class, or no node can serve it.
-            if self._waiting.must_wait(job, each.wanted):
-                self._waiting.queue(job, each.wanted, now_ms)
-            else:
-                self._waiting.tried_in_vain(job, each.wanted, now_ms)
-        elif answer.why in ("full", "behind", "limited"):
-            self.report.full += 1
-            assert each.placement is not None
+            self._placed(each, answer, call.sent_ms)
+        elif answer is None or answer.why in ("full", "behind", "limited"):
             if waiter is None:
-                self._waiting.tried_in_vain(job, each.wanted, now_ms)
+                self._wait(each, answer, call)
             else:
-                self._waiting.still_full(waiter, each.placement.candidates)
+                self._wait_again(each, waiter, answer, call)
         elif answer.why == "fenced":
             self._partitions.lose(job.partition)
         else:
@@ -258,6 +256,33 @@ class Placer:
                 self._refusals.add([refusal])
             if waiter is not None:
                 self._waiting.leave(waiter)
+
+    def _wait(self, each: Try, answer: calls.Refused | None, call: _Call) -> None:
+        """A newcomer that was not placed. answer: None when it was held back behind others, or no node can serve it."""
+        job, wanted, waiting = each.job, each.wanted, self._waiting
+        self._count(answer)
+        if answer is not None and answer.why == "limited":
+            waiting.newly_limited(job, wanted, call.sent_ms, answer.limit, call.mark)
+        elif answer is None and waiting.must_wait(job, wanted):
+            waiting.queue(job, wanted, call.sent_ms)
+        else:
+            waiting.tried_in_vain(job, wanted, call.sent_ms)
+
+    def _wait_again(self, each: Try, waiter: Waiter, answer: calls.Refused | None, call: _Call) -> None:
+        """One of those that wait was tried in vain."""
+        assert each.placement is not None
+        assert answer is not None
+        self._count(answer)
+        if answer.why == "limited":
+            self._waiting.still_limited(waiter, answer.limit, call.mark)
+        else:
+            self._waiting.still_full(waiter, each.placement.candidates)
+
+    def _count(self, answer: calls.Refused | None) -> None:
+        if answer is not None and answer.why == "limited":
+            self.report.limited += 1
+        elif answer is not None:
+            self.report.full += 1
 
     def _placed(self, each: Try, answer: calls.Reserved, now_ms: float) -> None:
         job = each.job

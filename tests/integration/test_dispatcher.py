@@ -32,6 +32,7 @@ class Bench:
         self.store = store
         self.dispatcher = dispatcher
         self.layout = layout
+        self.pool = model.Pool("default")
         self.entries = 0
 
     async def fleet(self, **slots: int) -> None:
@@ -42,7 +43,7 @@ class Bench:
         lead = await self.store.control.lead("m+1")
         assert isinstance(lead, Leading)
         version = await self.store.control.time_us()
-        await self.store.control.publish("m+1", lead.epoch, model.Snapshot(version, nodes, (model.Pool("default"),)))
+        await self.store.control.publish("m+1", lead.epoch, model.Snapshot(version, nodes, (self.pool,)))
         await self.dispatcher.snapshots.load()
 
     async def add(self, session: str, job_id: str, payload: bytes = b"") -> str:
