@@ -157,11 +157,13 @@ class Dispatcher:
         self.report.read += len(batch.jobs) + len(batch.refused)
         self._refusals.add(batch.refused)
         now_ms = self.partitions.server_ms()
+        # Once memory is full, what was read ahead may be older than what was written and forgotten since.
+        is_news = len(self.bindings) < self._settings.sessions_max
         jobs = []
         for job in batch.jobs:
             if not self.partitions.holds(job.partition, job.epoch):
                 continue
-            if job.session_id in batch.bindings and job.session_id not in self.bindings:
+            if is_news and job.session_id in batch.bindings and job.session_id not in self.bindings:
                 self.bindings.learn(job.session_id, parse(batch.bindings[job.session_id]))
             if job.deadline_at_ms is not None and job.deadline_at_ms <= now_ms:
                 self._refusals.add([expired(job)])

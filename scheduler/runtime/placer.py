@@ -24,7 +24,7 @@ from scheduler.runtime.placement import Draws
 from scheduler.runtime.refusals import Refusals
 from scheduler.runtime.tries import Try, chunks, keeps_binding, refusal_of, reserve_item
 from scheduler.runtime.waiting import Waiter, Waiting
-from scheduler.session.bindings import Binding, Bindings
+from scheduler.session.bindings import Binding, Bindings, parse
 from scheduler.store.connection import or_each_alone
 from scheduler.store.store import Store
 
@@ -115,6 +115,7 @@ class Placer:
         if self._waiting.busy:
             await self._land(under_way)
             await self.waiters(keep)
+        await self._know([job.session_id for job in jobs])
         under_way.append(self._send(self._tries(jobs)))
         if len(under_way) > 1:
             await self._land(under_way, 1)
@@ -127,6 +128,20 @@ class Placer:
                 await asyncio.wait([answers])
             call = under_way.pop(0)
             await self._settle_all(call, answers.result() if answers is not None else [])
+
+    async def _know(self, sessions: Sequence[str]) -> None:
+        """Read the bindings that memory has no more, for a session without one would move. Who is asked for is used,
+        so it is not the next to be forgotten; as owner of their partitions nobody but we can change them.
+        """
+        now_ms = _now_ms()
+        missing = [session for session in dict.fromkeys(sessions) if not self._remembers(session, now_ms)]
+        if missing:
+            for session, stored in zip(missing, await self._store.reads.bindings(missing), strict=True):
+                self._bindings.learn(session, parse(stored))
+
+    def _remembers(self, session: str, now_ms: float) -> bool:
+        self._bindings.get(session, now_ms)
+        return session in self._bindings
 
     def _tries(self, jobs: Sequence[Job]) -> list[Try]:
         """Candidates for each job that may be tried now."""
@@ -158,7 +173,9 @@ class Placer:
             if asking:
                 await self._ask(asking)
             tries = []
-            for waiter in self._waiting.tries(self._settings.batch_max):
+            chosen = self._waiting.tries(self._settings.batch_max)
+            await self._know([waiter.job.session_id for waiter in chosen])
+            for waiter in chosen:
                 attempt = self._try_waiter(waiter)
                 if attempt is not None:
                     tries.append(attempt)

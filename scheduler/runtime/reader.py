@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Container
 from typing import Final
 
 import msgspec
@@ -18,6 +17,7 @@ from scheduler.calls import Entry, RejectItem
 from scheduler.config import Settings
 from scheduler.runtime import intake
 from scheduler.runtime.intake import Job
+from scheduler.session.bindings import Bindings
 from scheduler.store.connection import is_temporary
 from scheduler.store.reads import Reads, StreamEntry
 
@@ -58,10 +58,10 @@ NOTHING: Final = Batch()
 class Reader:
     """Cursors over the owned partitions and over `freed`, and one batch in hand.
 
-    Args: reads; settings; freed_cursor, taken before the first reserve; known, the sessions whose binding is known.
+    Args: reads; settings; freed_cursor, taken before the first reserve; known, the bindings that are remembered.
     """
 
-    def __init__(self, reads: Reads, settings: Settings, freed_cursor: str, known: Container[str]) -> None:
+    def __init__(self, reads: Reads, settings: Settings, freed_cursor: str, known: Bindings) -> None:
         self.paused = False
         self._reads = reads
         self._settings = settings
@@ -205,7 +205,11 @@ class Reader:
         return tuple(jobs), tuple(refused)
 
     async def _bindings(self, jobs: tuple[Job, ...]) -> dict[str, bytes | None]:
-        """As owner of their partitions nobody but we can change them after this."""
+        """As owner of their partitions nobody but we can change them after this. Once memory is full, what we change
+        may be forgotten before the batch is placed: then they are read when it is.
+        """
+        if len(self._known) >= self._settings.sessions_max:
+            return {}
         unknown = list(dict.fromkeys(job.session_id for job in jobs if job.session_id not in self._known))
         return dict(zip(unknown, await self._reads.bindings(unknown), strict=True)) if unknown else {}
 
