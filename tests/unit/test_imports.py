@@ -21,6 +21,8 @@ PURE: Final = {
     "scheduler.runtime.tries",
     "scheduler.runtime.index",
     "scheduler.runtime.intake",
+    "scheduler.runtime.limits",
+    "scheduler.runtime.lines",
     "scheduler.runtime.placement",
     "scheduler.runtime.retry",
     "scheduler.runtime.waiting",
