@@ -157,9 +157,10 @@ class Fleet:
 
     async def close(self) -> None:
         """Kill whatever lives."""
-        await end_tasks(self._watchers)
-        for life in self.lives:
-            await life.process.close()
+        try:
+            await end_tasks(self._watchers)
+        finally:
+            await asyncio.gather(*(life.process.close() for life in self.lives))
 
     # ---- unrest ----
 

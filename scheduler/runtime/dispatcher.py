@@ -86,13 +86,17 @@ class Dispatcher:
 
         In this order: who hears that partitions were given up must see that they are not wished to be ours.
         """
+        await self.end()
+        await self._store.control.beat(self._document(), self.owner, leaves=True)
+        await self.partitions.give_up()
+
+    async def end(self) -> None:
+        """End what runs beside the steps, without a word to the server."""
         if self._reader is not None:
             self._reader.stop()
         self.snapshots.stop()
         self._beats.stop()
         await end_tasks(self._tasks)
-        await self._store.control.beat(self._document(), self.owner, leaves=True)
-        await self.partitions.give_up()
 
     async def run_once(self) -> Report:
         """One step: keep what is ours, take the next batch, and place what can be placed. Returns the counts so far."""

@@ -22,6 +22,12 @@ class Reads:
         self._connection = connection
         self._blocking: Client | None = None
 
+    async def close(self) -> None:
+        """Close the connection for reads that block; the next such read opens another."""
+        if self._blocking is not None:
+            client, self._blocking = self._blocking, None
+            await self._connection.close_client(client)
+
     async def streams(
         self, cursors: Mapping[str, str], count: int, block_ms: int | None = READ_BLOCK_MS
     ) -> dict[str, list[StreamEntry]]:
