@@ -43,7 +43,8 @@ def _chosen_engines() -> list[str]:
 
 # What looks at the project from outside, or at the client alone, learns nothing new from a second engine.
 _ON_ONE_ENGINE = {"test_readme.py", "test_cli.py", "test_cli_jobs.py", "test_cli_listings.py", "test_cli_processes.py",
-                  "test_demo.py", "test_replay.py", "test_connection.py", "test_closing.py"}  # fmt: skip
+                  "test_demo.py", "test_replay.py", "test_connection.py", "test_closing.py",
+                  "test_bench.py"}  # fmt: skip
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

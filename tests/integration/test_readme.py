@@ -378,10 +378,10 @@ async def test_importing_the_package_loads_nothing_else(terminal: Terminal) -> N
 
 
 def test_every_file_has_a_sentence() -> None:
-    """Each file of the package and each script stands in the tables once, and nothing else does."""
-    sources = [*(ROOT / "lua").iterdir(), *(ROOT / "scheduler").rglob("*")]
+    """Each file of the package and its tools, and each script, stands in the tables once, and nothing else does."""
+    sources = [path for place in ("lua", "scheduler", "benchmarks", "chaos") for path in (ROOT / place).rglob("*")]
     there = {path.relative_to(ROOT).as_posix() for path in sources if path.suffix in (".py", ".lua", ".typed")}
-    rows = re.findall(r"^\| (`(?:lua|scheduler)/.*?) \| .+ \|$", ARCHITECTURE, re.MULTILINE)
+    rows = re.findall(r"^\| (`(?:lua|scheduler|benchmarks|chaos)/.*?) \| .+ \|$", ARCHITECTURE, re.MULTILINE)
     told = [name for row in rows for name in quoted(row)]
     assert sorted(told) == sorted(there)
 

@@ -11,7 +11,9 @@ import pytest
 PACKAGE: Final = Path(__file__).resolve().parents[2] / "scheduler"
 BASE: Final = {"scheduler.model", "scheduler.calls", "scheduler.keys", "scheduler.errors", "scheduler.config"}
 PURE: Final = {
+    "scheduler.affinity",
     "scheduler.audit",
+    "scheduler.evidence",
     "scheduler.leases",
     "scheduler.loads",
     "scheduler.management.checks",
