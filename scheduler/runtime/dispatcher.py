@@ -19,7 +19,7 @@ from scheduler.loop import Loop, Timers, end_tasks
 from scheduler.runtime import placement
 from scheduler.runtime.intake import Class, Job
 from scheduler.runtime.limits import changed_limits, limits_of
-from scheduler.runtime.lines import tier_of
+from scheduler.runtime.lines import gains, tier_of
 from scheduler.runtime.partitions import Partitions
 from scheduler.runtime.placer import Placer, Report
 from scheduler.runtime.reader import Batch, Reader
@@ -33,6 +33,7 @@ from scheduler.store.store import Store
 logger = logging.getLogger("scheduler.dispatcher")
 
 SWEEP_MS: Final = 1_000
+REHOUSED_AT_ONCE_MAX: Final = 256  # waiting jobs whose class lost its nodes, decided anew in one step
 
 
 class Dispatcher:
@@ -60,6 +61,7 @@ class Dispatcher:
             store, settings, self.partitions, self.waiting, self.bindings, self._refusals, random or Random()
         )
         self._sweep = Sweep(self.waiting, settings)
+        self._homeless: dict[Class, None] = {}
         self._reader: Reader | None = None
         self._beats = Loop("heartbeat", self._beat, settings.heartbeat_ms)
         self._tasks: list[asyncio.Task[None]] = []
@@ -119,6 +121,7 @@ class Dispatcher:
     async def _handle(self, batch: Batch) -> None:
         """Place what waits and was woken, then what is new."""
         self._swap()
+        await self._rehouse()
         newcomers = self._take(batch)
         self._refusals.add(self._sweep.overdue(self.partitions.server_ms()))
         self._refusals.add(self._sweep.unservable(self._placer.index))
@@ -130,7 +133,7 @@ class Dispatcher:
 
     def _idle_ms(self) -> float:
         """For how long there is nothing to do, unless something is read: until the next timer or deadline."""
-        if self.waiting.busy or self._sweep.busy:
+        if self.waiting.busy or self._sweep.busy or self._homeless:
             return 0
         idle_ms = min(self._timers.next_ms(), self.partitions.next_ms())
         deadline_ms = self.waiting.deadlines.next_ms()
@@ -189,27 +192,41 @@ class Dispatcher:
             self._beats.wake()  # perhaps its owner has left, and what it had should be ours now
 
     def _swap(self) -> None:
-        """Take the newest snapshot; a class that gained a node is tried, one that lost its last node is decided
-        anew.
-        """
+        """Take the newest snapshot: a class that gained a node is tried, one that lost its last node is homeless."""
         new, old = self.snapshots.index, self._placer.index
         if new is old:
             return
         self._placer.index = new
-        for wanted in self.waiting.classes():
-            known = {(node.id, node.boot) for node in old.eligible(wanted)}
-            gained = [node.id for node in new.eligible(wanted) if (node.id, node.boot) not in known]
+        for wanted, gained in gains(self.waiting.classes(), old, new):
             self.waiting.wake_class(wanted, gained)
         self.waiting.limits.tell_pools(changed_limits(old.pools, new.pools))
-        # Also those behind others: when their turn comes, their class must be one that somebody can serve.
-        for waiter in [waiter for waiter in self.waiting if not new.eligible(waiter.wanted)]:
-            self._classify_again(waiter)
+        self._homeless = dict.fromkeys(wanted for wanted in self.waiting.wanted() if not new.eligible(wanted))
 
-    def _classify_again(self, waiter: Waiter) -> None:
+    async def _rehouse(self) -> None:
+        """Decide some jobs anew whose class has no node any more, also those that wait behind others: when their turn
+        comes, their class must be one that somebody can serve.
+
+        What a class wants is the same for all of it, so when nobody of a part goes elsewhere, nobody can.
+        """
+        left = REHOUSED_AT_ONCE_MAX
+        for wanted in list(self._homeless):
+            waiters = self.waiting.first_of(wanted, left)
+            await self._placer.know([waiter.job.session_id for waiter in waiters])
+            moved = [waiter for waiter in waiters if self._classify_again(waiter)]
+            if not moved:
+                del self._homeless[wanted]
+            left -= len(waiters)
+            if not left:
+                return
+
+    def _classify_again(self, waiter: Waiter) -> bool:
+        """Returns: whether it has another class now."""
         binding, _ = self.bindings.get(waiter.job.session_id, _now_ms())
         wanted = placement.classify(waiter.job, binding, self._placer.index)
-        if wanted != waiter.wanted:
-            self.waiting.reclassify(waiter, wanted)
+        if wanted == waiter.wanted:
+            return False
+        self.waiting.reclassify(waiter, wanted)
+        return True
 
     # ---- what runs on timers ----
 
@@ -250,7 +267,7 @@ class Dispatcher:
         """The sweep. What the nodes were believed to hold is forgotten too: it grows stale."""
         self._placer.loads.clear()
         self._refusals.retry()
-        self._sweep.judge(self._placer.index, _now_ms())
+        self._sweep.judge(self._placer.index, self._homeless, _now_ms())
         if self._reader is not None:
             await self._sweep.look(self._placer.index, self._store.reads, self._reader)
 

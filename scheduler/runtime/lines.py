@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, Literal
 
 from scheduler.runtime.index import Index
@@ -129,6 +129,20 @@ def tier_of(index: Index, wanted: Class, node: str) -> int:
     tiers = index.tiers(wanted.pool)
     known = index.nodes.get(node)
     return tiers.index(known.pool) if known is not None and known.pool in tiers else len(tiers)
+
+
+def gains(classes: Iterable[Class], old: Index, new: Index) -> Iterator[tuple[Class, list[str]]]:
+    """What each class has to be tried on in a new snapshot: nodes that did not serve it before, or in another boot."""
+    if old.pools == new.pools:
+        changed = [node.id for node in new.nodes.values() if node != old.nodes.get(node.id)]
+    else:
+        changed = list(new.nodes)
+    for wanted in classes:
+        served = [node for node in changed if new.serves(wanted, node)]
+        yield (
+            wanted,
+            [node for node in served if old.boots.get(node) != new.boots[node] or not old.serves(wanted, node)],
+        )
 
 
 class Deadlines:

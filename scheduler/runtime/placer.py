@@ -115,7 +115,7 @@ class Placer:
         if self._waiting.busy:
             await self._land(under_way)
             await self.waiters(keep)
-        await self._know([job.session_id for job in jobs])
+        await self.know([job.session_id for job in jobs])
         under_way.append(self._send(self._tries(jobs)))
         if len(under_way) > 1:
             await self._land(under_way, 1)
@@ -129,7 +129,7 @@ class Placer:
             call = under_way.pop(0)
             await self._settle_all(call, answers.result() if answers is not None else [])
 
-    async def _know(self, sessions: Sequence[str]) -> None:
+    async def know(self, sessions: Sequence[str]) -> None:
         """Read the bindings that memory has no more, for a session without one would move. Who is asked for is used,
         so it is not the next to be forgotten; as owner of their partitions nobody but we can change them.
         """
@@ -177,7 +177,7 @@ class Placer:
                 await self._ask(asking)
             tries = []
             chosen = self._waiting.tries(self._settings.batch_max)
-            await self._know([waiter.job.session_id for waiter in chosen])
+            await self.know([waiter.job.session_id for waiter in chosen])
             for waiter in chosen:
                 attempt = self._try_waiter(waiter)
                 if attempt is not None:

@@ -81,6 +81,10 @@ class Waiting:
         """Every class of which a job waits, for whatever."""
         return list(self._members)
 
+    def first_of(self, wanted: Class, count: int) -> list[Waiter]:
+        """The first `count` waiters of a class, in whatever they are."""
+        return list(islice(self._members.get(wanted, {}), count))
+
     def last_of(self, wanted: Class, count: int) -> list[Waiter]:
         """The last `count` waiters of a class, in whatever they are, last first."""
         return list(islice(reversed(self._members.get(wanted, {})), count))

@@ -17,7 +17,7 @@ from scheduler.runtime import placement
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Class, Job
 from scheduler.runtime.limits import changed_limits, has_room, limits_of
-from scheduler.runtime.lines import tier_of
+from scheduler.runtime.lines import gains, tier_of
 from scheduler.runtime.tries import Try, chunks
 from scheduler.runtime.waiting import Waiter, Waiting
 from scheduler.session.bindings import Binding, Bindings
@@ -66,6 +66,7 @@ class Driver:
         self.events_handed = 0
         self.ahead: Batch | None = None
         self.no_node_since: dict[Class, int] = {}
+        self.homeless: dict[Class, None] = {}
         self.tries_in_vain = 0
         self._cell = cell
         self._between = between
@@ -104,6 +105,7 @@ class Driver:
             self.check_settled()
         batch, self.ahead = self.ahead or self.read(events, entries, gap), None
         self._swap()
+        self._rehouse()
         newcomers = self._take(batch)
         for waiter in self.waiting.deadlines.overdue(self._cell.now_ms, 100):
             self._refuse(waiter.job)
@@ -134,7 +136,7 @@ class Driver:
             self.waiting.ask_all()
 
     def _more(self) -> list[Job]:
-        if self.ahead is None or self.waiting.busy:
+        if self.ahead is None or self.waiting.busy or self.homeless:
             return []
         batch, self.ahead = self.ahead, None
         self._swap()
@@ -148,16 +150,31 @@ class Driver:
             new = self.index = Index(self._cell.snapshot)
         if new is old:
             return
-        for wanted in self.waiting.classes():
-            known = {(node.id, node.boot) for node in old.eligible(wanted)}
-            gained = [node.id for node in new.eligible(wanted) if (node.id, node.boot) not in known]
+        for wanted, gained in gains(self.waiting.classes(), old, new):
             self.waiting.wake_class(wanted, gained)
         self.waiting.limits.tell_pools(changed_limits(old.pools, new.pools))
-        for waiter in [waiter for waiter in self.waiting if not new.eligible(waiter.wanted)]:
-            binding, _ = self.bindings.get(waiter.job.session_id, 0)
-            wanted = placement.classify(waiter.job, binding, new)
-            if wanted != waiter.wanted:
-                self.waiting.reclassify(waiter, wanted)
+        self.homeless = dict.fromkeys(wanted for wanted in self.waiting.wanted() if not new.eligible(wanted))
+
+    def _rehouse(self) -> None:
+        """Two at a time."""
+        left = 2
+        for wanted in list(self.homeless):
+            waiters = self.waiting.first_of(wanted, left)
+            self._know([waiter.job.session_id for waiter in waiters])
+            moved = [waiter for waiter in waiters if self._classify_again(waiter)]
+            if not moved:
+                del self.homeless[wanted]
+            left -= len(waiters)
+            if not left:
+                return
+
+    def _classify_again(self, waiter: Waiter) -> bool:
+        binding, _ = self.bindings.get(waiter.job.session_id, 0)
+        wanted = placement.classify(waiter.job, binding, self.index)
+        if wanted == waiter.wanted:
+            return False
+        self.waiting.reclassify(waiter, wanted)
+        return True
 
     def _newcomers(self, jobs: list[Job]) -> None:
         """As placer.py: a call is made ready, and may be answered, before the one before it is settled."""
@@ -344,25 +361,26 @@ class Driver:
 
     def sweep(self) -> None:
         self.loads.clear()
-        unservable = [wanted for wanted in self.waiting.wanted() if not self.index.eligible(wanted)]
+        wanted = [each for each in self.waiting.wanted() if each not in self.homeless]
+        unservable = [each for each in wanted if not self.index.eligible(each)]
         now_ms = self._cell.now_ms
-        self.no_node_since = {wanted: self.no_node_since.get(wanted, now_ms) for wanted in unservable}
-        for wanted, since_ms in self.no_node_since.items():
+        self.no_node_since = {each: self.no_node_since.get(each, now_ms) for each in unservable}
+        for given_up, since_ms in self.no_node_since.items():
             if now_ms - since_ms >= GRACE_MS:
-                for waiter in self.waiting.last_of(wanted, 100):
+                for waiter in self.waiting.last_of(given_up, 100):
                     self._refuse(waiter.job)
                     self.waiting.leave(waiter)
-        settled = [wanted for wanted in self.waiting.settled_classes() if self.index.eligible(wanted)]
+        settled = [each for each in self.waiting.settled_classes() if self.index.eligible(each)]
         limits = self.waiting.limits.settled()
         is_open = set(self._cell.open)
         self._between()
         used = {limit: self._cell.used(limit) for limit, _ in limits}
         self._between()
         nodes_told, limits_told = self.told()
-        for wanted in settled:
-            untold = [node.id for node in self.index.eligible(wanted) if node.id in is_open - nodes_told]
+        for each in settled:
+            untold = [node.id for node in self.index.eligible(each) if node.id in is_open - nodes_told]
             if untold:
-                self.waiting.wake_class(wanted, untold, swept=True)
+                self.waiting.wake_class(each, untold, swept=True)
         for limit, pool in limits:
             if limit not in limits_told and has_room(limit, used[limit], self.index.pools.get(pool)):
                 self.waiting.limits.sweep(limit, pool)
