@@ -314,7 +314,7 @@ class Placer:
             if not fresh or after != binding:
                 self._bindings.wrote(job.session_id, after, now_ms)
         if each.waiter is not None:
-            self._waiting.leave(each.waiter, placed=True)
+            self._waiting.leave(each.waiter, placed=answer.node)
 
 
 def _now_ms() -> float:

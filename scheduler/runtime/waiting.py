@@ -274,20 +274,20 @@ class Waiting:
             self._compete(waiter)
             self._park(waiter)
 
-    def leave(self, waiter: Waiter, placed: bool = False) -> None:
-        """Placed, rejected, cancelled, gone: the next of its session competes, and is tried at once unless its class
-        waits.
+    def leave(self, waiter: Waiter, placed: str = "") -> None:
+        """Placed (on that node), rejected, cancelled, gone: the next of its session competes, and is tried at once
+        unless its class waits.
         """
         if waiter.status == "left":
             return
-        if placed and waiter.swept:
+        if placed and waiter.swept and (waiter.hint is None or placed in waiter.hint):
             self.sweep_hits += 1
         line = self._sessions[waiter.job.session_id]
         was_first = line[0] is waiter
         line.remove(waiter)
         self._size -= 1
         if was_first:
-            self._step_aside(waiter, placed)
+            self._step_aside(waiter, bool(placed))
         self._leave_class(waiter)
         waiter.status = "left"
         if not line:

@@ -303,7 +303,7 @@ class Driver:
             self.loads[answer.node] = answer.used
             self.bindings.wrote(job.session_id, Binding(each.wanted.pool, job.src_lang, job.tgt_lang, answer.node), 0)
             if waiter is not None:
-                self.waiting.leave(waiter, placed=True)
+                self.waiting.leave(waiter, placed=answer.node)
         elif answer is None:
             if self.waiting.must_wait(job, each.wanted):
                 self.waiting.queue(job, each.wanted, 0)

@@ -127,7 +127,7 @@ def test_a_wake_lasts_until_a_try_finds_the_node_full() -> None:
         for waiter in chosen:
             if free:
                 free -= 1
-                waiting.leave(waiter, placed=True)
+                waiting.leave(waiter, placed="n1")
             else:
                 waiting.still_full(waiter, waiter.hint or ())
     assert rounds == [2, 4, 8]
@@ -147,7 +147,7 @@ def test_a_freed_slot_costs_one_try_too_many_at_most() -> None:
             node = next((name for name in waiter.hint or () if free[name]), None)
             if node:
                 free[node] -= 1
-                waiting.leave(waiter, placed=True)
+                waiting.leave(waiter, placed="n1")
             else:
                 in_vain += 1
                 waiting.still_full(waiter, waiter.hint or ())
@@ -303,7 +303,7 @@ def test_whoever_left_is_not_moved_by_late_answers() -> None:
     waiting.answer_open(waiter, ("n1",))
     waiting.park(waiter)
     waiting.reclassify(waiter, DE)
-    waiting.leave(waiter, placed=True)
+    waiting.leave(waiter, placed="n1")
     assert (picture(waiting), len(waiting), waiting.classes(), waiting.busy) == ({}, 0, [], False)
 
 
@@ -345,7 +345,7 @@ def test_who_was_in_a_call_when_the_one_that_was_to_find_out_left_asks_before_it
     waiting.wake(["n1"], everywhere)
     afresh, woken = waiting.tries(128)
     assert (afresh.hint, woken.hint) == (None, ("n1",))
-    waiting.leave(afresh, placed=True)
+    waiting.leave(afresh, placed="n1")
     waiting.still_full(woken, ["n1"])
     assert picture(waiting) == {"j4": "asking"}
     settle(waiting)
@@ -412,7 +412,7 @@ def test_only_a_placement_that_no_event_announced_is_a_hit_of_the_sweep() -> Non
         if story == "full":
             waiting.still_full(waiter, ["n1"])
         else:
-            waiting.leave(waiter, placed=True)
+            waiting.leave(waiter, placed="n1")
         hits[story] = waiting.sweep_hits
     assert hits == {"placed": 1, "full": 0, "announced": 0}
 
