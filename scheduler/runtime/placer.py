@@ -47,7 +47,7 @@ class Report(msgspec.Struct):
 class _Call(msgspec.Struct):
     """A call under way: what is tried, of which partitions, and the answers for those that have candidates.
 
-    mark: what had been told of limits when it was sent.
+    mark: what had been told of limits when it was sent. index: by which the candidates were chosen.
     """
 
     tries: list[Try]
@@ -55,6 +55,7 @@ class _Call(msgspec.Struct):
     answers: asyncio.Task[list[Answer]] | None
     sent_ms: float
     mark: int
+    index: Index
 
 
 class Placer:
@@ -230,12 +231,14 @@ class Placer:
                 binding, fresh = self._bindings.get(each.job.session_id, now_ms)
                 items.append(reserve_item(each, each.placement, binding, fresh, self.index.policy(each.wanted.pool)))
         partitions = frozenset([each.job.partition for each in tries])
-        answers = asyncio.create_task(self._reserve(items)) if items else None
-        return _Call(tries, partitions, answers, now_ms, self._waiting.limits.mark)
+        answers = asyncio.create_task(self._reserve(items, self.index)) if items else None
+        return _Call(tries, partitions, answers, now_ms, self._waiting.limits.mark, self.index)
 
-    async def _reserve(self, items: list[calls.ReserveItem]) -> list[Answer]:
-        """Reserve; after an error inside the script each job alone, still in the order of each session."""
-        index = self.index
+    async def _reserve(self, items: list[calls.ReserveItem], index: Index) -> list[Answer]:
+        """Reserve; after an error inside the script each job alone, still in the order of each session.
+
+        index: by which the candidates were chosen, so that the script compares the boots that they were chosen as.
+        """
         blocked: set[str] = set()
 
         async def call(batch: Sequence[calls.ReserveItem]) -> list[Answer]:
@@ -254,8 +257,18 @@ class Placer:
     async def _settle_all(self, call: _Call, answers: Sequence[Answer]) -> None:
         answered = iter(answers)
         for each in call.tries:
-            self._settle(each, next(answered) if each.placement is not None else None, call)
+            answer = next(answered) if each.placement is not None else None
+            if call.index is not self.index and each.waiter is None and not isinstance(answer, calls.Reserved):
+                each = self._of_now(each)
+            self._settle(each, answer, call)
         await self._refusals.end()
+
+    def _of_now(self, each: Try) -> Try:
+        """A newcomer as the newest snapshot has it, which came while its call was under way: should it have to wait, it
+        must wait where that one wakes it.
+        """
+        binding, _ = self._bindings.get(each.job.session_id, _now_ms())
+        return msgspec.structs.replace(each, wanted=placement.classify(each.job, binding, self.index))
 
     def _settle(self, each: Try, answer: Answer | None, call: _Call) -> None:
         job, waiter = each.job, each.waiter
