@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import heapq
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Final, Literal
 
 from scheduler.runtime.index import Index
@@ -12,7 +13,19 @@ from scheduler.runtime.intake import Class, Job
 
 DEADLINES_SPARE: Final = 1_000  # deadlines of those who left that may be kept beside as many as there are waiters
 
+Cause = Class | tuple[str, str]
+"""What a job waits for: room for its class; a limit, in a pool; or ("", session_id), an earlier job of its session."""
+
 Status = Literal["behind", "limited", "parked", "ready", "trying", "asking", "left"]
+
+
+Order = tuple[int, int]
+
+
+def order_of(entry_id: str) -> Order:
+    """The id of an entry as numbers that can be compared."""
+    milliseconds, _, sequence = entry_id.partition("-")
+    return int(milliseconds), int(sequence or 0)
 
 
 class Waiter:
@@ -143,6 +156,36 @@ def gains(classes: Iterable[Class], old: Index, new: Index) -> Iterator[tuple[Cl
             wanted,
             [node for node in served if old.boots.get(node) != new.boots[node] or not old.serves(wanted, node)],
         )
+
+
+class Members:
+    """All waiters by class, whatever each of them waits for, in the order in which they came to it."""
+
+    def __init__(self) -> None:
+        self._classes: dict[Class, dict[Waiter, None]] = {}
+
+    def classes(self) -> list[Class]:
+        """Every class of which a job waits."""
+        return list(self._classes)
+
+    def add(self, waiter: Waiter) -> None:
+        """A waiter has this class now."""
+        self._classes.setdefault(waiter.wanted, {})[waiter] = None
+
+    def remove(self, waiter: Waiter) -> None:
+        """A waiter left, or is about to have another class."""
+        members = self._classes[waiter.wanted]
+        del members[waiter]
+        if not members:
+            del self._classes[waiter.wanted]
+
+    def first(self, wanted: Class, count: int) -> list[Waiter]:
+        """The first `count` of a class."""
+        return list(islice(self._classes.get(wanted, {}), count))
+
+    def last(self, wanted: Class, count: int) -> list[Waiter]:
+        """The last `count` of a class, last first."""
+        return list(islice(reversed(self._classes.get(wanted, {})), count))
 
 
 class Deadlines:

@@ -34,13 +34,17 @@ class Bench:
         self.dispatcher = dispatcher
         self.layout = layout
         self.pool = model.Pool("default")
+        self.pairs: dict[str, tuple[str, str]] = {}
         self.entries = 0
 
     async def fleet(self, **slots: int) -> None:
-        """Nodes with so many slots each, serving en:zh."""
+        """Nodes with so many slots each, serving en:zh, or what `pairs` says."""
         items = [CapacityItem(name, count, BOOT, "ready") for name, count in slots.items()]
         await self.store.cell.capacity(EPOCH, items)
-        nodes = tuple(model.Node(name, BOOT, count, "default", (("en", "zh"),)) for name, count in slots.items())
+        nodes = tuple(
+            model.Node(name, BOOT, count, "default", (self.pairs.get(name, ("en", "zh")),))
+            for name, count in slots.items()
+        )
         lead = await self.store.control.lead("m+1")
         assert isinstance(lead, Leading)
         version = await self.store.control.time_us()
@@ -51,11 +55,13 @@ class Bench:
         """Where the jobs of a session are."""
         return keys.partition_of(session, self.layout.partitions)
 
-    async def add(self, session: str, job_id: str, payload: bytes = b"") -> str:
+    async def add(
+        self, session: str, job_id: str, *, pair: tuple[str, str] = ("en", "zh"), deadline_ms: int | None = None
+    ) -> str:
         """A raw intake entry; its partition and id."""
         partition = self.partition_of(session)
-        document = model.encode_job(JobDocument(session, job_id, "en", "zh"))
-        fields = {"job": document, "payload": payload}
+        document = model.encode_job(JobDocument(session, job_id, *pair, deadline_ms=deadline_ms))
+        fields = {"job": document, "payload": b""}
         identifier = await self.store.connection.commands.xadd(self.store.cell.keys.jobs(partition), fields)
         self.entries += 1
         return f"{partition}/{identifier.decode()}"

@@ -22,6 +22,7 @@ PURE: Final = {
     "scheduler.runtime.lines",
     "scheduler.runtime.placement",
     "scheduler.runtime.retry",
+    "scheduler.runtime.skipped",
     "scheduler.runtime.waiting",
     "scheduler.session.bindings",
     "scheduler.session.ring",

@@ -11,8 +11,8 @@ import pytest
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 TEXT: Final = (ROOT / "docs" / "RULES.md").read_text(encoding="utf-8")
-TESTED: Final = (*range(1, 19), 20, 21, 22, 23, 24, 27, 28, 29, 31, 32, 33, 34)
-LATER: Final = (19, 26, 30, 35, 36, 37)
+TESTED: Final = (*range(1, 25), 27, 28, 29, 31, 32, 33, 34)
+LATER: Final = (26, 30, 35, 36, 37)
 
 
 class Rule(NamedTuple):
