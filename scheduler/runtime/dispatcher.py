@@ -22,9 +22,10 @@ from scheduler.runtime.intake import Class, Job
 from scheduler.runtime.limits import changed_limits, limits_of
 from scheduler.runtime.lines import Cause, gains, tier_of
 from scheduler.runtime.partitions import Partitions
-from scheduler.runtime.placer import Placer, Report
+from scheduler.runtime.placer import Placer
 from scheduler.runtime.reader import Batch, Reader
 from scheduler.runtime.refusals import Refusals
+from scheduler.runtime.report import Report
 from scheduler.runtime.skipped import Skipped
 from scheduler.runtime.snapshots import Snapshots
 from scheduler.runtime.sweep import Sweep, expired
@@ -300,7 +301,16 @@ class Dispatcher:
 
     def _document(self) -> bytes:
         name, _, boot = self.owner.partition("+")
-        return model.encode_beat(model.DispatcherBeat(name, boot, self.waiting.by_pool(), self._placer.index.version))
+        times, now_ms = self._placer.times, _now_ms()
+        beat = model.DispatcherBeat(
+            name,
+            boot,
+            self.waiting.by_pool(),
+            self._placer.index.version,
+            times.decisions.p99_of_late(now_ms),
+            times.session_waits.p99_of_late(now_ms),
+        )
+        return model.encode_beat(beat)
 
     async def _look(self) -> None:
         """The sweep. What the nodes were believed to hold is forgotten too: it grows stale."""

@@ -33,13 +33,13 @@ class Waiter:
 
     competes: whether it is one of the line of its class. hint: the nodes to try, None to place it afresh. complete:
     whether the hint names every node that may have room. woken: whether the hint comes from a wake; swept: from one
-    that no event had announced. parked_at: the line of the limit that it waits for. let_go: the line of a limit that
-    lets it try now, until that try has an end.
+    that no event had announced. first_ms: since when nothing of its session is before it. parked_at: the line of the
+    limit that it waits for. let_go: the line of a limit that lets it try now, until that try has an end.
     """
 
     __slots__ = (
-        "competes", "complete", "hint", "job", "key", "let_go", "order", "parked_at", "since_ms", "status", "swept",
-        "wanted", "woken",
+        "competes", "complete", "first_ms", "hint", "job", "key", "let_go", "order", "parked_at", "since_ms", "status",
+        "swept", "wanted", "woken",
     )  # fmt: skip
 
     def __init__(self, job: Job, wanted: Class, order: int, since_ms: float) -> None:
@@ -48,6 +48,7 @@ class Waiter:
         self.order = order
         self.key = (-job.priority, order)
         self.since_ms = since_ms
+        self.first_ms = since_ms
         self.status: Status = "behind"
         self.competes = False
         self.hint: tuple[str, ...] | None = None

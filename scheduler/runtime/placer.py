@@ -23,6 +23,7 @@ from scheduler.runtime.limits import limits_of
 from scheduler.runtime.partitions import Partitions
 from scheduler.runtime.placement import Draws
 from scheduler.runtime.refusals import Refusals
+from scheduler.runtime.report import Report, Times
 from scheduler.runtime.skipped import Skipped
 from scheduler.runtime.tries import Try, chunks, keeps_binding, refusal_of, reserve_item
 from scheduler.runtime.waiting import Waiter, Waiting
@@ -31,20 +32,6 @@ from scheduler.store.connection import or_each_alone
 from scheduler.store.store import Store
 
 Answer = calls.Reserved | calls.Refused
-
-
-class Report(msgspec.Struct):
-    """What a dispatcher has done since its start."""
-
-    read: int = 0
-    placed: int = 0
-    full: int = 0
-    limited: int = 0
-    rejected: int = 0
-    calls: int = 0
-    sweep_hits: int = 0
-    waiting: int = 0
-    skipped: int = 0
 
 
 class _Call(msgspec.Struct):
@@ -80,6 +67,7 @@ class Placer:
         random: Random,
     ) -> None:
         self.report = Report()
+        self.times = Times(self.report)
         self.index = Index()
         self.loads: dict[str, int] = {}
         self._store = store
@@ -130,7 +118,10 @@ class Placer:
             await self._land(under_way)
             await self.waiters(keep)
         await self.know([job.session_id for job in jobs])
-        under_way.append(self._send(self._tries(jobs if again else self._scan_past(jobs)), again))
+        started_s = time.perf_counter()
+        tries = self._tries(jobs if again else self._scan_past(jobs))
+        self.times.decided(started_s, len(jobs))
+        under_way.append(self._send(tries, again))
         if len(under_way) > 1:
             await self._land(under_way, 1)
 
@@ -210,10 +201,12 @@ class Placer:
             tries = []
             chosen = self._waiting.tries(self._settings.batch_max)
             await self.know([waiter.job.session_id for waiter in chosen])
+            started_s = time.perf_counter()
             for waiter in chosen:
                 attempt = self._try_waiter(waiter)
                 if attempt is not None:
                     tries.append(attempt)
+            self.times.decided(started_s, len(chosen))
             await self._land([self._send(tries)])
 
     def _try_waiter(self, waiter: Waiter) -> Try | None:
@@ -287,6 +280,8 @@ class Placer:
         answered = iter(answers)
         for each in call.tries:
             self._settle(each, next(answered) if each.placement is not None else None, call)
+        self.times.settled(call.tries, answers)
+        self.times.promoted(self._waiting.promoted)
         await self._refusals.end()
 
     def _settle(self, each: Try, answer: Answer | None, call: _Call) -> None:

@@ -36,7 +36,8 @@ class Waiting:
 
     Args: limits_of, the limits that a job counts against, as `<kind>:<id>`; tier_of, which place the pool of a node has
     among those that may serve a class.
-    waited: how many there were; sweep_hits: how many were placed only because the sweep looked.
+    waited: how many there were; sweep_hits: how many were placed only because the sweep looked; promoted: who became
+    the first of its session, for whoever takes the time.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Waiting:
         self.limits = Limits()
         self.deadlines = Deadlines()
         self.members = Members()
+        self.promoted: list[Waiter] = []
         self._limits_of = limits_of
         self._tier_of = tier_of
         self._sessions: dict[str, deque[Waiter]] = {}
@@ -294,6 +296,7 @@ class Waiting:
         if not line:
             del self._sessions[waiter.job.session_id]
         elif was_first:
+            self.promoted.append(line[0])
             self._start_competing(line[0])
 
     # ---- changes of the world ----

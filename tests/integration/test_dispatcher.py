@@ -314,6 +314,27 @@ async def test_a_session_that_is_forgotten_while_its_job_waits_does_not_move(url
         assert (await b.store.reads.record("j4"))["node"] == "n1"
 
 
+async def test_decisions_and_waits_for_the_session_are_measured_and_told(url: str) -> None:
+    """In the report, and of late in the heartbeat."""
+    async with bench(url) as b:
+        await b.fleet(n1=1)
+        for i in range(3):
+            await b.add("s1", f"j{i}")
+        await b.step_until_read()
+        for i in range(2):
+            await b.free("n1", f"j{i}")
+            while f"j{i + 1}" not in await b.inbox("n1"):
+                await b.dispatcher.run_once()
+        report = b.dispatcher.report
+        assert report.decision_us.count >= 3
+        assert 0 < report.decision_us.p99 <= report.decision_us.max
+        assert report.session_wait_ms.count == 3
+        assert report.session_wait_ms.max > 0
+        beat = model.decode_beat(b.dispatcher._document())
+        assert isinstance(beat, model.DispatcherBeat)
+        assert (beat.decision_us_p99 > 0, beat.session_wait_ms_p99 > 0) == (True, True)
+
+
 async def test_a_job_in_the_wrong_partition_is_placed_all_the_same(url: str) -> None:
     """Only affinity and order suffer."""
     async with bench(url) as b:

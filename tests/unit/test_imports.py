@@ -23,6 +23,7 @@ PURE: Final = {
     "scheduler.runtime.placement",
     "scheduler.runtime.retry",
     "scheduler.runtime.skipped",
+    "scheduler.runtime.timings",
     "scheduler.runtime.waiting",
     "scheduler.session.bindings",
     "scheduler.session.ring",
