@@ -57,7 +57,7 @@ class Sweep:
 
         homeless: those whose jobs are about to be decided anew.
         """
-        wanted = self._waiting.wanted()
+        wanted = self._waiting.members.classes()
         unservable = [each for each in wanted if not index.eligible(each) and each not in homeless]
         self._no_node_since_ms = {each: self._no_node_since_ms.get(each, now_ms) for each in unservable}
         for each, since_ms in self._no_node_since_ms.items():
@@ -72,7 +72,7 @@ class Sweep:
         refused: list[RejectItem] = []
         for wanted in list(self._given_up):
             if not index.eligible(wanted):
-                refused += self._leave(self._waiting.last_of(wanted, ENDED_AT_ONCE_MAX - len(refused)), no_node)
+                refused += self._leave(self._waiting.members.last(wanted, ENDED_AT_ONCE_MAX - len(refused)), no_node)
                 if len(refused) >= ENDED_AT_ONCE_MAX:
                     break
             del self._given_up[wanted]

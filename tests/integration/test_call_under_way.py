@@ -26,8 +26,8 @@ async def test_the_boots_of_a_call_are_those_that_its_candidates_were_chosen_as(
     send, reserve = Placer._send, Cell.reserve
     asked: list[Mapping[str, str]] = []
 
-    def swapped_after(self: Placer, tries: list[Try]) -> Any:
-        call = send(self, tries)
+    def swapped_after(self: Placer, tries: list[Try], again: bool = False) -> Any:
+        call = send(self, tries, again)
         self.index = Index(Snapshot(2**53, (a_node("p1", boot=LATER_BOOT, pairs=(EN_DE,)),), (PLAIN,)))
         return call
 

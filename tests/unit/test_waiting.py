@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
+
 from scheduler.runtime.intake import Class
 from scheduler.runtime.lines import DEADLINES_SPARE
 from scheduler.runtime.waiting import WAKE_CANDIDATES_MAX, Waiter, Waiting
@@ -383,6 +385,33 @@ def test_far_deadlines_of_those_who_left_are_forgotten() -> None:
         kept = max(kept, len(waiting.deadlines))
     assert kept <= DEADLINES_SPARE + 4
     assert waiting.deadlines.overdue(10**13, 9) == [stays]
+
+
+def test_what_a_newcomer_would_wait_for_and_how_many_do() -> None:
+    """Its session, or its class; who waits behind a session is not counted for its class."""
+    waiting = seed_waiting("j1", "j2")
+    add(waiting, "j3", "j1", DE)
+    jobs = {"session": a_job(session_id="j1"), "class": a_job(session_id="s9")}
+    causes = {name: waiting.cause(job, ZH) for name, job in jobs.items()}
+    assert causes == {"session": ("", "j1"), "class": ZH}
+    assert {cause: waiting.count(cause) for cause in (*causes.values(), DE, ("", "s9"), ("tenant:t1", "a"))} == {
+        ("", "j1"): 2,
+        ZH: 2,
+        DE: 0,
+        ("", "s9"): 0,
+        ("tenant:t1", "a"): 0,
+    }
+
+
+def test_an_entry_that_waits_is_known_again() -> None:
+    """Of its session in its partition, up to the last one: later ones were skipped."""
+    waiting = Waiting()
+    jobs = [msgspec.structs.replace(a_job(f"j{i}"), entry_id=f"{i}-0") for i in range(3)]
+    for job in jobs[:2]:
+        waiting.queue(job, ZH, 0)
+    elsewhere = msgspec.structs.replace(jobs[0], partition=1)
+    another = msgspec.structs.replace(jobs[0], session_id="s2")
+    assert [waiting.holds(job) for job in (*jobs, elsewhere, another)] == [True, True, False, False, False]
 
 
 # ---- the sweep ---------------------------------------------------------------------------------------------
