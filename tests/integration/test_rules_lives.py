@@ -22,7 +22,8 @@ from tests.integration.test_rules_nodes import Spans, reserved, server_ms, stop_
 from tests.raw.node import Assignment
 from tests.system import QUICK, System, running
 
-HANDING_OVER = msgspec.structs.replace(QUICK, start_ms=900, lease_ms=900, margin_ms=400)
+HANDING_OVER = msgspec.structs.replace(QUICK, start_ms=900, lease_ms=900, margin_ms=400, silence_ms=5_000)
+LONG_LEASES = msgspec.structs.replace(HANDING_OVER, start_ms=9_000, lease_ms=9_000)
 SIGNAL_S = 10  # how long a thread waits for what a test is about to do
 
 
@@ -87,7 +88,7 @@ async def until_later(system: System, wait_ms: int) -> None:
 async def test_a_later_boot_ends_what_lower_boots_held(url: str) -> None:
     """RULES 12 and 13: no reaper is needed; what was started counts as a crash, what never was does not."""
     gate = Gate()
-    async with running(url) as system:
+    async with running(url, LONG_LEASES) as system:
         await stop_reaper(system)
         await dead_life(system, slots=2)
         ids = await submit(system, 2)
@@ -235,8 +236,7 @@ async def test_lives_that_know_the_protocol_alone_share_their_slots_too(url: str
 async def test_a_third_life_leaves_the_slots_of_the_first_alone_too(url: str, stubborn: Stubborn) -> None:
     """RULES 13: a life that was replaced reads on, and renews at once at each boot that is later still."""
     spans = Spans()
-    settings = msgspec.structs.replace(HANDING_OVER, start_ms=5_000, lease_ms=5_000, margin_ms=300)
-    async with running(url, settings) as system:
+    async with running(url, LONG_LEASES) as system:
         first = await system.add_node("n1", stubborn.in_a_thread, capacity=2, observer=spans)
         ids = await submit(system, 3)
         await system.until(lambda: spans.begun() == 2)
@@ -244,7 +244,7 @@ async def test_a_third_life_leaves_the_slots_of_the_first_alone_too(url: str, st
         await first.stopped()
         third = await system.add_node("n1", stubborn.in_a_thread, capacity=2, observer=spans)
         await second.stopped()
-        await until_later(system, 4 * settings.margin_ms)
+        await until_later(system, 4 * LONG_LEASES.margin_ms)
         assert (first.running, third.running, await system.used()) == (2, 0, 2)
 
         stubborn.let_go()

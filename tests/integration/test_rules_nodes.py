@@ -352,7 +352,8 @@ async def test_a_node_does_not_leave_before_its_last_heartbeat_is_answered(
         sent.append(asyncio.create_task(arrive_late(document)))
         return await asyncio.shield(sent[0])  # what is sent arrives, whether or not its sender waits for the answer
 
-    async with running(url) as system:
+    settings = msgspec.structs.replace(QUICK, silence_ms=10_000)
+    async with running(url, settings) as system:
         node = await system.add_node("n1", Attempts())
         monkeypatch.setattr(Control, "beat", slow)
         await system.until(lambda: len(sent) == 1)
