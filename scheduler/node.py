@@ -143,21 +143,37 @@ class Node:
         self._tasks = [asyncio.create_task(loop.run()) for loop in self._loops]
 
     async def __aexit__(self, *_: object) -> None:
-        await self.drain()
+        try:
+            await self.drain()
+            self._stop_serving()
+            await self._end_handlers()
+            await self._last_word()
+        finally:
+            await self._close()
+
+    def _stop_serving(self) -> None:
         self._end_life(self.phase if self.phase in ("left", "replaced") else "stopped")
         self._attempts.stop_all("the node stopped")
-        await self._end_handlers()
+
+    async def _last_word(self) -> None:
         try:
             async with asyncio.timeout(LAST_WORD_MS / 1000):
                 await self._reporter.report()
         except (SchedulerError, OSError, TimeoutError) as error:
             if len(self._reporter):
                 logger.error("%s: %d outcomes were not reported: %r", self.node_id, len(self._reporter), error)
+
+    async def _close(self) -> None:
+        """End whatever runs here, also after a failure, or when leaving was cancelled."""
+        if not self._ended.is_set():
+            self._stop_serving()
         for loop in self._loops:
             loop.stop()
-        await end_tasks(self._tasks)
-        self._threads.shutdown()
-        await self._store.close()
+        try:
+            await end_tasks(self._tasks)
+        finally:
+            self._threads.shutdown()
+            await self._store.close()
 
     async def _end_handlers(self) -> None:
         """Wait for handlers that were stopped; longer in a life that was replaced, for the later one has their slots.

@@ -32,6 +32,7 @@ from scheduler.config import Settings
 from scheduler.handlers import BYTES
 from scheduler.producer import Producer
 from scheduler.session.bindings import Binding, parse
+from scheduler.session.decisions import in_words
 from scheduler.store.store import Store, open_store
 
 NAMED_MAX: Final = 5
@@ -169,6 +170,7 @@ class Picture(msgspec.Struct, frozen=True):
     boot: str | None
     token: int | None
     pool: str | None
+    decision: str
     lease_until_ms: int | None
     reason: str
     detail: str
@@ -244,6 +246,7 @@ async def _look(redis_url: str | None, settings: Settings, job_id: str) -> Pictu
         boot=record.get("boot") or None,
         token=number("token") or None,
         pool=record.get("pool") or None,
+        decision=record.get("decision", ""),
         lease_until_ms=number("lease_until_ms"),
         reason=record.get("reason", ""),
         detail=outcome.detail if outcome else "",
@@ -286,6 +289,7 @@ def _in_words(picture: Picture) -> list[tuple[str, str]]:
         ("submitted", at(picture.submitted_ms)),
         ("due", at(picture.due_ms)),
         ("node" if live else "last node", picture.node or ""),
+        ("because", in_words(picture.decision)),
         ("boot", picture.boot or ""),
         ("pool", picture.pool or ""),
         ("token", str(picture.token or "")),

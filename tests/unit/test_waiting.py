@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from scheduler.runtime.intake import Class
-from scheduler.runtime.waiting import DEADLINES_SPARE, WAKE_CANDIDATES_MAX, Waiter, Waiting
+from scheduler.runtime.lines import DEADLINES_SPARE
+from scheduler.runtime.waiting import WAKE_CANDIDATES_MAX, Waiter, Waiting
 from tests.unit.arrange import EN_DE, a_class, a_job
 
 ZH = a_class()
@@ -126,7 +127,7 @@ def test_a_wake_lasts_until_a_try_finds_the_node_full() -> None:
         for waiter in chosen:
             if free:
                 free -= 1
-                waiting.leave(waiter, placed=True)
+                waiting.leave(waiter, placed="n1")
             else:
                 waiting.still_full(waiter, waiter.hint or ())
     assert rounds == [2, 4, 8]
@@ -146,7 +147,7 @@ def test_a_freed_slot_costs_one_try_too_many_at_most() -> None:
             node = next((name for name in waiter.hint or () if free[name]), None)
             if node:
                 free[node] -= 1
-                waiting.leave(waiter, placed=True)
+                waiting.leave(waiter, placed="n1")
             else:
                 in_vain += 1
                 waiting.still_full(waiter, waiter.hint or ())
@@ -206,6 +207,18 @@ def test_more_open_nodes_than_a_try_takes_end_all_the_same() -> None:
     assert [len(hint) for hint in hints] == [16, 16, 1]
     assert sorted(node for hint in hints for node in hint) == sorted(nodes)
     assert picture(waiting) == {"j1": "parked"}
+
+
+def test_more_open_nodes_than_a_try_takes_are_tried_pool_by_pool() -> None:
+    """Those of the preferred pool before those of its fallback pools, whatever the order in which they were named."""
+    waiting = Waiting(tier_of=lambda wanted, node: 1 if node.startswith("fallback") else 0)
+    add(waiting, "j1", "s1")
+    nodes = [f"{tier}{i}" for i in range(WAKE_CANDIDATES_MAX) for tier in ("fallback", "own")]
+    settle(waiting, tuple(nodes))
+    (waiter,) = waiting.tries(128)
+    assert waiter.hint == tuple(node for node in nodes if node.startswith("own"))
+    waiting.still_full(waiter, waiter.hint)
+    assert tried(waiting) == {"j1": tuple(node for node in nodes if node.startswith("fallback"))}
 
 
 def test_who_parked_behind_a_question_asks_when_the_asker_leaves() -> None:
@@ -290,7 +303,7 @@ def test_whoever_left_is_not_moved_by_late_answers() -> None:
     waiting.answer_open(waiter, ("n1",))
     waiting.park(waiter)
     waiting.reclassify(waiter, DE)
-    waiting.leave(waiter, placed=True)
+    waiting.leave(waiter, placed="n1")
     assert (picture(waiting), len(waiting), waiting.classes(), waiting.busy) == ({}, 0, [], False)
 
 
@@ -332,7 +345,7 @@ def test_who_was_in_a_call_when_the_one_that_was_to_find_out_left_asks_before_it
     waiting.wake(["n1"], everywhere)
     afresh, woken = waiting.tries(128)
     assert (afresh.hint, woken.hint) == (None, ("n1",))
-    waiting.leave(afresh, placed=True)
+    waiting.leave(afresh, placed="n1")
     waiting.still_full(woken, ["n1"])
     assert picture(waiting) == {"j4": "asking"}
     settle(waiting)
@@ -355,9 +368,9 @@ def test_overdue_are_those_whose_deadline_has_passed_competing_or_not() -> None:
     for job_id, deadline_at_ms in (("j1", 30), ("j2", 10), ("j3", 20), ("j4", None), ("j5", 10)):
         waiting.queue(a_job(job_id, "s1", deadline_at_ms=deadline_at_ms), ZH, 0)
     waiting.leave(list(waiting)[4])
-    assert names(waiting.overdue(9)) == []
-    assert names(waiting.overdue(20)) == ["j2", "j3"]
-    assert names(waiting.overdue(20)) == []
+    assert names(waiting.deadlines.overdue(9, 9)) == []
+    assert names(waiting.deadlines.overdue(20, 9)) == ["j2", "j3"]
+    assert names(waiting.deadlines.overdue(20, 9)) == []
 
 
 def test_far_deadlines_of_those_who_left_are_forgotten() -> None:
@@ -367,9 +380,9 @@ def test_far_deadlines_of_those_who_left_are_forgotten() -> None:
     kept = 0
     for i in range(3 * DEADLINES_SPARE):
         waiting.leave(waiting.queue(a_job(f"j{i}", deadline_at_ms=10**12), ZH, 0))
-        kept = max(kept, len(waiting._deadlines))
+        kept = max(kept, len(waiting.deadlines))
     assert kept <= DEADLINES_SPARE + 4
-    assert waiting.overdue(10**13) == [stays]
+    assert waiting.deadlines.overdue(10**13, 9) == [stays]
 
 
 # ---- the sweep ---------------------------------------------------------------------------------------------
@@ -399,7 +412,7 @@ def test_only_a_placement_that_no_event_announced_is_a_hit_of_the_sweep() -> Non
         if story == "full":
             waiting.still_full(waiter, ["n1"])
         else:
-            waiting.leave(waiter, placed=True)
+            waiting.leave(waiter, placed="n1")
         hits[story] = waiting.sweep_hits
     assert hits == {"placed": 1, "full": 0, "announced": 0}
 
