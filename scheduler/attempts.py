@@ -1,12 +1,14 @@
 """A node's attempts under way: each runs a handler under a lease, is renewed with the others, and ends with a word.
 
-Rules: no handler starts or goes on past its lease, as bounded by the node's own clock (leases.py); what should have
-stopped but runs on, a thread above all, keeps its slot occupied.
+Rules: no handler starts or goes on past its lease, as bounded by the node's own clock (leases.py). An attempt lasts
+until nothing of its handler runs any more: what should have stopped but runs on, a thread above all, keeps its slot
+occupied, and its reservation is renewed for as long as the server allows.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import time
@@ -41,13 +43,14 @@ class Observer:
 
 
 class Running(msgspec.Struct):
-    """An attempt under way."""
+    """An attempt under way. Its task ends when it is stopped, a thread of it may run on."""
 
     job: Job
     lease: leases.Reservation
     task: asyncio.Task[Ending]
     stop: Ending | None = None  # what to report instead of what the handler returns
-    lost: bool = False  # nothing is to be reported
+    lost: bool = False  # its reservation is gone: nothing is to be renewed or reported
+    overrun: bool = False  # nothing is to be renewed
 
 
 class Attempts:
@@ -80,11 +83,18 @@ class Attempts:
         self._threads = threads
         self._report = report
         self._random = Random()
-        self._replaced = False
+        self._renew_at_once = False
         self._watched_at = time.monotonic()
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def __len__(self) -> int:
         return len(self.running)
+
+    @property
+    def reserved(self) -> int:
+        """How many of them hold their reservation, as far as is known here."""
+        return sum(not running.lost for running in self.running.values())
 
     # ---- from start to end ----
 
@@ -106,13 +116,13 @@ class Attempts:
             return
         task = asyncio.create_task(self._attempt(job), name=f"job {job.job_id}")
         self.running[job.token] = Running(job, lease, task)
+        self._idle.clear()
         task.add_done_callback(functools.partial(self._ended, job))
 
     def _is_occupied(self) -> bool:
         """Whether attempts that should have ended, but run on, leave no room: threads, handlers that will not stop."""
-        left_behind = self._threads.left_behind
-        stuck = left_behind + sum(running.job.stopped.is_set() for running in self.running.values())
-        return stuck > 0 and len(self.running) + left_behind >= self._capacity
+        stuck = any(running.job.stopped.is_set() for running in self.running.values())
+        return stuck and len(self.running) >= self._capacity
 
     async def _attempt(self, job: Job) -> Ending:
         self._observer.started(job, _monotonic_us())
@@ -122,9 +132,21 @@ class Attempts:
             self._threads.when_ended(job, lambda: self._observer.ended(job, _monotonic_us()))
 
     def _ended(self, job: Job, task: asyncio.Task[Ending]) -> None:
+        """The task has ended, and the attempt with it, unless a thread runs on."""
+        if not self._threads.runs_on(job):
+            self._settle(job, task)
+            return
+        if self.running[job.token].overrun:
+            self._give_up(self.running[job.token])
+        settle = functools.partial(self._settle, job, task)
+        self._threads.when_ended(job, functools.partial(_call_in, asyncio.get_running_loop(), settle))
+
+    def _settle(self, job: Job, task: asyncio.Task[Ending]) -> None:
         """Report what the handler came to, unless the reservation is gone."""
         running = self.running.pop(job.token)
-        if running.lost or (self._replaced and self._threads.runs_on(job)):
+        if not self.running:
+            self._idle.set()
+        if running.lost:
             return
         if task.cancelled():
             ending = running.stop or self._broke(job, "CancelledError: the handler was cancelled, but not by this node")
@@ -133,6 +155,12 @@ class Attempts:
         else:
             ending = task.result()
         self._report(job, ending)
+
+    def _give_up(self, running: Running) -> None:
+        """Report an attempt that was stopped although its handler runs on; the slot stays occupied here."""
+        if running.stop is not None and not running.lost:
+            running.lost = True
+            self._report(running.job, running.stop)
 
     def _broke(self, job: Job, detail: str) -> Ending:
         return handlers.failed(job, detail, None, self._settings, self._random)
@@ -145,22 +173,30 @@ class Attempts:
             _stop(running, retry.given_back(detail))
 
     def hand_over(self) -> None:
-        """A later boot of this node is there: as `stop_all`, but whatever runs on in a thread keeps its slot.
+        """A later boot of this node is there: as `stop_all`, and what runs on is renewed in the next step of `renew`.
 
-        So both together never run more than the node has slots for: a slot is free when its handler has ended.
+        So the later boot sees that somebody is alive here, and both together never run more than the node has slots.
         """
-        self._replaced = True
         self.stop_all("a later boot of the node took over")
+        self._renew_at_once = True
 
     async def ended(self, timeout_ms: int) -> None:
-        """Wait until no handler runs, at most `timeout_ms`."""
-        if self.running:
-            await asyncio.wait([each.task for each in self.running.values()], timeout=timeout_ms / 1000)
+        """Wait until no handler runs, nor a thread of one, at most `timeout_ms`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_ms / 1000):
+                await self._idle.wait()
+
+    def give_up_all(self) -> None:
+        """Report what was stopped and runs on all the same: nobody will be here to wait for it."""
+        for running in self.running.values():
+            self._give_up(running)
 
     async def renew(self) -> None:
         """Renew all in one call when a third of some lease has passed; stop what is lost, cancelled or too long."""
-        reservations = [running.lease for running in self.running.values()]
-        if not leases.renewal_due(reservations, self._clock.latest_ms(_monotonic_ms())):
+        reservations = [running.lease for running in self.running.values() if not (running.lost or running.overrun)]
+        at_once, self._renew_at_once = self._renew_at_once, False
+        due = at_once or leases.renewal_due(reservations, self._clock.latest_ms(_monotonic_ms()))
+        if not reservations or not due:
             return
         _, answers = await self._cell.renew(self._node_id, [(each.job_id, each.token) for each in reservations])
         for lease, answer in zip(reservations, answers, strict=True):
@@ -175,7 +211,10 @@ class Attempts:
             if answer.cancelling:
                 _stop(running, retry.given_back("cancelled"))
         elif answer.why == "overrun":
+            running.overrun = True
             _stop(running, retry.overrun())
+            if running.task.done():
+                self._give_up(running)
         else:
             logger.warning("%s: the reservation of job %s is lost", self._node_id, lease.job_id)
             running.lost = True
@@ -192,20 +231,26 @@ class Attempts:
                 self._node_id,
                 late_ms,
             )
-        reservations = [running.lease for running in self.running.values()]
+        reservations = [running.lease for running in self.running.values() if not running.job.stopped.is_set()]
         for lease in leases.to_stop(reservations, self._clock.latest_ms(_monotonic_ms()), self._settings.margin_ms):
-            running = self.running[lease.token]
-            if running.stop is None:
-                logger.warning(
-                    "%s: the lease of job %s cannot be renewed in time, its handler stops", self._node_id, lease.job_id
-                )
-                _stop(running, retry.given_back("the lease could not be renewed in time"))
+            logger.warning(
+                "%s: the lease of job %s cannot be renewed in time, its handler stops", self._node_id, lease.job_id
+            )
+            _stop(self.running[lease.token], retry.given_back("the lease could not be renewed in time"))
 
 
 def _stop(running: Running, ending: Ending | None) -> None:
     running.stop = running.stop or ending
-    running.job.stopped.set()
-    running.task.cancel()
+    if not running.job.stopped.is_set():
+        # Once: a second cancellation would end what the handler does to clean up.
+        running.job.stopped.set()
+        running.task.cancel()
+
+
+def _call_in(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    """Let an event loop call, from a thread; one that is closed has nobody left to tell."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(call)
 
 
 def _monotonic_ms() -> float:

@@ -7,7 +7,7 @@
   `Retry(delay_ms=...)` chooses the delay; `Reject("why")` ends the job as `failed`, without another attempt.
 - An async handler is cancelled (asyncio.CancelledError) when its reservation is lost, cancelled or may have ended. A
   thread cannot be cancelled: it should look at `job.stopped` now and then, and what it returns afterwards is thrown
-  away.
+  away. Until it ends, its slot is occupied.
 - A job may run more than once: a node can die after the work and before its report. `job.token` rises with each
   reservation of a job, so that a store behind the handler can refuse a late writer.
 """
@@ -159,14 +159,8 @@ class Threads:
     """Threads for plain functions."""
 
     def __init__(self, workers: int, name: str) -> None:
-        self._behind: set[int] = set()
         self._executor = ThreadPoolExecutor(workers, thread_name_prefix=name)
-        self._futures: dict[int, Future[Any]] = {}
-
-    @property
-    def left_behind(self) -> int:
-        """How many still run although their attempt was stopped."""
-        return len(self._behind)
+        self._behind: dict[int, Future[Any]] = {}
 
     def runs_on(self, job: Job) -> bool:
         """Whether the thread of an attempt that was stopped still runs."""
@@ -179,14 +173,13 @@ class Threads:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             if future.running():
-                self._behind.add(job.token)
-                future.add_done_callback(lambda _: self._behind.discard(job.token))
-                self._futures[job.token] = future
+                self._behind[job.token] = future
+                future.add_done_callback(lambda _: self._behind.pop(job.token))
             raise
 
     def when_ended(self, job: Job, tell: Callable[[], None]) -> None:
-        """Call `tell` once nothing of the job runs any more: now, or when its thread ends."""
-        future = self._futures.pop(job.token, None)
+        """Call `tell` once nothing of the job runs any more: now, or in its thread when that ends."""
+        future = self._behind.get(job.token)
         if future is None:
             tell()
         else:

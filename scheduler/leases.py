@@ -1,5 +1,5 @@
-"""Pure. Decides; never performs. A node's own bound on the server's time, and which reservations are renewed or
-stopped.
+"""Pure. Decides; never performs. A node's own bound on the server's time, which reservations are renewed or stopped,
+and which of an earlier life are kept.
 
 No handler runs past its lease: the bound on the server's time is the `now_ms` of an answer plus the own monotonic
 time since that request was *sent*, so it is never too low, however long the answer took or the process was stopped.
@@ -58,3 +58,14 @@ def may_run(reservation: Reservation, latest_ms: float, margin_ms: int) -> bool:
     The margin is half of the lease at most: pools can have shorter leases than the node's own settings were made for.
     """
     return latest_ms < reservation.lease_until_ms - min(margin_ms, reservation.length_ms // 2)
+
+
+def was_renewed_since(boot_ms: int, started_ms: int | None, lease_until_ms: int, lease_ms: int) -> bool:
+    """Whether a reservation was renewed at `boot_ms` or later: who holds it is alive then.
+
+    A renewal gives `lease_ms` from its own time on, so it took place that long before the lease ends. Only the first
+    lease has another length; it is the one in force as long as nothing is started.
+
+    Args: boot_ms, server time; started_ms, lease_until_ms and lease_ms, as the record has them.
+    """
+    return started_ms is not None and lease_until_ms - lease_ms >= boot_ms

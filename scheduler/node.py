@@ -3,9 +3,9 @@
     async with Node(url, "n1", capacity=8, pairs=[("en", "zh")], features={"asr"}, handler=handle) as node:
         await node.stopped()
 
-Rules: a node starts work only after its own `boot` message, ends the reservations of its lower boots, stops when it
-reads a higher one, and never runs a handler past its lease (attempts.py). The contract of handlers stands in
-handlers.py.
+Rules: a node starts work only after its own `boot` message, ends the reservations that a lower boot of it left behind,
+stops when it reads a higher one, and never runs a handler past its lease (attempts.py). The contract of handlers stands
+in handlers.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from scheduler import keys, leases, model
-from scheduler.attempts import WATCH_MS, Attempts, Observer
+from scheduler.attempts import GIVE_BACK_MS, WATCH_MS, Attempts, Observer
 from scheduler.config import Settings, check_settings, read_settings
 from scheduler.errors import InvalidInput, SchedulerError
 from scheduler.handlers import Handler, Job, Threads
@@ -38,6 +38,7 @@ FIRST_WORD_MS: Final = 2_000  # for telling the server that this node leaves
 LAST_WORD_MS: Final = 5_000  # for reporting the last outcomes while leaving
 THREADS_MIN: Final = 32
 INBOX_COUNT: Final = 128
+_LEASE: Final = ("token", "started_ms", "lease_until_ms", "lease_ms")
 
 Phase = Literal["joining", "serving", "draining", "left", "replaced", "stopped"]
 
@@ -95,8 +96,9 @@ class Node:
         self._clock = leases.ServerClock()
         self._earlier: list[Job] = []
         self._cursor = "0"
-        self._hand_over: asyncio.TimerHandle | None = None
-        self._handed_over = False
+        self._margin_is_over = False
+        self._may_leave_from_s = float("inf")
+        self._told = asyncio.Event()  # the server has heard that this node drains, or need not hear it any more
         self._ended = asyncio.Event()
 
     # ---- life ----
@@ -126,21 +128,24 @@ class Node:
         except BaseException:
             await self._store.close()
             raise
-        self._loops = [
-            Loop("beat", self._beat, self._settings.heartbeat_ms),
-            Loop("inbox", self._read_inbox, 0),
-            Loop("renew", self._attempts.renew, WATCH_MS),
-            Loop("watch", self._attempts.watch, max(1, min(WATCH_MS, self._settings.margin_ms // 2))),
-        ]
-        self._release_loop = Loop("release", self._release, 1_000)
-        self._tasks = [asyncio.create_task(loop.run()) for loop in (*self._loops, self._release_loop)]
+        self._start_loops()
         return self
+
+    def _start_loops(self) -> None:
+        self._beat_loop = Loop("beat", self._beat, self._settings.heartbeat_ms)
+        self._renew_loop = Loop("renew", self._attempts.renew, WATCH_MS)
+        self._release_loop = Loop("release", self._release, 1_000)
+        watch_ms = max(1, min(WATCH_MS, self._settings.margin_ms // 2))
+        # The others go on to the very end: a life that is over still renews what runs on, and reads of later boots.
+        self._serving = [self._beat_loop, Loop("watch", self._attempts.watch, watch_ms)]
+        self._loops = [*self._serving, Loop("inbox", self._read_inbox, 0), self._renew_loop, self._release_loop]
+        self._tasks = [asyncio.create_task(loop.run()) for loop in self._loops]
 
     async def __aexit__(self, *_: object) -> None:
         try:
             await self.drain()
             self._stop_serving()
-            await self._attempts.ended(LAST_WORD_MS)
+            await self._end_handlers()
             await self._last_word()
         finally:
             await self._close()
@@ -152,7 +157,7 @@ class Node:
     async def _last_word(self) -> None:
         try:
             async with asyncio.timeout(LAST_WORD_MS / 1000):
-                await self._release()
+                await self._reporter.report()
         except (SchedulerError, OSError, TimeoutError) as error:
             if len(self._reporter):
                 logger.error("%s: %d outcomes were not reported: %r", self.node_id, len(self._reporter), error)
@@ -161,12 +166,29 @@ class Node:
         """End whatever runs here, also after a failure, or when leaving was cancelled."""
         if not self._ended.is_set():
             self._stop_serving()
-        self._release_loop.stop()
+        for loop in self._loops:
+            loop.stop()
         try:
             await end_tasks(self._tasks)
         finally:
             self._threads.shutdown()
             await self._store.close()
+
+    async def _end_handlers(self) -> None:
+        """Wait for handlers that were stopped; longer in a life that was replaced, for the later one has their slots.
+
+        What runs on all the same is given back, or by a life that was replaced left to the end of its lease.
+        """
+        await self._attempts.ended(LAST_WORD_MS)
+        if self._is_replaced():
+            await self._attempts.ended(max(0, self._drain_ms_max - LAST_WORD_MS))
+        if self.running:
+            logger.warning("%s: %d handlers do not stop", self.node_id, self.running)
+        if not self._is_replaced():
+            self._attempts.give_up_all()
+
+    def _is_replaced(self) -> bool:
+        return self.phase == "replaced"
 
     async def drain(self) -> None:
         """Take no more work, finish what runs, and leave; gives up after `drain_ms_max`."""
@@ -175,12 +197,15 @@ class Node:
         self.phase = "draining"
         self._beat_document = msgspec.structs.replace(self._beat_document, draining=True)
         started_s = time.monotonic()
+        # A manager that has not taken this node in yet would do it when it has left.
+        self._may_leave_from_s = min(self._may_leave_from_s, started_s + FIRST_WORD_MS / 1000)
+        self._beat_loop.wake()
         try:
             async with asyncio.timeout(min(FIRST_WORD_MS, self._drain_ms_max) / 1000):
-                await self._beat()
+                await self._told.wait()
         except TimeoutError:
             logger.warning("%s: the server does not answer, leaving without its word", self.node_id)
-            if not self.running:
+            if not self._attempts.reserved:
                 return
         rest_s = self._drain_ms_max / 1000 - (time.monotonic() - started_s)
         try:
@@ -195,34 +220,46 @@ class Node:
 
     @property
     def running(self) -> int:
-        """Handlers that run now."""
+        """Handlers that run now, with threads that were stopped and run on."""
         return len(self._attempts)
 
     # ---- heartbeat ----
 
     async def _beat(self) -> None:
+        """Leave if nothing keeps this node, or else say that it is there.
+
+        One step does both, so one comes after the other: a heartbeat that arrives after `leave` registers the node
+        again, and nobody would be there to serve it.
+        """
+        if self.phase == "draining" and await self._leave():
+            return
         document = msgspec.structs.replace(self._beat_document, running=self.running)
         await self._store.control.beat(model.encode_beat(document))
-        if self.phase == "draining":
-            await self._leave()
+        if document.draining:
+            self._told.set()
 
-    async def _leave(self) -> None:
-        """Leave once the capacity is 0 and the slots are empty; the script knows."""
-        if self.running or self._earlier or len(self._reporter):
-            return
+    def _is_done(self) -> bool:
+        """Whether nothing is left that only this node can end."""
+        return not (self._attempts.reserved or self._earlier or len(self._reporter))
+
+    async def _leave(self) -> bool:
+        """Leave once the capacity is 0 and the slots are empty; the script knows. Returns: whether it did."""
+        if not self._is_done() or time.monotonic() < self._may_leave_from_s:
+            return False
         answer = await self._store.cell.leave(self.node_id, self.boot)
-        if answer != "busy":
-            self._end_life("left" if answer == "left" else "replaced")
+        if answer == "busy":
+            return False
+        self._end_life("left" if answer == "left" else "replaced")
+        return True
 
     def _end_life(self, phase: Phase) -> None:
-        """This node serves no more: it reads and beats no more, and whoever waits for that is told."""
+        """This node serves no more: it beats no more, and whoever waits for that is told."""
         if not self._ended.is_set():
             logger.info("%s: %s", self.node_id, phase)
         self.phase = phase
-        if self._hand_over is not None:
-            self._hand_over.cancel()
-        for loop in self._loops:
+        for loop in self._serving:
             loop.stop()
+        self._told.set()
         self._ended.set()
 
     # ---- inbox ----
@@ -246,37 +283,51 @@ class Node:
     def _obey(self, fields: dict[bytes, bytes]) -> None:
         control, boot = fields[b"control"].decode(), fields.get(b"boot", b"").decode()
         if model.boot_order(boot) > model.boot_order(self.boot):
-            self._replaced(boot)
+            if self.phase != "left":
+                self._replaced(boot)
         elif boot != self.boot:
             return
-        elif control == "boot" and self.phase == "joining":
-            self.phase = "serving"
-            logger.info("%s serves as boot %s", self.node_id, self.boot)
-            loop, margin_s = asyncio.get_running_loop(), self._settings.margin_ms / 1000
-            self._hand_over = loop.call_later(margin_s, self._end_earlier)
+        elif control == "boot":
+            self._joined()
         elif control == "drained" and self.phase in ("serving", "draining"):
             self.phase = "draining"
             logger.info("%s is drained", self.node_id)
-            self._release_loop.wake()  # which leaves, once nothing runs
+            self._beat_loop.wake()  # which leaves, once nothing runs
         elif control == "resumed" and self.phase == "draining" and not self._beat_document.draining:
             self.phase = "serving"
             logger.info("%s is resumed", self.node_id)
 
+    def _joined(self) -> None:
+        """The scheduler knows this boot, and an earlier life reads of it too."""
+        asyncio.get_running_loop().call_later(self._settings.margin_ms / 1000, self._end_margin)
+        self._may_leave_from_s = 0.0
+        if self.phase == "joining":
+            self.phase = "serving"
+            logger.info("%s serves as boot %s", self.node_id, self.boot)
+
+    def _end_margin(self) -> None:
+        """An earlier life has had its time to hand over."""
+        self._margin_is_over = True
+        self._release_loop.wake()
+
     def _replaced(self, boot: str) -> None:
-        """A later life of this node has taken over: what runs here ends now."""
+        """A later life of this node has taken over, or one that is later still: what runs here ends now, and is renewed
+        until it has.
+        """
         logger.warning("%s: boot %s replaces %s, stopping", self.node_id, boot, self.boot)
         self._attempts.hand_over()
+        self._renew_loop.wake()
         self._end_life("replaced")
 
     def _assign(self, job: Job, fields: dict[bytes, bytes]) -> None:
-        """Start what is ours; entries of lower boots are ended once our own boot is confirmed."""
+        """Start what is ours, while this life lasts; entries of lower boots wait until our own boot is confirmed."""
         boot = fields.get(b"boot", b"").decode()
-        if boot == self.boot:
+        if boot == self.boot and self._ended.is_set():
+            self._end(job, retry.given_back("the node stopped", GIVE_BACK_MS))
+        elif boot == self.boot:
             self._attempts.start(job, int(fields[b"lease_until_ms"]), int(fields[b"lease_ms"]))
         elif model.boot_order(boot) < model.boot_order(self.boot):
             self._earlier.append(job)
-            if self._handed_over:
-                self._end_earlier()
 
     # ---- endings ----
 
@@ -284,19 +335,31 @@ class Node:
         self._reporter.add(job, ending)
         self._release_loop.wake()
 
-    def _end_earlier(self) -> None:
-        """End the reservations of lower boots, a margin after our own boot was confirmed: nobody runs them any more.
+    async def _end_earlier(self) -> None:
+        """End the reservations that lower boots left behind, a margin after our own boot was confirmed.
 
-        An earlier life that is alive reads of us too, and gives back what it ran as its handlers stop, for which a
-        handler has the margin of its lease. What is left then belonged to a life that is dead, or cut off.
+        An earlier life that is alive reads of us too: it gives back what it ran as its handlers stop, and renews what
+        does not stop at once. So what was not renewed since we began belongs to a life that is dead, or cut off. What
+        was is left alone: its holder ends it, or else the reaper does when the lease lapses, as with any node.
         """
-        self._handed_over = True
-        for job in self._earlier:
-            self._end(job, retry.Ending("reboot", reason="reboot", detail="the node was started again"))
-        self._earlier = []
+        boot_ms = model.boot_order(self.boot) // 1_000
+        while self._earlier:
+            batch = self._earlier[: self._settings.batch_max]
+            records = await self._store.reads.records([job.job_id for job in batch], _LEASE)
+            del self._earlier[: len(batch)]
+            for job, (token, *lease) in zip(batch, records, strict=True):
+                started_ms, until_ms, lease_ms = (None if each is None else int(each) for each in lease)
+                if token != str(job.token) or until_ms is None or lease_ms is None:
+                    continue  # given back meanwhile
+                if leases.was_renewed_since(boot_ms, started_ms, until_ms, lease_ms):
+                    logger.info("%s: an earlier life still runs job %s", self.node_id, job.job_id)
+                else:
+                    self._end(job, retry.Ending("reboot", reason="reboot", detail="the node was started again"))
 
     async def _release(self) -> None:
-        """Report what has ended, and leave if that was all that kept this node."""
+        """Report what has ended, and have this node leave if that was all that kept it."""
         await self._reporter.report()
-        if self.phase == "draining":
-            await self._leave()
+        if self._margin_is_over and not self._ended.is_set():
+            await self._end_earlier()
+        if self.phase == "draining" and self._is_done():
+            self._beat_loop.wake()

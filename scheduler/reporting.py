@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 
@@ -35,6 +36,7 @@ class Reporter:
         self._node_id = node_id
         self._boot = boot
         self._endings: list[calls.ReleaseItem] = []
+        self._reporting = asyncio.Lock()
 
     def __len__(self) -> int:
         return len(self._endings)
@@ -62,7 +64,14 @@ class Reporter:
         )
 
     async def report(self) -> None:
-        """Report every ending so far, in as few calls as possible; what cannot be reported is kept."""
+        """Report every ending so far, in as few calls as possible; what cannot be reported is kept.
+
+        One caller at a time: two that took the same batch would both strike it off, and what came after it too.
+        """
+        async with self._reporting:
+            await self._report()
+
+    async def _report(self) -> None:
         while self._endings:
             batch = self._endings[: self._settings.batch_max]
             answers = await or_each_alone(batch, self._release, lambda _: calls.NotReleased("broken"))

@@ -1,4 +1,4 @@
-"""Nodes under leases: late assignments, failing renewals, earlier and later boots, drains that are taken back."""
+"""Nodes under leases: late assignments, failing renewals, drains that are taken back."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,11 +17,10 @@ from scheduler.attempts import Observer
 from scheduler.calls import CapacityItem
 from scheduler.errors import ServerUnavailable
 from scheduler.handlers import Job
-from scheduler.model import NodeBeat
 from scheduler.node import Node
 from scheduler.roles import REAPER_EVERY_MS, start_manager, start_reaper
 from scheduler.store.cell import Cell
-from scheduler.store.control import Leading
+from scheduler.store.control import Beaten, Control, Leading
 from scheduler.store.reads import READ_BLOCK_MS, Reads, StreamEntry
 from scheduler.store.server import EmbeddedServer
 from tests.fault.test_nodes import ended, submit
@@ -42,6 +42,10 @@ class Spans(Observer):
 
     def ended(self, job: Job, at_us: int) -> None:
         self.spans.append((job.job_id, self._started.pop(job.token), at_us))
+
+    def begun(self) -> int:
+        """How many handlers run that have begun."""
+        return len(self._started)
 
     def most(self) -> int:
         """How many handlers ran at once."""
@@ -242,84 +246,7 @@ def _all_renewed(node: Node) -> bool:
     return all(running.lease.length_ms == running.lease.lease_ms for running in node._attempts.running.values())
 
 
-# ---- boots and drains ----------------------------------------------------------------------------------------------
-
-
-async def test_a_later_boot_ends_what_lower_boots_held(url: str) -> None:
-    """RULES 12 and 13: no reaper is needed; what was started counts as a crash, what never was does not."""
-    gate = Gate()
-    async with running(url) as system:
-        await stop_reaper(system)
-        boot = f"{await system.store.control.time_us()}-dead"
-        await system.store.control.beat(model.encode_beat(NodeBeat("n1", boot, 2, pairs=(("en", "zh"),))))
-        await system.until(lambda: "n1" in system.dispatcher.snapshots.index.nodes)
-        ids = await submit(system, 2)
-        tokens = [int((await reserved(system, job_id))["token"]) for job_id in ids]
-        await system.store.cell.renew("n1", [(ids[0], tokens[0])])
-
-        await system.add_node("n1", gate)
-        await gate.wait_for(2)
-        records = [await system.store.reads.record(job_id) for job_id in ids]
-        counted = [(record.get("crashes"), record.get("not_started"), record["attempts"]) for record in records]
-        assert counted == [("1", "0", "0"), ("0", "1", "0")]
-        assert [int(record["token"]) > token for record, token in zip(records, tokens, strict=True)] == [True, True]
-        gate.open.set()
-        assert {outcome.state for outcome in await ended(system, ids)} == {"completed"}
-        assert sorted(gate.started) == ids
-
-
-async def test_a_node_stops_when_a_later_boot_is_there(url: str) -> None:
-    """RULES 13: its handlers end, and what they ran goes back at no cost of an attempt."""
-    gate = Gate()
-    async with running(url) as system:
-        node = await system.add_node("n1", gate)
-        (job_id,) = await submit(system, 1)
-        await gate.wait_for(1)
-        await reserved(system, job_id)
-        await stop_reaper(system)
-        boot = f"{await system.store.control.time_us()}-later"
-        await system.store.control.beat(model.encode_beat(NodeBeat("n1", boot, 1)))
-
-        await node.stopped()
-        await system.until(lambda: node.running == 0)
-        assert node.phase == "replaced"
-        await system.remove_node("n1")
-        after = await system.store.reads.record(job_id)
-        counted = [after.get(name) for name in ("attempts", "crashes", "not_started")]
-        assert (after["state"], counted) == ("queued", ["0", "0", "0"])
-
-
-@pytest.mark.parametrize("in_threads", [False, True], ids=["async", "threads"])
-async def test_two_lives_of_a_node_never_run_more_than_its_slots(url: str, in_threads: bool) -> None:
-    """RULES 13: a slot of the earlier life is free for the later one when the handler in it has really ended."""
-
-    later = False
-
-    async def slow_to_stop(job: Job) -> None:
-        try:
-            await asyncio.get_running_loop().create_future() if not later else None
-        finally:
-            for _ in range(20):
-                await system.store.control.time_us()
-
-    def in_a_thread(job: Job) -> None:
-        if not later:
-            job.stopped.wait(5)
-
-    spans = Spans()
-    handler = in_a_thread if in_threads else slow_to_stop
-    async with running(url) as system:
-        first = await system.add_node("n1", handler, capacity=3, observer=spans)
-        ids = await submit(system, 9)
-        await system.until(lambda: first.running == 3)
-        del system.nodes["n1"]
-        later = True
-        await system.add_node("n1", handler, capacity=3, observer=spans)
-        outcomes = await ended(system, ids)
-        await first.__aexit__()
-        assert (first.phase, {outcome.state for outcome in outcomes}) == ("replaced", {"completed"})
-        assert {outcome.attempts for outcome in outcomes} == {0}
-        assert spans.most() <= 3
+# ---- drains --------------------------------------------------------------------------------------------------------
 
 
 class Leader:
@@ -393,3 +320,65 @@ async def test_resumed_just_before_leave(url: str, monkeypatch: pytest.MonkeyPat
         outcome = await system.producer.outcome(job_id, WAIT_MS)
         assert (outcome.state, set(answers), node.phase) == ("completed", {"busy"}, "serving")
         await hand_back(system)
+
+
+# ---- the last word -------------------------------------------------------------------------------------------------
+
+
+async def until_folded(system: System) -> None:
+    """Wait until every heartbeat that was sent before now has become a capacity, or none."""
+    boot = f"{await system.store.control.time_us()}-probe"
+    await system.store.control.beat(model.encode_beat(model.NodeBeat("probe", boot, 1)))
+
+    async def is_folded() -> bool:
+        return "probe" in await system.store.reads.capacities()
+
+    await system.until(is_folded)
+
+
+async def test_a_node_does_not_leave_before_its_last_heartbeat_is_answered(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RULES 14: one that arrived after `leave` would register the node again, with slots that nobody serves."""
+    beat, may_arrive, sent = Control.beat, asyncio.Event(), list[asyncio.Task[Beaten]]()
+
+    async def arrive_late(document: bytes) -> Beaten:
+        await may_arrive.wait()
+        return await beat(system.store.control, document)
+
+    async def slow(self: Control, document: bytes, *rest: Any, **options: Any) -> Beaten:
+        if b'"n1"' not in document or sent:
+            return await beat(self, document, *rest, **options)
+        sent.append(asyncio.create_task(arrive_late(document)))
+        return await asyncio.shield(sent[0])  # what is sent arrives, whether or not its sender waits for the answer
+
+    settings = msgspec.structs.replace(QUICK, silence_ms=10_000)
+    async with running(url, settings) as system:
+        node = await system.add_node("n1", Attempts())
+        monkeypatch.setattr(Control, "beat", slow)
+        await system.until(lambda: len(sent) == 1)
+        leaving = asyncio.create_task(system.remove_node("n1"))
+        later_ms = await server_ms(system) + 5 * QUICK.heartbeat_ms
+
+        async def is_later() -> bool:
+            return await server_ms(system) > later_ms
+
+        await system.until(is_later)
+        may_arrive.set()
+        await sent[0]
+        await leaving
+        await until_folded(system)
+        assert (node.phase, list(await system.store.reads.capacities())) == ("left", ["probe"])
+
+
+async def test_a_node_that_leaves_at_once_waits_until_it_was_taken_in(url: str) -> None:
+    """RULES 14: a manager that reads its heartbeats only then would register a node that is gone."""
+    async with running(url) as system:
+        await system.managers.pop()[0].stop()
+        node = Node(url, "n1", capacity=1, handler=Attempts(), settings=QUICK)
+        await node.__aenter__()
+        leaving = asyncio.create_task(node.__aexit__())
+        system.managers.append(await start_manager(url, QUICK))
+        await leaving
+        await until_folded(system)
+        assert (node.phase, list(await system.store.reads.capacities())) == ("left", ["probe"])

@@ -117,6 +117,7 @@ class Node:
         self._cursor = "0"
         self._beat_due_s = 0.0
         self._margin_over_s = float("inf")
+        self._renew_at_once = False
         self._wants_to_leave = threading.Event()
         self._over = threading.Event()
         self._running: dict[str, Assignment] = {}
@@ -130,12 +131,13 @@ class Node:
         watcher.start()
         try:
             while not self._over.is_set():
+                if self.phase != "replaced":
+                    self._beat()
+                self._read_inbox()
+                self._renew()
                 if self.phase == "replaced":
                     self._hand_over()
                 else:
-                    self._beat()
-                    self._read_inbox()
-                    self._renew()
                     self._end_earlier()
                 self._report()
         finally:
@@ -191,8 +193,6 @@ class Node:
             self.server.key(f"inbox:{self.node_id}"), self._cursor, READ_BLOCK_MS
         ):
             self._cursor = identifier
-            if self.phase == "replaced":
-                return
             if "control" in fields:
                 self._obey(fields["control"].decode(), fields["boot"].decode())
             else:
@@ -201,7 +201,7 @@ class Node:
     def _obey(self, control: str, boot: str) -> None:
         if number_of(boot) > number_of(self.boot):
             self.phase = "replaced"
-            self._margin_over_s = time.monotonic() + self._margin_ms / 1000
+            self._renew_at_once = True
             for assignment in list(self._running.values()):
                 self._stop(assignment, given_back("a later boot took over"))
         elif boot != self.boot:
@@ -221,18 +221,27 @@ class Node:
             self._start(assignment)
 
     def _end_earlier(self) -> None:
-        """What lower boots still hold, once they had their time to hand over: nobody runs it any more."""
+        """What lower boots still hold, once they had their time to hand over, but for what they have renewed."""
         if time.monotonic() < self._margin_over_s:
             return
-        self._endings += [(each, Ending("reboot", reason="reboot")) for each in self._earlier]
+        for each in self._earlier:
+            if not self._is_kept(each):
+                self._endings.append((each, Ending("reboot", reason="reboot")))
         self._earlier = []
 
+    def _is_kept(self, assignment: Assignment) -> bool:
+        """Whether an earlier life was alive to renew it since this one began."""
+        key = self.server.key(f"job:{assignment.job_id}")
+        fields = ("token", "started_ms", "lease_until_ms", "lease_ms")
+        token, started_ms, *lease = self.server.patiently(lambda: self.server.client.hmget(key, *fields))
+        if token != assignment.token.encode() or None in (started_ms, *lease):
+            return False
+        return int(lease[0]) - int(lease[1]) >= number_of(self.boot) // 1000
+
     def _hand_over(self) -> None:
-        """Exit when every handler has ended and is reported, or had its time for that."""
-        finished = not (self._running or self._endings)
-        if finished or time.monotonic() >= self._margin_over_s:
+        """Exit when every handler has ended and is reported."""
+        if not (self._running or self._endings):
             self._over.set()
-        self._over.wait(READ_BLOCK_MS / 1000)
 
     def _start(self, assignment: Assignment) -> None:
         if not self._may_run(assignment) or len(self._running) >= self._capacity:
@@ -272,8 +281,10 @@ class Node:
         """All in one call, when a third of some lease has passed."""
         running = list(self._running.values())
         latest_ms = self._clock.latest_ms()
-        if not any(latest_ms >= each.lease_until_ms - each.length_ms * 2 / 3 for each in running):
+        due = any(latest_ms >= each.lease_until_ms - each.length_ms * 2 / 3 for each in running)
+        if not running or not (due or self._renew_at_once):
             return
+        self._renew_at_once = False
         keys = [self.server.key(f"slots:{self.node_id}"), *(self.server.key(f"job:{each.job_id}") for each in running)]
         answer = self.server.call("renew", keys, [word for each in running for word in (each.job_id, each.token)])
         self._clock.heard(answer[0], self.server.sent_s)

@@ -280,13 +280,13 @@ async def test_an_async_handler_is_cancelled_and_nothing_is_left() -> None:
         await task
     ended: list[str] = []
     threads.when_ended(a_job(), lambda: ended.append("ended"))
-    assert (cleaned, threads.left_behind, ended) == ([True], 0, ["ended"])
+    assert (cleaned, threads.runs_on(a_job()), ended) == ([True], False, ["ended"])
 
 
-async def test_a_thread_that_is_left_behind_counts_until_it_ends(threads: Threads) -> None:
-    """It still occupies what the slot stands for, and whoever observes it hears of its real end."""
+async def test_a_thread_that_is_left_behind_runs_on_until_it_ends(threads: Threads) -> None:
+    """It still occupies what the slot stands for, and everybody who asked hears of its real end."""
     loop = asyncio.get_running_loop()
-    entered, ended = asyncio.Event(), asyncio.Event()
+    entered, ended, observed = asyncio.Event(), asyncio.Event(), asyncio.Event()
     may_leave = threading.Event()
 
     def handler(job: Job) -> None:
@@ -298,11 +298,13 @@ async def test_a_thread_that_is_left_behind_counts_until_it_ends(threads: Thread
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    threads.when_ended(a_job(), partial(tell, loop, observed))
     threads.when_ended(a_job(), partial(tell, loop, ended))
-    counted = [threads.left_behind, ended.is_set()]
+    before = [threads.runs_on(a_job()), observed.is_set(), ended.is_set()]
     may_leave.set()
+    await observed.wait()
     await ended.wait()
-    assert (counted, threads.left_behind) == ([1, False], 0)
+    assert (before, threads.runs_on(a_job())) == ([True, False, False], False)
 
 
 async def test_a_thread_that_had_not_begun_is_not_left_behind(threads: Threads) -> None:
@@ -327,7 +329,7 @@ async def test_a_thread_that_had_not_begun_is_not_left_behind(threads: Threads) 
     with pytest.raises(asyncio.CancelledError):
         await second
     may_leave.set()
-    assert ((await first).result, threads.left_behind, ran) == (b"done", 0, [])
+    assert ((await first).result, threads.runs_on(a_job(token=b"2")), ran) == (b"done", False, [])
 
 
 async def test_a_handler_in_a_thread_can_see_that_it_should_stop(threads: Threads) -> None:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from scheduler.leases import Reservation, ServerClock, may_run, renewal_due, to_stop
+from scheduler.leases import Reservation, ServerClock, may_run, renewal_due, to_stop, was_renewed_since
 
 MARGIN_MS = 1_000
 
@@ -88,3 +88,17 @@ def test_a_first_lease_is_shorter_and_renewed_earlier() -> None:
 def test_without_reservations_nothing_is_due() -> None:
     """Not even before the first answer."""
     assert (renewal_due([], math.inf), to_stop([], math.inf, MARGIN_MS)) == (False, [])
+
+
+@pytest.mark.parametrize(
+    ("started_ms", "lease_until_ms", "renewed"),
+    [
+        pytest.param(9_000, 24_999, False, id="the last renewal was before the boot"),
+        pytest.param(9_000, 25_000, True, id="it was in the same millisecond"),
+        pytest.param(11_000, 26_000, True, id="the first renewal was after the boot"),
+        pytest.param(None, 26_000, False, id="a long first lease that nobody renewed"),
+    ],
+)
+def test_whoever_renews_is_alive(started_ms: int | None, lease_until_ms: int, renewed: bool) -> None:
+    """The end of a lease of 15 s tells when it was given; a boot that began at 10,000 compares that with itself."""
+    assert was_renewed_since(10_000, started_ms, lease_until_ms, 15_000) is renewed

@@ -1,0 +1,93 @@
+"""Endings on their way to the server, with a cell that answers when it is let."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import cast
+
+import pytest
+
+from scheduler.calls import Layout, NotReleased, Released, ReleaseItem
+from scheduler.config import DEFAULTS
+from scheduler.handlers import Job
+from scheduler.reporting import Reporter
+from scheduler.runtime import retry
+from scheduler.store.cell import Cell
+
+
+class SlowCell:
+    """Takes endings and answers once it may."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[int]] = []
+        self.asked = asyncio.Event()
+        self.may_answer = asyncio.Event()
+        self.busy: set[int] = set()
+
+    async def release(
+        self, items: Sequence[ReleaseItem], retention_ms: int, dead_retention_ms: int
+    ) -> tuple[int, list[Released | NotReleased]]:
+        """As the cell: an answer for each."""
+        self.calls.append([item.token for item in items])
+        self.asked.set()
+        await self.may_answer.wait()
+        answers = [NotReleased("busy") if item.token in self.busy else Released("completed") for item in items]
+        return 1_000, answers
+
+
+@pytest.fixture
+def cell() -> SlowCell:
+    """A cell that does not answer yet."""
+    return SlowCell()
+
+
+@pytest.fixture
+def reporter(cell: SlowCell) -> Reporter:
+    """A reporter of three batches' worth of endings, but for one."""
+    layout = Layout(partitions=16, cells=1, protocol=2, retention_ms=1, dead_retention_ms=1)
+    reporter = Reporter(cast(Cell, cell), DEFAULTS, layout, "n1", "1-a")
+    for token in range(3 * DEFAULTS.batch_max - 1):
+        fields = {
+            b"job": b'{"session_id":"s1"}',
+            b"job_id": b"j%d" % token,
+            b"partition": b"0",
+            b"token": b"%d" % token,
+        }
+        reporter.add(Job("n1", "1000-0", fields), retry.completed("", b""))
+    return reporter
+
+
+async def test_two_reports_at_once_lose_nothing(reporter: Reporter, cell: SlowCell) -> None:
+    """The release loop and a node that leaves both report: each ending is told, and told once."""
+    both = asyncio.gather(reporter.report(), reporter.report())
+    await cell.asked.wait()
+    cell.may_answer.set()
+    await both
+    assert [len(batch) for batch in cell.calls] == [DEFAULTS.batch_max, DEFAULTS.batch_max, DEFAULTS.batch_max - 1]
+    assert [token for batch in cell.calls for token in batch] == list(range(3 * DEFAULTS.batch_max - 1))
+    assert len(reporter) == 0
+
+
+async def test_a_report_that_is_cut_off_keeps_what_was_not_answered(reporter: Reporter, cell: SlowCell) -> None:
+    """Whoever gives up, another report tells all of it."""
+    first = asyncio.create_task(reporter.report())
+    second = asyncio.create_task(reporter.report())
+    await cell.asked.wait()
+    first.cancel()
+    await asyncio.wait([first])
+    cell.may_answer.set()
+    await second
+    assert [batch[0] for batch in cell.calls] == [0, 0, DEFAULTS.batch_max, 2 * DEFAULTS.batch_max]
+    assert len(reporter) == 0
+
+
+async def test_what_the_server_is_too_busy_for_is_kept(reporter: Reporter, cell: SlowCell) -> None:
+    """For the next report, behind what came after it."""
+    cell.may_answer.set()
+    cell.busy = {3}
+    await reporter.report()
+    assert (len(cell.calls), len(reporter)) == (1, 2 * DEFAULTS.batch_max)
+    cell.busy = set()
+    await reporter.report()
+    assert (cell.calls[-1][-1], len(reporter)) == (3, 0)
