@@ -104,8 +104,9 @@ def test_no_server(command: list[str]) -> None:
         "  --redis-url      not given",
         "  SCHED_REDIS_URL  not set",
         "  REDIS_URL        not set",
-        "  .scheduler/url   no such file",
-        "Name one, or start one here: scheduler up",
+        f"  .scheduler/url   no such file in {Path.cwd()}",
+        "Change to the directory where `scheduler up` runs, name its server with",
+        "--redis-url, or start one here: scheduler up",
     ]
 
 

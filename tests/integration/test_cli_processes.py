@@ -159,6 +159,19 @@ def test_second_up(place: Path) -> None:
     assert ping(url)
 
 
+def test_data_directory_of_another_server(place: Path) -> None:
+    """--data-dir with a server that runs already ends with 2, because it would mean nothing."""
+    url = (place / ".scheduler" / "url").read_text().strip()
+    for options, named_by in [((), ".scheduler/url"), (("--redis-url", url), "--redis-url")]:
+        assert answer(place, "up", "--data-dir", ".other", *options) == (
+            2,
+            "",
+            "Error: --data-dir = '.other': expected none, because no server is started here: `up` would use "
+            f"{url}, named by {named_by}; stop that one first, or leave the option out\n",
+        )
+    assert not (place / ".other").exists()
+
+
 def test_data_outlives_up(tmp_path: Path) -> None:
     """What is stored is there again after a stop and a start; --data-dir says where."""
     options = ("up", "--data-dir", "data")
