@@ -330,6 +330,23 @@ def test_lines_as_they_are_typed(place: Path) -> None:
         assert command.end(signal.SIGINT) == (130, "", "")
 
 
+def test_jobs_that_nobody_serves(place: Path) -> None:
+    """--wait says what no node serves, once for each kind of job; at Ctrl-C it names the jobs that go on."""
+    with Command(place, "jobs", "submit", "-", "--wait") as command:
+        for job_id in ("lonely1", "lonely2"):
+            command.type(job("lonely", job_id=job_id, src_lang="en", tgt_lang="tlh"))
+        said = command.log("no node")
+        assert said == "no node serves en:tlh; jobs that wait for one, 1m 00s at most: 2\n"
+        command.type(job("lonely", job_id="lonely3", src_lang="en", tgt_lang="tlh", features=["b", "a", "b"]))
+        said = command.log("no node")
+        assert said == "no node serves en:tlh with a, b; jobs that wait for one, 1m 00s at most: 1\n"
+        assert command.end(signal.SIGINT) == (
+            130,
+            "",
+            "not ended yet (3 jobs; see `scheduler jobs show ID`):\nlonely1\nlonely2\nlonely3\n",
+        )
+
+
 def test_jobs_that_do_not_complete(place: Path) -> None:
     """--wait tells outcomes as they come, looks for ended jobs in the records, and ends with 1 unless all completed."""
     submission = job("late", job_id="late", features=["nobody-has-it"], deadline_ms=1)
