@@ -70,6 +70,10 @@ def test_all_commands_are_listed() -> None:
         (["node", "--id", "n1", "--pair", "en"], "'en': expected source:target, such as en:zh"),
         (["node", "--id", "n1", "--label", "zone"], "'zone': expected key=value, such as zone=eu-1"),
         (["node", "--id", "n1", "--handler", "a:b", "--work-ms", "1"], "not with --handler"),
+        (
+            ["node", "--id", "n1", "--record", "no/f"],
+            "--record = 'no/f': No such file or directory: expected a file th",
+        ),
         (["node", "--id", "n 1", "--redis-url", "redis://host"], "node = 'n 1': expected 1 to 64 visible ASCII"),
         (["node", "--id", "n1", "--pair", "a b:c", "--redis-url", "redis://host"], "src_lang = 'a b': expected"),
     ],

@@ -25,7 +25,9 @@ ROOT = Path(__file__).resolve().parents[2]
 HANDLERS = """
 import threading
 def shout(job): return job.payload.decode().upper()
-def hang(job): threading.Event().wait()
+def hang(job):
+    print("hangs", flush=True)
+    threading.Event().wait()
 """
 
 
@@ -148,6 +150,30 @@ def test_up_stops_in_order(tmp_path: Path) -> None:
     assert "WARNING" not in stderr
     assert not ping(url)
     assert not (tmp_path / ".scheduler" / "url").exists()
+
+
+def test_closed_terminal(tmp_path: Path) -> None:
+    """SIGHUP stops in order too, however often it comes, and the URL file goes with the server."""
+    with up(tmp_path) as (command, url):
+        command.send(signal.SIGHUP)
+        command.log("SIGHUP: stopping in order")
+        assert command.end(signal.SIGHUP)[0] == 0
+    assert not ping(url)
+    assert not (tmp_path / ".scheduler" / "url").exists()
+
+
+def test_closed_terminal_under_nohup(tmp_path: Path) -> None:
+    """Whoever has SIGHUP ignored keeps it so: the command runs on."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which children inherit
+    try:
+        with up(tmp_path) as (command, url):
+            command.send(signal.SIGHUP)
+            assert ping(url)
+            exit_code, _, stderr = command.end(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert exit_code == 0
+    assert "SIGHUP" not in stderr
 
 
 def test_second_up(place: Path) -> None:
@@ -309,11 +335,15 @@ def test_second_signal(place: Path) -> None:
 
 
 def test_handler_that_never_ends(place: Path) -> None:
-    """A node leaves after --drain-ms although a thread of it runs on: the job is given back."""
+    """A node says what it waits for, and leaves after --drain-ms although a thread of it runs on: the job is given
+    back.
+    """
     with hanging(place, "stuck2", "--drain-ms", "50") as node:
         node.log("stuck2 serves")
         assign(place, "stuck2")
+        assert node.line() == "hangs"
         exit_code, _, stderr = node.end(signal.SIGTERM)
+    assert "stuck2: waiting for 1 running job, 50 ms at most" in stderr
     assert exit_code in (0, 1)  # whether the manager knew of the draining before the job went back
     assert "a handler's thread still runs; it is cut off" in stderr
 
