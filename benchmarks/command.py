@@ -1,4 +1,4 @@
-"""The commands: `relay` alone, and `dispatch` beside it."""
+"""The group of all commands, and two of them: `relay` alone, and `dispatch` beside it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from benchmarks import report
+from benchmarks.claims import COMMANDS
 from benchmarks.run import Plan, run
 from benchmarks.workload import Workload
 from scheduler.cli.common import find_server, log_level_option, settings_of_environment
@@ -51,10 +52,15 @@ class Bench(click.Group):
 
 @click.command(cls=Bench, context_settings={"help_option_names": ["-h", "--help"]})
 def bench() -> None:
-    """Measure how fast jobs are dispatched, on a server in memory that is started for it.
+    """Measure how fast and how well jobs are dispatched, on a server in memory that is started for it.
 
-    Exit codes: 0 done, 1 failure or jobs that were not placed exactly once, 2 usage, 3 no server, 130 Ctrl-C.
+    Exit codes: 0 done, 1 failure, jobs that were not placed exactly once or a claim that was not reached, 2 usage, 3 no
+    server, 130 Ctrl-C.
     """
+
+
+for _each in COMMANDS:
+    bench.add_command(_each)
 
 
 def _options(command: _Command) -> _Command:

@@ -11,7 +11,7 @@ import secrets
 import time
 from random import Random
 
-from benchmarks.fleet import register
+from benchmarks.fleet import Member, register
 from benchmarks.measure import STALL_S, BenchmarkFailed, Round, Stopwatch, server_counters
 from benchmarks.sampling import Sampler
 from benchmarks.workload import SEED, Workload, entries_in, fill, inboxes, intake_streams
@@ -31,7 +31,8 @@ async def dispatch_round(url: str, settings: Settings, workload: Workload, sampl
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(remove_namespace, store)
             await store.control.write_layout()
-            await register(store, settings, workload)
+            # Each node has a slot for every job, so that no job ever waits, wherever it is placed.
+            await register(store, settings, [Member(node, workload.jobs) for node in workload.node_names()])
             await fill(store, settings, workload)
             messages = await entries_in(store, inboxes(store, workload))
             measured = await _dispatch(url, store, settings, workload, sampler)

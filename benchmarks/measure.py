@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -94,7 +95,7 @@ class Stopwatch:
     def start(self) -> None:
         """Begin; garbage of the preparations is none of the measured part's work."""
         gc.collect()
-        self._from_busy_us = _busy_us()
+        self._from_busy_us = busy_us()
         self._from_cpu_ns = time.process_time_ns()
         self._from_s = time.perf_counter()
 
@@ -102,7 +103,7 @@ class Stopwatch:
         """End."""
         self._seconds = time.perf_counter() - self._from_s
         self._cpu_us = (time.process_time_ns() - self._from_cpu_ns) / 1_000
-        until_us = _busy_us()
+        until_us = busy_us()
         if self._from_busy_us is not None and until_us is not None:
             self._busy_us = until_us - self._from_busy_us
 
@@ -140,11 +141,16 @@ async def facts(store: Store) -> dict[str, str | int]:
     """The machine and the versions that figures depend on."""
     info = await store.connection.commands.info("server")
     name = str(info.get("server_name", "redis"))
+    return machine(f"{name} {info.get(f'{name}_version', info.get('redis_version', '?'))}")
+
+
+def machine(server: str = "no server") -> dict[str, str | int]:
+    """The same, with a server or without one."""
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count() or 0,
         "system": f"{platform.system()} {platform.release()}",
-        "server": f"{name} {info.get(f'{name}_version', info.get('redis_version', '?'))}",
+        "server": server,
         "python": platform.python_version(),
         "redis-py": metadata.version("redis"),
         "hiredis": _version("hiredis"),
@@ -152,7 +158,18 @@ async def facts(store: Store) -> dict[str, str | int]:
     }
 
 
-def _busy_us() -> float | None:
+@contextlib.contextmanager
+def without_collections() -> Iterator[None]:
+    """Let no garbage be collected: to look at all records of a load would take longer than what is measured."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def busy_us() -> float | None:
     """CPU time that all processes of this machine have used, where Linux tells."""
     try:
         first_line = _PROC_STAT.read_text(encoding="ascii").partition("\n")[0]

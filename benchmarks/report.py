@@ -24,7 +24,7 @@ def conclude(plan: Plan, outcome: Outcome, *, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode(_document(plan, outcome, found, share)))
         return
-    lines = [*_facts_lines(outcome.facts, plan.inputs()), "", *_table(found, share)]
+    lines = [*facts_lines(outcome.facts, plan.inputs()), "", *_table(found, share)]
     if outcome.profile is not None:
         lines += ["", *_profile_lines(outcome.profile)]
     click.echo("\n".join(lines))
@@ -41,16 +41,17 @@ def _document(plan: Plan, outcome: Outcome, found: Mapping[str, Figures], share:
     return document
 
 
-def _facts_lines(facts: Mapping[str, object], inputs: Mapping[str, int | str]) -> Iterator[str]:
+def facts_lines(facts: Mapping[str, object], inputs: Mapping[str, object]) -> Iterator[str]:
     """Machine, versions and what was measured with."""
-    yield from _wrapped(f"{facts['cpu']}, {facts['cores']} cores, {facts['system']}")
+    yield from wrapped(f"{facts['cpu']}, {facts['cores']} cores, {facts['system']}")
     libraries = [f"{name} {facts[name]}" for name in ("python", "redis-py", "hiredis", "uvloop")]
-    yield from _wrapped(", ".join([str(facts["server"]), *libraries]))
+    yield from wrapped(", ".join([str(facts["server"]), *libraries]))
     settings = [f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in inputs.items()]
-    yield from _wrapped(", ".join(settings))
+    yield from wrapped(", ".join(settings))
 
 
-def _wrapped(text: str) -> list[str]:
+def wrapped(text: str) -> list[str]:
+    """The lines of a text."""
     return textwrap.wrap(text, WIDTH, break_on_hyphens=False)
 
 
@@ -65,7 +66,7 @@ def _table(rows: Mapping[str, Figures], share: Ratio | None) -> Iterator[str]:
         )
     if share is not None:
         yield f"{'ratio':10}{share.of_medians:12.3f}{min(share.rounds):10.3f}{max(share.rounds):10.3f}"
-        yield from _wrapped(f"ratio of each round: {', '.join(f'{value:.3f}' for value in share.rounds)}")
+        yield from wrapped(f"ratio of each round: {', '.join(f'{value:.3f}' for value in share.rounds)}")
     yield "jobs/s and us/job (CPU time) are medians of the rounds; ratio: of jobs/s"
     others = [found.others_cores for found in rows.values() if found.others_cores is not None]
     if others:
@@ -79,7 +80,7 @@ def _profile_lines(profile: Profile) -> Iterator[str]:
     yield ""
     yield f"client: {profile.client_us:.1f} of CPU time, {profile.samples:,} samples"
     packages = [f"{name} {us:.1f}" for name, us in profile.packages.items() if us >= PACKAGE_US_MIN]
-    yield from _wrapped(f"by library: {', '.join(packages)}")
+    yield from wrapped(f"by library: {', '.join(packages)}")
     yield f"{'function':53}{'charged':>9}{'alone':>9}{'in all':>9}"
     for cost in profile.functions:
         yield f"{_fitting(cost.function):53}{cost.charged_us:9.2f}{cost.own_us:9.2f}{cost.within_us:9.2f}"

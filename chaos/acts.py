@@ -4,20 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from random import Random
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
 Role = Literal["manager", "dispatcher", "reaper", "node"]
 ROLES: Final[tuple[Role, ...]] = ("manager", "dispatcher", "reaper", "node")
 
-State = Literal["starting", "running", "paused"]
-"""Of the process in a seat; a paused one wakes by itself later."""
+State = Literal["starting", "running", "paused", "absent"]
+"""Of the process in a seat; a paused one wakes by itself later, and somebody takes an empty seat later."""
 
-Kind = Literal["kill", "lose", "pause", "replace"]
-KINDS: Final[tuple[Kind, ...]] = ("kill", "lose", "pause", "replace")
+Kind = Literal["kill", "lose", "pause", "replace", "stop", "leave"]
+KINDS: Final[tuple[Kind, ...]] = ("kill", "lose", "pause", "replace", "stop", "leave")
+KINDS_OF: Final[Mapping[Role, tuple[Kind, ...]]] = {
+    "manager": ("kill", "pause", "replace"),
+    "dispatcher": ("kill", "pause", "replace", "stop", "leave"),
+    "reaper": ("kill", "pause", "replace"),
+    "node": ("kill", "lose", "pause", "replace"),
+}
 WAKE_SHARE: Final = 0.75
 """Of those that were replaced while they were paused, how many wake again; the others are killed as they lie."""
+
+
+class Seat(NamedTuple):
+    """A seat as it is now."""
+
+    role: Role
+    state: State
 
 
 class Act(msgspec.Struct, frozen=True):
@@ -25,8 +38,9 @@ class Act(msgspec.Struct, frozen=True):
 
     kind: `kill`, and a new process takes its place at once, a node under the same name; `lose`, for nodes: killed, and
     one with another name takes its place, so that nobody but a reaper ends what it held; `pause`, and it wakes two
-    leases later; `replace`: a new process takes its place while it is paused. wakes: for `replace`, whether the old
-    one wakes two leases later.
+    leases later; `replace`: a new process takes its place while it is paused. Dispatchers come and go besides: `stop`,
+    told to end in order while a new process takes its place; `leave`, the same, but the seat is empty for two leases.
+    wakes: for `replace`, whether the old one wakes two leases later.
     """
 
     seat: str
@@ -34,12 +48,15 @@ class Act(msgspec.Struct, frozen=True):
     wakes: bool = True
 
 
-def draw(random: Random, states: Mapping[str, State], nodes: Collection[str]) -> Act:
+def draw(random: Random, seats: Mapping[str, Seat], only: Collection[Role] = ROLES) -> Act | None:
     """The next act: each seat is as likely as any other; one that does not run can only be killed.
 
-    Args: states, seat -> state of the process in it, not empty; nodes, the seats of nodes.
+    Args: seats, by name; only, the roles that may be hit. Returns: None when nobody is there to be hit.
     """
-    seat = random.choice(sorted(states))
-    kinds = KINDS if seat in nodes else tuple(kind for kind in KINDS if kind != "lose")
-    kind = random.choice(kinds) if states[seat] == "running" else "kill"
-    return Act(seat, kind, wakes=random.random() < WAKE_SHARE)
+    there = {name: seat for name, seat in seats.items() if seat.role in only and seat.state != "absent"}
+    if not there:
+        return None
+    name = random.choice(sorted(there))
+    role, state = there[name]
+    kind = random.choice(KINDS_OF[role]) if state == "running" else "kill"
+    return Act(name, kind, wakes=random.random() < WAKE_SHARE)

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar, cast
 import click
 import msgspec
 
+from chaos.acts import ROLES, Role
 from chaos.fleet import Counts, NodeShape
 from chaos.outage import run as run_outage
 from chaos.processes import variables
@@ -105,6 +106,9 @@ def _directory(command: _Command) -> _Command:
     "--every", type=click.FloatRange(min=0.1), default=EVERY_S, show_default=True, help="Seconds between two acts."
 )
 @click.option("--seed", type=int, default=SEED, show_default=True, help="Of the load, of the victims and of the acts.")
+@click.option(
+    "--only", type=click.Choice(ROLES), multiple=True, help="Hit this role alone; repeatable.  [default: all roles]"
+)
 @_count("managers", COUNTS.manager)
 @_count("dispatchers", COUNTS.dispatcher)
 @_count("reapers", COUNTS.reaper)
@@ -126,6 +130,7 @@ def chaos(
     rounds: int | None,
     every: float,
     seed: int,
+    only: tuple[Role, ...],
     managers: int,
     dispatchers: int,
     reapers: int,
@@ -137,10 +142,11 @@ def chaos(
     as_json: bool,
     redis_url: str | None,
 ) -> None:
-    """Run a scheduler of many processes under load, and kill, pause or replace a random one every few seconds.
+    """Run a scheduler of many processes under load, and kill, pause, stop or replace a random one every few seconds.
 
     A recorded trace, FILE, or live speech is submitted meanwhile. Ends with 0 only if every job completed exactly once,
-    no node was over capacity, every session kept its order, and no slot is held at the end.
+    no node was over capacity, every session kept its order, and its node while that was healthy and had room, and no
+    slot is held at the end.
 
     There is also `outage`: the server itself is away for longer than every lease.
     """
@@ -148,7 +154,7 @@ def chaos(
         raise click.UsageError("expected either FILE or --speech")
     url = redis_url and find_server(redis_url)
     if quick:
-        plan = quick_plan(seed, url)
+        plan = quick_plan(seed, url, only or ROLES, dispatchers)
         leases = "quick"
     else:
         once = _load(file, seed, jobs, speed, ms_per_token)
@@ -161,26 +167,36 @@ def chaos(
             seconds=seconds,
             every_ms=round(every * 1000),
             seed=seed,
+            only=only or ROLES,
             url=url,
         )
     with kept(directory) as folder:
         result = run(plan, folder.path)
         folder.wanted = not result.ok
-    inputs = {"seed": seed, "leases": leases, "settings": variables(plan.settings), "counts": plan.counts}
+    inputs = {
+        "seed": seed,
+        "only": plan.only,
+        "leases": leases,
+        "settings": variables(plan.settings),
+        "counts": plan.counts,
+    }
     conclude(result, headline(plan, leases), inputs, as_json=as_json)
 
 
-def quick_plan(seed: int = SEED, url: str | None = None) -> Plan:
+def quick_plan(
+    seed: int = SEED, url: str | None = None, only: tuple[Role, ...] = ROLES, dispatchers: int = COUNTS.dispatcher
+) -> Plan:
     """The short form."""
     arrivals = speech_arrivals(seed, QUICK_SESSIONS, QUICK_JOBS)
     return Plan(
         arrivals=arrivals,
-        counts=msgspec.structs.replace(COUNTS, node=QUICK_NODES),
+        counts=msgspec.structs.replace(COUNTS, node=QUICK_NODES, dispatcher=dispatchers),
         shape=_shape(SLOTS),
         settings=settings_for("quick", len(arrivals)),
         seconds=0,
         every_ms=QUICK_EVERY_MS,
         seed=seed,
+        only=only,
         url=url,
     )
 
@@ -213,11 +229,12 @@ def repeat(arrivals: Sequence[Arrival], rounds: int) -> list[Arrival]:
 def headline(plan: Plan, leases: str) -> str:
     """What is run, in a few words."""
     counts, load = plan.counts, offered_load(plan.arrivals)
+    victims = "" if len(plan.only) == len(ROLES) else f" on a {' or '.join(plan.only)}"
     return (
         f"chaos: {load.jobs:,} jobs in {plan.arrivals[-1].at_ms / 1000:.0f} s, {counts.dispatcher} dispatchers, "
         f"{counts.manager} managers, {counts.reaper} reapers, {counts.node} nodes of {plan.shape.capacity} slots "
-        f"({load.peak_slots} wanted at the peak); an act each {plan.every_ms / 1000:g} s, {leases} leases, "
-        f"seed {plan.seed}"
+        f"({load.peak_slots} wanted at the peak); an act{victims} each {plan.every_ms / 1000:g} s, "
+        f"{leases} leases, seed {plan.seed}"
     )
 
 

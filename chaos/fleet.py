@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from chaos.acts import ROLES, Act, Kind, Role, State
+from chaos.acts import ROLES, Act, Kind, Role, Seat, State
 from chaos.processes import Process
 from scheduler.config import Settings
 from scheduler.loop import end_tasks
@@ -71,6 +71,8 @@ class Life(msgspec.Struct):
     @property
     def state(self) -> State:
         """What it can be hit by."""
+        if self.fate == "stopped":
+            return "absent"
         if self.process.paused_us is not None:
             return "paused"
         return "running" if self.process.is_ready else "starting"
@@ -102,14 +104,9 @@ class Fleet:
         return list(dict.fromkeys(life.node for life in self.lives if life.node))
 
     @property
-    def node_seats(self) -> list[str]:
-        """The seats of nodes."""
-        return [seat for seat, life in self._seats.items() if life.role == "node"]
-
-    @property
-    def states(self) -> dict[str, State]:
-        """Seat -> state of the process in it."""
-        return {seat: life.state for seat, life in self._seats.items()}
+    def seats(self) -> dict[str, Seat]:
+        """Every seat, by name."""
+        return {name: Seat(life.role, life.state) for name, life in self._seats.items()}
 
     # ---- life ----
 
@@ -157,9 +154,10 @@ class Fleet:
 
     async def close(self) -> None:
         """Kill whatever lives."""
-        await end_tasks(self._watchers)
-        for life in self.lives:
-            await life.process.close()
+        try:
+            await end_tasks(self._watchers)
+        finally:
+            await asyncio.gather(*(life.process.close() for life in self.lives))
 
     # ---- unrest ----
 
@@ -171,8 +169,23 @@ class Fleet:
             self._kill(life)
             successor = await self._fill(life.seat, life.role, renamed=act.kind == "lose")
             self._tell(f"{life.name} is killed, {successor.name} takes its place{_named(successor)}")
-            return
-        pause_ms = 2 * self._lease_ms(life.role)
+        elif act.kind in ("stop", "leave"):
+            await self._say_goodbye(life, 2 * self._lease_ms(life.role) if act.kind == "leave" else 0)
+        else:
+            await self._put_to_sleep(life, act, 2 * self._lease_ms(life.role))
+
+    async def _say_goodbye(self, life: Life, empty_ms: int) -> None:
+        """Tell one to end in order; a new process takes its place, at once or later."""
+        life.fate = "stopped"
+        life.process.send(signal.SIGTERM)
+        if empty_ms:
+            self._tell(f"{life.name} is told to stop, its place stays empty for {empty_ms} ms")
+            await asyncio.sleep(empty_ms / 1000)
+        successor = await self._fill(life.seat, life.role)
+        self._tell(f"{life.name} was told to stop, {successor.name} takes its place")
+
+    async def _put_to_sleep(self, life: Life, act: Act, pause_ms: int) -> None:
+        """Pause one; a new process may take its place meanwhile."""
         await life.process.pause()
         if act.kind == "pause":
             self._tell(f"{life.name} is paused for {pause_ms} ms{_named(life)}")

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from chaos.acts import KINDS
 from chaos.run import Result
+from scheduler.session.decisions import WORDS
 
 
 def conclude(result: Result, headline: str, inputs: dict[str, object], *, as_json: bool) -> None:
@@ -51,7 +52,8 @@ def _acts(result: Result) -> RenderableType:
 
 def _rows(result: Result) -> list[tuple[str, float, str, float]]:
     """(figure, value, meaning, what is more than 0 when it breaks a guarantee)."""
-    report, left = result.report, result.left
+    report, left, sessions = result.report, result.left, result.report.sessions
+    silent = 0 if sessions.judged else sessions.unjudged
     unfinished = report.failed + report.dead + report.cancelled
     return [
         ("submitted", report.submitted, "jobs that the server acknowledged", 0),
@@ -61,6 +63,15 @@ def _rows(result: Result) -> list[tuple[str, float, str, float]]:
         ("completed twice", report.duplicates, "completed more than once in a life", report.duplicates),
         ("over capacity", report.over_capacity, "starts on a node that had no slot left", report.over_capacity),
         ("out of order", report.order_violations, "passed an earlier job of their session", report.order_violations),
+        ("stayed", sessions.stayed, "ran on the node of their session's job before", 0),
+        *(
+            (f"spilled: {cause}", count, WORDS[cause].format(node="the node"), 0)
+            for cause, count in sessions.spilled.items()
+        ),
+        ("not judged", sessions.unjudged, "nobody knows where the session was bound", 0),
+        ("moved", sessions.violations, "left their session's node for no true reason", sessions.violations),
+        ("moved by policy", result.unmeant, "left it for a reason that this run has not", result.unmeant),
+        ("without a reason", silent, "no node recorded why a job is where it is", silent),
         ("contradictions", report.contradictions, "records that cannot all be true", report.contradictions),
         ("slots left", left.slots, "reservations at the end", left.slots),
         (
@@ -82,7 +93,7 @@ def _verdict(result: Result) -> Text:
     if result.ok:
         return Text(
             f"PASS: each of {result.report.submitted:,} jobs completed once, no node was over its capacity, every "
-            "session kept its order, nothing is left.",
+            "session kept its order, and its node while that was healthy and had room, nothing is left.",
             style="bold green",
         )
     found = ", ".join(f"{broken:,} {name}" for name, _, _, broken in _rows(result) if broken)

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from chaos.acts import draw
+from chaos.acts import ROLES, Role, draw
 from chaos.evidence import longest_gap_ms, longest_partition_gap_ms, without_pauses
 from chaos.fleet import Counts, Fleet, NodeShape
 from scheduler import audit
@@ -34,10 +34,16 @@ SEEN_MS_MAX: Final = 30_000
 POLL_MS: Final = 20
 STALL_MS: Final = 60_000
 """The run gives up when no job has ended for so long."""
+CAUSES: Final = frozenset({"full", "closed", "gone", "suspect", "avoid"})
+"""Why a session may leave its node when there is one pool that keeps sessions, and no session changes its languages."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What is run. url: None for a server of its own; seconds: of unrest at least; every_ms: between two acts."""
+    """What is run.
+
+    seconds: of unrest at least; every_ms: between two acts; only: the roles that are hit; url: None for a server of
+    its own.
+    """
 
     arrivals: Sequence[Arrival]
     counts: Counts
@@ -46,6 +52,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     every_ms: int
     seed: int
+    only: tuple[Role, ...] = ROLES
     url: str | None = None
 
 
@@ -78,9 +85,19 @@ class Result(msgspec.Struct, frozen=True):
 
     @property
     def ok(self) -> bool:
-        """Whether every guarantee held, every job completed and every process did as it should."""
-        report = self.report
-        return report.ok and report.completed == report.submitted and self.left == Left(0, 0, 0) and not self.unexpected
+        """Whether every guarantee held, every job completed and every process did as it should.
+
+        There is one pool that keeps sessions, so none may have moved by policy; and something must be known of them.
+        """
+        report, sessions = self.report, self.report.sessions
+        kept = sessions.judged > 0 and not self.unmeant
+        whole = report.ok and report.completed == report.submitted and kept
+        return whole and self.left == Left(0, 0, 0) and not self.unexpected
+
+    @property
+    def unmeant(self) -> int:
+        """Jobs whose session moved for a reason that there is none for in such a run."""
+        return sum(count for cause, count in self.report.sessions.spilled.items() if cause not in CAUSES)
 
     def document(self) -> dict[str, object]:
         """The object of `--json`: the checker's keys first."""
@@ -141,7 +158,9 @@ async def _disturb(fleet: Fleet, plan: Plan, producer: Producer, records: Record
         submitting = group.create_task(load)
         while not submitting.done() or time.monotonic() - started_s < plan.seconds:
             await asyncio.sleep(plan.every_ms / 1000)
-            group.create_task(fleet.perform(draw(random, fleet.states, fleet.node_seats)))
+            act = draw(random, fleet.seats, plan.only)
+            if act is not None:
+                group.create_task(fleet.perform(act))
     await fleet.ready()
 
 

@@ -16,83 +16,20 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 from math import ceil
 from operator import attrgetter
-from typing import Literal
 
 import msgspec
 
+from scheduler.affinity import Sessions, affinity_rate, judge_sessions
 from scheduler.errors import InvalidInput
+from scheduler.evidence import Capacity, Evidence, Outcome, Run, State, Submission
+
+__all__ = [
+    "EXAMPLES_MAX", "Capacity", "Evidence", "Outcome", "Percentiles", "Report", "Run", "Sessions", "State",
+    "Submission", "audit", "percentile",
+]  # fmt: skip
 
 EXAMPLES_MAX = 5
 """Violations of a kind that are shown: enough to start looking, few enough to read."""
-
-State = Literal["completed", "failed", "dead", "cancelled"]
-
-
-class Submission(msgspec.Struct, frozen=True, gc=False):
-    """A submission that the server acknowledged; entry_id is the intake entry's `ms-seq`."""
-
-    job_id: str
-    session_id: str
-    partition: int
-    entry_id: str
-
-    @property
-    def entry(self) -> str:
-        """The entry as nodes see it: `<partition>/<ms-seq>`."""
-        return f"{self.partition}/{self.entry_id}"
-
-
-class Run(msgspec.Struct, frozen=True, gc=False):
-    """One run of a handler, as its node recorded it.
-
-    entry is the intake entry that this run came from (a retry has a new one); inbox_ms the milliseconds of
-    the inbox entry's id; started_us and ended_us the shared monotonic clock. ended_us is None where the node
-    could not say: the run is then taken to last until the next boot of the node tells a capacity, else until
-    the end.
-    """
-
-    job_id: str
-    session_id: str
-    node: str
-    boot: str
-    token: int
-    entry: str
-    inbox_ms: int
-    started_us: int
-    ended_us: int | None
-    attempt: int = 1
-
-
-class Outcome(msgspec.Struct, frozen=True, gc=False):
-    """A terminal outcome, as a producer read it; read twice with the same life and token it counts once."""
-
-    job_id: str
-    life: int
-    state: State
-    token: int
-
-
-class Capacity(msgspec.Struct, frozen=True, gc=False):
-    """A node's own record: from from_us (shared monotonic clock) on it offers this many slots.
-
-    A lower value belongs here once no job reserved under the higher one can still start.
-    """
-
-    node: str
-    boot: str
-    from_us: int
-    slots: int
-
-
-class Evidence(msgspec.Struct, frozen=True):
-    """All that a run left behind; first_submission_s, last_ended_s: seconds of one clock of the caller."""
-
-    submissions: Sequence[Submission]
-    runs: Sequence[Run]
-    outcomes: Sequence[Outcome]
-    capacities: Sequence[Capacity]
-    first_submission_s: float
-    last_ended_s: float
 
 
 class Percentiles(msgspec.Struct, frozen=True):
@@ -105,9 +42,9 @@ class Percentiles(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True):
     """What a run came to. submitted = completed + failed + dead + cancelled + lost, in jobs.
 
-    affinity_rate is 0 to 1, None where no session had a second job. contradictions are records that cannot
-    all be true: a token run twice, a run that ends before it starts, two states in one life. violations are a
-    few lines of each kind.
+    affinity_rate is 0 to 1, None where no session had a second job. sessions: whether they stayed on their nodes, by
+    the decisions that the nodes recorded. contradictions are records that cannot all be true: a token run twice, a run
+    that ends before it starts, two states in one life. violations are a few lines of each kind.
     """
 
     submitted: int
@@ -122,13 +59,15 @@ class Report(msgspec.Struct, frozen=True):
     order_violations: int
     dispatch_ms: Percentiles
     jobs_per_s: float
+    sessions: Sessions = Sessions()
     contradictions: int = 0
     violations: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
         """Whether every guarantee held."""
-        return not (self.lost or self.duplicates or self.over_capacity or self.order_violations or self.contradictions)
+        broken = self.lost or self.duplicates or self.over_capacity or self.order_violations or self.contradictions
+        return not (broken or self.sessions.violations)
 
     def examples(self) -> tuple[str, ...]:
         """At most EXAMPLES_MAX readable lines of each kind of violation; empty when `ok`."""
@@ -157,14 +96,15 @@ def audit(evidence: Evidence) -> Report:
     several = _of_jobs_with_several(outcomes) if len(final) < len(outcomes) else []
     final |= {each.job_id: each.state for each in several}  # of the last life, and there of the last token
     states = Counter(final[job_id] for job_id in submitted if job_id in final)
+    sessions, moved = judge_sessions(submitted, runs, outcomes, evidence.session_ttl_ms)
     found = {
         "lost": _lost(submitted, final),
         "duplicate": _duplicates(several),
         "over capacity": _over_capacity(runs, evidence.capacities),
         "order": _order_violations(submitted, first_runs),
+        "session": moved,
         "contradiction": _contradicting_runs(runs) + _contradicting_outcomes(several),
     }
-    seconds = evidence.last_ended_s - evidence.first_submission_s
     return Report(
         submitted=len(submitted),
         completed=states["completed"],
@@ -174,10 +114,11 @@ def audit(evidence: Evidence) -> Report:
         lost=len(found["lost"]),
         duplicates=len(found["duplicate"]),
         over_capacity=len(found["over capacity"]),
-        affinity_rate=_affinity_rate(runs),
+        affinity_rate=affinity_rate(runs),
         order_violations=len(found["order"]),
         dispatch_ms=_dispatch_ms(submitted, first_runs),
-        jobs_per_s=states.total() / seconds if seconds > 0 else 0.0,
+        jobs_per_s=_rate(states.total(), evidence.last_ended_s - evidence.first_submission_s),
+        sessions=sessions,
         contradictions=len(found["contradiction"]),
         violations=tuple(f"{kind}: {line}" for kind, lines in found.items() for line in lines[:EXAMPLES_MAX]),
     )
@@ -189,6 +130,11 @@ def percentile(ordered: Sequence[int], percent: float) -> int | None:
     Args: ordered, ascending; percent, above 0 and up to 100. Returns: None without values.
     """
     return ordered[max(1, ceil(percent * len(ordered) / 100)) - 1] if ordered else None
+
+
+def _rate(count: int, seconds: float) -> float:
+    """How many a second; 0 where no time has passed."""
+    return count / seconds if seconds > 0 else 0.0
 
 
 def _by_token(runs: Iterable[Run]) -> list[Run]:
@@ -270,23 +216,6 @@ def _contradicting_runs(runs: Sequence[Run]) -> list[str]:
         if run.ended_us is not None and run.ended_us < run.started_us
     ]
     return again + backwards
-
-
-def _affinity_rate(runs: Iterable[Run]) -> float | None:
-    """Of a session's jobs after its first, the share on the node of the job before; runs in token order."""
-    last_runs: dict[str, Run] = {}
-    for run in runs:
-        last_runs.pop(run.job_id, None)  # a later run moves its job to the end: the dict stays in token order
-        last_runs[run.job_id] = run
-    node_before: dict[str, str] = {}
-    followers = stayed = 0
-    for run in last_runs.values():
-        before = node_before.get(run.session_id)
-        if before is not None:
-            followers += 1
-            stayed += run.node == before
-        node_before[run.session_id] = run.node
-    return stayed / followers if followers else None
 
 
 def _dispatch_ms(submitted: dict[str, Submission], first_runs: dict[str, Run]) -> Percentiles:

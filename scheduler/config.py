@@ -123,6 +123,8 @@ def check_settings(settings: Settings, prefix: str = "") -> None:
         refuse("partitions", f"a multiple of cells ({settings.cells}), at most 4096")
     if settings.batch_max > 128:
         refuse("batch_max", "at most 128 jobs of one script call")
+    if settings.sessions_max < 2 * settings.batch_max:
+        refuse("sessions_max", f"at least {2 * settings.batch_max}, the sessions of two calls of batch_max jobs")
     if settings.margin_ms * 2 > settings.start_ms or settings.margin_ms * 2 > settings.lease_ms:
         refuse("margin_ms", f"at most half of start_ms ({settings.start_ms}) and of lease_ms ({settings.lease_ms})")
     if settings.margin_ms < MARGIN_MS_MIN:

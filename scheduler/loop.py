@@ -41,10 +41,6 @@ class Timers:
         self._due_s[name] = now_s + every_ms / 1000
         return True
 
-    def hasten(self, name: str) -> None:
-        """Make a thing due now."""
-        self._due_s[name] = 0.0
-
     def next_ms(self) -> float:
         """For how long nothing is due."""
         return (min(self._due_s.values()) - time.monotonic()) * 1000

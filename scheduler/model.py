@@ -181,7 +181,8 @@ class Pool(msgspec.Struct, frozen=True, omit_defaults=True):
 class Node(msgspec.Struct, frozen=True, omit_defaults=True):
     """A node as placement sees it. Nodes that cannot take work (draining, dead) are not in the snapshot.
 
-    suspect: it fell silent together with many others, so it is placed on last.
+    suspect: it fell silent together with many others, so it is placed on last. assigned: it named no pool, so that this
+    one was found for it, and another one may be when the configuration changes.
     """
 
     id: str
@@ -193,6 +194,7 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True):
     labels: dict[str, str] = {}
     version: str = ""
     suspect: bool = False
+    assigned: bool = False
 
 
 class Snapshot(msgspec.Struct, frozen=True):

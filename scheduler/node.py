@@ -138,21 +138,36 @@ class Node:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.drain()
+        try:
+            await self.drain()
+            self._stop_serving()
+            await self._attempts.ended(LAST_WORD_MS)
+            await self._last_word()
+        finally:
+            await self._close()
+
+    def _stop_serving(self) -> None:
         self._end_life(self.phase if self.phase in ("left", "replaced") else "stopped")
         self._attempts.stop_all("the node stopped")
-        await self._attempts.ended(LAST_WORD_MS)
+
+    async def _last_word(self) -> None:
         try:
             async with asyncio.timeout(LAST_WORD_MS / 1000):
                 await self._release()
         except (SchedulerError, OSError, TimeoutError) as error:
             if len(self._reporter):
                 logger.error("%s: %d outcomes were not reported: %r", self.node_id, len(self._reporter), error)
-        for loop in (*self._loops, self._release_loop):
-            loop.stop()
-        await end_tasks(self._tasks)
-        self._threads.shutdown()
-        await self._store.close()
+
+    async def _close(self) -> None:
+        """End whatever runs here, also after a failure, or when leaving was cancelled."""
+        if not self._ended.is_set():
+            self._stop_serving()
+        self._release_loop.stop()
+        try:
+            await end_tasks(self._tasks)
+        finally:
+            self._threads.shutdown()
+            await self._store.close()
 
     async def drain(self) -> None:
         """Take no more work, finish what runs, and leave; gives up after `drain_ms_max`."""

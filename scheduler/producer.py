@@ -75,9 +75,11 @@ class Producer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._feed is not None:
-            await end_tasks([self._feed])
-        await self._store.close()
+        try:
+            if self._feed is not None:
+                await end_tasks([self._feed])
+        finally:
+            await self._store.close()
 
     # ---- submitting ----
 
@@ -191,23 +193,27 @@ class Producer:
         """Outcomes as they come: (stream id, outcome) each, of this producer's `reply_to` if it has one, else of all
         jobs.
 
-        Args: after, a stream id to go on from, "0" from the oldest kept, "$" from now on.
+        Args: after, a stream id to go on from, "0" from the oldest kept, "$" from now on. Raises: ServerUnavailable
+        once the producer was left.
         """
         stream = self._store.cell.keys.replies(self._reply_to)
         cursor = await self._feed_end() if after == "$" else after
         reads = self._store.new_reads()
-        while True:
-            try:
-                read = await reads.streams({stream: cursor}, count=FEED_COUNT)
-            except RedisError:
-                await asyncio.sleep(LOOK_AGAIN_MS / 1000)
-                continue
-            for identifier, fields in read.get(stream, []):
-                cursor = identifier
-                outcome = parse_outcome(fields)
-                if outcome.result is None and outcome.content_type:
-                    outcome = msgspec.structs.replace(outcome, result=await reads.result(outcome.job_id))
-                yield identifier, outcome
+        try:
+            while True:
+                try:
+                    read = await reads.streams({stream: cursor}, count=FEED_COUNT)
+                except RedisError:
+                    await asyncio.sleep(LOOK_AGAIN_MS / 1000)
+                    continue
+                for identifier, fields in read.get(stream, []):
+                    cursor = identifier
+                    outcome = parse_outcome(fields)
+                    if outcome.result is None and outcome.content_type:
+                        outcome = msgspec.structs.replace(outcome, result=await reads.result(outcome.job_id))
+                    yield identifier, outcome
+        finally:
+            await reads.close()
 
     async def _feed_end(self) -> str:
         return await self._store.reads.last_id(self._store.cell.keys.replies(self._reply_to))

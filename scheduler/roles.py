@@ -16,7 +16,7 @@ from typing import Final
 
 from scheduler import calls
 from scheduler.config import Settings
-from scheduler.loop import Loop
+from scheduler.loop import Loop, end_tasks
 from scheduler.management.manager import Manager
 from scheduler.runtime.dispatcher import Dispatcher
 from scheduler.runtime.reaper import Reaper
@@ -35,7 +35,11 @@ def process_name(role: str) -> tuple[str, str]:
 
 
 class Role:
-    """A role that runs: a loop, how to end a step that waits, and what to do at the end. url: of its server."""
+    """A role that runs. url: of its server.
+
+    Args: name; loop; close, hands over what is held; store, which is the role's own; wake, ends a step that waits; end,
+    ends what runs beside the loop, without a word to the server.
+    """
 
     def __init__(
         self,
@@ -44,6 +48,7 @@ class Role:
         close: Callable[[], Awaitable[None]],
         store: Store,
         wake: Callable[[], None] = lambda: None,
+        end: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.name = name
         self.url = store.connection.url
@@ -51,6 +56,7 @@ class Role:
         self._close = close
         self._store = store
         self._wake = wake
+        self._end = end or _nothing
         self._task = asyncio.create_task(loop.run(), name=name)
 
     async def stop(self) -> None:
@@ -60,6 +66,14 @@ class Role:
         try:
             await asyncio.gather(self._task, return_exceptions=True)
             await self._close()
+        finally:
+            await self.abandon()
+
+    async def abandon(self) -> None:
+        """End at once and disconnect: what is held is free when its lease ends. Does nothing after `stop`."""
+        try:
+            await end_tasks([self._task])
+            await self._end()
         finally:
             await self._store.close()
 
@@ -88,7 +102,7 @@ async def start_dispatcher(url: str, settings: Settings) -> tuple[Role, Dispatch
         await store.close()
         raise
     loop = Loop("dispatcher", dispatcher.run_once, 0)
-    return Role(name, loop, dispatcher.close, store, dispatcher.wake), dispatcher
+    return Role(name, loop, dispatcher.close, store, dispatcher.wake, dispatcher.end), dispatcher
 
 
 async def start_reaper(url: str, settings: Settings) -> tuple[Role, Reaper]:

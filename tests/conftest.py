@@ -7,8 +7,11 @@ has servers of its own, and tests that keep every core busy have the machine for
 from __future__ import annotations
 
 import fcntl
+import gc
+import inspect
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import cast
@@ -40,7 +43,8 @@ def _chosen_engines() -> list[str]:
 
 # What looks at the project from outside, or at the client alone, learns nothing new from a second engine.
 _ON_ONE_ENGINE = {"test_readme.py", "test_cli.py", "test_cli_jobs.py", "test_cli_listings.py", "test_cli_processes.py",
-                  "test_demo.py", "test_replay.py", "test_connection.py"}  # fmt: skip
+                  "test_demo.py", "test_replay.py", "test_connection.py", "test_closing.py",
+                  "test_bench.py"}  # fmt: skip
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -55,6 +59,32 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = [item for item in items if item not in set(dropped)]
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test is no test's garbage, and looking through it each time would take long."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """A test that leaves a connection, a transport or a task behind fails, and not whichever test runs later."""
+    yield
+    if inspect.iscoroutinefunction(getattr(item, "function", None)) and (left := _garbage()):
+        pytest.fail("left open:\n" + "\n".join(left), pytrace=False)
+
+
+def _garbage() -> list[str]:
+    """What complains while it is collected; only what is part of a cycle waits for that."""
+    found: list[str] = []
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda what: found.append(f"{what.object!r}: {what.exc_value!r}")
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = before
+    return found
 
 
 # They start so many processes at once that leases of tests beside them would lapse.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -103,21 +103,25 @@ class System:
         return sum(await self.store.reads.used(nodes))
 
     async def stop(self) -> None:
-        """Stop everything, nodes first."""
-        for node in self.nodes.values():
-            await node.__aexit__()
-        for role, _ in [*self.dispatchers, *self.reapers, *self.managers]:
-            await role.stop()
+        """Stop everything, nodes first; a failure of one keeps no other one running."""
+        roles = [role for role, _ in (*self.dispatchers, *self.reapers, *self.managers)]
+        async with AsyncExitStack() as stack:
+            for stop in reversed([*(node.__aexit__ for node in self.nodes.values()), *(role.stop for role in roles)]):
+                stack.push_async_callback(stop)
 
 
 @asynccontextmanager
 async def running(url: str, settings: Settings = QUICK, *, dispatcher: bool = True) -> AsyncIterator[System]:
     """A system with one manager, dispatcher and reaper, and no node yet."""
     system = System(url, settings)
-    system.managers.append(await start_manager(url, settings))
-    if dispatcher:
-        system.dispatchers.append(await start_dispatcher(url, settings))
-    system.reapers.append(await start_reaper(url, settings))
+    try:
+        system.managers.append(await start_manager(url, settings))
+        if dispatcher:
+            system.dispatchers.append(await start_dispatcher(url, settings))
+        system.reapers.append(await start_reaper(url, settings))
+    except BaseException:
+        await system.stop()
+        raise
     async with await open_store(url, settings) as store, Producer(url, settings=settings) as producer:
         system.store, system.producer = store, producer
         try:

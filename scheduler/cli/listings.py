@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 import click
 import msgspec
-from rich.console import Console, JustifyMethod
-from rich.table import Table
 from rich.text import Text
 
 from scheduler import calls, model
@@ -22,14 +19,12 @@ from scheduler.cli.common import (
 )
 from scheduler.cli.failures import Failure
 from scheduler.cli.process import run_async
+from scheduler.cli.tables import Column, add_row, age, new_table, print_parts, some
 from scheduler.config import Settings
 
 PAIRS_WIDTH_MAX: Final = 14
 FEATURES_WIDTH_MAX: Final = 10
 NODE_RESERVATIONS_MAX: Final = 10_000
-
-Column = str | tuple[str, JustifyMethod]
-"""A header; with a side when its cells are never cut."""
 
 
 @click.group()
@@ -93,15 +88,15 @@ def streams_ls(redis_url: str | None, as_json: bool) -> None:
     if as_json:
         print_json(seen)
         return
-    intakes = _table(("partition", "right"), ("backlog", "right"), ("oldest", "right"), "owner", ("lease", "right"))
+    intakes = new_table(("partition", "right"), ("backlog", "right"), ("oldest", "right"), "owner", ("lease", "right"))
     for intake in seen.partitions:
         lease_ms = intake.lease_left_ms
         lease = "" if lease_ms is None else duration(lease_ms) if lease_ms > 0 else "lapsed"
-        _row(intakes, intake.partition, intake.backlog, _age(intake.oldest_ms), intake.owner or "nobody", lease)
-    others = _table("stream", ("entries", "right"), "what")
+        add_row(intakes, intake.partition, intake.backlog, age(intake.oldest_ms), intake.owner or "nobody", lease)
+    others = new_table("stream", ("entries", "right"), "what")
     for name, entries in seen.entries.items():
-        _row(others, name, entries, _STREAM_WORDS[name])
-    _print(intakes, others)
+        add_row(others, name, entries, _STREAM_WORDS[name])
+    print_parts(intakes, others)
 
 
 async def _read_streams(redis_url: str | None, settings: Settings) -> Streams:
@@ -165,11 +160,11 @@ def reservations_ls(redis_url: str | None, node_id: str | None, as_json: bool) -
     if as_json:
         print_json(held)
         return
-    table = _table(("job", "left"), "node", "session", ("token", "right"), ("age", "right"), ("lease", "right"))
+    table = new_table(("job", "left"), "node", "session", ("token", "right"), ("age", "right"), ("lease", "right"))
     for each in held:
         lease = duration(each.lease_left_ms) if each.lease_left_ms > 0 else "lapsed"
-        _row(table, each.job_id, each.node, each.session_id, each.token, duration(each.age_ms), lease)
-    _print(table if held else Text("no slot is held"))
+        add_row(table, each.job_id, each.node, each.session_id, each.token, duration(each.age_ms), lease)
+    print_parts(table if held else Text("no slot is held"))
 
 
 async def _read_reservations(redis_url: str | None, settings: Settings, node_id: str | None) -> list[HeldSlot]:
@@ -238,12 +233,12 @@ def nodes_ls(redis_url: str | None, as_json: bool) -> None:
     if as_json:
         print_json(fleet)
         return
-    table = _table(*_NODE_COLUMNS)
+    table = new_table(*_NODE_COLUMNS)
     for each in fleet:
-        pairs = _some([f"{source}:{target}" for source, target in each.pairs], PAIRS_WIDTH_MAX)
-        words = (each.reason, pairs, _some(each.features, FEATURES_WIDTH_MAX), _age(each.boot_age_ms))
-        _row(table, each.id, each.pool or "-", each.used, each.slots, *words)
-    _print(table if fleet else Text("no node is known"))
+        pairs = some([f"{source}:{target}" for source, target in each.pairs], PAIRS_WIDTH_MAX)
+        words = (each.reason, pairs, some(each.features, FEATURES_WIDTH_MAX), age(each.boot_age_ms))
+        add_row(table, each.id, each.pool or "-", each.used, each.slots, *words)
+    print_parts(table if fleet else Text("no node is known"))
 
 
 async def _read_nodes(redis_url: str | None, settings: Settings) -> list[Member]:
@@ -275,42 +270,3 @@ def _member(item: calls.CapacityItem, node: model.Node | None, used: int, now_us
         boot=item.boot,
         boot_age_ms=max(0, now_us - model.boot_order(item.boot)) // 1000,
     )
-
-
-# ---- tables ---------------------------------------------------------------------------------------------------------
-
-
-def _table(*columns: Column) -> Table:
-    """A table of one line a row, whose texts are cut where it would be too wide."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    for column in columns:
-        if isinstance(column, tuple):
-            table.add_column(column[0], justify=column[1], no_wrap=True)
-        else:
-            table.add_column(column, min_width=len(column))  # one that may wrap is narrowed first; its cells never wrap
-    return table
-
-
-def _row(table: Table, *cells: object) -> None:
-    table.add_row(*(Text(str(cell), no_wrap=True, overflow="ellipsis") for cell in cells))
-
-
-def _print(*parts: Table | Text) -> None:
-    console = Console(highlight=False)
-    for number, part in enumerate(parts):
-        if number:
-            console.print()
-        console.print(part)
-
-
-def _age(milliseconds: int | None) -> str:
-    return "" if milliseconds is None else duration(milliseconds)
-
-
-def _some(words: Sequence[str], width_max: int) -> str:
-    """As many of the words as fit, and how many more there are: `en:zh en:de +3`."""
-    for count in range(len(words), 0, -1):
-        text = " ".join(words[:count]) + (f" +{len(words) - count}" if count < len(words) else "")
-        if len(text) <= width_max:
-            return text
-    return f"{words[0]} +{len(words) - 1}" if len(words) > 1 else " ".join(words)

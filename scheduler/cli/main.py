@@ -24,6 +24,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "streams": "scheduler.cli.listings:streams",
     "reservations": "scheduler.cli.listings:reservations",
     "nodes": "scheduler.cli.listings:nodes",
+    "pools": "scheduler.cli.pools:pools",
     "server": "scheduler.cli.server:server",
     "node": "scheduler.cli.roles:node",
     "manager": "scheduler.cli.roles:manager",

@@ -170,7 +170,10 @@ async def _until_gone(url: str, busy: Callable[[], bool]) -> None:
 
 
 async def stop_roles(roles: Sequence[Role], stop_ms_max: int = STOP_MS_MAX) -> None:
-    """Stop roles, the last one first. A server that is gone keeps nobody here: leases end by themselves."""
+    """Stop roles, the last one first. A server that is gone keeps nobody here: leases end by themselves.
+
+    However that ends, none of them runs any more, and none is connected.
+    """
 
     async def stop_each() -> None:
         for role in reversed(roles):
@@ -183,5 +186,7 @@ async def stop_roles(roles: Sequence[Role], stop_ms_max: int = STOP_MS_MAX) -> N
             stopped = await unless_gone(roles[0].url, stop_each())
     except TimeoutError:
         stopped = False
+    finally:
+        await asyncio.gather(*(role.abandon() for role in roles))
     if not stopped:
         logger.warning("not stopped in order: what was held is free when its lease ends")

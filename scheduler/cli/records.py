@@ -167,6 +167,8 @@ class NodeRecords(Observer):
             started_us=started_us,
             ended_us=ended_us,
             attempt=job.attempt,
+            pair=f"{job.src_lang}:{job.tgt_lang}",
+            decision=job.decision,
         )
 
 

@@ -288,10 +288,12 @@ async def _leave(nodes: Sequence[Node]) -> None:
     if not nodes:
         return
     tasks = [asyncio.create_task(node.__aexit__()) for node in nodes]
-    done, pending = await asyncio.wait(tasks, timeout=STOP_MS_MAX / 1000)
-    if pending:
-        logger.warning("%d nodes did not stop within %d ms", len(pending), STOP_MS_MAX)
-        await end_tasks(pending)
+    try:
+        done, pending = await asyncio.wait(tasks, timeout=STOP_MS_MAX / 1000)
+        if pending:
+            logger.warning("%d nodes did not stop within %d ms", len(pending), STOP_MS_MAX)
+    finally:
+        await end_tasks(tasks)
     for task in done:
         task.result()
 

@@ -245,6 +245,12 @@ def _rows(result: Result) -> list[tuple[str, str, str, bool]]:
         ("duplicates", report.duplicates, "completed more than once", report.duplicates),
         ("over capacity", report.over_capacity, "starts on a node that had no slot left", report.over_capacity),
         ("out of order", report.order_violations, "passed an earlier job of their session", report.order_violations),
+        (
+            "moved",
+            report.sessions.violations,
+            "left their session's node for no true reason",
+            report.sessions.violations,
+        ),
         ("contradictions", report.contradictions, "records that cannot all be true", report.contradictions),
         ("affinity", _percent(report.affinity_rate), "stayed on the node of their session's last job", 0),
         ("dispatch p50", _milliseconds(dispatch.p50), "from the intake to the node's inbox, half of the jobs", 0),
@@ -273,6 +279,7 @@ def _verdict(report: Report) -> Text:
         "run twice": report.duplicates,
         "over capacity": report.over_capacity,
         "out of order": report.order_violations,
+        "moved for no reason": report.sessions.violations,
         "contradicting records": report.contradictions,
     }
     found = ", ".join(f"{count:,} {name}" for name, count in broken.items() if count)

@@ -135,6 +135,8 @@ class Recorder(Observer):
             started_us=started_us,
             ended_us=ended_us,
             attempt=job.attempt,
+            pair=f"{job.src_lang}:{job.tgt_lang}",
+            decision=job.decision,
         )
 
     def _write(self, line: Run | Capacity) -> None:

@@ -2,11 +2,13 @@
 snapshot.
 
 Rules: a higher boot replaces a lower one; what a node serves is fixed for a boot, so that a later heartbeat of it
-changes capacity, health and load only; silence counts only while somebody listened.
+changes capacity, health and load only; silence counts only while somebody listened. The pool of a node that names none
+is found when the node joins, and again when the configuration changes.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -14,20 +16,22 @@ import msgspec
 
 from scheduler.calls import CapacityItem
 from scheduler.config import Settings
-from scheduler.model import Node, NodeBeat, Pool, Reason, Snapshot, boot_order
+from scheduler.management.pools import DEFAULT_POOL, Documents, PoolDocument, complete, node_rules, pool_of
+from scheduler.model import Node, NodeBeat, Reason, Snapshot, boot_order
 
-DEFAULT_POOL: Final = "default"
 SERVING: Final = ("ready", "suspect")
 SUSPECTS_MIN: Final = 3
 SUSPECTS_SHARE: Final = 0.3
 SUSPECT_PERIODS: Final = 5  # of silence, until a suspect is dead
+_SILENT: Final = PoolDocument()
 
 
 class Known(msgspec.Struct, frozen=True):
     """What is known of a node.
 
     heard_ms: server time of its last heartbeat, or when listening began. suspect: silent, but so are many others.
-    partial: only its capacity is known, from a cell, so that it is not placed on before it is heard.
+    partial: only its capacity is known, from a cell, so that it is not placed on before it is heard. pool: the one that
+    it names, or that was found for it.
     """
 
     beat: NodeBeat
@@ -35,13 +39,14 @@ class Known(msgspec.Struct, frozen=True):
     dead: bool = False
     suspect: bool = False
     partial: bool = False
+    pool: str = DEFAULT_POOL
 
 
 class Fleet(msgspec.Struct, frozen=True):
-    """Everything that the leader knows: nodes by id, and pools by id as configured."""
+    """Everything that the leader knows: nodes by id, and what was said of pools by their name."""
 
     nodes: Mapping[str, Known] = {}
-    pools: Mapping[str, Pool] = {}
+    pools: Documents = {}
 
 
 class Ignored(msgspec.Struct, frozen=True):
@@ -57,6 +62,7 @@ def fold(fleet: Fleet, beats: Iterable[tuple[NodeBeat, int]]) -> tuple[Fleet, li
     Args: fleet; beats, (document, heard_ms) each. Returns: the new fleet, and what was ignored.
     """
     nodes = dict(fleet.nodes)
+    rules = node_rules(fleet.pools)
     ignored = []
     for beat, heard_ms in beats:
         known = nodes.get(beat.node)
@@ -65,7 +71,7 @@ def fold(fleet: Fleet, beats: Iterable[tuple[NodeBeat, int]]) -> tuple[Fleet, li
             or boot_order(beat.boot) > boot_order(known.beat.boot)
             or (known.partial and beat.boot == known.beat.boot)
         ):
-            nodes[beat.node] = Known(beat, heard_ms)
+            nodes[beat.node] = Known(beat, heard_ms, pool=pool_of(beat, rules))
             continue
         if heard_ms < known.heard_ms and beat.boot == known.beat.boot:
             continue  # read late: a newer one is folded already
@@ -77,13 +83,30 @@ def fold(fleet: Fleet, beats: Iterable[tuple[NodeBeat, int]]) -> tuple[Fleet, li
         )
         if fixed != beat:
             ignored.append(Ignored(beat.node, f"boot {beat.boot} changed what it serves; that takes a new boot"))
-        nodes[beat.node] = Known(fixed, max(heard_ms, known.heard_ms))
+        nodes[beat.node] = Known(fixed, max(heard_ms, known.heard_ms), pool=known.pool)
     return msgspec.structs.replace(fleet, nodes=nodes), ignored
 
 
+def configure(fleet: Fleet, pools: Documents) -> Fleet:
+    """The fleet with other pools: each node is where the rules put it now, unless it names its pool itself."""
+    rules = node_rules(pools)
+    nodes = {}
+    for node, known in fleet.nodes.items():
+        pool = pool_of(known.beat, rules)
+        nodes[node] = known if pool == known.pool else msgspec.structs.replace(known, pool=pool)
+    return Fleet(nodes, pools)
+
+
+def named_pools(fleet: Fleet) -> Counter[str]:
+    """The pools that nodes name themselves, and how many nodes do. The dead do not count."""
+    return Counter(known.beat.pool for known in fleet.nodes.values() if known.beat.pool and not known.dead)
+
+
 def recover(snapshot: Snapshot, capacities: Mapping[str, CapacityItem], now_ms: int) -> Fleet:
-    """What a new leader knows before it hears anybody: the stored snapshot and the cells' capacities. All ages are
-    0.
+    """What a new leader knows before it hears anybody: the stored snapshot and the cells' capacities. All ages are 0.
+
+    A pool that was found for a node is not one that it names: `configure` finds it anew. Slots and reason are those of
+    the cells: the leader before writes them there first, and may have acknowledged the heartbeat that told them.
     """
     nodes = {}
     for node in snapshot.nodes:
@@ -94,7 +117,7 @@ def recover(snapshot: Snapshot, capacities: Mapping[str, CapacityItem], now_ms: 
             pairs=node.pairs,
             features=node.features,
             labels=node.labels,
-            pool=node.pool,
+            pool="" if node.assigned else node.pool,
             version=node.version,
         )
         nodes[node.id] = Known(beat, now_ms)
@@ -111,7 +134,10 @@ def recover(snapshot: Snapshot, capacities: Mapping[str, CapacityItem], now_ms: 
             # A node that was dead stays so until it is heard: the dead do not get a new period of grace.
             heard_ms = 0 if item.reason == "dead" else now_ms
             nodes[item.node] = Known(beat, heard_ms, dead=item.reason == "dead", partial=True)
-    return Fleet(nodes=nodes)
+        else:
+            beat = msgspec.structs.replace(known.beat, capacity=item.slots)
+            nodes[item.node] = Known(beat, now_ms, suspect=item.reason == "suspect")
+    return configure(Fleet(nodes), {})
 
 
 def listen_anew(fleet: Fleet, now_ms: int) -> Fleet:
@@ -126,14 +152,14 @@ def listen_anew(fleet: Fleet, now_ms: int) -> Fleet:
 def age(fleet: Fleet, now_ms: int, silence_ms: int) -> Fleet:
     """Mark those dead that were silent for `silence_ms`, and alive those that were heard again.
 
-    When many fall silent at once the network is the likelier cause: then they are suspect, and dead only after
-    SUSPECT_PERIODS of silence.
+    When many fall silent at once the network is the likelier cause: then they are suspect until they are heard, and
+    dead only after SUSPECT_PERIODS of silence.
     """
     many = _many_fall_silent(fleet.nodes.values(), now_ms, silence_ms)
     nodes = {}
     for node, known in fleet.nodes.items():
         silent = now_ms - known.heard_ms >= silence_ms
-        doubted = silent and not known.dead and not known.beat.draining and (known.suspect or many)
+        doubted = not known.dead and not known.beat.draining and (known.suspect or (silent and many))
         suspect = doubted and now_ms - known.heard_ms < SUSPECT_PERIODS * silence_ms
         dead = silent and not suspect
         same = (dead, suspect) == (known.dead, known.suspect)
@@ -191,33 +217,18 @@ def picture(fleet: Fleet, version: int, settings: Settings) -> Snapshot:
                     id=beat.node,
                     boot=beat.boot,
                     slots=item.slots,
-                    pool=beat.pool or DEFAULT_POOL,
+                    pool=known.pool,
                     pairs=beat.pairs,
                     features=beat.features,
                     labels=beat.labels,
                     version=beat.version,
                     suspect=item.reason == "suspect",
+                    assigned=not beat.pool,
                 )
             )
     names = {DEFAULT_POOL, *fleet.pools, *(node.pool for node in nodes)}
-    pools = tuple(fleet.pools.get(name) or default_pool(name, settings) for name in sorted(names))
+    pools = tuple(complete(name, fleet.pools.get(name, _SILENT), settings) for name in sorted(names))
     return Snapshot(version=version, nodes=tuple(nodes), pools=pools)
-
-
-def default_pool(name: str, settings: Settings) -> Pool:
-    """The policy of a pool that nobody configured."""
-    return Pool(
-        id=name,
-        strategy=settings.strategy,
-        start_ms=settings.start_ms,
-        lease_ms=settings.lease_ms,
-        run_ms_max=settings.run_ms_max,
-        attempts_max=settings.attempts_max,
-        crashes_max=settings.crashes_max,
-        candidates=settings.candidates_max,
-        backoff_ms=settings.backoff_ms,
-        backoff_ms_max=settings.backoff_ms_max,
-    )
 
 
 def same_picture(one: Snapshot, other: Snapshot) -> bool:

@@ -3,6 +3,9 @@ capacities.
 
 Any number of managers may run; one leads, the others stand by. Every step is fenced by the leader's epoch, so a manager
 that was paused can harm nothing when it wakes: it learns that it leads no more and stands by.
+
+Commands are answered in the order of their stream, in the step that reads them, and together with what they change; one
+whose answer failed is read again, so that nothing of it is in force before it is stored.
 """
 
 from __future__ import annotations
@@ -13,10 +16,12 @@ from typing import Final
 
 import msgspec
 
-from scheduler.calls import CapacityItem, Command, Heartbeat
+from scheduler.calls import CapacityItem, Heartbeat, Taken
 from scheduler.config import Settings
 from scheduler.errors import Fenced, InvalidInput
-from scheduler.management import fold
+from scheduler.management import commands, fold, pools
+from scheduler.management.commands import Decided, Refused
+from scheduler.management.pools import PoolDocument
 from scheduler.model import NodeBeat, Snapshot, boot_order, decode_beat
 from scheduler.store.control import Leading
 from scheduler.store.store import Store
@@ -28,7 +33,7 @@ DEAF_MS: Final = 1_000  # after so long without a take of our own, silence prove
 FORGET_MS: Final = 60_000
 BOOT_AHEAD_US_MAX: Final = 60_000_000  # a boot later than that could never be replaced
 LOOK_BACK_MS: Final = 5_000
-SUSPECTS_SHOWN_MAX: Final = 10
+SHOWN_MAX: Final = 10
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -40,6 +45,7 @@ class Report(msgspec.Struct, frozen=True):
     capacities: int = 0
     published: bool = False
     suspects: int = 0
+    commands: int = 0
 
 
 class Manager:
@@ -58,7 +64,9 @@ class Manager:
         self._led_at = 0.0
         self._looked_back_at = 0.0
         self._acknowledge: tuple[str, ...] = ()
+        self._unanswered = False
         self._written: dict[str, CapacityItem] = {}
+        self._lost: dict[str, PoolDocument | None] = {}
 
     @property
     def leading(self) -> bool:
@@ -94,58 +102,89 @@ class Manager:
             return False
         self._led_at = now
         if answer.epoch != self._epoch:
-            self._epoch = answer.epoch
+            self._epoch = None  # until everything is known that is stored
+            # Nobody is called silent who could not be heard while the answer was on its way and what follows it.
+            self._taken_at = self._looked_back_at = now
             await self._take_over(answer)
+            self._epoch = answer.epoch
         return True
 
     async def _take_over(self, leading: Leading) -> None:
         """Raise the epoch everywhere, learn what is stored, and let every age start now.
 
         The capacities of all nodes are written again by the next step, because an earlier leader may have written
-        some of them late.
+        some of them late. So are commands answered that it left.
         """
         await self._store.cell.capacity(leading.epoch, [])
-        self._published = await self._store.control.read_snapshot()
+        self._published = await self._read_snapshot()
         capacities = await self._store.reads.capacities()
-        self._fleet = fold.recover(self._published, capacities, leading.now_ms)
+        documents = await self._read_pools()
+        self._fleet = fold.configure(fold.recover(self._published, capacities, leading.now_ms), documents)
         self._written = {}
+        self._lost = {}
         self._acknowledge = ()
-        self._taken_at = self._looked_back_at = time.monotonic()
-        acknowledge: tuple[str, ...] = ()
         while True:
-            taken = await self._store.control.take(self.name, leading.epoch, acknowledge, pending=True)
-            if not taken.heartbeats and not taken.commands:
+            taken, _ = await self._take(leading.epoch, pending=True)
+            self._unanswered = bool(taken.commands)
+            if not taken.heartbeats:
                 break
-            self._fold(taken.heartbeats)
-            await self._answer(taken.commands)
-            acknowledge = tuple(heartbeat.id for heartbeat in taken.heartbeats)
-        logger.info("%s leads under epoch %d with %d known nodes", self.name, leading.epoch, len(self._fleet.nodes))
+        logger.info(
+            "%s leads under epoch %d with %d known nodes and %d configured pools",
+            self.name, leading.epoch, len(self._fleet.nodes), len(documents),
+        )  # fmt: skip
+
+    async def _read_snapshot(self) -> Snapshot:
+        """The published snapshot; what cannot be read of it is made anew."""
+        try:
+            return await self._store.control.read_snapshot()
+        except InvalidInput as error:
+            logger.error("the published snapshot is ignored: %s", error)
+            return Snapshot(version=await self._store.control.read_version())
+
+    async def _read_pools(self) -> dict[str, PoolDocument]:
+        """The stored configuration; what cannot be used of it is logged."""
+        documents, complaints = pools.read(await self._store.control.read_config())
+        for complaint in complaints:
+            logger.error("%s", complaint)
+        return documents
 
     async def _manage(self) -> Report:
         assert self._epoch is not None
-        # Now and then also what a lost reply left behind, commands above all.
-        pending = time.monotonic() - self._looked_back_at > LOOK_BACK_MS / 1000
-        if pending:
+        # Now and then also what a lost reply left behind.
+        pending = self._unanswered
+        if time.monotonic() - self._looked_back_at > LOOK_BACK_MS / 1000:
+            pending = True
             self._looked_back_at = time.monotonic()
             await self._compare()
-        taken = await self._store.control.take(
-            self.name, self._epoch, self._acknowledge, pending=pending, count=TAKE_MAX
-        )
+        taken, invalid = await self._take(self._epoch, pending=pending)
+        heartbeats = len(taken.heartbeats)
+        if taken.commands and not pending:
+            # With those before them whose reading was lost, so that all are answered in their order.
+            self._unanswered = True
+            taken, more_invalid = await self._take(self._epoch, pending=True)
+            invalid += more_invalid
+        self._unanswered = bool(taken.commands)
+        if not pending and heartbeats < TAKE_MAX:
+            # Otherwise there is more to hear, perhaps of those who seem silent.
+            self._fleet = fold.age(self._fleet, taken.now_ms, self._settings.silence_ms)
+        named = fold.named_pools(self._fleet) if taken.commands else {}
+        decided = commands.decide(self._fleet.pools, taken.commands, named, self._settings)
+        capacities = await self._write_capacities()
+        published = await self._publish(taken.now_ms, decided)
+        self._unanswered = len(taken.commands) >= TAKE_MAX
+        await self._forget(taken.now_ms)
+        suspects = sum(known.suspect for known in self._fleet.nodes.values())
+        return Report(True, heartbeats, invalid, capacities, published, suspects, len(taken.commands))
+
+    async def _take(self, epoch: int, *, pending: bool) -> tuple[Taken, int]:
+        """Take and fold. Returns what was taken, and how many heartbeats of it could not be decoded."""
+        taken = await self._store.control.take(self.name, epoch, self._acknowledge, pending=pending, count=TAKE_MAX)
         self._acknowledge = tuple(heartbeat.id for heartbeat in taken.heartbeats)
         now = time.monotonic()
         if (now - self._taken_at) * 1000 > DEAF_MS:
             self._fleet = fold.listen_anew(self._fleet, taken.now_ms)
         self._taken_at = now
-        invalid = self._fold(taken.heartbeats)
-        await self._answer(taken.commands)
-        if not pending and len(taken.heartbeats) < TAKE_MAX:
-            # Otherwise there is more to hear, perhaps of those who seem silent.
-            self._fleet = fold.age(self._fleet, taken.now_ms, self._settings.silence_ms)
-        capacities = await self._write_capacities()
-        published = await self._publish(taken.now_ms)
-        await self._forget(taken.now_ms)
-        suspects = sum(known.suspect for known in self._fleet.nodes.values())
-        return Report(True, len(taken.heartbeats), invalid, capacities, published, suspects)
+        return taken, self._fold(taken.heartbeats)
 
     def _fold(self, heartbeats: tuple[Heartbeat, ...]) -> int:
         """Fold what can be decoded. Returns how many could not."""
@@ -169,14 +208,6 @@ class Manager:
             logger.debug("heartbeat of %s: %s", each.node, each.why)
         return invalid
 
-    async def _answer(self, commands: tuple[Command, ...]) -> None:
-        """Tell the sender of each command what became of it. No command is known yet, so each is refused."""
-        if commands:
-            assert self._epoch is not None
-            refused = msgspec.json.encode({"refused": "unknown command"})
-            answers = [(command.id, refused) for command in commands]
-            await self._store.control.publish(self.name, self._epoch, None, answers=answers)
-
     async def _compare(self) -> None:
         """Write again what the server has lost: after a crash its last writes can be missing."""
         stored = await self._store.reads.capacities()
@@ -189,6 +220,8 @@ class Manager:
             del self._written[node]
         if await self._store.control.read_version() != self._published.version:
             self._published = Snapshot(version=0)
+            configured = self._fleet.pools
+            self._lost = {name: configured.get(name) for name in {*await self._read_pools(), *configured}}
 
     async def _forget(self, now_ms: int) -> None:
         """Drop nodes that have been dead for long and that a reaper has taken out of the cells."""
@@ -213,23 +246,51 @@ class Manager:
                     logger.warning("node %s is dead: silent for %d ms", item.node, self._settings.silence_ms)
         suspects = [item.node for item in changed if item.reason == "suspect"]
         if suspects:
-            shown = ", ".join(suspects[:SUSPECTS_SHOWN_MAX])
+            shown = ", ".join(suspects[:SHOWN_MAX])
             logger.error(
                 "%d nodes fell silent at once, so they are suspect, not dead: is the network in order? %s%s",
-                len(suspects), shown, ", ..." if len(suspects) > SUSPECTS_SHOWN_MAX else "",
+                len(suspects), shown, ", ..." if len(suspects) > SHOWN_MAX else "",
             )  # fmt: skip
         return len(changed)
 
-    async def _publish(self, now_ms: int) -> bool:
-        """Publish when placement would see a difference, at most every `publish_ms`."""
+    async def _publish(self, now_ms: int, decided: Decided) -> bool:
+        """Publish what was decided at once, else when placement would see a difference, at most every `publish_ms`.
+
+        Returns whether there is a new snapshot.
+        """
         assert self._epoch is not None
-        if (time.monotonic() - self._published_at) * 1000 < self._settings.publish_ms:
+        if not decided.answers and (time.monotonic() - self._published_at) * 1000 < self._settings.publish_ms:
             return False
-        version = max(self._published.version + 1, now_ms * 1000)
-        snapshot = fold.picture(self._fleet, version, self._settings)
-        if self._published.version and fold.same_picture(snapshot, self._published):
+        fleet = fold.configure(self._fleet, decided.documents) if decided.changes else self._fleet
+        snapshot = fold.picture(fleet, max(self._published.version + 1, now_ms * 1000), self._settings)
+        news = not self._published.version or not fold.same_picture(snapshot, self._published)
+        if not news and not decided.answers:
             return False
-        await self._store.control.publish(self.name, self._epoch, snapshot)
-        self._published = snapshot
-        self._published_at = time.monotonic()
-        return True
+        changes = self._lost | decided.changes
+        in_force = snapshot if news else self._published
+        await self._store.control.publish(
+            self.name,
+            self._epoch,
+            snapshot if news else None,
+            sets={pools.stored_field(name): pools.encode(said) for name, said in changes.items() if said is not None},
+            deletes=[pools.stored_field(name) for name, said in changes.items() if said is None],
+            answers=[
+                (command, commands.encode_answer(answer, in_force.version)) for command, answer in decided.answers
+            ],
+        )
+        self._fleet = fleet
+        self._lost = {}
+        if news:
+            self._published = snapshot
+            self._published_at = time.monotonic()
+        _log(decided)
+        return news
+
+
+def _log(decided: Decided) -> None:
+    for command, answer in decided.answers:
+        if isinstance(answer, Refused):
+            logger.warning("command %s is refused: %s", command, answer.why)
+        else:
+            more = ", ..." if len(answer.pools) > SHOWN_MAX else ""
+            logger.info("command %s is done, for pools %s%s", command, ", ".join(answer.pools[:SHOWN_MAX]), more)

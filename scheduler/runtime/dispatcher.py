@@ -17,7 +17,9 @@ from scheduler import calls, keys, model
 from scheduler.config import Settings
 from scheduler.loop import Loop, Timers, end_tasks
 from scheduler.runtime import placement
-from scheduler.runtime.intake import Job
+from scheduler.runtime.intake import Class, Job
+from scheduler.runtime.limits import changed_limits, limits_of
+from scheduler.runtime.lines import tier_of
 from scheduler.runtime.partitions import Partitions
 from scheduler.runtime.placer import Placer, Report
 from scheduler.runtime.reader import Batch, Reader
@@ -44,7 +46,7 @@ class Dispatcher:
         self, store: Store, settings: Settings, layout: calls.Layout, owner: str, random: Random | None = None
     ) -> None:
         self.owner = owner
-        self.waiting = Waiting()
+        self.waiting = Waiting(self._limits_of, self._tier_of)
         self.bindings = Bindings(settings.sessions_max, settings.session_ttl_ms)
         self.snapshots = Snapshots(store.control, self.wake)
         self.partitions = Partitions(
@@ -84,13 +86,17 @@ class Dispatcher:
 
         In this order: who hears that partitions were given up must see that they are not wished to be ours.
         """
+        await self.end()
+        await self._store.control.beat(self._document(), self.owner, leaves=True)
+        await self.partitions.give_up()
+
+    async def end(self) -> None:
+        """End what runs beside the steps, without a word to the server."""
         if self._reader is not None:
             self._reader.stop()
         self.snapshots.stop()
         self._beats.stop()
         await end_tasks(self._tasks)
-        await self._store.control.beat(self._document(), self.owner, leaves=True)
-        await self.partitions.give_up()
 
     async def run_once(self) -> Report:
         """One step: keep what is ours, take the next batch, and place what can be placed. Returns the counts so far."""
@@ -115,6 +121,7 @@ class Dispatcher:
         self._swap()
         newcomers = self._take(batch)
         self._refusals.add(self._sweep.overdue(self.partitions.server_ms()))
+        self._refusals.add(self._sweep.unservable(self._placer.index))
         self._wake(batch)
         await self._placer.waiters(self._keep)
         await self._placer.newcomers(newcomers, self._keep, self._more)
@@ -123,11 +130,17 @@ class Dispatcher:
 
     def _idle_ms(self) -> float:
         """For how long there is nothing to do, unless something is read: until the next timer or deadline."""
-        if self.waiting.busy:
+        if self.waiting.busy or self._sweep.busy:
             return 0
         idle_ms = min(self._timers.next_ms(), self.partitions.next_ms())
-        deadline_ms = self.waiting.next_deadline_ms()
+        deadline_ms = self.waiting.deadlines.next_ms()
         return idle_ms if deadline_ms is None else min(idle_ms, deadline_ms - self.partitions.server_ms() + 1)
+
+    def _limits_of(self, job: Job, wanted: Class) -> tuple[str, ...]:
+        return limits_of(job, wanted, self._placer.index.pools)
+
+    def _tier_of(self, wanted: Class, node: str) -> int:
+        return tier_of(self._placer.index, wanted, node)
 
     # ---- what was read, and what the world tells ----
 
@@ -148,11 +161,13 @@ class Dispatcher:
         self.report.read += len(batch.jobs) + len(batch.refused)
         self._refusals.add(batch.refused)
         now_ms = self.partitions.server_ms()
+        # Once memory is full, what was read ahead may be older than what was written and forgotten since.
+        is_news = len(self.bindings) < self._settings.sessions_max
         jobs = []
         for job in batch.jobs:
             if not self.partitions.holds(job.partition, job.epoch):
                 continue
-            if job.session_id in batch.bindings and job.session_id not in self.bindings:
+            if is_news and job.session_id in batch.bindings and job.session_id not in self.bindings:
                 self.bindings.learn(job.session_id, parse(batch.bindings[job.session_id]))
             if job.deadline_at_ms is not None and job.deadline_at_ms <= now_ms:
                 self._refusals.add([expired(job)])
@@ -166,6 +181,7 @@ class Dispatcher:
             if node in loads:
                 loads[node] = max(0, loads[node] - 1)
         self.waiting.wake(batch.freed, self._placer.index.serves)
+        self.waiting.limits.tell(batch.limits)
         if batch.gap:
             self.waiting.ask_all()
         if batch.handed_over or batch.gap:
@@ -184,6 +200,7 @@ class Dispatcher:
             known = {(node.id, node.boot) for node in old.eligible(wanted)}
             gained = [node.id for node in new.eligible(wanted) if (node.id, node.boot) not in known]
             self.waiting.wake_class(wanted, gained)
+        self.waiting.limits.tell_pools(changed_limits(old.pools, new.pools))
         # Also those behind others: when their turn comes, their class must be one that somebody can serve.
         for waiter in [waiter for waiter in self.waiting if not new.eligible(waiter.wanted)]:
             self._classify_again(waiter)
@@ -233,7 +250,7 @@ class Dispatcher:
         """The sweep. What the nodes were believed to hold is forgotten too: it grows stale."""
         self._placer.loads.clear()
         self._refusals.retry()
-        self._refusals.add(self._sweep.unservable(self._placer.index, _now_ms()))
+        self._sweep.judge(self._placer.index, _now_ms())
         if self._reader is not None:
             await self._sweep.look(self._placer.index, self._store.reads, self._reader)
 

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from scheduler.model import Node, Strategy
+from scheduler.model import Node, Pool, Strategy
 from scheduler.runtime.index import Group, Index, Members, group
 from scheduler.runtime.intake import Class, Job
 from scheduler.session.bindings import Binding
@@ -164,11 +164,13 @@ def place(job: Job, wanted: Class, binding: Binding | None, index: Index, draws:
     if nodes is None:
         return None
     standing = stand(job, wanted, binding, index)
-    preferred, note = prefer(job, wanted, index)
-    order = _Order(job, standing, preferred, nodes.trusted or nodes)
+    preferred, note = prefer(job, wanted, index) if job.preferred_node else ("", "")
+    nodes = nodes.trusted or nodes
     policy = index.policy(wanted.pool)
-    groups = STRATEGIES[policy.strategy](order, draws, policy.candidates - bool(preferred))
-    return _placement(groups, standing, preferred, note, policy.pressure == "return")
+    lead = _lead(preferred, standing)
+    avoid = _avoided(job, nodes)
+    found = STRATEGIES[policy.strategy](standing.node, avoid, preferred, nodes, draws, policy.candidates - len(lead))
+    return _placement((*lead, found) if found else lead, standing, preferred, note, policy)
 
 
 def place_among(
@@ -189,14 +191,18 @@ def place_among(
         node = index.nodes.get(name)
         if node is not None and index.serves(wanted, name):
             by_tier.setdefault(node.pool, []).append(node)
-    groups: Groups = ()
+    if not by_tier:
+        return None
+    groups = _lead(preferred, standing)
     for tier in index.tiers(wanted.pool):
         if tier in by_tier:
-            nodes = group(by_tier[tier])
-            order = _Order(job, standing, preferred, nodes.trusted or nodes)
-            groups += STRATEGIES[policy.strategy](order, draws, len(nodes.nodes) + _SPARE)
-            groups += (tuple(sorted(nodes.ids)),)
-    return _placement(groups, standing, preferred, note, policy.pressure == "return") if groups else None
+            everyone = group(by_tier[tier])
+            nodes = everyone.trusted or everyone
+            count = len(nodes.nodes) + _SPARE
+            avoid = _avoided(job, nodes)
+            groups += (STRATEGIES[policy.strategy](standing.node, avoid, preferred, nodes, draws, count),)
+            groups += (tuple(sorted(everyone.ids)),)
+    return _placement(_each_once(groups), standing, preferred, note, policy)
 
 
 def stand(job: Job, wanted: Class, binding: Binding | None, index: Index) -> Standing:
@@ -232,56 +238,59 @@ def prefer(job: Job, wanted: Class, index: Index) -> tuple[str, str]:
     return "", f"preferred {name} {'unfit' if name in index.nodes else 'gone'}"
 
 
-def _placement(groups: Groups, standing: Standing, preferred: str, note: str, returns: bool) -> Placement:
-    """What the strategy found, behind what comes before all; each node stands where it comes first."""
-    lead = ((preferred,) if preferred else (), (standing.node,) if standing.first else ())
+def _lead(preferred: str, standing: Standing) -> Groups:
+    """What is tried before all others: the node that the job asks for, then the one that the session is bound to."""
+    if standing.first and standing.node != preferred:
+        return ((preferred,), (standing.node,)) if preferred else ((standing.node,),)
+    return ((preferred,),) if preferred else ()
+
+
+def _avoided(job: Job, nodes: Group) -> str:
+    """The node that an earlier attempt failed on, where there is another one."""
+    return job.avoid if len(nodes.nodes) > 1 else ""
+
+
+def _each_once(groups: Groups) -> Groups:
+    """Every node where it comes first."""
     seen: set[str] = set()
     kept = []
-    for names in (*lead, *groups):
+    for names in groups:
         fresh = tuple([name for name in names if name not in seen])
         if fresh:
             seen.update(fresh)
             kept.append(fresh)
-    keeps = "avoid" if standing.why == "avoid" else "full" if returns else ""
-    bound = standing.node if standing.why != "strategy" else ""
-    return Placement(tuple(kept), bound, standing.why, preferred, note, keeps)
+    return tuple(kept)
+
+
+def _placement(groups: Groups, standing: Standing, preferred: str, note: str, policy: Pool) -> Placement:
+    why = standing.why
+    keeps = "avoid" if why == "avoid" else "full" if policy.pressure == "return" else ""
+    return Placement(groups, standing.node if why != "strategy" else "", why, preferred, note, keeps)
 
 
 # ---- strategies -----------------------------------------------------------------------------------------------------
 
 
-class _Order(NamedTuple):
-    """What a strategy is given: where the session stands, what the job asks for, and nodes that are alike."""
-
-    job: Job
-    standing: Standing
-    preferred: str
-    nodes: Group
-
-    @property
-    def avoid(self) -> str:
-        """The node that an earlier attempt failed on, where there is another one."""
-        return self.job.avoid if len(self.nodes.nodes) > 1 else ""
+def affinity(last: str, avoid: str, preferred: str, nodes: Group, draws: Draws, count: int) -> tuple[str, ...]:
+    """Behind the bound node, which is tried first: the least loaded of a few."""
+    return draws.take(nodes, count, avoid, last, preferred)
 
 
-def affinity(order: _Order, draws: Draws, count: int) -> Groups:
-    """The bound node first (that is before all groups), then the least loaded of a few."""
-    bound = order.standing.node
-    return (draws.take(order.nodes, count - order.standing.first, order.avoid, bound, order.preferred),)
-
-
-def spread(order: _Order, draws: Draws, count: int) -> Groups:
+def spread(last: str, avoid: str, preferred: str, nodes: Group, draws: Draws, count: int) -> tuple[str, ...]:
     """Not the session's last node, unless it is the only one."""
-    others = draws.take(order.nodes, count, order.avoid, order.standing.node, order.preferred)
-    return (others or ((order.standing.node,) if order.standing.node in order.nodes.ids else ()),)
+    return draws.take(nodes, count, avoid, last, preferred) or ((last,) if last in nodes.ids else ())
 
 
-def least_loaded(order: _Order, draws: Draws, count: int) -> Groups:
+def least_loaded(_: str, avoid: str, preferred: str, nodes: Group, draws: Draws, count: int) -> tuple[str, ...]:
     """The least loaded of a few, whatever the session did before."""
-    return (draws.take(order.nodes, count, order.avoid, order.preferred),)
+    return draws.take(nodes, count, avoid, preferred)
 
 
-STRATEGIES: Final[Mapping[Strategy, Callable[[_Order, Draws, int], Groups]]] = {
+_Strategy = Callable[[str, str, str, Group, Draws, int], tuple[str, ...]]
+"""The session's last node, the one to avoid, the one that is asked for (each "" for none), nodes that are alike, draws,
+and how many to name -> nodes of one group, none of the other three unless there is no other.
+"""
+STRATEGIES: Final[Mapping[Strategy, _Strategy]] = {
     "affinity": affinity,
     "spread": spread,
     "least_loaded": least_loaded,

@@ -22,9 +22,9 @@ from scheduler.runtime.intake import Class, Job
 from scheduler.runtime.partitions import Partitions
 from scheduler.runtime.placement import Draws
 from scheduler.runtime.refusals import Refusals
-from scheduler.runtime.tries import Try, bound_by, chunks, limits_of, refusal_of, reserve_item
+from scheduler.runtime.tries import Try, bound_by, chunks, refusal_of, reserve_item
 from scheduler.runtime.waiting import Waiter, Waiting
-from scheduler.session.bindings import Bindings
+from scheduler.session.bindings import Bindings, parse
 from scheduler.store.connection import or_each_alone
 from scheduler.store.store import Store
 
@@ -37,6 +37,7 @@ class Report(msgspec.Struct):
     read: int = 0
     placed: int = 0
     full: int = 0
+    limited: int = 0
     rejected: int = 0
     calls: int = 0
     sweep_hits: int = 0
@@ -44,12 +45,16 @@ class Report(msgspec.Struct):
 
 
 class _Call(msgspec.Struct):
-    """A call under way: what is tried, of which partitions, and the answers for those that have candidates."""
+    """A call under way: what is tried, of which partitions, and the answers for those that have candidates.
+
+    mark: what had been told of limits when it was sent.
+    """
 
     tries: list[Try]
     partitions: frozenset[int]
     answers: asyncio.Task[list[Answer]] | None
     sent_ms: float
+    mark: int
 
 
 class Placer:
@@ -110,6 +115,7 @@ class Placer:
         if self._waiting.busy:
             await self._land(under_way)
             await self.waiters(keep)
+        await self._know([job.session_id for job in jobs])
         under_way.append(self._send(self._tries(jobs)))
         if len(under_way) > 1:
             await self._land(under_way, 1)
@@ -122,6 +128,20 @@ class Placer:
                 await asyncio.wait([answers])
             call = under_way.pop(0)
             await self._settle_all(call, answers.result() if answers is not None else [])
+
+    async def _know(self, sessions: Sequence[str]) -> None:
+        """Read the bindings that memory has no more, for a session without one would move. Who is asked for is used,
+        so it is not the next to be forgotten; as owner of their partitions nobody but we can change them.
+        """
+        now_ms = _now_ms()
+        missing = [session for session in dict.fromkeys(sessions) if not self._remembers(session, now_ms)]
+        if missing:
+            for session, stored in zip(missing, await self._store.reads.bindings(missing), strict=True):
+                self._bindings.learn(session, parse(stored))
+
+    def _remembers(self, session: str, now_ms: float) -> bool:
+        self._bindings.get(session, now_ms)
+        return session in self._bindings
 
     def _tries(self, jobs: Sequence[Job]) -> list[Try]:
         """Candidates for each job that may be tried now."""
@@ -156,7 +176,9 @@ class Placer:
             if asking:
                 await self._ask(asking)
             tries = []
-            for waiter in self._waiting.tries(self._settings.batch_max):
+            chosen = self._waiting.tries(self._settings.batch_max)
+            await self._know([waiter.job.session_id for waiter in chosen])
+            for waiter in chosen:
                 attempt = self._try_waiter(waiter)
                 if attempt is not None:
                     tries.append(attempt)
@@ -206,10 +228,10 @@ class Placer:
         for each in tries:
             if each.placement is not None:
                 binding, fresh = self._bindings.get(each.job.session_id, now_ms)
-                limits = limits_of(each.job, self.index.policy(each.wanted.pool))
-                items.append(reserve_item(each, each.placement, binding, fresh, limits))
+                items.append(reserve_item(each, each.placement, binding, fresh, self.index.policy(each.wanted.pool)))
         partitions = frozenset([each.job.partition for each in tries])
-        return _Call(tries, partitions, asyncio.create_task(self._reserve(items)) if items else None, now_ms)
+        answers = asyncio.create_task(self._reserve(items)) if items else None
+        return _Call(tries, partitions, answers, now_ms, self._waiting.limits.mark)
 
     async def _reserve(self, items: list[calls.ReserveItem]) -> list[Answer]:
         """Reserve; after an error inside the script each job alone, still in the order of each session."""
@@ -232,28 +254,20 @@ class Placer:
     async def _settle_all(self, call: _Call, answers: Sequence[Answer]) -> None:
         answered = iter(answers)
         for each in call.tries:
-            self._settle(each, next(answered) if each.placement is not None else None, call.sent_ms)
+            self._settle(each, next(answered) if each.placement is not None else None, call)
         await self._refusals.end()
 
-    def _settle(self, each: Try, answer: Answer | None, now_ms: float) -> None:
+    def _settle(self, each: Try, answer: Answer | None, call: _Call) -> None:
         job, waiter = each.job, each.waiter
         if not self._partitions.holds(job.partition, job.epoch):
             return
         if isinstance(answer, calls.Reserved):
-            self._placed(each, answer, now_ms)
-        elif answer is None:
-            # Held back: it waits behind its session or class, or no node can serve it.
-            if self._waiting.must_wait(job, each.wanted):
-                self._waiting.queue(job, each.wanted, now_ms)
-            else:
-                self._waiting.tried_in_vain(job, each.wanted, now_ms)
-        elif answer.why in ("full", "behind", "limited"):
-            self.report.full += 1
-            assert each.placement is not None
+            self._placed(each, answer, call.sent_ms)
+        elif answer is None or answer.why in ("full", "behind", "limited"):
             if waiter is None:
-                self._waiting.tried_in_vain(job, each.wanted, now_ms)
+                self._wait(each, answer, call)
             else:
-                self._waiting.still_full(waiter, each.placement.candidates)
+                self._wait_again(each, waiter, answer, call)
         elif answer.why == "fenced":
             self._partitions.lose(job.partition)
         else:
@@ -262,6 +276,33 @@ class Placer:
                 self._refusals.add([refusal])
             if waiter is not None:
                 self._waiting.leave(waiter)
+
+    def _wait(self, each: Try, answer: calls.Refused | None, call: _Call) -> None:
+        """A newcomer that was not placed. answer: None when it was held back behind others, or no node can serve it."""
+        job, wanted, waiting = each.job, each.wanted, self._waiting
+        self._count(answer)
+        if answer is not None and answer.why == "limited":
+            waiting.newly_limited(job, wanted, call.sent_ms, answer.limit, call.mark)
+        elif answer is None and waiting.must_wait(job, wanted):
+            waiting.queue(job, wanted, call.sent_ms)
+        else:
+            waiting.tried_in_vain(job, wanted, call.sent_ms)
+
+    def _wait_again(self, each: Try, waiter: Waiter, answer: calls.Refused | None, call: _Call) -> None:
+        """One of those that wait was tried in vain."""
+        assert each.placement is not None
+        assert answer is not None
+        self._count(answer)
+        if answer.why == "limited":
+            self._waiting.still_limited(waiter, answer.limit, call.mark)
+        else:
+            self._waiting.still_full(waiter, each.placement.candidates)
+
+    def _count(self, answer: calls.Refused | None) -> None:
+        if answer is not None and answer.why == "limited":
+            self.report.limited += 1
+        elif answer is not None:
+            self.report.full += 1
 
     def _placed(self, each: Try, answer: calls.Reserved, now_ms: float) -> None:
         job = each.job

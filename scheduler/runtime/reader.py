@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Container
 from typing import Final
 
 import msgspec
@@ -18,8 +17,9 @@ from scheduler.calls import Entry, RejectItem
 from scheduler.config import Settings
 from scheduler.runtime import intake
 from scheduler.runtime.intake import Job
+from scheduler.session.bindings import Bindings
 from scheduler.store.connection import is_temporary
-from scheduler.store.reads import Reads
+from scheduler.store.reads import Reads, StreamEntry
 
 logger = logging.getLogger("scheduler.dispatcher")
 
@@ -32,16 +32,24 @@ class Batch(msgspec.Struct, frozen=True):
     """What one read brought.
 
     jobs, in the order of their partitions; refused, entries that are none; bindings, as stored, of sessions that were
-    not known; freed, nodes that got room; handed_over, somebody gave partitions up; gap, events of `freed` may have
-    been missed.
+    not known; freed, nodes that got room; limits, such as got room; handed_over, somebody gave partitions up; gap,
+    events of `freed` may have been missed.
     """
 
     jobs: tuple[Job, ...] = ()
     refused: tuple[RejectItem, ...] = ()
     bindings: dict[str, bytes | None] = {}
     freed: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
     handed_over: bool = False
     gap: bool = False
+
+
+class Told(msgspec.Struct, frozen=True):
+    """What events of `freed` name that are in the stream and not handed over yet."""
+
+    nodes: frozenset[str]
+    limits: frozenset[str]
 
 
 NOTHING: Final = Batch()
@@ -50,10 +58,10 @@ NOTHING: Final = Batch()
 class Reader:
     """Cursors over the owned partitions and over `freed`, and one batch in hand.
 
-    Args: reads; settings; freed_cursor, taken before the first reserve; known, the sessions whose binding is known.
+    Args: reads; settings; freed_cursor, taken before the first reserve; known, the bindings that are remembered.
     """
 
-    def __init__(self, reads: Reads, settings: Settings, freed_cursor: str, known: Container[str]) -> None:
+    def __init__(self, reads: Reads, settings: Settings, freed_cursor: str, known: Bindings) -> None:
         self.paused = False
         self._reads = reads
         self._settings = settings
@@ -104,11 +112,12 @@ class Reader:
         batch, self._handed_freed = self._batches.get_nowait()
         return batch
 
-    async def peek_freed(self) -> frozenset[str]:
-        """Nodes named by events that are in the stream but not handed over yet; for the sweep."""
+    async def peek_freed(self) -> Told:
+        """What is told by events that are in the stream but not handed over yet; for the sweep."""
         key = self._reads.keys.freed
         read = await self._reads.streams({key: self._handed_freed}, count=self._settings.freed_max, block_ms=None)
-        return frozenset(_nodes(read.get(key, [])))
+        events = read.get(key, [])
+        return Told(frozenset(_named(b"nodes", events)), frozenset(_named(b"limits", events)))
 
     async def run(self) -> None:
         """Read until `stop`."""
@@ -142,6 +151,8 @@ class Reader:
         self._heard_at = now
 
         events = read.pop(keys.freed, [])
+        if len(events) >= count:
+            events += await self._rest_of(events)
         entries = [
             Entry(partitions[stream], epochs[partitions[stream]], identifier, fields)
             for stream, found in read.items()
@@ -158,12 +169,22 @@ class Reader:
                 self._cursors[partition] = found[-1][0]
         if events:
             self._freed = events[-1][0]
-        gap = self._missed or len(events) >= count
-        self._missed = False
+        gap, self._missed = self._missed, False
         if not entries and not events and not gap:
             return NOTHING
         handed_over = any(b"partitions" in fields for _, fields in events)
-        return Batch(jobs, refused, bindings, tuple(_nodes(events)), handed_over, gap)
+        nodes, limits = _named(b"nodes", events), _named(b"limits", events)
+        return Batch(jobs, refused, bindings, tuple(nodes), tuple(limits), handed_over, gap)
+
+    async def _rest_of(self, events: list[StreamEntry]) -> list[StreamEntry]:
+        """What came after a read of `freed` that was full. The stream is short: some of it may be gone before it was
+        read, but not while the entry that was read last is still there.
+        """
+        rest, whole = await self._reads.rest_of(
+            self._reads.keys.freed, self._freed, events[-1][0], self._settings.freed_max
+        )
+        self._missed = self._missed or not whole
+        return rest
 
     async def _decode(self, entries: list[Entry]) -> tuple[tuple[Job, ...], tuple[RejectItem, ...]]:
         """Whatever is wrong with an entry is wrong with that one alone. An answer meanwhile is not kept waiting."""
@@ -184,11 +205,15 @@ class Reader:
         return tuple(jobs), tuple(refused)
 
     async def _bindings(self, jobs: tuple[Job, ...]) -> dict[str, bytes | None]:
-        """As owner of their partitions nobody but we can change them after this."""
+        """As owner of their partitions nobody but we can change them after this. Once memory is full, what we change
+        may be forgotten before the batch is placed: then they are read when it is.
+        """
+        if len(self._known) >= self._settings.sessions_max:
+            return {}
         unknown = list(dict.fromkeys(job.session_id for job in jobs if job.session_id not in self._known))
         return dict(zip(unknown, await self._reads.bindings(unknown), strict=True)) if unknown else {}
 
 
-def _nodes(events: list[tuple[str, dict[bytes, bytes]]]) -> dict[str, None]:
-    """The nodes that events name, each once, in their order."""
-    return {name: None for _, fields in events for name in fields.get(b"nodes", b"").decode(errors="replace").split()}
+def _named(field: bytes, events: list[StreamEntry]) -> dict[str, None]:
+    """What events name in a field, with spaces between; each once, in their order."""
+    return {name: None for _, fields in events for name in fields.get(field, b"").decode(errors="replace").split()}

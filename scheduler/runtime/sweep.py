@@ -1,24 +1,33 @@
-"""Once a second over all that waits: deadlines, classes that nobody can serve, and room that no event told of.
+"""Once a second over all that waits: classes that nobody can serve, and room that no event told of; and deadlines.
 
-The last is a safety net. Whenever it leads to a placement, an event was lost, so its hits are counted and are 0 in
-tests.
+The look for room is a safety net. Whenever it leads to a placement, an event was lost, so its hits are counted and are
+0 in tests. Whatever is done here at once is bounded, however many jobs wait: what is left has its turn a step or a
+second later.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, Generic, TypeVar
 
 from scheduler.calls import RejectItem
 from scheduler.config import Settings
 from scheduler.runtime import intake
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Class, Job
+from scheduler.runtime.limits import has_room
 from scheduler.runtime.reader import Reader
 from scheduler.runtime.waiting import Waiter, Waiting
 from scheduler.store.reads import Reads
 
 logger = logging.getLogger("scheduler.dispatcher")
+
+T = TypeVar("T")
+
+ENDED_AT_ONCE_MAX: Final = 256  # waiting jobs that one step refuses
+NODES_AT_ONCE_MAX: Final = 10_000  # nodes of classes, and limits, that one look asks for
+LIMITS_AT_ONCE_MAX: Final = 500
 
 
 class Sweep:
@@ -28,40 +37,42 @@ class Sweep:
         self._waiting = waiting
         self._settings = settings
         self._no_node_since_ms: dict[Class, float] = {}
+        self._given_up: dict[Class, None] = {}
+        self._classes = _Turn[Class]()
+        self._limits = _Turn[tuple[str, str]]()
+
+    # ---- what ends ----
 
     def overdue(self, server_ms: int) -> list[RejectItem]:
-        """Take those out of the waiting whose deadline has passed, by the server's time."""
-        return self._leave(self._waiting.overdue(server_ms), expired)
+        """Take some of those out of the waiting whose deadline has passed, by the server's time."""
+        return self._leave(self._waiting.deadlines.overdue(server_ms, ENDED_AT_ONCE_MAX), expired)
 
-    def unservable(self, index: Index, now_ms: float) -> list[RejectItem]:
-        """Take those out of the waiting that no node served for the time of grace; now_ms: monotonic."""
-        waiters: dict[Class, list[Waiter]] = {}
-        for waiter in self._waiting:
-            waiters.setdefault(waiter.wanted, []).append(waiter)
-        unservable = [wanted for wanted in waiters if not index.eligible(wanted)]
+    @property
+    def busy(self) -> bool:
+        """Whether more is to be taken out by `unservable`."""
+        return bool(self._given_up)
+
+    def judge(self, index: Index, now_ms: float) -> None:
+        """Give up the classes that no node served for the time of grace; now_ms: monotonic."""
+        unservable = [wanted for wanted in self._waiting.wanted() if not index.eligible(wanted)]
         self._no_node_since_ms = {wanted: self._no_node_since_ms.get(wanted, now_ms) for wanted in unservable}
-        refused: list[RejectItem] = []
         for wanted, since_ms in self._no_node_since_ms.items():
             if now_ms - since_ms >= self._settings.no_node_grace_ms:
-                # The last go first: then none of them competes for a moment before it goes too.
-                refused += self._leave(reversed(waiters[wanted]), no_node)
-        return refused[::-1]
+                self._given_up[wanted] = None
 
-    async def look(self, index: Index, reads: Reads, reader: Reader) -> None:
-        """Wake the classes that wait although an eligible node is open and no event on its way says so."""
-        settled = [wanted for wanted in self._waiting.settled_classes() if index.eligible(wanted)]
-        names = list(dict.fromkeys(node.id for wanted in settled for node in index.eligible(wanted)))
-        if not names:
-            return
-        are_open = dict(zip(names, await reads.are_open(names), strict=True))
-        if not any(are_open.values()):
-            return
-        told = await reader.peek_freed()
-        for wanted in settled:
-            untold = [node.id for node in index.eligible(wanted) if are_open[node.id] and node.id not in told]
-            if untold:
-                logger.debug("the sweep found room for %s on %s", wanted, untold)
-                self._waiting.wake_class(wanted, untold, swept=True)
+    def unservable(self, index: Index) -> list[RejectItem]:
+        """Take some of those out of the waiting whose class was given up, unless there is a node for it now.
+
+        The last go first: then none of them competes for a moment before it goes too.
+        """
+        refused: list[RejectItem] = []
+        for wanted in list(self._given_up):
+            if not index.eligible(wanted):
+                refused += self._leave(self._waiting.last_of(wanted, ENDED_AT_ONCE_MAX - len(refused)), no_node)
+                if len(refused) >= ENDED_AT_ONCE_MAX:
+                    break
+            del self._given_up[wanted]
+        return refused[::-1]
 
     def _leave(self, waiters: Iterable[Waiter], refuse: Callable[[Job], RejectItem]) -> list[RejectItem]:
         refused = []
@@ -69,6 +80,58 @@ class Sweep:
             refused.append(refuse(waiter.job))
             self._waiting.leave(waiter)
         return refused
+
+    # ---- what no event told ----
+
+    async def look(self, index: Index, reads: Reads, reader: Reader) -> None:
+        """Wake those who wait although there is room, and no event on its way says so."""
+        wanted = [each for each in self._waiting.settled_classes() if index.eligible(each)]
+        classes = self._classes.take(wanted, NODES_AT_ONCE_MAX, lambda each: len(index.eligible(each)))
+        limits = self._limits.take(self._waiting.limits.settled(), LIMITS_AT_ONCE_MAX, lambda _: 1)
+        nodes = list(dict.fromkeys(node.id for each in classes for node in index.eligible(each)))
+        flags = await reads.are_open(nodes) if nodes else []
+        are_open = {node for node, flag in zip(nodes, flags, strict=True) if flag}
+        roomy = await _with_room(limits, index, reads) if limits else []
+        if not are_open and not roomy:
+            return
+        told = await reader.peek_freed()
+        for each in classes:
+            untold = [node.id for node in index.eligible(each) if node.id in are_open and node.id not in told.nodes]
+            if untold:
+                logger.debug("the sweep found room for %s on %s", each, untold)
+                self._waiting.wake_class(each, untold, swept=True)
+        for limit, pool in roomy:
+            if limit not in told.limits:
+                logger.debug("the sweep found room in the limit %s", limit)
+                self._waiting.limits.sweep(limit, pool)
+
+
+class _Turn(Generic[T]):
+    """Goes round a list that changes, a part at a time."""
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def take(self, items: list[T], at_once_max: int, cost_of: Callable[[T], int]) -> list[T]:
+        """The next items, until their costs reach the maximum."""
+        start = self._next if self._next < len(items) else 0
+        chosen: list[T] = []
+        cost = 0
+        for item in items[start:] + items[:start]:
+            if cost >= at_once_max:
+                break
+            chosen.append(item)
+            cost += cost_of(item)
+        self._next = start + len(chosen)
+        return chosen
+
+
+async def _with_room(limits: Sequence[tuple[str, str]], index: Index, reads: Reads) -> list[tuple[str, str]]:
+    """Those of these limits that have room for a job of the pool."""
+    used = await reads.held_sizes([limit for limit, _ in limits])
+    return [
+        each for each, count in zip(limits, used, strict=True) if has_room(each[0], count, index.pools.get(each[1]))
+    ]
 
 
 def expired(job: Job) -> RejectItem:

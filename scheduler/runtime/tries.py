@@ -9,11 +9,10 @@ import msgspec
 from scheduler import calls, keys
 from scheduler.model import Pool
 from scheduler.runtime.intake import Class, Job, refuse_job
+from scheduler.runtime.limits import counted_by
 from scheduler.runtime.placement import Placement
 from scheduler.runtime.waiting import Waiter
 from scheduler.session.bindings import Binding, prefix, source_to_bind
-
-Limits = tuple[tuple[str, str, int], ...]
 
 
 class Try(msgspec.Struct, frozen=True):
@@ -46,23 +45,13 @@ def chunks(jobs: Sequence[Job], size: int, lane_of: Callable[[int], int]) -> Ite
                 yield members[start : start + size]
 
 
-def limits_of(job: Job, pool: Pool) -> Limits:
-    """(kind, id, most) of each limit that a job counts against."""
-    limits: Limits = ()
-    if pool.session_concurrency:
-        limits += (("session", job.session_id, pool.session_concurrency),)
-    if pool.tenant_concurrency and job.tenant_id:
-        limits += (("tenant", job.tenant_id, pool.tenant_concurrency),)
-    return limits
-
-
 def reserve_item(
-    each: Try, placement: Placement, binding: Binding | None, fresh: bool, limits: Limits
+    each: Try, placement: Placement, binding: Binding | None, fresh: bool, policy: Pool
 ) -> calls.ReserveItem:
     """What `reserve` is asked.
 
     Args: each; placement, its candidates; binding of the session; fresh, whether the stored binding may be left alone
-    when it names the node that the session is bound to afterwards; limits, of limits_of.
+    when it names the node that the session is bound to afterwards; policy of the pool.
     """
     job, pool = each.job, each.wanted.pool
     source = source_to_bind(binding, job.src_lang, job.tgt_lang)
@@ -87,7 +76,7 @@ def reserve_item(
         stored_node=binding.node if binding is not None and same and fresh else "",
         keeps=placement.keeps,
         follows=each.follows,
-        limits=limits,
+        limits=counted_by(job, policy),
     )
 
 

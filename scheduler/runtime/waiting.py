@@ -2,92 +2,68 @@
 
 Rules (DESIGN.md, guarantees 5 and 7):
 - Only the first waiting job of a session competes; later ones queue behind it, whatever their class.
-- Newcomers do not pass competing jobs of their class.
+- Newcomers do not pass competing jobs of their class, nor those who wait for a limit that they fall under.
 - A job parks only after `open` said that no eligible node has room. `freed` events are handed in one at a time between
   calls, in stream order, so that none can fall between that question and the parking.
 - A wake (class, node) ends only when no waiter of the class is left, or when a try with that node among its
   candidates found no room. So one freed slot costs one try too many at most, and never leaves a waiter behind.
 - A waiter may park without a question of its own behind one of its class that is to find out. When that one leaves
   although no event had announced room, the next of the class asks: the first who is parked, or who parks again.
+- A job that is limited waits for that limit alone (limits.py), and is tried afresh when its turn comes.
 
-A waiter is `behind` (of its session), `parked` (room is awaited), `ready` (to be tried), `trying` (in a call) or
-`asking` (tried in vain, `open` is to be asked). Memory holds ids and the class; the body stays in the intake.
+A waiter is `behind` (of its session), `limited`, `parked` (room is awaited), `ready` (to be tried), `trying` (in a
+call) or `asking` (tried in vain, `open` is to be asked). Memory holds ids and the class; the body stays in the intake.
 """
 
 from __future__ import annotations
 
 import bisect
-import heapq
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Final, Literal
+from itertools import islice
+from typing import Final
 
 from scheduler.runtime.intake import Class, Job
+from scheduler.runtime.limits import Limits
+from scheduler.runtime.lines import Deadlines, Line
+from scheduler.runtime.lines import Waiter as Waiter
 
 WAKE_CANDIDATES_MAX: Final = 16  # nodes tried by one woken job; the others stay pending
 TRIES_A_WAKE: Final = 2  # jobs tried at once for each freed node
-DEADLINES_SPARE: Final = 1_000  # deadlines of those who left that may be kept beside as many as there are waiters
-
-Status = Literal["behind", "parked", "ready", "trying", "asking", "left"]
 
 
-class Waiter:
-    """One waiting job.
-
-    hint: the nodes to try, None to place it afresh. complete: whether the hint names every node that may have room.
-    woken: whether the hint comes from a wake; swept: from one that no event had announced.
-    """
-
-    __slots__ = ("complete", "hint", "job", "key", "order", "since_ms", "status", "swept", "wanted", "woken")
-
-    def __init__(self, job: Job, wanted: Class, order: int, since_ms: float) -> None:
-        self.job = job
-        self.wanted = wanted
-        self.order = order
-        self.key = (-job.priority, order)
-        self.since_ms = since_ms
-        self.status: Status = "behind"
-        self.hint: tuple[str, ...] | None = None
-        self.complete = False
-        self.woken = False
-        self.swept = False
-
-    def __lt__(self, other: Waiter) -> bool:
-        return self.key < other.key
+def _no_limits(job: Job, wanted: Class) -> tuple[str, ...]:
+    return ()
 
 
-class _Line:
-    """The competing waiters of one class: parked ones in order, how many compete in all, and pending wakes.
-
-    asks: the next who parks asks first, because the one who was to find out left while nobody was parked.
-    pace: jobs tried in the next call, doubled as long as wakes last.
-    """
-
-    __slots__ = ("asks", "competing", "pace", "parked", "swept", "wakes")
-
-    def __init__(self) -> None:
-        self.asks = False
-        self.parked: list[Waiter] = []
-        self.competing = 0
-        self.wakes: dict[str, None] = {}
-        self.pace = 0
-        self.swept = False
+def _one_tier(wanted: Class, node: str) -> int:
+    return 0
 
 
 class Waiting:
     """All waiting jobs of one dispatcher.
 
+    Args: limits_of, the limits that a job counts against, as `<kind>:<id>`; tier_of, which place the pool of a node has
+    among those that may serve a class.
     waited: how many there were; sweep_hits: how many were placed only because the sweep looked.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        limits_of: Callable[[Job, Class], tuple[str, ...]] = _no_limits,
+        tier_of: Callable[[Class, str], int] = _one_tier,
+    ) -> None:
         self.sweep_hits = 0
         self.waited = 0
+        self.limits = Limits()
+        self.deadlines = Deadlines()
+        self._limits_of = limits_of
+        self._tier_of = tier_of
         self._sessions: dict[str, deque[Waiter]] = {}
-        self._lines: dict[Class, _Line] = {}
+        self._members: dict[Class, dict[Waiter, None]] = {}
+        self._lines: dict[Class, Line] = {}
         self._ready: deque[Waiter] = deque()
         self._asking: list[Waiter] = []
-        self._deadlines: list[tuple[int, int, Waiter]] = []
         self._order = 0
         self._size = 0
 
@@ -101,6 +77,14 @@ class Waiting:
         """Every class in which a job competes."""
         return list(self._lines)
 
+    def wanted(self) -> list[Class]:
+        """Every class of which a job waits, for whatever."""
+        return list(self._members)
+
+    def last_of(self, wanted: Class, count: int) -> list[Waiter]:
+        """The last `count` waiters of a class, in whatever they are, last first."""
+        return list(islice(reversed(self._members.get(wanted, {})), count))
+
     def by_pool(self) -> dict[str, int]:
         """Competing jobs by preferred pool, for reports."""
         counts: dict[str, int] = {}
@@ -111,14 +95,21 @@ class Waiting:
     # ---- newcomers ----
 
     def must_wait(self, job: Job, wanted: Class) -> bool:
-        """Whether a newcomer has to queue: behind its session, or behind competing jobs of its class."""
-        return job.session_id in self._sessions or wanted in self._lines
+        """Whether a newcomer has to queue: behind its session, for a limit, or behind competing jobs of its class."""
+        if job.session_id in self._sessions or wanted in self._lines:
+            return True
+        return bool(self.limits) and self._limit_before(job, wanted) is not None
 
     def queue(self, job: Job, wanted: Class, now_ms: float) -> Waiter:
-        """A newcomer that must wait without being tried: behind its session, else parked in its class."""
+        """A newcomer that must wait without being tried: behind its session, else for a limit, else in its class."""
         waiter = self._add(job, wanted, now_ms)
         if waiter.status != "behind":
-            self._park(waiter)
+            limit = self._limit_before(job, wanted)
+            if limit is not None:
+                self.limits.park(waiter, limit)
+            else:
+                self._compete(waiter)
+                self._park(waiter)
         return waiter
 
     def tried_in_vain(self, job: Job, wanted: Class, now_ms: float) -> Waiter:
@@ -127,7 +118,15 @@ class Waiting:
         """
         waiter = self._add(job, wanted, now_ms)
         if waiter.status != "behind":
+            self._compete(waiter)
             self._ask(waiter)
+        return waiter
+
+    def newly_limited(self, job: Job, wanted: Class, now_ms: float, limit: str, mark: int) -> Waiter:
+        """A newcomer that was answered `limited` by a call that was sent at `mark`."""
+        waiter = self._add(job, wanted, now_ms)
+        if waiter.status != "behind":
+            self.limits.refuse(waiter, limit, mark)
         return waiter
 
     def _add(self, job: Job, wanted: Class, now_ms: float) -> Waiter:
@@ -135,40 +134,41 @@ class Waiting:
         self.waited += 1
         waiter = Waiter(job, wanted, self._order, now_ms)
         self._size += 1
+        self._members.setdefault(wanted, {})[waiter] = None
         line = self._sessions.get(job.session_id)
         if line is None:
             self._sessions[job.session_id] = deque((waiter,))
-            self._compete(waiter)
-            waiter.status = "asking"
+            waiter.status = "ready"
         else:
             line.append(waiter)
-        if job.deadline_at_ms is not None:
-            heapq.heappush(self._deadlines, (job.deadline_at_ms, waiter.order, waiter))
-            self._forget_deadlines()
+        self.deadlines.add(waiter, self._size)
         return waiter
 
-    def _forget_deadlines(self) -> None:
-        """Drop the deadlines of those who left, so that far ones do not pile up; rarely, because it looks at all."""
-        if len(self._deadlines) > 2 * self._size + DEADLINES_SPARE:
-            self._deadlines = [each for each in self._deadlines if each[2].status != "left"]
-            heapq.heapify(self._deadlines)
+    def _limit_before(self, job: Job, wanted: Class) -> str | None:
+        """The limit for which others wait, before a job that falls under it."""
+        for limit in self._limits_of(job, wanted):
+            if self.limits.count(limit, wanted.pool):
+                return limit
+        return None
 
     # ---- tries ----
 
     def wake(self, nodes: Iterable[str], serves: Callable[[Class, str], bool]) -> None:
         """Nodes got room. serves: whether a node may take jobs of a class."""
         freed = list(dict.fromkeys(nodes))
-        for wanted, line in self._lines.items():
-            self._announce(line, [node for node in freed if serves(wanted, node)])
+        if freed:
+            for wanted, line in self._lines.items():
+                line.announce([node for node in freed if serves(wanted, node)])
 
     def wake_class(self, wanted: Class, nodes: Iterable[str], swept: bool = False) -> None:
         """Nodes have room for one class: they are new to it, or (swept) a look found what no event told."""
         line = self._lines.get(wanted)
         if line is not None:
-            self._announce(line, nodes, swept)
+            line.announce(nodes, swept)
 
     def ask_all(self) -> None:
-        """Events may have been missed: every competing job that is parked asks `open`, class by class."""
+        """Events may have been missed: the first who is parked asks `open`, class by class, and limits are tried."""
+        self.limits.tell_all()
         for line in self._lines.values():
             self._ask_next(line)
 
@@ -180,26 +180,52 @@ class Waiting:
             if waiter.status == "ready":
                 waiter.status = "trying"
                 chosen.append(waiter)
-        for line in self._lines.values():
-            if line.wakes and line.parked and len(chosen) < limit:
-                chosen += self._wake_up(line, limit - len(chosen))
+        for wanted in [wanted for wanted, line in self._lines.items() if line.wakes and line.parked]:
+            if len(chosen) < limit:
+                chosen += self._wake_up(wanted, limit - len(chosen))
+        if self.limits.busy:
+            chosen += self._let_go(limit - len(chosen))
         return chosen
 
-    def _wake_up(self, line: _Line, limit: int) -> list[Waiter]:
-        hint = tuple(line.wakes)[:WAKE_CANDIDATES_MAX]
+    def _wake_up(self, wanted: Class, limit: int) -> list[Waiter]:
+        line = self._lines[wanted]
+        nodes = list(line.wakes)
+        if len(nodes) > WAKE_CANDIDATES_MAX:
+            nodes.sort(key=lambda node: self._tier_of(wanted, node))
+        hint = tuple(nodes[:WAKE_CANDIDATES_MAX])
         line.pace = max(2 * line.pace, TRIES_A_WAKE * len(hint))
-        count = min(line.pace, limit, len(line.parked))
-        woken = line.parked[:count]
-        del line.parked[:count]
-        for waiter in woken:
+        first = line.parked[: min(line.pace, limit)]
+        del line.parked[: len(first)]
+        woken = []
+        for waiter in first:
             waiter.status, waiter.hint, waiter.complete = "trying", hint, True
             waiter.woken, waiter.swept = True, line.swept
+            full = self._limit_before(waiter.job, wanted) if self.limits and waiter.let_go is None else None
+            if full is None:
+                woken.append(waiter)
+            else:
+                self._stop_competing(waiter)
+                self.limits.park(waiter, full)
         return woken
+
+    def _let_go(self, limit: int) -> list[Waiter]:
+        """Those whose turn it is at a limit: tried afresh, or parked behind others of their class."""
+        chosen = []
+        for waiter in self.limits.let_go(limit):
+            if waiter.wanted in self._lines:
+                self._compete(waiter)
+                self._park(waiter)
+            else:
+                waiter.status, waiter.hint, waiter.complete, waiter.woken = "trying", None, False, False
+                chosen.append(waiter)
+        return chosen
 
     @property
     def busy(self) -> bool:
         """Whether some waiter is to be tried or asked for now; newcomers come after those."""
-        if any(waiter.status == "ready" for waiter in self._ready) or self._asking:
+        while self._ready and self._ready[0].status != "ready":
+            self._ready.popleft()
+        if self._ready or self._asking or self.limits.busy:
             return True
         return any(line.wakes and line.parked for line in self._lines.values())
 
@@ -215,13 +241,14 @@ class Waiting:
             return
         line = self._lines[waiter.wanted]
         line.asks = False
-        self._announce(line, open_nodes)
+        line.announce(open_nodes)
         self._park(waiter)
 
     def still_full(self, waiter: Waiter, candidates: Iterable[str]) -> None:
         """A try found no room on any of `candidates`, so their wakes are spent for this class."""
         if waiter.status == "left":
             return
+        self._compete(waiter)
         line = self._lines[waiter.wanted]
         for node in candidates:
             line.wakes.pop(node, None)
@@ -231,9 +258,16 @@ class Waiting:
         else:
             self._ask(waiter)
 
+    def still_limited(self, waiter: Waiter, limit: str, mark: int) -> None:
+        """A try in a call that was sent at `mark` found a limit full; the room that woke its class is for others."""
+        if waiter.status != "left":
+            self._step_aside(waiter)
+            self.limits.refuse(waiter, limit, mark)
+
     def park(self, waiter: Waiter) -> None:
         """No node can serve it at all: it waits for a snapshot that has one."""
         if waiter.status != "left":
+            self._compete(waiter)
             self._park(waiter)
 
     def leave(self, waiter: Waiter, placed: bool = False) -> None:
@@ -249,7 +283,8 @@ class Waiting:
         line.remove(waiter)
         self._size -= 1
         if was_first:
-            self._stop_competing(waiter)
+            self._step_aside(waiter, placed)
+        self._leave_class(waiter)
         waiter.status = "left"
         if not line:
             del self._sessions[waiter.job.session_id]
@@ -259,34 +294,25 @@ class Waiting:
     # ---- changes of the world ----
 
     def reclassify(self, waiter: Waiter, wanted: Class) -> None:
-        """Another snapshot, another class: a competing waiter is tried afresh."""
-        if waiter.status == "behind":
-            waiter.wanted = wanted
-        elif waiter.status != "left":
-            self._stop_competing(waiter)
-            waiter.wanted = wanted
-            self._compete(waiter)
-            self._make_ready(waiter)
+        """Another snapshot, another class: who waited in the old one takes its place in the new one."""
+        if waiter.status == "left":
+            return
+        waits = waiter.status != "behind"
+        if waits:
+            self._step_aside(waiter)
+        self._leave_class(waiter)
+        waiter.wanted = wanted
+        self._members.setdefault(wanted, {})[waiter] = None
+        if waits:
+            self._start_competing(waiter)
 
     def drop_partitions(self, partitions: Collection[int]) -> None:
-        """Forget every job of these partitions: they are another owner's business now."""
-        for waiter in [waiter for waiter in self if waiter.job.partition in partitions]:
+        """Forget every job of these partitions: they are another owner's business now.
+
+        The last go first: then none of them competes for a moment before it goes too.
+        """
+        for waiter in [waiter for waiter in self if waiter.job.partition in partitions][::-1]:
             self.leave(waiter)
-
-    def overdue(self, now_ms: int) -> list[Waiter]:
-        """Waiters whose deadline has passed, whether they compete or not."""
-        overdue = []
-        while self._deadlines and self._deadlines[0][0] <= now_ms:
-            waiter = heapq.heappop(self._deadlines)[2]
-            if waiter.status != "left":
-                overdue.append(waiter)
-        return overdue
-
-    def next_deadline_ms(self) -> int | None:
-        """The earliest deadline of a waiting job, in server time."""
-        while self._deadlines and self._deadlines[0][2].status == "left":
-            heapq.heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else None
 
     def parked(self, wanted: Class) -> list[Waiter]:
         """The parked waiters of a class, first come first."""
@@ -300,7 +326,13 @@ class Waiting:
     # ---- inside ----
 
     def _start_competing(self, waiter: Waiter) -> None:
-        """A waiter became the first of its session. It parks without a try only behind others of its class."""
+        """A waiter became the first of its session. It waits without a try only behind others: of its class, or of a
+        limit.
+        """
+        limit = self._limit_before(waiter.job, waiter.wanted) if self.limits else None
+        if limit is not None:
+            self.limits.park(waiter, limit)
+            return
         passes = waiter.wanted not in self._lines
         self._compete(waiter)
         if passes:
@@ -308,12 +340,29 @@ class Waiting:
         else:
             self._park(waiter)
 
+    def _step_aside(self, waiter: Waiter, placed: bool = False) -> None:
+        """The first of a session leaves the line that it is in."""
+        if waiter.parked_at is not None:
+            self.limits.remove(waiter)
+        elif waiter.competes:
+            self._stop_competing(waiter)
+        self.limits.ended(waiter, placed)
+
+    def _leave_class(self, waiter: Waiter) -> None:
+        members = self._members[waiter.wanted]
+        del members[waiter]
+        if not members:
+            del self._members[waiter.wanted]
+
     def _compete(self, waiter: Waiter) -> None:
-        self._lines.setdefault(waiter.wanted, _Line()).competing += 1
+        if not waiter.competes:
+            waiter.competes = True
+            self._lines.setdefault(waiter.wanted, Line()).competing += 1
 
     def _stop_competing(self, waiter: Waiter) -> None:
         """A waiter leaves its class. If others parked behind its try or its question, the next of them asks."""
         line = self._lines[waiter.wanted]
+        waiter.competes = False
         line.competing -= 1
         if line.competing == 0:
             del self._lines[waiter.wanted]
@@ -322,18 +371,11 @@ class Waiting:
         elif not waiter.woken:
             self._ask_next(line)
 
-    def _announce(self, line: _Line, nodes: Iterable[str], swept: bool = False) -> None:
-        """These nodes may have room for a class: its parked waiters are tried on them."""
-        told = dict.fromkeys(nodes)
-        if told:
-            line.swept = swept and not line.wakes
-            line.wakes.update(told)
-
     def _ask(self, waiter: Waiter) -> None:
         waiter.status, waiter.woken = "asking", False
         self._asking.append(waiter)
 
-    def _ask_next(self, line: _Line) -> None:
+    def _ask_next(self, line: Line) -> None:
         """The first of the parked asks; when all are in a call, the first of them who parks again."""
         line.asks = not line.parked
         if line.parked:

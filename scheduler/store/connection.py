@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -21,7 +21,7 @@ from redis.exceptions import InvalidResponse, NoScriptError, RedisError, Respons
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scheduler.errors import InvalidInput, SchedulerError, ServerRefused, ServerUnavailable, without_credentials
-from scheduler.store.packing import PACKING
+from scheduler.store.pool import Pool
 from scheduler.store.scripts import load_scripts
 
 logger = logging.getLogger("scheduler.store")
@@ -113,27 +113,30 @@ class Connection:
         self._clients.append(client)
         return client
 
-    def _pool(self, socket_timeout_ms: int | None) -> BlockingConnectionPool:
-        pool = BlockingConnectionPool.from_url(
+    def _pool(self, socket_timeout_ms: int | None) -> Pool:
+        return Pool.from_url(
             self.url,
             max_connections=CONNECTIONS_MAX,
-            timeout=None,
             socket_timeout=None if socket_timeout_ms is None else socket_timeout_ms / 1000,
             socket_connect_timeout=CONNECT_TIMEOUT_MS / 1000,
             retry=Retry(NoBackoff(), 0),
             protocol=2,
         )
-        pool.connection_class = PACKING[pool.connection_class]
-        return pool
 
     def blocking(self, block_ms: int) -> Client:
         """A client of its own for reads that block for up to `block_ms`."""
         return self._client(block_ms + COMMAND_TIMEOUT_MS)
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, for good: calls under way fail, and so do later ones."""
         for client in self._clients:
             await client.aclose()
+        await asyncio.sleep(0)  # in which the event loop lets go of the sockets
+
+    async def close_client(self, client: Client) -> None:
+        """Close one that `blocking` gave."""
+        self._clients.remove(client)
+        await client.aclose()
 
     async def call(self, name: str, keys: Sequence[str], arguments: Sequence[Argument]) -> list[Any]:
         """Run a script and return its answer.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
@@ -14,6 +16,7 @@ from scheduler.store.connection import Argument, Client, Connection, keeping_can
 from scheduler.store.scripts import load_scripts
 
 VERSION_BLOCK_MS: Final = 1_000
+COMMANDS_MAX: Final = 1_000  # entries of the stream: answered ones, and as many as anybody could ask for at once
 
 
 class Leading(msgspec.Struct, frozen=True):
@@ -213,25 +216,70 @@ class Control:
         """The durable configuration: field -> document."""
 
         stored = await self._command(lambda client: client.hgetall(self.keys.config))
-        return {field.decode(): value for field, value in stored.items()}
+        return {field.decode(errors="replace"): value for field, value in stored.items()}
+
+    async def send_command(self, document: bytes, wait_ms: int) -> bytes | None:
+        """Ask the leader for something, and wait for its answer at most `wait_ms`.
+
+        Returns: the answer; None when there was none in time. The command is taken back then, as when this is
+        cancelled, so that it is not done later by a manager which did not have it in hand yet.
+        """
+        cursor = await self._last_id(self.keys.answers)
+        until_s = time.monotonic() + wait_ms / 1000
+        adding: asyncio.Task[bytes] = asyncio.create_task(self._add_command(document))
+        answer = None
+        try:
+            added = await asyncio.shield(adding)
+            while answer is None and (left_ms := (until_s - time.monotonic()) * 1000) > 0:
+                answer, cursor = await self._find_answer(added, cursor, min(VERSION_BLOCK_MS, max(1, round(left_ms))))
+        except asyncio.CancelledError:
+            await self._take_back(await adding)  # whose id is known only at its end
+            raise
+        if answer is None:
+            await self._take_back(added)
+            answer, _ = await self._find_answer(added, cursor, 1)
+        return answer
+
+    async def _add_command(self, document: bytes) -> bytes:
+        added: bytes = await self._command(
+            lambda client: client.xadd(self.keys.commands, {"command": document}, maxlen=COMMANDS_MAX)
+        )
+        return added
+
+    async def _take_back(self, command: bytes) -> None:
+        await self._command(lambda client: client.xdel(self.keys.commands, command))
+
+    async def _find_answer(self, command: bytes, after: str, block_ms: int) -> tuple[bytes | None, str]:
+        """The answer to a command among the next ones, and the id to go on from."""
+        read = self._connection.patiently(lambda: self._read_blocking(self.keys.answers, after, block_ms))
+        for identifier, fields in await read:
+            after = identifier.decode()
+            if fields.get(b"command") == command:
+                return fields.get(b"answer", b""), after
+        return None, after
 
     async def wait_for_delta(self, after: str) -> str:
         """Block until something was published after stream id `after` ("$": from now on), at most a second.
 
         Returns the id of the last entry that was seen, `after` if there was none.
         """
-        if self._blocking is None:
-            self._blocking = self._connection.blocking(VERSION_BLOCK_MS)
-        reply = await keeping_cancellation(self._blocking.xread({self.keys.deltas: after}, block=VERSION_BLOCK_MS))
-        if not reply:
-            return after
-        return str(reply[0][1][-1][0].decode())
+        entries = await self._read_blocking(self.keys.deltas, after, VERSION_BLOCK_MS)
+        return str(entries[-1][0].decode()) if entries else after
 
     async def last_delta(self) -> str:
         """The id of the newest entry of the deltas, "0" when there is none."""
+        return await self._last_id(self.keys.deltas)
 
-        entries = await self._command(lambda client: client.xrevrange(self.keys.deltas, count=1))
+    async def _last_id(self, stream: str) -> str:
+        entries = await self._command(lambda client: client.xrevrange(stream, count=1))
         return str(entries[0][0].decode()) if entries else "0"
+
+    async def _read_blocking(self, stream: str, after: str, block_ms: int) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        """What comes after an entry of a stream; waits for it at most `block_ms`, which is VERSION_BLOCK_MS at most."""
+        if self._blocking is None:
+            self._blocking = self._connection.blocking(VERSION_BLOCK_MS)
+        reply = await keeping_cancellation(self._blocking.xread({stream: after}, block=block_ms))
+        return list(reply[0][1]) if reply else []
 
     async def _command(self, run: Callable[[Client], Awaitable[Any]]) -> Any:
         return await self._connection.patiently(lambda: run(self._connection.commands))

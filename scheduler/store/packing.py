@@ -1,11 +1,12 @@
-"""Connections that put commands on the wire with hiredis: a script call has a thousand arguments and more.
+"""Connections that put commands on the wire with hiredis, and leave nothing behind when they are closed.
 
-redis-py parses answers with hiredis, but its asyncio connections still join commands in Python, argument by argument,
-which was half of a dispatcher's time.
+A script call has a thousand arguments and more. redis-py parses answers with hiredis, but its asyncio connections still
+join commands in Python, argument by argument, which was half of a dispatcher's time.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Final
 
 import hiredis
@@ -15,8 +16,10 @@ from redis.exceptions import DataError
 _pack: Final[Any] = hiredis.pack_command
 
 
-class _Packing:
-    """Replaces the packer of a connection; the mixin stands before the connection's class."""
+class _Ours:
+    """Replaces the packer of a connection and the end of it; the mixin stands before the connection's class."""
+
+    _writer: asyncio.StreamWriter | None
 
     def pack_command(self, *args: Any) -> list[bytes]:
         """A command as bytes. Names of two words, such as CLIENT SETINFO, are two arguments. Raises: DataError."""
@@ -31,16 +34,30 @@ class _Packing:
         except TypeError as error:
             raise DataError(str(error)) from None
 
+    async def disconnect(self, *args: Any, **kwargs: Any) -> None:
+        """As redis-py does, but the socket is closed then, also with commands on their way to a server that hangs."""
+        writer = self._writer
+        try:
+            await super().disconnect(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            if writer is not None:
+                writer.transport.abort()
 
-class _Tcp(_Packing, Connection):
+    def abort(self) -> None:
+        """Close the socket under whoever uses the connection."""
+        if self._writer is not None:
+            self._writer.transport.abort()
+
+
+class _Tcp(_Ours, Connection):
     pass
 
 
-class _Tls(_Packing, SSLConnection):
+class _Tls(_Ours, SSLConnection):
     pass
 
 
-class _Unix(_Packing, UnixDomainSocketConnection):
+class _Unix(_Ours, UnixDomainSocketConnection):
     pass
 
 

@@ -22,6 +22,12 @@ class Reads:
         self._connection = connection
         self._blocking: Client | None = None
 
+    async def close(self) -> None:
+        """Close the connection for reads that block; the next such read opens another."""
+        if self._blocking is not None:
+            client, self._blocking = self._blocking, None
+            await self._connection.close_client(client)
+
     async def streams(
         self, cursors: Mapping[str, str], count: int, block_ms: int | None = READ_BLOCK_MS
     ) -> dict[str, list[StreamEntry]]:
@@ -51,6 +57,22 @@ class Reads:
         return [
             bool(flag) for flag in await self._command(lambda client: client.smismember(self.keys.open, list(nodes)))
         ]
+
+    async def held_sizes(self, limits: Sequence[str]) -> list[int]:
+        """How many jobs count against each limit (`<kind>:<id>`), in one round trip."""
+        pipeline = self._connection.commands.pipeline(transaction=False)
+        for limit in limits:
+            kind, _, name = limit.partition(":")
+            pipeline.scard(self.keys.held(kind, name))
+        return [int(size) for size in await self._connection.patiently(pipeline.execute)] if limits else []
+
+    async def rest_of(self, stream: str, since: str, after: str, count: int) -> tuple[list[StreamEntry], bool]:
+        """At most `count` entries after `after`, and whether all that came since `since` is still there."""
+        pipeline = self._connection.commands.pipeline(transaction=False)
+        pipeline.xrange(stream, f"({after}", "+", count)
+        pipeline.xrange(stream, since, since)
+        rows, first = await self._connection.patiently(pipeline.execute)
+        return [(identifier.decode(), fields) for identifier, fields in rows], bool(first)
 
     async def record(self, job_id: str) -> dict[str, str]:
         """The job record, empty when there is none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from scheduler.store.scripts import load_scripts
 
@@ -23,7 +24,9 @@ class Proxy:
         self._requests_pass = asyncio.Event()
         self._answers_pass = asyncio.Event()
         self._answered: asyncio.Future[None]
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._opening: set[asyncio.Task[Any] | None] = set()
+        self._pumps: list[asyncio.Task[None]] = []
+        self._writers: list[asyncio.StreamWriter] = []
 
     async def hold_call(self, script: str) -> None:
         """Hold the next call of a script, and all that follows it on its connection; returns once it is held."""
@@ -46,13 +49,18 @@ class Proxy:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
-        server_reader, server_writer = await asyncio.open_connection(self._host, self._port)
+        self._writers.append(writer)
+        self._opening.add(asyncio.current_task())
+        try:
+            server_reader, server_writer = await asyncio.open_connection(self._host, self._port)
+        finally:
+            self._opening.discard(asyncio.current_task())
+        self._writers.append(server_writer)
         held = asyncio.Event()
-        pumps = [
+        self._pumps += [
             asyncio.create_task(self._pump_requests(reader, server_writer, held)),
             asyncio.create_task(self._pump_answers(server_reader, writer, held)),
         ]
-        self._tasks.update(pumps)
 
     async def _pump_requests(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, held: asyncio.Event
@@ -82,10 +90,14 @@ class Proxy:
             writer.close()
 
     async def close(self) -> None:
-        """End every connection."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """End every connection, also one that nothing was carried over yet."""
+        while opening := {task for task in self._opening if task is not None}:
+            await asyncio.wait(opening)
+        for pump in self._pumps:
+            pump.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+        for writer in self._writers:
+            writer.transport.abort()
 
 
 @asynccontextmanager

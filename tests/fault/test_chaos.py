@@ -23,3 +23,16 @@ def test_whoever_is_hit_nothing_is_lost_run_twice_or_held(tmp_path: Path) -> Non
     assert result.left == Left(slots=0, intake=0, delayed=0)
     assert sum(sum(kinds.values()) for kinds in result.acts.values()) >= 10
     assert result.ok
+
+
+def test_sessions_stay_while_dispatchers_come_and_go(tmp_path: Path) -> None:
+    """Four of them are started, stopped and killed; no session leaves a node that is healthy and has room."""
+    plan = quick_plan(SEED, only=("dispatcher",), dispatchers=4)
+    result = run(plan, tmp_path)
+    assert result.unexpected == ()
+    assert result.report.examples() == ()
+    assert (result.report.completed, result.left) == (len(plan.arrivals), Left(slots=0, intake=0, delayed=0))
+    assert set(result.acts) == {"dispatcher"}
+    sessions = len({arrival.session_id for arrival in plan.arrivals})
+    assert (result.report.sessions.judged, result.report.sessions.unjudged) == (len(plan.arrivals) - sessions, 0)
+    assert result.ok

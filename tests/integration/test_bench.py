@@ -53,6 +53,66 @@ def test_quick_dispatch_prints_one_json_object() -> None:
     assert len(found["ratio"]["rounds"]) == QUICK_ROUNDS
 
 
+@pytest.mark.parametrize(
+    ("name", "figures", "claims"),
+    [
+        ("waits", {"jobs", "wait_ms", "beside_free_slot_ms", "no_free_slot_ms"}, 2),
+        ("evenness", {"averaged", "instants"}, 2),
+        ("sessions", {"dispatch_ms", "decisions", "heartbeats"}, 3),
+    ],
+)
+def test_a_quick_load_is_lived_and_judged(name: str, figures: set[str], claims: int, url: str) -> None:
+    """Every job of the load is placed once and ends; the exit code says whether all limits were kept."""
+    result = run(name, "--quick", "--seconds", "1", "--hold-ms", "100", "--json", "--redis-url", url)
+    found = document(result.stdout)
+    load = {"use", "seconds", "submission_lag_ms", "cores"}
+    assert set(found) == {"ok", "claims", "facts", "inputs"} | load | figures
+    assert len(found["claims"]) == claims
+    assert found["ok"] == all(claim["ok"] for claim in found["claims"])
+    assert result.exit_code == int(not found["ok"])
+    assert 0.3 < found["use"] <= 1.05
+    with redis.Redis.from_url(url, protocol=2) as client:
+        assert client.keys("*") == []
+
+
+def test_a_quick_flood_stands_beside_the_other_pairs(url: str) -> None:
+    """The node of the rare pair cannot take it all, and others go on."""
+    arguments = ["--quick", "--seconds", "0.5", "--flood-jobs", "500", "--json", "--redis-url", url]
+    result = run("flood", *arguments)
+    found = document(result.stdout)
+    assert set(found) == {"ok", "claims", "facts", "inputs", "rounds", "ratio", "stood"}
+    assert result.exit_code == int(not found["ok"])
+    (only,) = found["rounds"]
+    assert found["ratio"] == only["ratio"] > 0
+    assert 0 < found["stood"] < 500
+    for times in ("quiet", "pushing", "standing", "flooded", "singles"):
+        assert 0 < only[times]["p50"] <= only[times]["p99"] <= only[times]["max"]
+
+
+def test_quick_placement_measures_every_size() -> None:
+    """Pure files alone, so no server is started."""
+    result = run("placement", "--quick", "--jobs", "256", "--large", "1000", "--json")
+    found = document(result.stdout)
+    assert set(found) == {"ok", "claims", "facts", "inputs", "costs", "ratio"}
+    assert result.exit_code == int(not found["ok"])
+    assert [(cost["nodes"], len(cost["rounds"]), cost["placed"]) for cost in found["costs"]] == [
+        (100, 3, 1.0),
+        (1_000, 3, 1.0),
+    ]
+    assert min(cost["us"] for cost in found["costs"]) > 0
+
+
+@pytest.mark.parametrize("name", ["waits", "placement"])
+def test_a_claim_is_told_in_80_columns(name: str, url: str) -> None:
+    """Machine, inputs, figures, and a line that begins with PASS or FAIL for each limit."""
+    small = {"waits": ["--seconds", "0.5", "--hold-ms", "50", "--redis-url", url], "placement": ["--jobs", "128"]}
+    result = run(name, "--quick", *small[name])
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert result.exit_code == int(any(line.startswith("FAIL: ") for line in lines))
+    assert any(line.startswith(("PASS: ", "FAIL: ")) for line in lines)
+
+
 def test_the_relay_alone_leaves_a_typed_server_as_it_was(url: str) -> None:
     """On somebody else's server a namespace of its own is used, and nothing of it remains."""
     with redis.Redis.from_url(url, protocol=2) as client:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -22,6 +22,7 @@ from tests.system import QUICK
 
 BOOT = "1000-test"
 EPOCH = 1
+FORGETFUL = msgspec.structs.replace(QUICK, partition_lease_ms=60_000, batch_max=2, sessions_max=4)
 CALM = msgspec.structs.replace(QUICK, partition_lease_ms=60_000, no_node_grace_ms=60_000)
 
 
@@ -32,6 +33,7 @@ class Bench:
         self.store = store
         self.dispatcher = dispatcher
         self.layout = layout
+        self.pool = model.Pool("default")
         self.entries = 0
 
     async def fleet(self, **slots: int) -> None:
@@ -42,17 +44,30 @@ class Bench:
         lead = await self.store.control.lead("m+1")
         assert isinstance(lead, Leading)
         version = await self.store.control.time_us()
-        await self.store.control.publish("m+1", lead.epoch, model.Snapshot(version, nodes, (model.Pool("default"),)))
+        await self.store.control.publish("m+1", lead.epoch, model.Snapshot(version, nodes, (self.pool,)))
         await self.dispatcher.snapshots.load()
+
+    def partition_of(self, session: str) -> int:
+        """Where the jobs of a session are."""
+        return keys.partition_of(session, self.layout.partitions)
 
     async def add(self, session: str, job_id: str, payload: bytes = b"") -> str:
         """A raw intake entry; its partition and id."""
-        partition = keys.partition_of(session, self.layout.partitions)
+        partition = self.partition_of(session)
         document = model.encode_job(JobDocument(session, job_id, "en", "zh"))
         fields = {"job": document, "payload": payload}
         identifier = await self.store.connection.commands.xadd(self.store.cell.keys.jobs(partition), fields)
         self.entries += 1
         return f"{partition}/{identifier.decode()}"
+
+    async def add_all(self, sessions: Mapping[str, str]) -> None:
+        """Raw intake entries (job id -> session) that are there at once."""
+        pipeline = self.store.connection.commands.pipeline(transaction=True)
+        for job_id, session in sessions.items():
+            document = model.encode_job(JobDocument(session, job_id, "en", "zh"))
+            pipeline.xadd(self.store.cell.keys.jobs(self.partition_of(session)), {"job": document, "payload": b""})
+        await pipeline.execute()
+        self.entries += len(sessions)
 
     async def step_until_read(self) -> None:
         """Step until every entry so far has been read and handled."""
@@ -73,21 +88,28 @@ class Bench:
         entries = await self.store.reads.entries(self.store.cell.keys.inbox(node), count=10_000)
         return [fields[b"job_id"].decode() for _, fields in entries if b"job_id" in fields]
 
-    async def free(self, node: str, job_id: str) -> None:
-        """Finish a job as its node would."""
-        record = await self.store.reads.record(job_id)
-        item = calls.ReleaseItem(
-            job_id=job_id,
-            node=node,
-            partition=int(record["partition"]),
-            session_id=record["session"],
-            tenant_id=record["tenant"],
-            reply_to="",
-            token=int(record["token"]),
-            verdict="finish",
-        )
-        _, answers = await self.store.cell.release([item], 60_000, 60_000)
-        assert answers == [calls.Released("completed")]
+    async def free(self, node: str, *job_ids: str) -> None:
+        """Finish jobs as their node would."""
+        await self.free_all(dict.fromkeys(job_ids, node))
+
+    async def free_all(self, held: Mapping[str, str]) -> None:
+        """Finish jobs (job id -> node) in one call."""
+        items = []
+        for job_id, node in held.items():
+            record = await self.store.reads.record(job_id)
+            item = calls.ReleaseItem(
+                job_id=job_id,
+                node=node,
+                partition=int(record["partition"]),
+                session_id=record["session"],
+                tenant_id=record["tenant"],
+                reply_to="",
+                token=int(record["token"]),
+                verdict="finish",
+            )
+            items.append(item)
+        _, answers = await self.store.cell.release(items, 60_000, 60_000)
+        assert answers == [calls.Released("completed")] * len(items)
 
 
 @asynccontextmanager
@@ -240,6 +262,50 @@ async def test_reading_has_no_effect_on_the_intake(url: str) -> None:
             other.entries = 9
             await other.step_until_read()
             assert len(other.dispatcher.waiting) == 9
+
+
+async def bind_to_n1_and_forget(b: Bench) -> None:
+    """Session s1 has three jobs on n1, j0 to j2; one of its four slots is free, and n2 is empty. It is forgotten."""
+    await b.fleet(n1=4)
+    for i in range(3):
+        await b.add("s1", f"j{i}")
+    await b.step_until_read()
+    await b.fleet(n1=4, n2=9)
+    for session in ("s2", "s3", "s4", "s5"):
+        await b.add(session, f"of-{session}")
+        await b.step_until_read()
+        await b.free((await b.store.reads.record(f"of-{session}"))["node"], f"of-{session}")
+    assert "s1" not in b.dispatcher.bindings
+
+
+async def test_a_session_whose_binding_was_forgotten_does_not_move(url: str) -> None:
+    """It is read again before the call, or the job would go where there is most room; here the sessions of one batch
+    are more than memory holds.
+    """
+    async with bench(url, FORGETFUL) as b:
+        await bind_to_n1_and_forget(b)
+        later = [name for name in (f"t{i}" for i in range(99)) if b.partition_of(name) > b.partition_of("s1")]
+        await b.add_all({"j3": "s1"} | {f"of-{session}": session for session in later[:4]})
+        await b.step_until_read()
+        assert (await b.store.reads.record("j3"))["node"] == "n1"
+
+
+async def test_a_session_that_is_forgotten_while_its_job_waits_does_not_move(url: str) -> None:
+    """Nor does one whose job is tried when it was woken."""
+    async with bench(url, FORGETFUL) as b:
+        await b.fleet(n1=4)
+        for i in range(4):
+            await b.add("s1", f"j{i}")
+        await b.step_until_read()
+        await b.fleet(n1=4, n2=2)
+        for session, job_id in (("s2", "k0"), ("s3", "k1"), ("s1", "j4"), *((f"s{i}", f"k{i}") for i in range(4, 8))):
+            await b.add(session, job_id)
+            await b.step_until_read()
+        assert (len(b.dispatcher.waiting), "s1" in b.dispatcher.bindings) == (5, False)
+        await b.free_all({"j0": "n1", "k0": "n2", "k1": "n2"})
+        while "node" not in await b.store.reads.record("j4"):
+            await b.dispatcher.run_once()
+        assert (await b.store.reads.record("j4"))["node"] == "n1"
 
 
 async def test_a_job_in_the_wrong_partition_is_placed_all_the_same(url: str) -> None:

@@ -18,13 +18,18 @@ import msgspec
 import pytest
 
 from scheduler import calls, model
+from scheduler.config import DEFAULTS
 from scheduler.handlers import JSON, TEXT
+from scheduler.management.commands import ApplyPools, RemovePool, encode_command
+from scheduler.management.manager import Manager
+from scheduler.management.pools import PoolDocument
 from scheduler.store.scripts import load_scripts
 from scheduler.store.store import Store
 from tests.seeds import (
     BOOT,
     LATER_BOOT,
     LEADER_EPOCH,
+    MANAGER,
     NODE,
     OWNER,
     PARTITION,
@@ -44,6 +49,7 @@ from tests.seeds import (
     seed_record,
     seed_reserved,
 )
+from tests.unit.test_pools import GOLD
 
 GOLDEN: Final = Path(__file__).resolve().parents[1] / "golden"
 WRITE: Final = "GOLDEN_WRITE" in os.environ
@@ -85,7 +91,7 @@ SNAPSHOT: Final = model.Snapshot(
     version=1735689600000000,
     nodes=(
         model.Node("n1", "1735689600000000-a1b2c3", 8, "speech", (("en", "zh-Hant"),), ("asr",), {"zone": "b"}, "2.1"),
-        model.Node("n2", "1735689600000001-d4e5f6", 1, "default", suspect=True),
+        model.Node("n2", "1735689600000001-d4e5f6", 1, "default", suspect=True, assigned=True),
     ),
     pools=(model.Pool("default"), model.Pool("speech", "spread", ("default",), 1, 2, 3, 4, 6)),
 )
@@ -363,6 +369,25 @@ async def others(store: Store) -> dict[str, Any]:
     }
 
 
+async def commands(store: Store) -> dict[str, Any]:
+    """What operators ask, what is stored of it, and what they are answered."""
+    k, manager = store.control.keys, Manager(store, DEFAULTS, MANAGER)
+    asked = [
+        encode_command(ApplyPools({"gold": GOLD, "silver": PoolDocument()})),
+        encode_command(ApplyPools({"bronze": PoolDocument()})),
+        encode_command(RemovePool("bronze")),
+        encode_command(RemovePool("silver")),
+    ]
+    for command in asked:
+        await store.connection.commands.xadd(k.commands, {"command": command})
+    await manager.run_once()
+    return {
+        "commands": await entries(store, k.commands),
+        "config": await hash_at(store, k.config),
+        "answers": await entries(store, k.answers),
+    }
+
+
 FILES: Final[dict[str, Callable[[Store], Awaitable[Any]]]] = {
     "layout": layout,
     "documents": documents,
@@ -374,6 +399,7 @@ FILES: Final[dict[str, Callable[[Store], Awaitable[Any]]]] = {
     "outcomes": outcomes,
     "bodies": bodies,
     "others": others,
+    "commands": commands,
 }
 
 

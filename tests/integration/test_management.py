@@ -179,4 +179,9 @@ async def test_an_unknown_command_is_refused_and_answered(fleet: Fleet) -> None:
     await fleet.manager.run_once()
     await fleet.manager.run_once()
     answers = await client.xrange(control.answers)
-    assert [fields for _, fields in answers] == [{b"command": command, b"answer": b'{"refused":"unknown command"}'}]
+    assert [fields for _, fields in answers] == [
+        {
+            b"command": command,
+            b"answer": b'{"refused":"the entry has no field `command` (it has: do): expected a JSON object"}',
+        }
+    ]

@@ -28,6 +28,8 @@ from scheduler.cli.main import main
 from scheduler.config import DEFAULTS, NOT_SETTINGS, Settings, read_settings
 from scheduler.handlers import Job
 from scheduler.keys import CellKeys, ControlKeys
+from scheduler.management.pools import PoolDocument
+from scheduler.model import Match
 from scheduler.store.location import write_url_file
 from scheduler.store.scripts import SCRIPT_NAMES
 from tests.system import System, running
@@ -171,6 +173,10 @@ def test_every_block_is_tried() -> None:
         ("python", "import asyncio"),
         ("sh", "scheduler node --id n3 --capacity 8 --pair en:zh --handler my_node:translate"),
         ("python", "import asyncio"),
+        ("toml", "[pools.gold]"),
+        ("sh", "scheduler pools apply pools.toml"),
+        ("sh", "scheduler node --id n4 --capacity 4 --pair en:zh --label zone=eu"),
+        ("sh", "scheduler pools rm gold"),
         ("sh", "redis-cli -u \"$(cat .scheduler/url)\" XADD '{sched:0}:jobs:5' '*' \\"),
         ("sh", "redis-cli -u \"$(cat .scheduler/url)\" GET '{sched:0}:result:typed-1'"),
         ("python", "import json"),
@@ -220,6 +226,26 @@ async def test_a_function_by_name(system: System, terminal: Terminal) -> None:
         assert (await terminal.output(sys.executable, "my_producer.py")).split() == [HELLO]
         assert await end(node, signal.SIGTERM) == 0
     assert await system.store.reads.capacities() == {}
+
+
+async def test_pools(system: System, terminal: Terminal) -> None:
+    """A pool is in force when the command ends, takes the node that fits, and gives it back when it is removed."""
+
+    async def pool_of(node: str) -> list[str]:
+        return [each.pool for each in (await system.store.control.read_snapshot()).nodes if each.id == node]
+
+    terminal.write("pools.toml", block("toml", ""))
+    printed = await terminal.type(block("sh", "scheduler pools apply"))
+    assert printed.startswith("gold: new\npool     strategy")
+    async with terminal.serving(block("sh", "scheduler node --id n4")) as node:
+        while await pool_of("n4") != ["gold"]:
+            pass
+        shown = await terminal.type("scheduler pools show gold --toml")
+        terminal.write("shown.toml", shown)
+        assert await terminal.type("scheduler pools apply shown.toml") == "gold: unchanged\n"
+        assert await terminal.type(block("sh", "scheduler pools rm")) == "gold: removed\n"
+        assert await pool_of("n4") == ["default"]
+        assert await end(node, signal.SIGTERM) == 0
 
 
 @pytest.mark.skipif(shutil.which("redis-cli") is None, reason="the README types redis-cli, which is not on PATH")
@@ -305,7 +331,8 @@ def test_commands_that_are_told_exist() -> None:
     for words in told:
         command: click.Command = main
         for word in words:
-            assert isinstance(command, click.Group), words
+            if not isinstance(command, click.Group):
+                break  # what comes now are arguments
             found = command.get_command(click.Context(command), word)
             assert found is not None, words
             command = found
@@ -315,6 +342,14 @@ def test_fields_of_a_document() -> None:
     """The table of fields names those of the code."""
     told = [name for cell, *_ in table(README, "| field | what it is |") for name in quoted(cell)]
     assert sorted(told) == sorted(model.JobDocument.__struct_fields__)
+
+
+def test_fields_of_a_pool() -> None:
+    """Everything that can be said of a pool is in the table, and of its rule too."""
+    rows = table(README, "| key | default | meaning |")
+    told = [name for cell, *_ in rows for name in quoted(cell)]
+    assert sorted(told) == sorted(PoolDocument.__struct_fields__)
+    assert set(Match.__struct_fields__) <= {name for *_, meaning in rows[-1:] for name in quoted(meaning)}
 
 
 def test_states_and_reasons() -> None:
@@ -343,10 +378,10 @@ async def test_importing_the_package_loads_nothing_else(terminal: Terminal) -> N
 
 
 def test_every_file_has_a_sentence() -> None:
-    """Each file of the package and each script stands in the tables once, and nothing else does."""
-    sources = [*(ROOT / "lua").iterdir(), *(ROOT / "scheduler").rglob("*")]
+    """Each file of the package and its tools, and each script, stands in the tables once, and nothing else does."""
+    sources = [path for place in ("lua", "scheduler", "benchmarks", "chaos") for path in (ROOT / place).rglob("*")]
     there = {path.relative_to(ROOT).as_posix() for path in sources if path.suffix in (".py", ".lua", ".typed")}
-    rows = re.findall(r"^\| (`(?:lua|scheduler)/.*?) \| .+ \|$", ARCHITECTURE, re.MULTILINE)
+    rows = re.findall(r"^\| (`(?:lua|scheduler|benchmarks|chaos)/.*?) \| .+ \|$", ARCHITECTURE, re.MULTILINE)
     told = [name for row in rows for name in quoted(row)]
     assert sorted(told) == sorted(there)
 

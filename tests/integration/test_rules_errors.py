@@ -51,13 +51,15 @@ class Stub:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, until its end."""
-        while (header := await reader.readline()).startswith(b"*"):
-            words = []
-            for _ in range(int(header[1:])):
-                length = int((await reader.readline())[1:])
-                words.append((await reader.readexactly(length + 2))[:-2])
-            writer.write(self._answer(words[0]))
-        writer.close()
+        try:
+            while (header := await reader.readline()).startswith(b"*"):
+                words = []
+                for _ in range(int(header[1:])):
+                    length = int((await reader.readline())[1:])
+                    words.append((await reader.readexactly(length + 2))[:-2])
+                writer.write(self._answer(words[0]))
+        finally:
+            writer.close()
 
     def _answer(self, command: bytes) -> bytes:
         if command != b"EVALSHA":

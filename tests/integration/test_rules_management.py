@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import msgspec
 import pytest
@@ -15,6 +16,7 @@ from scheduler.management.manager import DEAF_MS, Manager
 from scheduler.model import NodeBeat, Snapshot
 from scheduler.runtime import reaper as reaper_module
 from scheduler.runtime.reaper import Reaper
+from scheduler.store.cell import Cell
 from scheduler.store.control import Control, Leading
 from scheduler.store.store import Store
 from tests.dumps import standing
@@ -149,6 +151,30 @@ async def test_a_manager_that_was_deaf_lets_ages_start_anew(
     clock.go(deaf_ms)
     await manager.run_once()
     assert (await store.reads.capacities())[NODE].reason == reason
+
+
+async def test_a_take_over_that_takes_long_calls_nobody_silent(
+    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RULES 16: the server was away between the answer that made it leader and the first heartbeats it could read."""
+    await store.control.beat(model.encode_beat(NodeBeat(NODE, BOOT, 1)))
+    first = Manager(store, IMPATIENT, MANAGER)
+    await first.run_once()
+    await first.give_up()
+    capacity = Cell.capacity
+
+    async def slow(self: Cell, epoch: int, items: Sequence[CapacityItem]) -> list[str]:
+        since_us = await store.control.time_us()
+        while not items and await store.control.time_us() - since_us <= BEATEN_MS * 1_000:
+            pass
+        clock.go(0 if items else DEAF_MS + 1)
+        return await capacity(self, epoch, items)
+
+    monkeypatch.setattr(Cell, "capacity", slow)
+    second = Manager(store, IMPATIENT, "m2+1")
+    await second.run_once()
+    assert second.leading
+    assert (await store.reads.capacities())[NODE].reason == "ready"
 
 
 async def test_a_command_that_the_last_leader_left_is_answered(store: Store) -> None:

@@ -1,7 +1,7 @@
 """Waiting and placement as the dispatcher drives them: nobody waits beside a free slot, nobody is lost or overtaken.
 
-What is checked stands in simulator.py; here is what happens to it. Two searches: one that hypothesis steers and
-shrinks, and one over many more histories, drawn from a seed and shrunk by leaving out what is not needed.
+What is checked stands in cell.py and driver.py; here is what happens to it. Two searches: one that hypothesis steers
+and shrinks, and one over many more histories, drawn from a seed and shrunk by leaving out what is not needed.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ from hypothesis import strategies as st
 
 from scheduler.model import Strategy
 from scheduler.runtime import waiting
-from tests.property.simulator import FleetPlan, HostPlan, Kind, Operation, Simulation
+from tests.property.cell import FleetPlan, HostPlan, LimitPlan
+from tests.property.simulator import Kind, Operation, Simulation
 
-COMMON: Final[tuple[Kind, ...]] = ("submit",) * 8 + ("run",) * 8 + ("finish",) * 6 + ("steal",) * 3 + ("sweep",) * 2
+COMMON: Final[tuple[Kind, ...]] = (
+    ("submit",) * 8 + ("run",) * 8 + ("finish",) * 6 + ("steal",) * 3 + ("sweep", "sweep", "prefetch", "prefetch")
+)
+LIMITS: Final[tuple[Kind, ...]] = ("limit", "publish")
 NODES: Final[tuple[Kind, ...]] = ("give_back", "resize", "reboot", "publish", "cancel", "tick", "prefetch", "miss")
 TIME: Final[tuple[Kind, ...]] = ("tick",) * 4
 OWNERS: Final[tuple[Kind, ...]] = ("flag", "usurp", "return", "claim", "foreign")
@@ -38,21 +42,23 @@ class History(NamedTuple):
 
 
 small = st.integers(0, 7)
+limits = st.builds(LimitPlan, st.integers(0, 2), st.integers(0, 3))
 hosts = st.builds(HostPlan, st.integers(0, 3), st.integers(0, 1), st.sampled_from(PAIRS), st.booleans())
 fleets = st.builds(
     FleetPlan,
     st.lists(hosts, min_size=1, max_size=5).map(tuple),
     st.tuples(st.sampled_from(STRATEGIES), st.sampled_from(STRATEGIES)),
     st.booleans(),
+    st.tuples(limits, limits),
 )
-operation = st.builds(Operation, st.sampled_from(COMMON + NODES + OWNERS), small, small, small)
+operation = st.builds(Operation, st.sampled_from(COMMON + LIMITS + NODES + OWNERS), small, small, small)
 operations = st.integers(1, 40).flatmap(lambda count: st.lists(operation, min_size=count, max_size=count))
 histories = st.builds(History, fleets, operations, st.integers(0, 2**16), st.sampled_from(HINTS))
 
 
 def drawn(random: Random) -> History:
     """A history: sometimes the owners stay the same, sometimes the nodes do as well."""
-    kinds = random.choice((COMMON, COMMON + TIME, COMMON + NODES + TIME, COMMON + NODES + OWNERS))
+    kinds = random.choice((COMMON, COMMON + LIMITS, COMMON + NODES + TIME, COMMON + LIMITS + NODES + OWNERS))
     plan = FleetPlan(
         tuple(
             HostPlan(random.randrange(4), random.randrange(2), random.choice(PAIRS), random.random() < 0.3)
@@ -60,12 +66,18 @@ def drawn(random: Random) -> History:
         ),
         (random.choice(STRATEGIES), random.choice(STRATEGIES)),
         random.random() < 0.7,
+        (drawn_limits(random), drawn_limits(random)),
     )
     happening = [
         Operation(random.choice(kinds), random.randrange(8), random.randrange(8), random.randrange(8))
         for _ in range(random.randint(5, 80))
     ]
     return History(plan, happening, random.randrange(2**16), random.choice(HINTS))
+
+
+def drawn_limits(random: Random) -> LimitPlan:
+    """Often none."""
+    return LimitPlan(random.choice((0, 0, 1, 2)), random.choice((0, 0, 1, 2, 3)))
 
 
 def play(history: History) -> Simulation:

@@ -18,10 +18,11 @@ from scheduler.audit import (
     Percentiles,
     Report,
     Run,
+    Sessions,
     Submission,
     audit,
     percentile,
-)
+)  # fmt: skip
 from scheduler.errors import InvalidInput
 
 JOBS = 300
@@ -50,6 +51,7 @@ def seed_evidence() -> Evidence:
             inbox_ms=950 + index + 3,
             started_us=index * STEP_US,
             ended_us=index * STEP_US + RUN_US,
+            decision="new" if index < SESSIONS else "stayed",
         )
         token = run.token
         if index % RETRY_EACH == 0:
@@ -81,6 +83,8 @@ CLEAN_REPORT = Report(
     order_violations=0,
     dispatch_ms=Percentiles(p50=3, p99=3),
     jobs_per_s=JOBS / 3.0,
+    # In two sessions of twenty each job is placed twice: whoever follows such a one is not judged.
+    sessions=Sessions(stayed=252, unjudged=28),
 )
 
 
@@ -131,8 +135,9 @@ def plant_order(evidence: Evidence, index: int) -> Evidence:
     """Two neighbours of a session that were placed the wrong way round."""
     index += index % RETRY_EACH == 0  # neighbours are placed once or twice alike; here once
     earlier, later = f"j{index}", f"j{index + SESSIONS}"
-    tokens = last_run(evidence, earlier).token, last_run(evidence, later).token
-    return changed(changed(evidence, earlier, token=tokens[1]), later, token=tokens[0])
+    first, second = last_run(evidence, earlier), last_run(evidence, later)
+    evidence = changed(evidence, earlier, token=second.token, decision=second.decision)
+    return changed(evidence, later, token=first.token, decision=first.decision)
 
 
 def plant_token_run_again(evidence: Evidence, index: int) -> Evidence:
@@ -179,7 +184,7 @@ def test_a_clean_record_gives_zeros() -> None:
 def test_a_report_without_violations_has_exactly_the_documented_keys() -> None:
     """Consumers of --json can rely on the keys."""
     names = "completed failed dead cancelled lost duplicates over_capacity order_violations"
-    rates = {"submitted", "affinity_rate", "dispatch_ms", "jobs_per_s"}
+    rates = {"submitted", "affinity_rate", "dispatch_ms", "jobs_per_s", "sessions"}
     assert set(CLEAN_REPORT.document()) == rates | set(names.split())
     assert CLEAN_REPORT.document()["dispatch_ms"] == {"p50": 3, "p99": 3}
 

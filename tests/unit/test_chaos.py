@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from random import Random
 
 import msgspec
 import pytest
 
-from chaos.acts import KINDS, State, draw
+from chaos.acts import KINDS, ROLES, Act, Role, Seat, State, draw
 from chaos.command import repeat, rounds_for
 from chaos.evidence import RAN_ON_US_MAX, longest_gap_ms, longest_partition_gap_ms, without_pauses
 from chaos.processes import variables
@@ -30,26 +31,50 @@ def submission_of(token: int, partition: int = 0) -> Submission:
     return Submission(f"j{token}", f"s{token}", partition, f"{token}-0")
 
 
+def seats_of(role: Role, state: State = "running", count: int = 5) -> dict[str, Seat]:
+    """So many seats of a role."""
+    return {f"{role}{number}": Seat(role, state) for number in range(count)}
+
+
+def drawn(seats: Mapping[str, Seat], only: Collection[Role] = ROLES) -> list[Act]:
+    """What is done under many seeds."""
+    return [act for seed in range(300) if (act := draw(Random(seed), seats, only)) is not None]
+
+
 def test_the_same_seed_draws_the_same_acts() -> None:
-    """Whom it hits and how depends on nothing but the seed and the states."""
-    states: dict[str, State] = {f"node{number}": "running" for number in range(5)}
-    acts = [[draw(Random(seed), states, list(states)) for seed in range(200)] for _ in range(2)]
-    assert acts[0] == acts[1]
-    assert {act.seat for act in acts[0]} == set(states)
-    assert {act.kind for act in acts[0]} == set(KINDS)
-    assert {act.wakes for act in acts[0]} == {True, False}
+    """Whom it hits and how depends on nothing but the seed and the seats."""
+    seats = seats_of("node") | seats_of("dispatcher")
+    acts = drawn(seats)
+    assert acts == drawn(seats)
+    assert {act.seat for act in acts} == set(seats)
+    assert {act.kind for act in acts} == set(KINDS)
+    assert {act.wakes for act in acts} == {True, False}
 
 
 @pytest.mark.parametrize("state", ["starting", "paused"])
 def test_one_that_does_not_run_can_only_be_killed(state: State) -> None:
     """A pause upon a pause would end with the first of them."""
-    assert {draw(Random(seed), {"node1": state}, ["node1"]).kind for seed in range(50)} == {"kill"}
+    assert {act.kind for act in drawn(seats_of("dispatcher", state))} == {"kill"}
 
 
-def test_only_nodes_are_lost() -> None:
-    """The other roles have no name that others know them by."""
-    kinds = {draw(Random(seed), {"reaper1": "running"}, ["node1"]).kind for seed in range(50)}
-    assert kinds == {"kill", "pause", "replace"}
+@pytest.mark.parametrize("role", ROLES)
+def test_each_role_has_acts_of_its_own(role: Role) -> None:
+    """Only nodes are lost, for others are known by no name; dispatchers come and go besides."""
+    kinds = {act.kind for act in drawn(seats_of(role))}
+    assert kinds == {"kill", "pause", "replace"} | {"node": {"lose"}, "dispatcher": {"stop", "leave"}}.get(role, set())
+
+
+def test_only_the_chosen_roles_are_hit() -> None:
+    """The others stay as they are."""
+    seats = {name: seat for role in ROLES for name, seat in seats_of(role).items()}
+    assert {seats[act.seat].role for act in drawn(seats, ["dispatcher", "reaper"])} == {"dispatcher", "reaper"}
+
+
+def test_nobody_is_hit_in_an_empty_seat() -> None:
+    """Who has left is not there."""
+    seats = seats_of("dispatcher", "absent") | {"late": Seat("dispatcher", "running")}
+    assert {act.seat for act in drawn(seats)} == {"late"}
+    assert drawn(seats_of("dispatcher", "absent")) == []
 
 
 def test_a_run_through_a_pause_ends_with_the_pause() -> None:

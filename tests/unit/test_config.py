@@ -98,6 +98,13 @@ def test_every_number_is_above_zero(name: str) -> None:
             id="a lease below two margins",
         ),
         pytest.param({"silence_ms": 1_999}, "silence_ms", 1_999, "at least two heartbeats (2000)", id="silence"),
+        pytest.param(
+            {"sessions_max": 255},
+            "sessions_max",
+            255,
+            "at least 256, the sessions of two calls of batch_max jobs",
+            id="fewer sessions than calls",
+        ),
         pytest.param({"lease_ms": "15"}, "lease_ms", "15", "a whole number above 0", id="a number as text"),
     ],
 )

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
 import pytest
 
 from scheduler.calls import CapacityItem
 from scheduler.config import DEFAULTS
 from scheduler.management.fold import (
-    DEFAULT_POOL,
     Fleet,
     Ignored,
     Known,
     age,
     capacity_of,
-    default_pool,
+    configure,
     fold,
     forget,
     listen_anew,
@@ -24,7 +22,8 @@ from scheduler.management.fold import (
     recover,
     same_picture,
 )
-from scheduler.model import Node, NodeBeat, Pool, Reason, Snapshot
+from scheduler.management.pools import DEFAULT_POOL, PoolDocument, complete
+from scheduler.model import Node, NodeBeat, Reason, Snapshot
 from tests.unit.arrange import BOOT, EN_DE, EN_ZH, LATER_BOOT, a_beat
 
 SILENCE_MS = 5_000
@@ -167,6 +166,27 @@ def test_a_suspect_is_dead_after_five_periods_and_well_when_it_is_heard() -> Non
     assert capacities(age(heard, 26_000, SILENCE_MS))["n1"] == (4, "ready")
 
 
+@pytest.mark.parametrize("what", ["a pause of the leader", "a take-over"])
+def test_a_suspect_stays_one_until_it_is_heard(what: str) -> None:
+    """RULES 17: that nobody listened makes nobody well, and its leases still cost no crash when they end."""
+    fleet = age(seed_fleet(*(a_beat(f"n{number}") for number in range(5))), 1_000 + SILENCE_MS, SILENCE_MS)
+    if what == "a take-over":
+        written = {item.node: item for item in map(capacity_of, fleet.nodes.values())}
+        fleet = recover(picture(fleet, 1, DEFAULTS), written, 30_000)
+    else:
+        fleet = listen_anew(fleet, 30_000)
+    assert set(capacities(age(fleet, 30_001, SILENCE_MS)).values()) == {(4, "suspect")}
+    heard, _ = fold(fleet, [(a_beat("n1"), 30_002)])
+    assert capacities(age(heard, 30_003, SILENCE_MS))["n1"] == (4, "ready")
+
+
+def test_a_new_leader_believes_the_cells_about_slots() -> None:
+    """The leader before wrote fewer slots there, acknowledged the heartbeat, and was gone before it published them."""
+    stored = picture(seed_fleet(a_beat("n1", capacity=4)), 1, DEFAULTS)
+    fleet = recover(stored, {"n1": CapacityItem("n1", 2, BOOT, "ready")}, 90_000)
+    assert capacities(fleet) == {"n1": (2, "ready")}
+
+
 def test_a_drain_of_many_is_no_silence_of_many() -> None:
     """RULES 17: nodes that drain are expected to fall silent, so that they are dead when they do."""
     fleet = seed_fleet(*(a_beat(f"n{number}", draining=True) for number in range(9)), a_beat("n9"))
@@ -236,23 +256,19 @@ def test_the_picture_shows_who_can_take_work_and_every_pool() -> None:
         a_beat("n1"),
         a_beat("n4", draining=True, pool="empty"),
     )
-    fleet = msgspec.structs.replace(fleet, pools={"fast": Pool("fast", "spread"), "later": Pool("later")})
-    assert picture(fleet, 7, DEFAULTS) == Snapshot(
+    said = {"fast": PoolDocument(strategy="spread"), "later": PoolDocument()}
+    assert picture(configure(fleet, said), 7, DEFAULTS) == Snapshot(
         7,
         (
-            Node("n1", BOOT, 4, DEFAULT_POOL, (EN_ZH,)),
+            Node("n1", BOOT, 4, DEFAULT_POOL, (EN_ZH,), assigned=True),
             Node("n2", BOOT, 4, "fast", (EN_ZH, EN_DE)),
         ),
-        (default_pool(DEFAULT_POOL, DEFAULTS), Pool("fast", "spread"), Pool("later")),
+        (
+            complete(DEFAULT_POOL, PoolDocument(), DEFAULTS),
+            complete("fast", said["fast"], DEFAULTS),
+            complete("later", said["later"], DEFAULTS),
+        ),
     )
-
-
-def test_pools_that_nobody_configured_have_the_settings() -> None:
-    """Strategy, leases and budgets come from the settings."""
-    settings = msgspec.structs.replace(
-        DEFAULTS, strategy="spread", start_ms=1, lease_ms=2, run_ms_max=3, attempts_max=4, crashes_max=5
-    )
-    assert default_pool("p", settings) == Pool("p", "spread", (), 1, 2, 3, 4, 5)
 
 
 def test_a_steady_fleet_gives_the_same_picture() -> None:
@@ -284,7 +300,7 @@ def test_what_placement_can_see_makes_another_picture(change: NodeBeat) -> None:
 def test_another_policy_of_a_pool_makes_another_picture() -> None:
     """Also when no node changed."""
     fleet = seed_fleet(a_beat("n1"))
-    other = msgspec.structs.replace(fleet, pools={DEFAULT_POOL: Pool(DEFAULT_POOL, "spread")})
+    other = configure(fleet, {DEFAULT_POOL: PoolDocument(strategy="spread")})
     assert not same_picture(picture(fleet, 1, DEFAULTS), picture(other, 1, DEFAULTS))
 
 

@@ -11,13 +11,20 @@ import pytest
 PACKAGE: Final = Path(__file__).resolve().parents[2] / "scheduler"
 BASE: Final = {"scheduler.model", "scheduler.calls", "scheduler.keys", "scheduler.errors", "scheduler.config"}
 PURE: Final = {
+    "scheduler.affinity",
     "scheduler.audit",
+    "scheduler.evidence",
     "scheduler.leases",
     "scheduler.loads",
+    "scheduler.management.checks",
+    "scheduler.management.commands",
     "scheduler.management.fold",
+    "scheduler.management.pools",
     "scheduler.runtime.tries",
     "scheduler.runtime.index",
     "scheduler.runtime.intake",
+    "scheduler.runtime.limits",
+    "scheduler.runtime.lines",
     "scheduler.runtime.placement",
     "scheduler.runtime.retry",
     "scheduler.runtime.waiting",

@@ -19,7 +19,12 @@ import pytest
 from scheduler import calls, keys, model
 from scheduler.config import DEFAULTS
 from scheduler.keys import CellKeys, ControlKeys
+from scheduler.management import pools
+from scheduler.management.checks import NUMBER_MAX
+from scheduler.management.commands import COMMAND_BYTES_MAX, Accepted
+from scheduler.management.pools import PoolDocument
 from scheduler.store import connection
+from scheduler.store.control import COMMANDS_MAX
 from scheduler.store.scripts import SCRIPT_NAMES, load_scripts
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -136,6 +141,9 @@ def test_every_key_is_on_the_page() -> None:
         (model.Node, "Snapshot"),
         (model.Pool, "Snapshot"),
         (model.Match, "Snapshot"),
+        (model.Match, "Pools"),
+        (PoolDocument, "Pools"),
+        (Accepted, "Commands"),
         (calls.Layout, "First: the layout"),
     ],
 )
@@ -157,6 +165,12 @@ def test_every_field_that_the_server_showed_is_on_the_page() -> None:
     others = field_names(dict(enumerate(golden("heartbeats") + golden("others")["freed"])))
     assert others <= quoted(section("Others"))
     assert set(golden("others")["leader"]) <= quoted(section("Keys"))
+    commands = golden("commands")
+    assert field_names(dict(enumerate(commands["commands"] + commands["answers"]))) <= quoted(section("Others"))
+    asked = [json.loads(entry["command"]) for entry in commands["commands"]]
+    answered = [json.loads(entry["answer"].replace("<us>", "0")) for entry in commands["answers"]]
+    assert field_names(dict(enumerate(asked + answered))) <= quoted(section("Commands"))
+    assert {command["kind"] for command in asked} <= quoted(section("Commands"))
 
 
 def test_every_state_and_verdict_is_on_the_page() -> None:
@@ -200,6 +214,14 @@ def test_the_limits_on_the_page_are_those_of_the_code() -> None:
     assert f"any {DEFAULTS.payload_bytes_max:,} bytes at most" in documents
     assert f"{model._FEATURES_MAX} at most" in documents
     assert f"0 to {model._CAPACITY_MAX:,}" in documents
+    assert f"1 to {pools.CANDIDATES_MAX} |" in documents
+    assert f"list of pools, {pools.FALLBACK_MAX} at most" in documents
+    assert f"{pools.DESCRIPTION_LENGTH_MAX} characters at most" in documents
+    assert f"numbers go up to {NUMBER_MAX:,}, lists" in documents
+    assert f"have {pools.NAMES_MAX} entries at most" in documents
+    assert f"[pool](#pools), {pools.POOLS_MAX} at most" in documents
+    assert f"at most {COMMAND_BYTES_MAX:,} bytes; fields" in documents
+    assert f"about the last {COMMANDS_MAX} |" in chapter("Keys")
     assert f"| 1 to {keys.ID_LENGTH_MAX} |" in ids
     assert f"| 1 to {keys.NAME_LENGTH_MAX} |" in ids
     assert f"| 1 to {model._LANGUAGE_LENGTH_MAX} |" in ids

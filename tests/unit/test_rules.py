@@ -11,8 +11,8 @@ import pytest
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 TEXT: Final = (ROOT / "docs" / "RULES.md").read_text(encoding="utf-8")
-TESTED: Final = (*range(1, 19), 20, 21, 23, 24, 27, 28, 29, 31, 32, 33, 34)
-LATER: Final = (19, 22, 26, 30, 35, 36, 37)
+TESTED: Final = (*range(1, 19), *range(20, 25), *range(27, 35))
+LATER: Final = (19, 26, 35, 36, 37)
 
 
 class Rule(NamedTuple):

@@ -11,7 +11,7 @@ from hypothesis import given
 from scheduler.calls import Refused, RejectItem, Reserved, ReserveItem
 from scheduler.model import Pool
 from scheduler.runtime.placement import Placement
-from scheduler.runtime.tries import Try, bound_by, chunks, limits_of, refusal_of, reserve_item
+from scheduler.runtime.tries import Try, bound_by, chunks, refusal_of, reserve_item
 from scheduler.session.bindings import Binding
 from tests.unit.arrange import EN_DE, EN_ZH, a_class, a_job
 
@@ -26,8 +26,8 @@ def bound(node: str, pool: str = "a", pair: tuple[str, str] = EN_ZH) -> Binding:
 def test_what_reserve_is_asked() -> None:
     """Everything that the script and the node need to know of the job."""
     job = a_job("j1", "s1", partition=3)
-    limits = (("session", "s1", 1),)
-    assert reserve_item(Try(job, a_class(), None, FOUND, True), FOUND, None, False, limits) == ReserveItem(
+    policy = Pool("a", session_concurrency=1)
+    assert reserve_item(Try(job, a_class(), None, FOUND, True), FOUND, None, False, policy) == ReserveItem(
         partition=3,
         epoch=1,
         entry_id="j1-0",
@@ -41,7 +41,7 @@ def test_what_reserve_is_asked() -> None:
         why="full",
         binding="a en:zh",
         follows=True,
-        limits=limits,
+        limits=(("session", "s1", 1),),
     )
 
 
@@ -63,31 +63,11 @@ def test_what_becomes_of_the_binding(
 ) -> None:
     """The part that the script stores, and the node for which it need not; memory has the same afterwards."""
     each = Try(a_job(pair=(source, "zh")), a_class(), None, FOUND)
-    item = reserve_item(each, FOUND, binding, fresh, ())
+    item = reserve_item(each, FOUND, binding, fresh, Pool("a"))
     assert (item.binding, item.stored_node) == expected
     after = bound_by(each, binding, Reserved("n2", 7, 1, home="n1"))
     assert f"{after.pool} {after.src_lang}:{after.tgt_lang}" == item.binding
     assert after.node == "n1"
-
-
-@pytest.mark.parametrize(
-    ("pool", "tenant", "expected"),
-    [
-        pytest.param(Pool("a"), "t1", (), id="without limits"),
-        pytest.param(Pool("a", session_concurrency=2), "", (("session", "s1", 2),), id="of the session"),
-        pytest.param(Pool("a", tenant_concurrency=5), "t1", (("tenant", "t1", 5),), id="of the tenant"),
-        pytest.param(Pool("a", tenant_concurrency=5), "", (), id="nobody's job counts against no tenant"),
-        pytest.param(
-            Pool("a", session_concurrency=1, tenant_concurrency=5),
-            "t1",
-            (("session", "s1", 1), ("tenant", "t1", 5)),
-            id="of both",
-        ),
-    ],
-)
-def test_limits_of_a_job(pool: Pool, tenant: str, expected: tuple[tuple[str, str, int], ...]) -> None:
-    """Those of its pool."""
-    assert limits_of(a_job(tenant_id=tenant), pool) == expected
 
 
 @pytest.mark.parametrize(

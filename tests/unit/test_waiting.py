@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from scheduler.runtime.intake import Class
-from scheduler.runtime.waiting import DEADLINES_SPARE, WAKE_CANDIDATES_MAX, Waiter, Waiting
+from scheduler.runtime.lines import DEADLINES_SPARE
+from scheduler.runtime.waiting import WAKE_CANDIDATES_MAX, Waiter, Waiting
 from tests.unit.arrange import EN_DE, a_class, a_job
 
 ZH = a_class()
@@ -208,6 +209,18 @@ def test_more_open_nodes_than_a_try_takes_end_all_the_same() -> None:
     assert picture(waiting) == {"j1": "parked"}
 
 
+def test_more_open_nodes_than_a_try_takes_are_tried_pool_by_pool() -> None:
+    """Those of the preferred pool before those of its fallback pools, whatever the order in which they were named."""
+    waiting = Waiting(tier_of=lambda wanted, node: 1 if node.startswith("fallback") else 0)
+    add(waiting, "j1", "s1")
+    nodes = [f"{tier}{i}" for i in range(WAKE_CANDIDATES_MAX) for tier in ("fallback", "own")]
+    settle(waiting, tuple(nodes))
+    (waiter,) = waiting.tries(128)
+    assert waiter.hint == tuple(node for node in nodes if node.startswith("own"))
+    waiting.still_full(waiter, waiter.hint)
+    assert tried(waiting) == {"j1": tuple(node for node in nodes if node.startswith("fallback"))}
+
+
 def test_who_parked_behind_a_question_asks_when_the_asker_leaves() -> None:
     """A deadline, a cancel or a placement of the asker leaves nobody parked without a question."""
     waiting = Waiting()
@@ -355,9 +368,9 @@ def test_overdue_are_those_whose_deadline_has_passed_competing_or_not() -> None:
     for job_id, deadline_at_ms in (("j1", 30), ("j2", 10), ("j3", 20), ("j4", None), ("j5", 10)):
         waiting.queue(a_job(job_id, "s1", deadline_at_ms=deadline_at_ms), ZH, 0)
     waiting.leave(list(waiting)[4])
-    assert names(waiting.overdue(9)) == []
-    assert names(waiting.overdue(20)) == ["j2", "j3"]
-    assert names(waiting.overdue(20)) == []
+    assert names(waiting.deadlines.overdue(9, 9)) == []
+    assert names(waiting.deadlines.overdue(20, 9)) == ["j2", "j3"]
+    assert names(waiting.deadlines.overdue(20, 9)) == []
 
 
 def test_far_deadlines_of_those_who_left_are_forgotten() -> None:
@@ -367,9 +380,9 @@ def test_far_deadlines_of_those_who_left_are_forgotten() -> None:
     kept = 0
     for i in range(3 * DEADLINES_SPARE):
         waiting.leave(waiting.queue(a_job(f"j{i}", deadline_at_ms=10**12), ZH, 0))
-        kept = max(kept, len(waiting._deadlines))
+        kept = max(kept, len(waiting.deadlines))
     assert kept <= DEADLINES_SPARE + 4
-    assert waiting.overdue(10**13) == [stays]
+    assert waiting.deadlines.overdue(10**13, 9) == [stays]
 
 
 # ---- the sweep ---------------------------------------------------------------------------------------------

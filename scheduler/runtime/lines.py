@@ -1,0 +1,168 @@
+"""Pure. Decides; never performs. One waiting job, and the lines it can be in: of its class, and of a limit."""
+
+from __future__ import annotations
+
+import bisect
+import heapq
+from collections.abc import Iterable
+from typing import Final, Literal
+
+from scheduler.runtime.index import Index
+from scheduler.runtime.intake import Class, Job
+
+DEADLINES_SPARE: Final = 1_000  # deadlines of those who left that may be kept beside as many as there are waiters
+
+Status = Literal["behind", "limited", "parked", "ready", "trying", "asking", "left"]
+
+
+class Waiter:
+    """One waiting job.
+
+    competes: whether it is one of the line of its class. hint: the nodes to try, None to place it afresh. complete:
+    whether the hint names every node that may have room. woken: whether the hint comes from a wake; swept: from one
+    that no event had announced. parked_at: the line of the limit that it waits for. let_go: the line of a limit that
+    lets it try now, until that try has an end.
+    """
+
+    __slots__ = (
+        "competes", "complete", "hint", "job", "key", "let_go", "order", "parked_at", "since_ms", "status", "swept",
+        "wanted", "woken",
+    )  # fmt: skip
+
+    def __init__(self, job: Job, wanted: Class, order: int, since_ms: float) -> None:
+        self.job = job
+        self.wanted = wanted
+        self.order = order
+        self.key = (-job.priority, order)
+        self.since_ms = since_ms
+        self.status: Status = "behind"
+        self.competes = False
+        self.hint: tuple[str, ...] | None = None
+        self.complete = False
+        self.woken = False
+        self.swept = False
+        self.parked_at: LimitLine | None = None
+        self.let_go: LimitLine | None = None
+
+    def __lt__(self, other: Waiter) -> bool:
+        return self.key < other.key
+
+
+class Line:
+    """The competing waiters of one class: parked ones in order, how many compete in all, and pending wakes.
+
+    asks: the next who parks asks first, because the one who was to find out left while nobody was parked.
+    pace: jobs tried in the next call, doubled as long as wakes last. swept: no event had announced the wakes.
+    """
+
+    __slots__ = ("asks", "competing", "pace", "parked", "swept", "wakes")
+
+    def __init__(self) -> None:
+        self.asks = False
+        self.parked: list[Waiter] = []
+        self.competing = 0
+        self.wakes: dict[str, None] = {}
+        self.pace = 0
+        self.swept = False
+
+    def announce(self, nodes: Iterable[str], swept: bool = False) -> None:
+        """These nodes may have room: the parked waiters are to be tried on them."""
+        told = dict.fromkeys(nodes)
+        if told:
+            self.swept = swept and not self.wakes
+            self.wakes.update(told)
+
+
+class LimitLine:
+    """Those who wait for one limit, in order, by class.
+
+    woken: pools for which it may have room. out: how many of a class were let go whose try has no end yet. pace: how
+    many of a class may be out at once. swept: no event had announced that there may be room.
+    """
+
+    __slots__ = ("counts", "limit", "out", "pace", "queues", "swept", "woken")
+
+    def __init__(self, limit: str) -> None:
+        self.limit = limit
+        self.queues: dict[Class, list[Waiter]] = {}
+        self.counts: dict[str, int] = {}
+        self.woken: set[str] = set()
+        self.out: dict[Class, int] = {}
+        self.pace = 1
+        self.swept = False
+
+    def add(self, waiter: Waiter) -> None:
+        """Keep a waiter at its place."""
+        pool = waiter.wanted.pool
+        self.counts[pool] = self.counts.get(pool, 0) + 1
+        bisect.insort(self.queues.setdefault(waiter.wanted, []), waiter)
+
+    def remove(self, waiter: Waiter) -> None:
+        """Take a waiter out."""
+        wanted = waiter.wanted
+        queue = self.queues[wanted]
+        del queue[bisect.bisect_left(queue, waiter)]
+        if not queue:
+            del self.queues[wanted]
+        self.counts[wanted.pool] -= 1
+        if not self.counts[wanted.pool]:
+            del self.counts[wanted.pool]
+
+    def next(self) -> Waiter | None:
+        """The first of those who may be let go now."""
+        heads = [queue[0] for wanted, queue in self.queues.items() if self._may_go(wanted)]
+        return min(heads) if heads else None
+
+    def _may_go(self, wanted: Class) -> bool:
+        return wanted.pool in self.woken and self.out.get(wanted, 0) < self.pace
+
+    def ended(self, wanted: Class, placed: bool) -> None:
+        """A try of one who was let go has an end."""
+        self.out[wanted] -= 1
+        if not self.out[wanted]:
+            del self.out[wanted]
+        self.pace += placed
+
+
+def tier_of(index: Index, wanted: Class, node: str) -> int:
+    """Which place the pool of a node has among those that may serve a class: 0 for its own, then its fallback pools."""
+    tiers = index.tiers(wanted.pool)
+    known = index.nodes.get(node)
+    return tiers.index(known.pool) if known is not None and known.pool in tiers else len(tiers)
+
+
+class Deadlines:
+    """The deadlines of waiting jobs, by the server's time."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, Waiter]] = []
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def add(self, waiter: Waiter, waiting: int) -> None:
+        """Remember the deadline of a waiter, if it has one. waiting: how many there are.
+
+        Those of waiters who left are dropped when they pile up; rarely, because that looks at all of them.
+        """
+        if waiter.job.deadline_at_ms is None:
+            return
+        heapq.heappush(self._heap, (waiter.job.deadline_at_ms, waiter.order, waiter))
+        if len(self._heap) > 2 * waiting + DEADLINES_SPARE:
+            self._heap = [each for each in self._heap if each[2].status != "left"]
+            heapq.heapify(self._heap)
+
+    def overdue(self, now_ms: int, count: int) -> list[Waiter]:
+        """At most `count` waiters whose deadline has passed, earliest first; each is named once."""
+        overdue: list[Waiter] = []
+        while self._heap and self._heap[0][0] <= now_ms and len(overdue) < count:
+            waiter = heapq.heappop(self._heap)[2]
+            if waiter.status != "left":
+                overdue.append(waiter)
+        return overdue
+
+    def next_ms(self) -> int | None:
+        """The earliest deadline."""
+        while self._heap and self._heap[0][2].status == "left":
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None

@@ -1,0 +1,62 @@
+"""The connections of one client: callers take turns, and all connections are closed at the end.
+
+Two things that the blocking pool of redis-py does otherwise. When a caller is cancelled just as its turn comes, nobody
+is told of that turn, and everybody else may wait for ever. And when it was closed, it connects again for whoever comes
+later, so that whatever still runs then leaves open connections behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from redis.asyncio import ConnectionPool
+
+from scheduler.errors import ServerUnavailable
+from scheduler.store.packing import PACKING
+
+
+class Pool(ConnectionPool):
+    """At most `max_connections`; more callers at once wait for their turn. Closed once, it stays closed."""
+
+    def __init__(self, max_connections: int, **options: Any) -> None:
+        super().__init__(max_connections=max_connections, **options)
+        self.connection_class = PACKING[self.connection_class]
+        self._turns = asyncio.Semaphore(self.max_connections)
+        self._closed = False
+
+    async def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
+        """A connection that is ready; `release` must follow. Raises: ServerUnavailable when the pool is closed."""
+        await self._turns.acquire()
+        connection = None
+        try:
+            self._check_open()
+            connection = self.get_available_connection()  # type: ignore[no-untyped-call]
+            await self.ensure_connection(connection)
+            self._check_open()
+        except BaseException:
+            await self.release(connection)
+            raise
+        return connection
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ServerUnavailable("the connections to the server are closed")
+
+    async def release(self, connection: Any) -> None:
+        """Give a turn back, with its connection if it has got one. Never waits, so nothing can come in between."""
+        if connection is not None:
+            self._in_use_connections.remove(connection)
+            self._available_connections.append(connection)
+            if self._closed:
+                await connection.disconnect(nowait=True)
+        self._turns.release()
+
+    async def aclose(self) -> None:
+        """Close all connections, also those in use, whose callers fail. Waits for nobody, whatever the server does."""
+        self._closed = True
+        used: Any
+        for used in self._in_use_connections:
+            used.abort()  # its caller sees that, and gives it back
+        for idle in tuple(self._available_connections):
+            await idle.disconnect(nowait=True)

@@ -1,0 +1,269 @@
+"""Where the jobs of sessions go: the cases of placement, each in a sentence, through a dispatcher on a real server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+import pytest
+
+from scheduler import calls, keys, model
+from scheduler.model import JobDocument, Match, Node, Pool
+from scheduler.session.bindings import parse
+from scheduler.store.control import Leading
+from tests.integration.test_dispatcher import BOOT, CALM, EPOCH, Bench, bench
+
+EN_ZH: Final = ("en", "zh")
+EN_DE: Final = ("en", "de")
+GOLD: Final = Pool("gold")
+PLAIN: Final = Pool("plain")
+
+
+def a_node(name: str, pool: str = "plain", slots: int = 4, **rest: Any) -> Node:
+    """A node that serves en:zh unless it is said otherwise."""
+    return Node(name, BOOT, slots, pool, **{"pairs": (EN_ZH,)} | rest)
+
+
+def a_job(session: str = "s1", pair: tuple[str, str] = EN_ZH, **rest: Any) -> JobDocument:
+    """A job of a session."""
+    return JobDocument(session, src_lang=pair[0], tgt_lang=pair[1], **rest)
+
+
+async def publish(b: Bench, nodes: tuple[Node, ...], pools: tuple[Pool, ...]) -> None:
+    """Let these nodes and pools be what there is."""
+    items = [calls.CapacityItem(node.id, node.slots, node.boot, "ready") for node in nodes]
+    await b.store.cell.capacity(EPOCH, items)
+    lead = await b.store.control.lead("m+1")
+    assert isinstance(lead, Leading)
+    await b.store.control.publish("m+1", lead.epoch, model.Snapshot(await b.store.control.time_us(), nodes, pools))
+    await b.dispatcher.snapshots.load()
+
+
+async def submit(b: Bench, job: JobDocument, job_id: str) -> None:
+    """Add a job to the intake, and step until the dispatcher has dealt with it."""
+    partition = keys.partition_of(job.session_id, b.layout.partitions)
+    document = model.encode_job(msgspec.structs.replace(job, job_id=job_id))
+    await b.store.connection.commands.xadd(b.store.cell.keys.jobs(partition), {"job": document})
+    b.entries += 1
+    await b.step_until_read()
+
+
+async def where(b: Bench, job_id: str) -> tuple[str, str]:
+    """The node that a job is on, and why; "waits" for one that is not placed."""
+    record = await b.store.reads.record(job_id)
+    return (record["node"], record["decision"]) if record.get("state") == "reserved" else ("waits", "")
+
+
+# A case: a sentence; the nodes; the pools; the jobs, in their order; where each goes, and why.
+CASES: Final[
+    Mapping[str, tuple[tuple[Node, ...], tuple[Pool, ...], tuple[JobDocument, ...], list[tuple[str, str]]]]
+] = {
+    "a session stays on its node": (
+        (a_node("p1", slots=9), a_node("p2", slots=9)),
+        (msgspec.structs.replace(PLAIN, candidates=1),),
+        (a_job(preferred_node="p2"), a_job(), a_job()),
+        [("p2", "preferred"), ("p2", "stayed"), ("p2", "stayed")],
+    ),
+    "it spills when its node is full, and stays where it went": (
+        (a_node("p1", slots=1), a_node("p2", slots=3)),
+        (PLAIN,),
+        (a_job(preferred_node="p1"), a_job(), a_job()),
+        [("p1", "preferred"), ("p2", "full p1 1/1"), ("p2", "stayed")],
+    ),
+    "a full pool falls back, and the session stays there": (
+        (a_node("g1", "gold", slots=1), a_node("p1", slots=3, pairs=(EN_DE, EN_ZH))),
+        (Pool("gold", fallback=("plain",), tenants=("t1",)), PLAIN),
+        (a_job("s0", tenant_id="t1"), a_job(tenant_id="t1"), a_job(tenant_id="t1")),
+        [("g1", "new"), ("p1", "new"), ("p1", "stayed")],
+    ),
+    "a tenant's sessions prefer the pool that names it": (
+        (a_node("g1", "gold"), a_node("p1", slots=400)),
+        (Pool("gold", tenants=("t1",)), PLAIN),
+        (a_job("s1", tenant_id="t1"), a_job("s2", tenant_id="t1"), a_job("s3", tenant_id="t1")),
+        [("g1", "new")] * 3,
+    ),
+    "a pool for certain tenants alone is closed to others": (
+        (a_node("g1", "gold", slots=400), a_node("p1", slots=3)),
+        (Pool("gold", match=Match(tenants=("t1",))), PLAIN),
+        (a_job("s1"), a_job("s2", tenant_id="t2"), a_job("s3", routing_key="r3")),
+        [("p1", "new")] * 3,
+    ),
+    "spread keeps away from the session's last node": (
+        (a_node("p1", slots=9), a_node("p2", slots=9)),
+        (Pool("plain", "spread"),),
+        (a_job(preferred_node="p1"), a_job(), a_job()),
+        [("p1", "preferred"), ("p2", "strategy"), ("p1", "strategy")],
+    ),
+    "spread with one node takes that one": (
+        (a_node("p1", slots=9),),
+        (Pool("plain", "spread"),),
+        (a_job(), a_job()),
+        [("p1", "new"), ("p1", "strategy")],
+    ),
+    "least_loaded goes where most is free": (
+        (a_node("p1", slots=2), a_node("p2", slots=8)),
+        (Pool("plain", "least_loaded"),),
+        (a_job(preferred_node="p1"), a_job(), a_job()),
+        [("p1", "preferred"), ("p2", "strategy"), ("p2", "strategy")],
+    ),
+    "auto is any source, and the session stays when its source is known": (
+        (a_node("p1", pairs=(EN_DE,)), a_node("p2", pairs=(EN_ZH,))),
+        (PLAIN,),
+        (a_job(pair=("auto", "zh")), a_job(pair=EN_ZH), a_job(pair=("auto", "zh"))),
+        [("p2", "new"), ("p2", "stayed"), ("p2", "stayed")],
+    ),
+    "features must all be there": (
+        (a_node("p1", slots=9), a_node("p2", slots=1, features=("asr", "gpu"))),
+        (PLAIN,),
+        (a_job(features=("gpu",)), a_job("s2", features=("asr", "gpu"))),
+        [("p2", "new"), ("waits", "")],
+    ),
+    "a session that asks for more than its node has moves": (
+        (a_node("p1", slots=9), a_node("p2", slots=9, features=("gpu",))),
+        (PLAIN,),
+        (a_job(preferred_node="p1"), a_job(features=("gpu",))),
+        [("p1", "preferred"), ("p2", "unfit")],
+    ),
+    "a preferred node that is full is passed over": (
+        (a_node("p1", slots=1), a_node("p2", slots=1)),
+        (PLAIN,),
+        (a_job("s1", preferred_node="p1"), a_job("s2", preferred_node="p1")),
+        [("p1", "preferred"), ("p2", "new")],
+    ),
+    "a preferred node that is gone is told": (
+        (a_node("p1"),),
+        (PLAIN,),
+        (a_job(preferred_node="p9"),),
+        [("p1", "new preferred p9 gone")],
+    ),
+    "a preferred node that cannot serve the job is told": (
+        (a_node("p1"), a_node("p2", pairs=(EN_DE,))),
+        (PLAIN,),
+        (a_job(preferred_node="p2"),),
+        [("p1", "new preferred p2 unfit")],
+    ),
+    "a session that changes its languages is bound anew": (
+        (a_node("p1", slots=9), a_node("p2", slots=9, pairs=(EN_DE,))),
+        (PLAIN,),
+        (a_job(), a_job(pair=EN_DE), a_job(pair=EN_DE)),
+        [("p1", "new"), ("p2", "pair"), ("p2", "stayed")],
+    ),
+    "one job of a session at a time, if its pool says so": (
+        (a_node("p1", slots=9),),
+        (Pool("plain", session_concurrency=1),),
+        (a_job("s1"), a_job("s1"), a_job("s2")),
+        [("p1", "new"), ("waits", ""), ("p1", "new")],
+    ),
+    "so many jobs of a tenant at a time": (
+        (a_node("p1", slots=9),),
+        (Pool("plain", tenant_concurrency=2),),
+        (a_job("s1", tenant_id="t1"), a_job("s2", tenant_id="t1"), a_job("s3", tenant_id="t1"), a_job("s4")),
+        [("p1", "new"), ("p1", "new"), ("waits", ""), ("p1", "new")],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_case(url: str, case: str) -> None:
+    """As its name says."""
+    nodes, pools, jobs, expected = CASES[case]
+    async with bench(url, CALM) as b:
+        await publish(b, nodes, pools)
+        for number, job in enumerate(jobs):
+            await submit(b, job, f"j{number}")
+        assert [await where(b, f"j{number}") for number in range(len(jobs))] == expected
+
+
+async def test_sessions_of_one_routing_key_share_a_pool(url: str) -> None:
+    """Whatever their session ids are, and other keys go elsewhere too."""
+    async with bench(url, CALM) as b:
+        await publish(b, (a_node("g1", "gold", slots=99), a_node("p1", slots=99)), (GOLD, PLAIN))
+        for number in range(30):
+            await submit(b, a_job(f"s{number}", routing_key=f"k{number % 10}"), f"j{number}")
+        nodes = [(await where(b, f"j{number}"))[0] for number in range(30)]
+        assert nodes[:10] == nodes[10:20] == nodes[20:]
+        assert set(nodes) == {"g1", "p1"}
+
+
+@pytest.mark.parametrize(
+    ("pressure", "third", "bound"),
+    [("stay", ("p2", "stayed"), "p2"), ("return", ("p1", "stayed"), "p1")],
+)
+async def test_after_the_pressure_a_session_stays_or_returns(
+    url: str, pressure: Any, third: tuple[str, str], bound: str
+) -> None:
+    """Its node was full for one job; the pool says where the next one goes, and what is stored."""
+    async with bench(url, CALM) as b:
+        await publish(b, (a_node("p1", slots=1), a_node("p2", slots=3)), (Pool("plain", pressure=pressure),))
+        await submit(b, a_job(preferred_node="p1"), "j0")
+        await submit(b, a_job(), "j1")
+        assert await where(b, "j1") == ("p2", "full p1 1/1")
+        await b.free("p1", "j0")
+        await submit(b, a_job(), "j2")
+        assert await where(b, "j2") == third
+        (stored,) = await b.store.reads.bindings(["s1"])
+        binding = parse(stored)
+        assert binding is not None
+        assert binding.node == bound
+
+
+async def test_a_session_that_returns_leaves_the_fallback_pool(url: str) -> None:
+    """It was placed there because its pool had no room."""
+    nodes = (a_node("g1", "gold", slots=1), a_node("p1", slots=3))
+    pools = (Pool("gold", fallback=("plain",), tenants=("t1",), pressure="return"), PLAIN)
+    async with bench(url, CALM) as b:
+        await publish(b, nodes, pools)
+        await submit(b, a_job("s0", tenant_id="t1"), "j0")
+        await submit(b, a_job(tenant_id="t1"), "j1")
+        assert await where(b, "j1") == ("p1", "new")
+        await b.free("g1", "j0")
+        await submit(b, a_job(tenant_id="t1"), "j2")
+        assert await where(b, "j2") == ("g1", "pool")
+
+
+async def test_removing_a_pool_moves_its_sessions_at_their_next_job(url: str) -> None:
+    """Their node is in another pool now, or gone; those of other pools stay."""
+    async with bench(url, CALM) as b:
+        await publish(b, (a_node("g1", "gold"), a_node("p1")), (Pool("gold", tenants=("t1",)), PLAIN))
+        await submit(b, a_job("s1", tenant_id="t1"), "j0")
+        assert await where(b, "j0") == ("g1", "new")
+        await publish(b, (a_node("g1", "plain"), a_node("p1")), (PLAIN,))
+        await submit(b, a_job("s1", tenant_id="t1"), "j1")
+        assert await where(b, "j1") == ("g1", "stayed")
+        await publish(b, (a_node("p1"),), (PLAIN,))
+        await submit(b, a_job("s1", tenant_id="t1"), "j2")
+        assert await where(b, "j2") == ("p1", "gone g1")
+
+
+async def test_jobs_of_a_new_session_in_one_batch_stay_together(url: str) -> None:
+    """Nobody knows a binding when they are read, and there are many nodes as free as the first one's."""
+    async with bench(url, CALM) as b:
+        await publish(b, tuple(a_node(f"p{number}", slots=9) for number in range(20)), (PLAIN,))
+        partition = keys.partition_of("s1", b.layout.partitions)
+        pipeline = b.store.connection.commands.pipeline()
+        for number in range(6):
+            document = model.encode_job(msgspec.structs.replace(a_job(), job_id=f"j{number}"))
+            pipeline.xadd(b.store.cell.keys.jobs(partition), {"job": document})
+        await pipeline.execute()
+        b.entries += 6
+        await b.step_until_read()
+        placed = [await where(b, f"j{number}") for number in range(6)]
+        assert placed == [(placed[0][0], "new")] + [(placed[0][0], "stayed")] * 5
+
+
+async def test_a_new_owner_finds_what_sessions_are_bound_to(url: str) -> None:
+    """The owner before it died without a word; pool and node are read back from the server."""
+    async with bench(url, CALM, owner="d+1") as before, bench(url, CALM, owner="d+2") as after:
+        nodes = tuple(a_node(f"p{number}", slots=9) for number in range(20))
+        await publish(before, nodes, (PLAIN, GOLD))
+        await after.dispatcher.snapshots.load()
+        for number in range(8):
+            await submit(before, a_job(f"s{number}"), f"j{number}")
+        first = [(await where(before, f"j{number}"))[0] for number in range(8)]
+        await before.pause()
+        after.dispatcher.partitions.see(["d+2"])
+        after.dispatcher.partitions.hasten()
+        for number in range(8):
+            await submit(after, a_job(f"s{number}"), f"k{number}")
+        assert [await where(after, f"k{number}") for number in range(8)] == [(node, "stayed") for node in first]
