@@ -40,6 +40,7 @@ ARCHITECTURE = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
 LINE_WIDTH = 80
 WAIT_MS = 20_000
 HELLO = "HELLO"
+NOWHERE = "redis://127.0.0.1:1/0"
 
 Block = tuple[str, str]
 """Language and text of a fenced block."""
@@ -209,13 +210,42 @@ async def test_first_steps(terminal: Terminal) -> None:
 
 
 async def test_node_and_producer(system: System, terminal: Terminal) -> None:
-    """The two programs of a dozen lines meet; Ctrl-C drains the node."""
+    """The two programs of two dozen lines meet; Ctrl-C drains the node, and nothing else is printed."""
     terminal.write("my_node.py", python_file("my_node.py"))
     terminal.write("my_producer.py", python_file("my_producer.py"))
     async with terminal.start(sys.executable, "my_node.py") as node:
-        assert (await terminal.output(sys.executable, "my_producer.py")).split() == [HELLO]
-        await end(node, signal.SIGINT)
+        submitted, result = (await terminal.output(sys.executable, "my_producer.py")).splitlines()
+        assert (submitted.split()[0], result) == ("submitted", HELLO)
+        node.send_signal(signal.SIGINT)
+        assert await node.communicate() == (b"n2 is ready; Ctrl-C drains it\n", b"")
+        assert node.returncode == 0
     assert await system.store.reads.capacities() == {}
+
+
+async def test_programs_without_a_server(terminal: Terminal) -> None:
+    """The two say where they looked; a node waits for a server that is named, and says so."""
+    for name in ("my_node.py", "my_producer.py"):
+        terminal.write(name, python_file(name))
+        async with terminal.start(sys.executable, name) as program:
+            printed, errors = await program.communicate()
+        assert (program.returncode, printed) == (1, b"")
+        *_, last = errors.decode().partition("ServerUnavailable: ")
+        assert last.startswith("no server found; looked at\n  SCHED_REDIS_URL  not set\n")
+    terminal.environment["SCHED_REDIS_URL"] = NOWHERE
+    async with terminal.start(sys.executable, "my_node.py") as node:
+        assert node.stderr is not None
+        assert await node.stderr.readline() == f"waiting for the server at {NOWHERE}: it does not answer yet\n".encode()
+        node.send_signal(signal.SIGINT)
+        assert await node.communicate() == (b"", b"")
+
+
+async def test_a_producer_whose_job_nobody_serves(system: System, terminal: Terminal) -> None:
+    """After its time it says which job goes on, and how to look at it."""
+    program = python_file("my_producer.py").replace("timeout_ms=30_000", "timeout_ms=100")
+    terminal.write("my_producer.py", program)
+    submitted, advice = (await terminal.output(sys.executable, "my_producer.py")).splitlines()
+    shown = (await terminal.type(advice.partition("to go on looking: ")[2])).split()
+    assert shown[:4] == ["job", submitted.split()[1], "state", "queued"]
 
 
 async def test_a_function_by_name(system: System, terminal: Terminal) -> None:
@@ -223,7 +253,7 @@ async def test_a_function_by_name(system: System, terminal: Terminal) -> None:
     terminal.write("my_node.py", python_file("my_node.py"))
     terminal.write("my_producer.py", python_file("my_producer.py"))
     async with terminal.serving(block("sh", "scheduler node --id n3")) as node:
-        assert (await terminal.output(sys.executable, "my_producer.py")).split() == [HELLO]
+        assert (await terminal.output(sys.executable, "my_producer.py")).split()[-1] == HELLO
         assert await end(node, signal.SIGTERM) == 0
     assert await system.store.reads.capacities() == {}
 
