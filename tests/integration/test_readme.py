@@ -1,4 +1,4 @@
-"""What the README and docs/ARCHITECTURE.md say is so: every block that is typed there runs, every table is that of the
+"""What the README and the pages in docs/ say is so: every block that is typed there runs, every table is that of the
 code.
 
 A server and the roles are real. Blocks of shell run in a directory whose `.scheduler/url` names the server, with a
@@ -37,6 +37,7 @@ from tests.system import System, running
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+PROTOCOL = (ROOT / "docs" / "PROTOCOL.md").read_text(encoding="utf-8")
 LINE_WIDTH = 80
 WAIT_MS = 20_000
 HELLO = "HELLO"
@@ -297,6 +298,14 @@ async def test_typed_with_redis_cli(system: System, terminal: Terminal) -> None:
     later = await system.producer.submit("call-7", src_lang="en", tgt_lang="zh")
     await system.producer.outcome(later, WAIT_MS)
     assert ran == ["typed-1", later]
+
+
+@pytest.mark.skipif(shutil.which("redis-cli") is None, reason="the page types redis-cli, which is not on PATH")
+async def test_what_the_page_on_the_protocol_types(system: System, terminal: Terminal) -> None:
+    """Its commands find the server of the directory: one reads the layout, one submits a job."""
+    layout, addition = [text for name, text in blocks(PROTOCOL) if name == "sh"]
+    assert "partitions\n16\n" in await terminal.type(layout)
+    assert re.fullmatch(r"\d+-\d+\n", await terminal.type(addition))
 
 
 async def test_plain_redis_py(system: System, terminal: Terminal) -> None:
