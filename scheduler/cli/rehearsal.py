@@ -193,11 +193,12 @@ async def _rehearse(url: str, plan: Plan, watch: Watch | None) -> Result:
         try:
             stage, producer = await to_its_end(_set_up(stack, url, plan))
             begun = stage
-            await stack.enter_async_context(beside(follow(producer, stage.records)))
-            if watch is not None:
-                await stack.enter_async_context(beside(watch(stage)))
-            await to_its_end(_perform(stage, producer))
-        except asyncio.CancelledError:  # said before all that takes a while to stop
+            async with contextlib.AsyncExitStack() as observers:
+                await observers.enter_async_context(beside(follow(producer, stage.records)))
+                if watch is not None:
+                    await observers.enter_async_context(beside(watch(stage)))
+                await to_its_end(_perform(stage, producer))
+        except asyncio.CancelledError:  # said when the picture is gone, and before all that takes a while to stop
             ended = len(begun.records.ended) if begun else 0
             click.echo(f"stopped: {ended:,} of {len(plan.arrivals):,} jobs had ended, so there is no verdict", err=True)
             raise

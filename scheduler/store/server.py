@@ -299,8 +299,8 @@ def _start_where_it_was(server: EmbeddedServer) -> None:
             raise
         server.start_elsewhere()
         logger.warning(
-            "port %d, the one of last time, is taken by another program: the server is at port %d now, where nobody "
-            "finds it who does not look anew; free that port and start again to have it back",
+            "port %d, the one of last time, is taken by another program: the server is at port %d now; clients that "
+            "run on do not find it there",
             last,
             server.port,
         )
