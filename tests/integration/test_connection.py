@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import Iterator
 
@@ -113,16 +114,19 @@ async def test_whoever_waits_for_a_scheduler_is_told_so(
 async def test_another_server_is_called_so() -> None:
     """Something that speaks another protocol is no Redis, whatever it answers."""
 
-    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readline()
-        writer.write(b"<!DOCTYPE HTML>\r\n")
-        await reader.read()
-        writer.close()
+    def greet(page: socket.socket) -> None:
+        client, _ = page.accept()
+        with client:
+            client.sendall(b"<!DOCTYPE HTML>\r\n")
+            while client.recv(1024):
+                pass
 
-    async with await asyncio.start_server(greet, "127.0.0.1", 0) as page:
-        port = page.sockets[0].getsockname()[1]
-        with pytest.raises(ServerRefused, match=rf"^redis://127.0.0.1:{port}/0 is no Redis or Valkey server: "):
-            await open_store(f"redis://127.0.0.1:{port}/0")
+    with socket.create_server(("127.0.0.1", 0)) as page:
+        greeting = asyncio.create_task(asyncio.to_thread(greet, page))
+        url = f"redis://127.0.0.1:{page.getsockname()[1]}/0"
+        with pytest.raises(ServerRefused, match=f"^{url} is no Redis or Valkey server: "):
+            await open_store(url)
+        await greeting
 
 
 async def test_a_producer_without_a_scheduler_is_told_so(url: str) -> None:
