@@ -40,12 +40,13 @@ class Stage:
 
     async def until_placed(self, job_ids: Sequence[str]) -> None:
         """Wait until all of these are in inboxes. Raises: BenchmarkFailed when nothing moves any more."""
-        placed, left, since_s = self.serving.placed, len(job_ids), time.monotonic()
-        while missing := sum(job_id not in placed for job_id in job_ids):
-            if missing < left:
-                left, since_s = missing, time.monotonic()
+        placed, missing, since_s = self.serving.placed, list(job_ids), time.monotonic()
+        while missing:
+            still = [job_id for job_id in missing if job_id not in placed]
+            if len(still) < len(missing):
+                missing, since_s = still, time.monotonic()
             elif time.monotonic() - since_s > STALL_S:
-                raise BenchmarkFailed(f"{missing} of {len(job_ids)} jobs wait, and none was placed for {STALL_S:.0f} s")
+                raise BenchmarkFailed(f"{len(missing)} jobs wait, and none was placed for {STALL_S:.0f} s")
             await asyncio.sleep(POLL_S)
 
     async def until_idle(self) -> None:

@@ -115,7 +115,12 @@ def _directory(command: _Command) -> _Command:
 @_count("nodes", COUNTS.node)
 @click.option("--capacity", type=click.IntRange(min=1), default=SLOTS, show_default=True, help="Slots of each node.")
 @_leases("half")
-@click.option("--quick", is_flag=True, help="The short form of the test suite: 400 jobs of speech, an act each second.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="The short form of the test suite: 400 jobs of speech, an act each second. Of what describes load and fleet, "
+    "only --seed and --dispatchers count then.",
+)
 @_directory
 @click.option("--json", "as_json", is_flag=True, help="One JSON object alone on standard output.")
 @click.option("--redis-url", metavar="URL", help="Use this server, in a namespace of its own, removed at the end.")

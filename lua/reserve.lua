@@ -47,6 +47,23 @@ for i = 1, partitions do
   owned[i] = owned[i] and string.match(owned[i], '^%S+') == ARGV[PARTITION + 2 * i] or false
 end
 
+-- What a pool says, and when a lease that begins now ends.
+local policy_of = {}
+for i = 1, policies do
+  local at = POLICY + 8 * (i - 1)
+  policy_of[i] = {
+    pool = ARGV[at + 1], lease_until_ms = string.format('%.0f', now_ms + ARGV[at + 2]), lease_ms = ARGV[at + 3],
+    attempts_max = ARGV[at + 4], crashes_max = ARGV[at + 5], run_ms_max = ARGV[at + 6],
+    backoff_ms = ARGV[at + 7], backoff_ms_max = ARGV[at + 8],
+  }
+end
+
+-- When a job was first submitted, by the id of its entry, but never in the future.
+local function submitted(entry_id)
+  local ms = string.match(entry_id, '^%d+')
+  return tonumber(ms) <= now_ms and ms or string.format('%.0f', now_ms)
+end
+
 -- Slots of a candidate, 0 when it takes no work from this caller; counted once a call, and only when it is looked at.
 local capacities = read_all(capacity_key, NODE, nodes)
 local slots_of, used_of = {}, {}
@@ -109,19 +126,19 @@ local function find(fields, name)
 end
 
 -- Append the assignment to the inbox: the one write that can fail, so it comes before all others.
-local function assign(index, body, job, token)
+local function assign(index, body, job, policy, token)
   local inbox_key = KEYS[NODE_KEYS + 2 * index]
   local payload = find(body, 'payload')
   return redis.pcall('XADD', inbox_key, '*', 'job', find(body, 'job') or '', 'payload', payload or '',
     'job_id', job.job_id, 'session', job.session, 'tenant', job.tenant, 'partition', job.partition,
     'reply_to', job.reply_to, 'entry', job.entry, 'token', token, 'boot', ARGV[NODE + 2 * index],
-    'lease_until_ms', job.lease_until_ms, 'lease_ms', job.lease_ms, 'attempt', job.attempt, 'life', job.life,
-    'submitted_ms', job.submitted_ms, 'pool', job.pool, 'backoff_ms', job.backoff_ms, 'backoff_ms_max', job.backoff_ms_max,
-    'decision', job.decision)
+    'lease_until_ms', policy.lease_until_ms, 'lease_ms', policy.lease_ms, 'attempt', job.attempt, 'life', job.life,
+    'submitted_ms', job.submitted_ms, 'pool', policy.pool, 'backoff_ms', policy.backoff_ms,
+    'backoff_ms_max', policy.backoff_ms_max, 'decision', job.decision)
 end
 
 local function reserve(number, item)
-  local entry_id, partition_index, policy = ARGV[item], tonumber(ARGV[item + 1]), POLICY + 8 * (tonumber(ARGV[item + 2]) - 1)
+  local entry_id, partition_index, policy = ARGV[item], tonumber(ARGV[item + 1]), policy_of[tonumber(ARGV[item + 2])]
   local session, candidates, limits = ARGV[item + 4], ARGV[item + 7], ARGV[item + 17]
   local job_key, session_key = KEYS[JOB_KEYS + 2 * number - 1], KEYS[JOB_KEYS + 2 * number]
   local jobs_key, partition = KEYS[3 + partition_index], ARGV[PARTITION + 2 * partition_index - 1]
@@ -150,13 +167,10 @@ local function reserve(number, item)
 
   token = math.max(last_token + 1, token + 1)
   local token_text = string.format('%.0f', token)
-  local lease_until_ms = string.format('%.0f', now_ms + tonumber(ARGV[policy + 2]))
-  local submitted_ms = record[8] or string.format('%.0f', math.min(tonumber(string.match(entry_id, '^%d+')), now_ms))
   local job = {
     job_id = ARGV[item + 3], session = session, tenant = ARGV[item + 5], reply_to = ARGV[item + 6], partition = partition,
-    entry = entry, lease_until_ms = lease_until_ms, lease_ms = ARGV[policy + 3], life = record[7] or '1',
-    attempt = string.format('%d', 1 + (record[6] or 0) + (record[10] or 0) + (record[11] or 0)),
-    submitted_ms = submitted_ms, pool = ARGV[policy + 1], backoff_ms = ARGV[policy + 7], backoff_ms_max = ARGV[policy + 8],
+    entry = entry, submitted_ms = record[8] or submitted(entry_id), life = record[7] or '1',
+    attempt = state and 1 + (record[6] or 0) + (record[10] or 0) + (record[11] or 0) or '1',
     bound = tonumber(ARGV[item + 8]), preferred = tonumber(ARGV[item + 9]), why = ARGV[item + 10],
   }
   local stored_node, before = ARGV[item + 13], homes[session]
@@ -172,19 +186,19 @@ local function reserve(number, item)
     if not index then blocked[session] = true return {'full'} end
     why, seen = explain(index, job)
     job.decision = why .. (seen or '') .. ARGV[item + 11]
-    inbox_id = assign(index, body[2], job, token_text)
+    inbox_id = assign(index, body[2], job, policy, token_text)
     if type(inbox_id) == 'table' then poisoned[index], inbox_id = true, nil end
   until inbox_id
 
   last_token = token
   local node = ARGV[NODE + 2 * index - 1]
   redis.call('XDEL', jobs_key, entry_id)
-  redis.call('ZADD', KEYS[NODE_KEYS + 2 * index - 1], lease_until_ms, job.job_id)
+  redis.call('ZADD', KEYS[NODE_KEYS + 2 * index - 1], policy.lease_until_ms, job.job_id)
   redis.call('HSET', job_key, 'state', 'reserved', 'entry', entry, 'partition', partition, 'session', session,
-    'tenant', job.tenant, 'reply_to', job.reply_to, 'submitted_ms', submitted_ms, 'node', node,
-    'boot', ARGV[NODE + 2 * index], 'token', token_text, 'inbox_id', inbox_id, 'lease_until_ms', lease_until_ms,
-    'pool', job.pool, 'variant', ARGV[item + 14], 'snapshot_version', snapshot_version, 'lease_ms', job.lease_ms,
-    'attempts_max', ARGV[policy + 4], 'crashes_max', ARGV[policy + 5], 'run_ms_max', ARGV[policy + 6],
+    'tenant', job.tenant, 'reply_to', job.reply_to, 'submitted_ms', job.submitted_ms, 'node', node,
+    'boot', ARGV[NODE + 2 * index], 'token', token_text, 'inbox_id', inbox_id, 'lease_until_ms', policy.lease_until_ms,
+    'pool', policy.pool, 'variant', ARGV[item + 14], 'snapshot_version', snapshot_version, 'lease_ms', policy.lease_ms,
+    'attempts_max', policy.attempts_max, 'crashes_max', policy.crashes_max, 'run_ms_max', policy.run_ms_max,
     'decision', job.decision)
   if limits ~= '' then redis.call('HSET', job_key, 'held', hold(limits, job.job_id)) end
   local binding, home = ARGV[item + 12], why == ARGV[item + 15] and job.bound or index

@@ -84,8 +84,7 @@ class Report(msgspec.Struct, frozen=True):
 def audit(evidence: Evidence) -> Report:
     """Check one whole run.
 
-    Args: evidence, lists in any order; about n log n in their length.
-    Returns: the report; its counts are exact, its examples bounded.
+    Args: evidence, lists in any order; about n log n in their length. Returns: exact counts, bounded examples.
     Raises: InvalidInput for an entry id that is not `ms-seq`.
     """
     submitted = _first_submissions(evidence.submissions)

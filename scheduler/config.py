@@ -65,7 +65,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     batch_max: int = 128  # jobs of one script call: bounds how long the server is busy with it
     candidates_max: int = 4
     read_ahead_max: int = 512  # intake entries in hand that are not placed yet
-    waiting_max: int = 100_000  # jobs that wait in one dispatcher; beyond it, intake is not read
+    waiting_max: int = 100_000  # jobs that wait in one dispatcher; others are scanned past, and read again later
+    waiting_class_max: int = 10_000  # the same for those that wait for the same class, limit or session
     sessions_max: int = 100_000  # bindings that one dispatcher remembers
     heartbeats_max: int = 20_000
     results_max: int = 100_000

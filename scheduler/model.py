@@ -116,12 +116,18 @@ class NodeBeat(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind"
 
 
 class DispatcherBeat(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind", tag="dispatcher"):
-    """A dispatcher's heartbeat. waiting: jobs that wait, by pool."""
+    """A dispatcher's heartbeat. waiting: jobs that wait, by pool.
+
+    decision_us_p99, session_wait_ms_p99: of late, the time a job to choose its candidates, and that it waited for an
+    earlier job of its session; one of a hundred took longer.
+    """
 
     name: str
     boot: str
     waiting: dict[str, int] = {}
     snapshot_version: int = 0
+    decision_us_p99: int = 0
+    session_wait_ms_p99: int = 0
 
 
 class ReaperBeat(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind", tag="reaper"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterable
 from random import Random
 from typing import Final
 
@@ -19,11 +20,13 @@ from scheduler.loop import Loop, Timers, end_tasks
 from scheduler.runtime import placement
 from scheduler.runtime.intake import Class, Job
 from scheduler.runtime.limits import changed_limits, limits_of
-from scheduler.runtime.lines import tier_of
+from scheduler.runtime.lines import Cause, gains, tier_of
 from scheduler.runtime.partitions import Partitions
-from scheduler.runtime.placer import Placer, Report
+from scheduler.runtime.placer import Placer
 from scheduler.runtime.reader import Batch, Reader
 from scheduler.runtime.refusals import Refusals
+from scheduler.runtime.report import Report
+from scheduler.runtime.skipped import Skipped
 from scheduler.runtime.snapshots import Snapshots
 from scheduler.runtime.sweep import Sweep, expired
 from scheduler.runtime.waiting import Waiter, Waiting
@@ -33,6 +36,7 @@ from scheduler.store.store import Store
 logger = logging.getLogger("scheduler.dispatcher")
 
 SWEEP_MS: Final = 1_000
+REHOUSED_AT_ONCE_MAX: Final = 256  # waiting jobs whose class lost its nodes, decided anew in one step
 
 
 class Dispatcher:
@@ -47,6 +51,7 @@ class Dispatcher:
     ) -> None:
         self.owner = owner
         self.waiting = Waiting(self._limits_of, self._tier_of)
+        self.skipped = Skipped(settings.waiting_class_max, settings.waiting_max)
         self.bindings = Bindings(settings.sessions_max, settings.session_ttl_ms)
         self.snapshots = Snapshots(store.control, self.wake)
         self.partitions = Partitions(
@@ -57,9 +62,17 @@ class Dispatcher:
         self._layout = layout
         self._refusals = Refusals(store.cell, self.partitions, layout, settings.batch_max)
         self._placer = Placer(
-            store, settings, self.partitions, self.waiting, self.bindings, self._refusals, random or Random()
+            store,
+            settings,
+            self.partitions,
+            self.waiting,
+            self.skipped,
+            self.bindings,
+            self._refusals,
+            random or Random(),
         )
         self._sweep = Sweep(self.waiting, settings)
+        self._homeless: dict[Class, None] = {}
         self._reader: Reader | None = None
         self._beats = Loop("heartbeat", self._beat, settings.heartbeat_ms)
         self._tasks: list[asyncio.Task[None]] = []
@@ -110,8 +123,8 @@ class Dispatcher:
             # What is in memory may be half done, and the intake has everything: begin again from there.
             await self.partitions.give_up()
             raise
-        self._reader.paused = len(self.waiting) >= self._settings.waiting_max
         self.report.waiting = len(self.waiting)
+        self.report.skipped = self.skipped.skipped
         self.report.rejected = self._refusals.ended
         self.report.sweep_hits = self.waiting.sweep_hits
         return self.report
@@ -119,6 +132,7 @@ class Dispatcher:
     async def _handle(self, batch: Batch) -> None:
         """Place what waits and was woken, then what is new."""
         self._swap()
+        await self._rehouse()
         newcomers = self._take(batch)
         self._refusals.add(self._sweep.overdue(self.partitions.server_ms()))
         self._refusals.add(self._sweep.unservable(self._placer.index))
@@ -126,11 +140,14 @@ class Dispatcher:
         await self._placer.waiters(self._keep)
         await self._placer.newcomers(newcomers, self._keep, self._more)
         await self._placer.waiters(self._keep)
+        if self._is_due:
+            await self._read_again()
+            await self._placer.waiters(self._keep)
         await self._refusals.end()
 
     def _idle_ms(self) -> float:
         """For how long there is nothing to do, unless something is read: until the next timer or deadline."""
-        if self.waiting.busy or self._sweep.busy:
+        if self.waiting.busy or self._sweep.busy or self._homeless or self._is_due:
             return 0
         idle_ms = min(self._timers.next_ms(), self.partitions.next_ms())
         deadline_ms = self.waiting.deadlines.next_ms()
@@ -156,24 +173,53 @@ class Dispatcher:
         self._wake(batch)
         return newcomers
 
+    @property
+    def _is_due(self) -> bool:
+        """Whether a part of what was scanned past is to be read again."""
+        return self.skipped.is_due(self.waiting.count, len(self.waiting), self.partitions.server_ms())
+
+    async def _read_again(self) -> None:
+        """Read a part of what was scanned past, and place those that there is memory for now."""
+        assert self._reader is not None
+        read, read_to = await self._reader.again(self.skipped.cursors())
+        refused = self._refusals.entries()
+        found = [
+            job
+            for job in read
+            if self.skipped.is_skipped(job)
+            and not self.waiting.holds(job)
+            and (job.partition, job.entry_id) not in refused
+        ]
+        await self._placer.know([job.session_id for job in found])
+        jobs = self.skipped.admit(self._in_time(found), self._cause_of, self.waiting.count, len(self.waiting))
+        await self._placer.newcomers(jobs, self._keep, again=True)
+        self.skipped.went_on(read_to, self.waiting.count, len(self.waiting), self.partitions.server_ms())
+
+    def _cause_of(self, job: Job) -> Cause:
+        return self.waiting.cause(job, self._placer.classify(job))
+
     def _take(self, batch: Batch) -> list[Job]:
         """The jobs of a batch that are still ours and in time, with what is known of their sessions."""
         self.report.read += len(batch.jobs) + len(batch.refused)
         self._refusals.add(batch.refused)
-        now_ms = self.partitions.server_ms()
         # Once memory is full, what was read ahead may be older than what was written and forgotten since.
         is_news = len(self.bindings) < self._settings.sessions_max
-        jobs = []
-        for job in batch.jobs:
-            if not self.partitions.holds(job.partition, job.epoch):
-                continue
-            if is_news and job.session_id in batch.bindings and job.session_id not in self.bindings:
+        jobs = [job for job in batch.jobs if self.partitions.holds(job.partition, job.epoch)]
+        for job in jobs if is_news else ():
+            if job.session_id in batch.bindings and job.session_id not in self.bindings:
                 self.bindings.learn(job.session_id, parse(batch.bindings[job.session_id]))
+        return self._in_time(jobs)
+
+    def _in_time(self, jobs: Iterable[Job]) -> list[Job]:
+        """Those whose deadline has not passed; the others are refused."""
+        now_ms = self.partitions.server_ms()
+        in_time = []
+        for job in jobs:
             if job.deadline_at_ms is not None and job.deadline_at_ms <= now_ms:
                 self._refusals.add([expired(job)])
             else:
-                jobs.append(job)
-        return jobs
+                in_time.append(job)
+        return in_time
 
     def _wake(self, batch: Batch) -> None:
         loads = self._placer.loads
@@ -189,27 +235,41 @@ class Dispatcher:
             self._beats.wake()  # perhaps its owner has left, and what it had should be ours now
 
     def _swap(self) -> None:
-        """Take the newest snapshot; a class that gained a node is tried, one that lost its last node is decided
-        anew.
-        """
+        """Take the newest snapshot: a class that gained a node is tried, one that lost its last node is homeless."""
         new, old = self.snapshots.index, self._placer.index
         if new is old:
             return
         self._placer.index = new
-        for wanted in self.waiting.classes():
-            known = {(node.id, node.boot) for node in old.eligible(wanted)}
-            gained = [node.id for node in new.eligible(wanted) if (node.id, node.boot) not in known]
+        for wanted, gained in gains(self.waiting.classes(), old, new):
             self.waiting.wake_class(wanted, gained)
         self.waiting.limits.tell_pools(changed_limits(old.pools, new.pools))
-        # Also those behind others: when their turn comes, their class must be one that somebody can serve.
-        for waiter in [waiter for waiter in self.waiting if not new.eligible(waiter.wanted)]:
-            self._classify_again(waiter)
+        self._homeless = dict.fromkeys(wanted for wanted in self.waiting.members.classes() if not new.eligible(wanted))
 
-    def _classify_again(self, waiter: Waiter) -> None:
+    async def _rehouse(self) -> None:
+        """Decide some jobs anew whose class has no node any more, also those that wait behind others: when their turn
+        comes, their class must be one that somebody can serve.
+
+        What a class wants is the same for all of it, so when nobody of a part goes elsewhere, nobody can.
+        """
+        left = REHOUSED_AT_ONCE_MAX
+        for wanted in list(self._homeless):
+            waiters = self.waiting.members.first(wanted, left)
+            await self._placer.know([waiter.job.session_id for waiter in waiters])
+            moved = [waiter for waiter in waiters if self._classify_again(waiter)]
+            if not moved:
+                del self._homeless[wanted]
+            left -= len(waiters)
+            if not left:
+                return
+
+    def _classify_again(self, waiter: Waiter) -> bool:
+        """Returns: whether it has another class now."""
         binding, _ = self.bindings.get(waiter.job.session_id, _now_ms())
         wanted = placement.classify(waiter.job, binding, self._placer.index)
-        if wanted != waiter.wanted:
-            self.waiting.reclassify(waiter, wanted)
+        if wanted == waiter.wanted:
+            return False
+        self.waiting.reclassify(waiter, wanted)
+        return True
 
     # ---- what runs on timers ----
 
@@ -229,6 +289,7 @@ class Dispatcher:
             for partition in partitions:
                 self._reader.drop(partition)
         self.waiting.drop_partitions(partitions)
+        self.skipped.forget(partitions)
         self._refusals.forget(partitions)
         count, cells = self._layout.partitions, self._layout.cells
         sessions = self.bindings.sessions()
@@ -244,13 +305,22 @@ class Dispatcher:
 
     def _document(self) -> bytes:
         name, _, boot = self.owner.partition("+")
-        return model.encode_beat(model.DispatcherBeat(name, boot, self.waiting.by_pool(), self._placer.index.version))
+        times, now_ms = self._placer.times, _now_ms()
+        beat = model.DispatcherBeat(
+            name,
+            boot,
+            self.waiting.by_pool(),
+            self._placer.index.version,
+            times.decisions.p99_of_late(now_ms),
+            times.session_waits.p99_of_late(now_ms),
+        )
+        return model.encode_beat(beat)
 
     async def _look(self) -> None:
         """The sweep. What the nodes were believed to hold is forgotten too: it grows stale."""
         self._placer.loads.clear()
         self._refusals.retry()
-        self._sweep.judge(self._placer.index, _now_ms())
+        self._sweep.judge(self._placer.index, self._homeless, _now_ms())
         if self._reader is not None:
             await self._sweep.look(self._placer.index, self._store.reads, self._reader)
 

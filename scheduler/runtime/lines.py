@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import bisect
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Final, Literal
 
 from scheduler.runtime.index import Index
@@ -12,7 +13,19 @@ from scheduler.runtime.intake import Class, Job
 
 DEADLINES_SPARE: Final = 1_000  # deadlines of those who left that may be kept beside as many as there are waiters
 
+Cause = Class | tuple[str, str]
+"""What a job waits for: room for its class; a limit, in a pool; or ("", session_id), an earlier job of its session."""
+
 Status = Literal["behind", "limited", "parked", "ready", "trying", "asking", "left"]
+
+
+Order = tuple[int, int]
+
+
+def order_of(entry_id: str) -> Order:
+    """The id of an entry as numbers that can be compared."""
+    milliseconds, _, sequence = entry_id.partition("-")
+    return int(milliseconds), int(sequence or 0)
 
 
 class Waiter:
@@ -20,13 +33,13 @@ class Waiter:
 
     competes: whether it is one of the line of its class. hint: the nodes to try, None to place it afresh. complete:
     whether the hint names every node that may have room. woken: whether the hint comes from a wake; swept: from one
-    that no event had announced. parked_at: the line of the limit that it waits for. let_go: the line of a limit that
-    lets it try now, until that try has an end.
+    that no event had announced. first_ms: since when nothing of its session is before it. parked_at: the line of the
+    limit that it waits for. let_go: the line of a limit that lets it try now, until that try has an end.
     """
 
     __slots__ = (
-        "competes", "complete", "hint", "job", "key", "let_go", "order", "parked_at", "since_ms", "status", "swept",
-        "wanted", "woken",
+        "competes", "complete", "first_ms", "hint", "job", "key", "let_go", "order", "parked_at", "since_ms", "status",
+        "swept", "wanted", "woken",
     )  # fmt: skip
 
     def __init__(self, job: Job, wanted: Class, order: int, since_ms: float) -> None:
@@ -35,6 +48,7 @@ class Waiter:
         self.order = order
         self.key = (-job.priority, order)
         self.since_ms = since_ms
+        self.first_ms = since_ms
         self.status: Status = "behind"
         self.competes = False
         self.hint: tuple[str, ...] | None = None
@@ -129,6 +143,50 @@ def tier_of(index: Index, wanted: Class, node: str) -> int:
     tiers = index.tiers(wanted.pool)
     known = index.nodes.get(node)
     return tiers.index(known.pool) if known is not None and known.pool in tiers else len(tiers)
+
+
+def gains(classes: Iterable[Class], old: Index, new: Index) -> Iterator[tuple[Class, list[str]]]:
+    """What each class has to be tried on in a new snapshot: nodes that did not serve it before, or in another boot."""
+    if old.pools == new.pools:
+        changed = [node.id for node in new.nodes.values() if node != old.nodes.get(node.id)]
+    else:
+        changed = list(new.nodes)
+    for wanted in classes:
+        served = [node for node in changed if new.serves(wanted, node)]
+        yield (
+            wanted,
+            [node for node in served if old.boots.get(node) != new.boots[node] or not old.serves(wanted, node)],
+        )
+
+
+class Members:
+    """All waiters by class, whatever each of them waits for, in the order in which they came to it."""
+
+    def __init__(self) -> None:
+        self._classes: dict[Class, dict[Waiter, None]] = {}
+
+    def classes(self) -> list[Class]:
+        """Every class of which a job waits."""
+        return list(self._classes)
+
+    def add(self, waiter: Waiter) -> None:
+        """A waiter has this class now."""
+        self._classes.setdefault(waiter.wanted, {})[waiter] = None
+
+    def remove(self, waiter: Waiter) -> None:
+        """A waiter left, or is about to have another class."""
+        members = self._classes[waiter.wanted]
+        del members[waiter]
+        if not members:
+            del self._classes[waiter.wanted]
+
+    def first(self, wanted: Class, count: int) -> list[Waiter]:
+        """The first `count` of a class."""
+        return list(islice(self._classes.get(wanted, {}), count))
+
+    def last(self, wanted: Class, count: int) -> list[Waiter]:
+        """The last `count` of a class, last first."""
+        return list(islice(reversed(self._classes.get(wanted, {})), count))
 
 
 class Deadlines:

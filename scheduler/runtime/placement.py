@@ -35,16 +35,17 @@ class _Drawn:
 
     __slots__ = ("group", "names", "turn")
 
-    def __init__(self, group: Group, names: tuple[str, ...]) -> None:
+    def __init__(self, group: Group) -> None:
         self.group = group
-        self.names = names
+        self.names: list[str] = []
         self.turn = 0
 
 
 class Draws:
     """Nodes drawn at random, once for all jobs of one call, and dealt out in turn.
 
-    A call of many jobs so names few nodes, and each of them is one that was believed to be little used.
+    A call of many jobs so names few nodes, and each of them is one that was believed to be little used. Of a group that
+    few of the jobs are for only a few are drawn.
 
     Args: loads, node -> slots believed in use; random, for drawing; jobs of the call.
     """
@@ -62,7 +63,10 @@ class Draws:
             return () if only in without else (only,)
         drawn = self._drawn.get(id(nodes))
         if drawn is None:
-            drawn = self._drawn[id(nodes)] = _Drawn(nodes, self._draw(nodes.nodes, count))
+            drawn = self._drawn[id(nodes)] = _Drawn(nodes)
+        needed = drawn.turn + count + len(without)
+        if needed > len(drawn.names):
+            self._draw(drawn, count)
         names = drawn.names
         start = drawn.turn % len(names)
         drawn.turn += 1
@@ -71,13 +75,22 @@ class Draws:
             dealt += [name for name in names[:start] if name not in without]
         return tuple(dealt[:count])
 
-    def _draw(self, nodes: Sequence[Node], count: int) -> tuple[str, ...]:
-        """The less used half of the nodes drawn, but at least `count` and the spare ones."""
-        size = min(len(nodes), _SAMPLE_FACTOR * count + self._jobs)
+    def _draw(self, drawn: _Drawn, count: int) -> None:
+        """As many again as there are, of which the less used of twice as many are taken; at first enough for one job.
+
+        At most one for every two jobs of the call, beside those for one.
+        """
+        nodes, names = drawn.group.nodes, drawn.names
+        most = max(count + _SPARE, (_SAMPLE_FACTOR * count + self._jobs) // _SAMPLE_FACTOR)
+        wanted = min(max(count + _SPARE, 2 * len(names)), most) - len(names)
+        if wanted <= 0 or len(names) == len(nodes):
+            return
         loads = self._loads
+        size = min(len(nodes), _SAMPLE_FACTOR * wanted + len(names) if names else _SAMPLE_FACTOR * count + 1)
         used = [(loads.get(node.id, 0) / node.slots, node.id) for node in self._random.sample(nodes, size)]
         used.sort(key=_use)
-        return tuple([name for _, name in used[: max(count + _SPARE, size // _SAMPLE_FACTOR)]])
+        known = set(names)
+        names += [name for _, name in used if name not in known][:wanted]
 
 
 def _use(drawn: tuple[float, str]) -> float:

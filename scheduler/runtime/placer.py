@@ -19,9 +19,12 @@ from scheduler.config import Settings
 from scheduler.runtime import placement
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Class, Job
+from scheduler.runtime.limits import limits_of
 from scheduler.runtime.partitions import Partitions
 from scheduler.runtime.placement import Draws
 from scheduler.runtime.refusals import Refusals
+from scheduler.runtime.report import Report, Times
+from scheduler.runtime.skipped import Skipped
 from scheduler.runtime.tries import Try, bound_by, chunks, refusal_of, reserve_item
 from scheduler.runtime.waiting import Waiter, Waiting
 from scheduler.session.bindings import Bindings, parse
@@ -31,23 +34,11 @@ from scheduler.store.store import Store
 Answer = calls.Reserved | calls.Refused
 
 
-class Report(msgspec.Struct):
-    """What a dispatcher has done since its start."""
-
-    read: int = 0
-    placed: int = 0
-    full: int = 0
-    limited: int = 0
-    rejected: int = 0
-    calls: int = 0
-    sweep_hits: int = 0
-    waiting: int = 0
-
-
 class _Call(msgspec.Struct):
     """A call under way: what is tried, of which partitions, and the answers for those that have candidates.
 
-    mark: what had been told of limits when it was sent.
+    mark: what had been told of limits when it was sent. again: its jobs had been scanned past, and there is memory for
+    them now. index: by which the candidates were chosen.
     """
 
     tries: list[Try]
@@ -55,6 +46,8 @@ class _Call(msgspec.Struct):
     answers: asyncio.Task[list[Answer]] | None
     sent_ms: float
     mark: int
+    index: Index
+    again: bool
 
 
 class Placer:
@@ -69,17 +62,20 @@ class Placer:
         settings: Settings,
         partitions: Partitions,
         waiting: Waiting,
+        skipped: Skipped,
         bindings: Bindings,
         refusals: Refusals,
         random: Random,
     ) -> None:
         self.report = Report()
+        self.times = Times(self.report)
         self.index = Index()
         self.loads: dict[str, int] = {}
         self._store = store
         self._settings = settings
         self._partitions = partitions
         self._waiting = waiting
+        self._skipped = skipped
         self._bindings = bindings
         self._refusals = refusals
         self._random = random
@@ -87,19 +83,24 @@ class Placer:
     # ---- newcomers ----
 
     async def newcomers(
-        self, jobs: Sequence[Job], keep: Callable[[], Awaitable[None]], more: Callable[[], Sequence[Job]]
+        self,
+        jobs: Sequence[Job],
+        keep: Callable[[], Awaitable[None]],
+        more: Callable[[], Sequence[Job]] = lambda: (),
+        again: bool = False,
     ) -> None:
         """Place jobs that were just read. Those that must wait keep their place behind the earlier ones of their
         session.
 
         Args: jobs, in the order of their partitions; keep, what is to be done between calls of waiting jobs; more,
-        asked for jobs that were read meanwhile, none when something else is to be done first.
+        asked for jobs that were read meanwhile, none when something else is to be done first; again, whether these were
+        scanned past before.
         """
         under_way: list[_Call] = []
         try:
             while jobs:
                 for chunk in chunks(jobs, self._settings.batch_max, self._partitions.lane):
-                    await self._place(chunk, under_way, keep)
+                    await self._place(chunk, under_way, keep, again)
                 jobs = more()
             await self._land(under_way)
         finally:
@@ -108,15 +109,20 @@ class Placer:
                     call.answers.cancel()
             await asyncio.gather(*(call.answers for call in under_way if call.answers), return_exceptions=True)
 
-    async def _place(self, jobs: Sequence[Job], under_way: list[_Call], keep: Callable[[], Awaitable[None]]) -> None:
+    async def _place(
+        self, jobs: Sequence[Job], under_way: list[_Call], keep: Callable[[], Awaitable[None]], again: bool
+    ) -> None:
         """Send a call for these jobs, and settle the one before it meanwhile."""
         if under_way and any(job.partition in under_way[0].partitions for job in jobs):
             await self._land(under_way)
         if self._waiting.busy:
             await self._land(under_way)
             await self.waiters(keep)
-        await self._know([job.session_id for job in jobs])
-        under_way.append(self._send(self._tries(jobs)))
+        await self.know([job.session_id for job in jobs])
+        started_s = time.perf_counter()
+        tries = self._tries(jobs if again else self._scan_past(jobs))
+        self.times.decided(started_s, len(jobs))
+        under_way.append(self._send(tries, again))
         if len(under_way) > 1:
             await self._land(under_way, 1)
 
@@ -129,19 +135,35 @@ class Placer:
             call = under_way.pop(0)
             await self._settle_all(call, answers.result() if answers is not None else [])
 
-    async def _know(self, sessions: Sequence[str]) -> None:
+    async def know(self, sessions: Sequence[str]) -> None:
         """Read the bindings that memory has no more, for a session without one would move. Who is asked for is used,
         so it is not the next to be forgotten; as owner of their partitions nobody but we can change them.
         """
-        now_ms = _now_ms()
-        missing = [session for session in dict.fromkeys(sessions) if not self._remembers(session, now_ms)]
+        missing = [session for session in dict.fromkeys(sessions) if not self._bindings.touch(session)]
         if missing:
             for session, stored in zip(missing, await self._store.reads.bindings(missing), strict=True):
                 self._bindings.learn(session, parse(stored))
 
-    def _remembers(self, session: str, now_ms: float) -> bool:
-        self._bindings.get(session, now_ms)
-        return session in self._bindings
+    def _scan_past(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """Leave out those that must not be placed before what was skipped has been read again."""
+        if not self._skipped:
+            return jobs
+        kept = []
+        for job in jobs:
+            if self._passes_over(job, self.classify(job)):
+                self._skipped.skip(job)
+            else:
+                kept.append(job)
+        return kept
+
+    def classify(self, job: Job) -> Class:
+        """The class of a job now."""
+        binding, _ = self._bindings.get(job.session_id, _now_ms())
+        return placement.classify(job, binding, self.index)
+
+    def _passes_over(self, job: Job, wanted: Class) -> bool:
+        limits = limits_of(job, wanted, self.index.pools)
+        return self._skipped.passes_over(job.session_id, (wanted, *((limit, wanted.pool) for limit in limits)))
 
     def _tries(self, jobs: Sequence[Job]) -> list[Try]:
         """Candidates for each job that may be tried now."""
@@ -177,11 +199,13 @@ class Placer:
                 await self._ask(asking)
             tries = []
             chosen = self._waiting.tries(self._settings.batch_max)
-            await self._know([waiter.job.session_id for waiter in chosen])
+            await self.know([waiter.job.session_id for waiter in chosen])
+            started_s = time.perf_counter()
             for waiter in chosen:
                 attempt = self._try_waiter(waiter)
                 if attempt is not None:
                     tries.append(attempt)
+            self.times.decided(started_s, len(chosen))
             await self._land([self._send(tries)])
 
     def _try_waiter(self, waiter: Waiter) -> Try | None:
@@ -221,7 +245,7 @@ class Placer:
 
     # ---- reserve ----
 
-    def _send(self, tries: list[Try]) -> _Call:
+    def _send(self, tries: list[Try], again: bool = False) -> _Call:
         """Begin one script call for those that have candidates."""
         now_ms = _now_ms()
         items = []
@@ -230,12 +254,14 @@ class Placer:
                 binding, fresh = self._bindings.get(each.job.session_id, now_ms)
                 items.append(reserve_item(each, each.placement, binding, fresh, self.index.policy(each.wanted.pool)))
         partitions = frozenset([each.job.partition for each in tries])
-        answers = asyncio.create_task(self._reserve(items)) if items else None
-        return _Call(tries, partitions, answers, now_ms, self._waiting.limits.mark)
+        answers = asyncio.create_task(self._reserve(items, self.index)) if items else None
+        return _Call(tries, partitions, answers, now_ms, self._waiting.limits.mark, self.index, again)
 
-    async def _reserve(self, items: list[calls.ReserveItem]) -> list[Answer]:
-        """Reserve; after an error inside the script each job alone, still in the order of each session."""
-        index = self.index
+    async def _reserve(self, items: list[calls.ReserveItem], index: Index) -> list[Answer]:
+        """Reserve; after an error inside the script each job alone, still in the order of each session.
+
+        index: by which the candidates were chosen, so that the script compares the boots that they were chosen as.
+        """
         blocked: set[str] = set()
 
         async def call(batch: Sequence[calls.ReserveItem]) -> list[Answer]:
@@ -254,8 +280,20 @@ class Placer:
     async def _settle_all(self, call: _Call, answers: Sequence[Answer]) -> None:
         answered = iter(answers)
         for each in call.tries:
-            self._settle(each, next(answered) if each.placement is not None else None, call)
+            answer = next(answered) if each.placement is not None else None
+            if call.index is not self.index and each.waiter is None and not isinstance(answer, calls.Reserved):
+                each = self._of_now(each)
+            self._settle(each, answer, call)
+        self.times.settled(call.tries, answers)
+        self.times.promoted(self._waiting.promoted)
         await self._refusals.end()
+
+    def _of_now(self, each: Try) -> Try:
+        """A newcomer as the newest snapshot has it, which came while its call was under way: should it have to wait, it
+        must wait where that one wakes it.
+        """
+        binding, _ = self._bindings.get(each.job.session_id, _now_ms())
+        return msgspec.structs.replace(each, wanted=placement.classify(each.job, binding, self.index))
 
     def _settle(self, each: Try, answer: Answer | None, call: _Call) -> None:
         job, waiter = each.job, each.waiter
@@ -281,12 +319,27 @@ class Placer:
         """A newcomer that was not placed. answer: None when it was held back behind others, or no node can serve it."""
         job, wanted, waiting = each.job, each.wanted, self._waiting
         self._count(answer)
+        if not call.again and self._skip(job, wanted, answer):
+            return
         if answer is not None and answer.why == "limited":
             waiting.newly_limited(job, wanted, call.sent_ms, answer.limit, call.mark)
         elif answer is None and waiting.must_wait(job, wanted):
             waiting.queue(job, wanted, call.sent_ms)
         else:
             waiting.tried_in_vain(job, wanted, call.sent_ms)
+
+    def _skip(self, job: Job, wanted: Class, answer: calls.Refused | None) -> bool:
+        """Scan past a newcomer if memory has no place for it, or for an earlier job of its session."""
+        cause = self._waiting.cause(job, wanted)
+        if answer is not None and answer.why == "limited" and cause == wanted:
+            cause = (answer.limit, wanted.pool)
+        if self._skipped.is_full(self._waiting.count(cause), len(self._waiting)):
+            self._skipped.skip(job, cause)
+        elif self._skipped and self._passes_over(job, wanted):
+            self._skipped.skip(job)
+        else:
+            return False
+        return True
 
     def _wait_again(self, each: Try, waiter: Waiter, answer: calls.Refused | None, call: _Call) -> None:
         """One of those that wait was tried in vain."""
@@ -314,7 +367,7 @@ class Placer:
             if not fresh or after != binding:
                 self._bindings.wrote(job.session_id, after, now_ms)
         if each.waiter is not None:
-            self._waiting.leave(each.waiter, placed=True)
+            self._waiting.leave(each.waiter, placed=answer.node)
 
 
 def _now_ms() -> float:

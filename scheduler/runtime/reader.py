@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -62,7 +63,6 @@ class Reader:
     """
 
     def __init__(self, reads: Reads, settings: Settings, freed_cursor: str, known: Bindings) -> None:
-        self.paused = False
         self._reads = reads
         self._settings = settings
         self._known = known
@@ -119,6 +119,19 @@ class Reader:
         events = read.get(key, [])
         return Told(frozenset(_named(b"nodes", events)), frozenset(_named(b"limits", events)))
 
+    async def again(self, cursors: Mapping[int, str]) -> tuple[list[Job], dict[int, str | None]]:
+        """Entries that were read before, as many as one read ahead; what is read ahead does not change.
+
+        Args: cursors, partition -> the id after which to read. Returns: (jobs, what each partition was read to, None
+        when it had no more).
+        """
+        streams = {self._reads.keys.jobs(partition): partition for partition in cursors}
+        count = max(1, self._settings.read_ahead_max // max(1, len(cursors)))
+        read = await self._reads.streams({stream: cursors[each] for stream, each in streams.items()}, count, None)
+        full = {streams[stream]: found[-1][0] for stream, found in read.items() if len(found) >= count}
+        jobs, _ = await self._decode(self._entries(read, streams, self._epochs))
+        return list(jobs), {partition: full.get(partition) for partition in cursors}
+
     async def run(self) -> None:
         """Read until `stop`."""
         while not self._stopping:
@@ -138,7 +151,7 @@ class Reader:
 
     async def _read(self) -> Batch:
         keys = self._reads.keys
-        epochs = {} if self.paused else dict(self._epochs)
+        epochs = dict(self._epochs)
         partitions = {keys.jobs(partition): partition for partition in epochs}
         cursors = {stream: self._cursors[partition] for stream, partition in partitions.items()}
         cursors[keys.freed] = self._freed
@@ -153,11 +166,7 @@ class Reader:
         events = read.pop(keys.freed, [])
         if len(events) >= count:
             events += await self._rest_of(events)
-        entries = [
-            Entry(partitions[stream], epochs[partitions[stream]], identifier, fields)
-            for stream, found in read.items()
-            for identifier, fields in found
-        ]
+        entries = self._entries(read, partitions, epochs)
         jobs, refused = await self._decode(entries)
         bindings = await self._bindings(jobs)
 
@@ -175,6 +184,15 @@ class Reader:
         handed_over = any(b"partitions" in fields for _, fields in events)
         nodes, limits = _named(b"nodes", events), _named(b"limits", events)
         return Batch(jobs, refused, bindings, tuple(nodes), tuple(limits), handed_over, gap)
+
+    def _entries(
+        self, read: Mapping[str, list[StreamEntry]], partitions: Mapping[str, int], epochs: Mapping[int, int]
+    ) -> list[Entry]:
+        return [
+            Entry(partitions[stream], epochs[partitions[stream]], identifier, fields)
+            for stream, found in read.items()
+            for identifier, fields in found
+        ]
 
     async def _rest_of(self, events: list[StreamEntry]) -> list[StreamEntry]:
         """What came after a read of `freed` that was full. The stream is short: some of it may be gone before it was

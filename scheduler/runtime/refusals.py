@@ -38,6 +38,10 @@ class Refusals:
         """To be ended by the next `end`."""
         self._refused += items
 
+    def entries(self) -> set[tuple[int, str]]:
+        """(partition, entry id) of what has not ended yet."""
+        return {(item.partition, item.entry_id) for item in self._refused + self._stuck}
+
     def retry(self) -> None:
         """What could not be ended is tried again by the next `end`."""
         self._refused += self._stuck

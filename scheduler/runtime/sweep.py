@@ -8,7 +8,7 @@ second later.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final, Generic, TypeVar
 
 from scheduler.calls import RejectItem
@@ -52,13 +52,17 @@ class Sweep:
         """Whether more is to be taken out by `unservable`."""
         return bool(self._given_up)
 
-    def judge(self, index: Index, now_ms: float) -> None:
-        """Give up the classes that no node served for the time of grace; now_ms: monotonic."""
-        unservable = [wanted for wanted in self._waiting.wanted() if not index.eligible(wanted)]
-        self._no_node_since_ms = {wanted: self._no_node_since_ms.get(wanted, now_ms) for wanted in unservable}
-        for wanted, since_ms in self._no_node_since_ms.items():
+    def judge(self, index: Index, homeless: Collection[Class], now_ms: float) -> None:
+        """Give up the classes that no node served for the time of grace; now_ms: monotonic.
+
+        homeless: those whose jobs are about to be decided anew.
+        """
+        wanted = self._waiting.members.classes()
+        unservable = [each for each in wanted if not index.eligible(each) and each not in homeless]
+        self._no_node_since_ms = {each: self._no_node_since_ms.get(each, now_ms) for each in unservable}
+        for each, since_ms in self._no_node_since_ms.items():
             if now_ms - since_ms >= self._settings.no_node_grace_ms:
-                self._given_up[wanted] = None
+                self._given_up[each] = None
 
     def unservable(self, index: Index) -> list[RejectItem]:
         """Take some of those out of the waiting whose class was given up, unless there is a node for it now.
@@ -68,7 +72,7 @@ class Sweep:
         refused: list[RejectItem] = []
         for wanted in list(self._given_up):
             if not index.eligible(wanted):
-                refused += self._leave(self._waiting.last_of(wanted, ENDED_AT_ONCE_MAX - len(refused)), no_node)
+                refused += self._leave(self._waiting.members.last(wanted, ENDED_AT_ONCE_MAX - len(refused)), no_node)
                 if len(refused) >= ENDED_AT_ONCE_MAX:
                     break
             del self._given_up[wanted]

@@ -20,24 +20,15 @@ from __future__ import annotations
 import bisect
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from itertools import islice
 from typing import Final
 
 from scheduler.runtime.intake import Class, Job
 from scheduler.runtime.limits import Limits
-from scheduler.runtime.lines import Deadlines, Line
+from scheduler.runtime.lines import Cause, Deadlines, Line, Members, order_of
 from scheduler.runtime.lines import Waiter as Waiter
 
 WAKE_CANDIDATES_MAX: Final = 16  # nodes tried by one woken job; the others stay pending
 TRIES_A_WAKE: Final = 2  # jobs tried at once for each freed node
-
-
-def _no_limits(job: Job, wanted: Class) -> tuple[str, ...]:
-    return ()
-
-
-def _one_tier(wanted: Class, node: str) -> int:
-    return 0
 
 
 class Waiting:
@@ -45,22 +36,24 @@ class Waiting:
 
     Args: limits_of, the limits that a job counts against, as `<kind>:<id>`; tier_of, which place the pool of a node has
     among those that may serve a class.
-    waited: how many there were; sweep_hits: how many were placed only because the sweep looked.
+    waited: how many there were; sweep_hits: how many were placed only because the sweep looked; promoted: who became
+    the first of its session, for whoever takes the time.
     """
 
     def __init__(
         self,
-        limits_of: Callable[[Job, Class], tuple[str, ...]] = _no_limits,
-        tier_of: Callable[[Class, str], int] = _one_tier,
+        limits_of: Callable[[Job, Class], tuple[str, ...]] = lambda job, wanted: (),
+        tier_of: Callable[[Class, str], int] = lambda wanted, node: 0,
     ) -> None:
         self.sweep_hits = 0
         self.waited = 0
         self.limits = Limits()
         self.deadlines = Deadlines()
+        self.members = Members()
+        self.promoted: list[Waiter] = []
         self._limits_of = limits_of
         self._tier_of = tier_of
         self._sessions: dict[str, deque[Waiter]] = {}
-        self._members: dict[Class, dict[Waiter, None]] = {}
         self._lines: dict[Class, Line] = {}
         self._ready: deque[Waiter] = deque()
         self._asking: list[Waiter] = []
@@ -77,14 +70,6 @@ class Waiting:
         """Every class in which a job competes."""
         return list(self._lines)
 
-    def wanted(self) -> list[Class]:
-        """Every class of which a job waits, for whatever."""
-        return list(self._members)
-
-    def last_of(self, wanted: Class, count: int) -> list[Waiter]:
-        """The last `count` waiters of a class, in whatever they are, last first."""
-        return list(islice(reversed(self._members.get(wanted, {})), count))
-
     def by_pool(self) -> dict[str, int]:
         """Competing jobs by preferred pool, for reports."""
         counts: dict[str, int] = {}
@@ -99,6 +84,28 @@ class Waiting:
         if job.session_id in self._sessions or wanted in self._lines:
             return True
         return bool(self.limits) and self._limit_before(job, wanted) is not None
+
+    def cause(self, job: Job, wanted: Class) -> Cause:
+        """What a newcomer would wait for, if it had to."""
+        if job.session_id in self._sessions:
+            return "", job.session_id
+        limit = self._limit_before(job, wanted) if self.limits else None
+        return (limit, wanted.pool) if limit is not None else wanted
+
+    def count(self, cause: Cause) -> int:
+        """How many wait for the same."""
+        if isinstance(cause, Class):
+            line = self._lines.get(cause)
+            return line.competing if line is not None else 0
+        limit, pool = cause
+        return self.limits.count(limit, pool) if limit else len(self._sessions.get(pool, ()))
+
+    def holds(self, job: Job) -> bool:
+        """Whether this entry waits: later ones of its session come after it, so it is not later than the last."""
+        for waiter in reversed(self._sessions.get(job.session_id, ())):
+            if waiter.job.partition == job.partition:
+                return order_of(job.entry_id) <= order_of(waiter.job.entry_id)
+        return False
 
     def queue(self, job: Job, wanted: Class, now_ms: float) -> Waiter:
         """A newcomer that must wait without being tried: behind its session, else for a limit, else in its class."""
@@ -134,7 +141,7 @@ class Waiting:
         self.waited += 1
         waiter = Waiter(job, wanted, self._order, now_ms)
         self._size += 1
-        self._members.setdefault(wanted, {})[waiter] = None
+        self.members.add(waiter)
         line = self._sessions.get(job.session_id)
         if line is None:
             self._sessions[job.session_id] = deque((waiter,))
@@ -270,25 +277,26 @@ class Waiting:
             self._compete(waiter)
             self._park(waiter)
 
-    def leave(self, waiter: Waiter, placed: bool = False) -> None:
-        """Placed, rejected, cancelled, gone: the next of its session competes, and is tried at once unless its class
-        waits.
+    def leave(self, waiter: Waiter, placed: str = "") -> None:
+        """Placed (on that node), rejected, cancelled, gone: the next of its session competes, and is tried at once
+        unless its class waits.
         """
         if waiter.status == "left":
             return
-        if placed and waiter.swept:
+        if placed and waiter.swept and (waiter.hint is None or placed in waiter.hint):
             self.sweep_hits += 1
         line = self._sessions[waiter.job.session_id]
         was_first = line[0] is waiter
         line.remove(waiter)
         self._size -= 1
         if was_first:
-            self._step_aside(waiter, placed)
-        self._leave_class(waiter)
+            self._step_aside(waiter, bool(placed))
+        self.members.remove(waiter)
         waiter.status = "left"
         if not line:
             del self._sessions[waiter.job.session_id]
         elif was_first:
+            self.promoted.append(line[0])
             self._start_competing(line[0])
 
     # ---- changes of the world ----
@@ -300,9 +308,9 @@ class Waiting:
         waits = waiter.status != "behind"
         if waits:
             self._step_aside(waiter)
-        self._leave_class(waiter)
+        self.members.remove(waiter)
         waiter.wanted = wanted
-        self._members.setdefault(wanted, {})[waiter] = None
+        self.members.add(waiter)
         if waits:
             self._start_competing(waiter)
 
@@ -347,12 +355,6 @@ class Waiting:
         elif waiter.competes:
             self._stop_competing(waiter)
         self.limits.ended(waiter, placed)
-
-    def _leave_class(self, waiter: Waiter) -> None:
-        members = self._members[waiter.wanted]
-        del members[waiter]
-        if not members:
-            del self._members[waiter.wanted]
 
     def _compete(self, waiter: Waiter) -> None:
         if not waiter.competes:

@@ -41,7 +41,11 @@ class Reads:
             if self._blocking is None:
                 self._blocking = self._connection.blocking(READ_BLOCK_MS)
             client = self._blocking
-        reply = await keeping_cancellation(client.xread(dict(cursors), count=count, block=block_ms))
+
+        def read() -> Any:
+            return client.xread(dict(cursors), count=count, block=block_ms)
+
+        reply = await (keeping_cancellation(read()) if block_ms is not None else self._connection.patiently(read))
         return {
             stream.decode(): [(identifier.decode(), fields) for identifier, fields in entries if fields]
             for stream, entries in reply

@@ -34,13 +34,17 @@ class Bench:
         self.dispatcher = dispatcher
         self.layout = layout
         self.pool = model.Pool("default")
+        self.pairs: dict[str, tuple[str, str]] = {}
         self.entries = 0
 
     async def fleet(self, **slots: int) -> None:
-        """Nodes with so many slots each, serving en:zh."""
+        """Nodes with so many slots each, serving en:zh, or what `pairs` says."""
         items = [CapacityItem(name, count, BOOT, "ready") for name, count in slots.items()]
         await self.store.cell.capacity(EPOCH, items)
-        nodes = tuple(model.Node(name, BOOT, count, "default", (("en", "zh"),)) for name, count in slots.items())
+        nodes = tuple(
+            model.Node(name, BOOT, count, "default", (self.pairs.get(name, ("en", "zh")),))
+            for name, count in slots.items()
+        )
         lead = await self.store.control.lead("m+1")
         assert isinstance(lead, Leading)
         version = await self.store.control.time_us()
@@ -51,11 +55,13 @@ class Bench:
         """Where the jobs of a session are."""
         return keys.partition_of(session, self.layout.partitions)
 
-    async def add(self, session: str, job_id: str, payload: bytes = b"") -> str:
+    async def add(
+        self, session: str, job_id: str, *, pair: tuple[str, str] = ("en", "zh"), deadline_ms: int | None = None
+    ) -> str:
         """A raw intake entry; its partition and id."""
         partition = self.partition_of(session)
-        document = model.encode_job(JobDocument(session, job_id, "en", "zh"))
-        fields = {"job": document, "payload": payload}
+        document = model.encode_job(JobDocument(session, job_id, *pair, deadline_ms=deadline_ms))
+        fields = {"job": document, "payload": b""}
         identifier = await self.store.connection.commands.xadd(self.store.cell.keys.jobs(partition), fields)
         self.entries += 1
         return f"{partition}/{identifier.decode()}"
@@ -306,6 +312,27 @@ async def test_a_session_that_is_forgotten_while_its_job_waits_does_not_move(url
         while "node" not in await b.store.reads.record("j4"):
             await b.dispatcher.run_once()
         assert (await b.store.reads.record("j4"))["node"] == "n1"
+
+
+async def test_decisions_and_waits_for_the_session_are_measured_and_told(url: str) -> None:
+    """In the report, and of late in the heartbeat."""
+    async with bench(url) as b:
+        await b.fleet(n1=1)
+        for i in range(3):
+            await b.add("s1", f"j{i}")
+        await b.step_until_read()
+        for i in range(2):
+            await b.free("n1", f"j{i}")
+            while f"j{i + 1}" not in await b.inbox("n1"):
+                await b.dispatcher.run_once()
+        report = b.dispatcher.report
+        assert report.decision_us.count >= 3
+        assert 0 < report.decision_us.p99 <= report.decision_us.max
+        assert report.session_wait_ms.count == 3
+        assert report.session_wait_ms.max > 0
+        beat = model.decode_beat(b.dispatcher._document())
+        assert isinstance(beat, model.DispatcherBeat)
+        assert (beat.decision_us_p99 > 0, beat.session_wait_ms_p99 > 0) == (True, True)
 
 
 async def test_a_job_in_the_wrong_partition_is_placed_all_the_same(url: str) -> None:

@@ -13,7 +13,7 @@ from scheduler import calls
 from scheduler.calls import CapacityItem
 from scheduler.config import Settings
 from scheduler.model import Pool
-from scheduler.runtime import reader
+from scheduler.runtime import reader, skipped
 from scheduler.runtime.reader import DEAF_MS
 from scheduler.store.cell import Cell
 from scheduler.store.reads import Reads
@@ -64,10 +64,10 @@ async def tell_of_others(b: Bench, count: int, forget: bool = False) -> None:
             await b.dispatcher.run_once()
 
 
-async def until_placed(b: Bench, job_id: str) -> None:
-    """Step until a job is in the inbox of n1."""
+async def until_placed(b: Bench, job_id: str, node: str = "n1") -> None:
+    """Step until a job is in the inbox of a node."""
     async with asyncio.timeout(PATIENCE_MS / 1000):
-        while job_id not in await b.inbox("n1"):
+        while job_id not in await b.inbox(node):
             await b.dispatcher.run_once()
 
 
@@ -222,21 +222,78 @@ async def test_the_sweep_finds_a_limit_with_room_that_no_event_told(url: str, mo
         assert b.dispatcher.waiting.sweep_hits == 1
 
 
-async def test_reading_stops_while_too_many_jobs_wait(url: str) -> None:
-    """RULES 19: memory for waiting jobs is bounded; the intake keeps the others, and their order."""
-    settings = msgspec.structs.replace(CALM, waiting_max=8, read_ahead_max=16)
-    in_hand = 2 * settings.read_ahead_max // settings.partitions
+async def finish_next(b: Bench) -> str:
+    """Step until a job is in the inbox of n1, and finish it."""
+    async with asyncio.timeout(PATIENCE_MS / 1000):
+        while not (ids := await b.inbox("n1")):
+            await b.dispatcher.run_once()
+    await b.free("n1", ids[0])
+    return ids[0]
+
+
+@pytest.mark.parametrize("sessions", [1, 3, 30], ids=["one session", "three sessions", "a session each"])
+async def test_memory_is_bounded_and_what_was_skipped_comes_in_order(url: str, sessions: int) -> None:
+    """RULES 19: jobs that there is no memory for are read again when others have left, each session in its order."""
+    settings = msgspec.structs.replace(CALM, waiting_max=8, waiting_class_max=6, read_ahead_max=16)
     async with unswept(url, settings) as b:
         await b.fleet(n1=1)
         ids = [f"j{i}" for i in range(30)]
-        for job_id in ids:
-            await b.add("s1", job_id)
-        for _ in ids:
-            await tell_of_others(b, 1)
-        assert settings.waiting_max <= len(b.dispatcher.waiting) <= settings.waiting_max + in_hand
-        placed: list[str] = []
-        while len(placed) < len(ids):
-            await until_placed(b, ids[len(placed)])
-            placed += await b.inbox("n1")
-            await b.free("n1", placed[-1])
-        assert placed == ids
+        await b.add_all({job_id: f"s{i % sessions}" for i, job_id in enumerate(ids)})
+        await b.step_until_read()
+        assert len(b.dispatcher.waiting) <= 8
+        assert b.dispatcher.skipped.skipped >= 30 - 1 - 8
+        placed = [await finish_next(b) for _ in ids]
+        for session in range(sessions):
+            assert [each for each in placed if int(each[1:]) % sessions == session] == ids[session::sessions]
+        await b.dispatcher.run_once()
+        assert (len(b.dispatcher.waiting), bool(b.dispatcher.skipped)) == (0, False)
+
+
+async def test_a_flood_for_one_class_keeps_nobody_else_from_being_read(url: str) -> None:
+    """RULES 19: other classes are placed beside it; sessions that have a skipped job are not, or they would pass it."""
+    settings = msgspec.structs.replace(CALM, waiting_class_max=4)
+    async with unswept(url, settings) as b:
+        b.pairs["n2"] = ("en", "de")
+        await b.fleet(n1=1, n2=9)
+        flood = {f"j{i}": f"s{i}" for i in range(20)}
+        await b.add_all(flood)
+        await b.step_until_read()
+        assert len(b.dispatcher.waiting) == 4
+        await b.add("other", "de0", pair=("en", "de"))
+        await until_placed(b, "de0", "n2")
+        later = next(job_id for job_id in flood if b.dispatcher.skipped.passes_over(flood[job_id], []))
+        await b.add(flood[later], "de1", pair=("en", "de"))
+        await b.step_until_read()
+        assert await b.inbox("n2") == ["de0"]
+        finished = []
+        while later not in finished:
+            finished.append(await finish_next(b))
+        await until_placed(b, "de1", "n2")
+
+
+async def test_a_skipped_job_expires_in_time(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RULES 19: what was scanned past is read again when a deadline has passed, whether there is memory or not."""
+    monkeypatch.setattr(skipped, "LATE_EVERY_MS", 1)
+    async with bench(url, msgspec.structs.replace(CALM, waiting_class_max=1)) as b:
+        await b.fleet(n1=1)
+        for job_id in ("j0", "j1", "j2"):
+            await b.add(f"of-{job_id}", job_id, deadline_ms=200 if job_id == "j2" else None)
+            await b.step_until_read()
+        assert b.dispatcher.skipped
+        async with asyncio.timeout(PATIENCE_MS / 1000):
+            while not await b.store.reads.length(b.store.cell.keys.dead):
+                await b.dispatcher.run_once()
+        assert (await b.store.reads.record("j2"))["reason"] == "expired"
+        assert {each.job.job_id for each in b.dispatcher.waiting} == {"j1"}
+
+
+async def test_a_lost_partition_takes_what_was_skipped_along(url: str) -> None:
+    """RULES 4 and 19: it is the next owner's business, who reads from the start."""
+    async with unswept(url, msgspec.structs.replace(CALM, waiting_class_max=1)) as b:
+        await b.fleet(n1=1)
+        await b.add_all({f"j{i}": "s1" for i in range(5)})
+        await b.step_until_read()
+        assert b.dispatcher.skipped
+        b.dispatcher.partitions.lose(b.partition_of("s1"))
+        assert (len(b.dispatcher.waiting), bool(b.dispatcher.skipped)) == (0, False)
+        assert [await finish_next(b) for _ in range(5)] == [f"j{i}" for i in range(5)]

@@ -22,7 +22,8 @@ PLAIN: Final = Pool("plain")
 
 def a_node(name: str, pool: str = "plain", slots: int = 4, **rest: Any) -> Node:
     """A node that serves en:zh unless it is said otherwise."""
-    return Node(name, BOOT, slots, pool, **{"pairs": (EN_ZH,)} | rest)
+    fields: dict[str, Any] = {"boot": BOOT, "pairs": (EN_ZH,)} | rest
+    return Node(name, slots=slots, pool=pool, **fields)
 
 
 def a_job(session: str = "s1", pair: tuple[str, str] = EN_ZH, **rest: Any) -> JobDocument:

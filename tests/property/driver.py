@@ -17,7 +17,8 @@ from scheduler.runtime import placement
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Class, Job
 from scheduler.runtime.limits import changed_limits, has_room, limits_of
-from scheduler.runtime.lines import tier_of
+from scheduler.runtime.lines import Cause, gains, order_of, tier_of
+from scheduler.runtime.skipped import Skipped
 from scheduler.runtime.tries import Try, chunks
 from scheduler.runtime.waiting import Waiter, Waiting
 from scheduler.session.bindings import Binding, Bindings
@@ -40,11 +41,25 @@ class Batch(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A call that was sent, with the answers that it will be given. mark: what had been told of limits by then."""
+    """A call that was sent, with the answers that it will be given. mark: what had been told of limits by then; again:
+    whether its jobs had been scanned past before.
+    """
 
     tries: list[Try]
     answers: list[Reserved | NotPlaced]
     mark: int
+    again: bool
+
+
+class MemoryPlan(NamedTuple):
+    """How many may wait for the same, and in all; bits: in which sessions with skipped jobs are remembered."""
+
+    share: int = 100
+    total: int = 100
+    bits: int = 64
+
+
+ENOUGH: Final = MemoryPlan()
 
 
 class Between(Protocol):
@@ -54,7 +69,9 @@ class Between(Protocol):
 class Driver:
     """The dispatcher's steps around `Waiting`. between: lets something else happen; timers: also what is on timers."""
 
-    def __init__(self, cell: Cell, between: Between, random: Random) -> None:
+    def __init__(self, cell: Cell, between: Between, random: Random, memory: MemoryPlan) -> None:
+        self.memory = memory
+        self.skipped = Skipped(memory.share, memory.total, memory.bits)
         self.waiting = Waiting(self._limits_of, self._tier_of)
         self.bindings = Bindings(SESSIONS_MAX, 1_000_000)
         self.index = Index(cell.snapshot)
@@ -66,6 +83,7 @@ class Driver:
         self.events_handed = 0
         self.ahead: Batch | None = None
         self.no_node_since: dict[Class, int] = {}
+        self.homeless: dict[Class, None] = {}
         self.tries_in_vain = 0
         self._cell = cell
         self._between = between
@@ -104,6 +122,7 @@ class Driver:
             self.check_settled()
         batch, self.ahead = self.ahead or self.read(events, entries, gap), None
         self._swap()
+        self._rehouse()
         newcomers = self._take(batch)
         for waiter in self.waiting.deadlines.overdue(self._cell.now_ms, 100):
             self._refuse(waiter.job)
@@ -112,16 +131,21 @@ class Driver:
         self._try_waiting()
         self._newcomers(newcomers)
         self._try_waiting()
+        self._read_again()
+        self._try_waiting()
         self._reject_refused()
 
     def _take(self, batch: Batch) -> list[Job]:
-        newcomers = []
-        for job in batch.entries:
+        return self._in_time(batch.entries)
+
+    def _in_time(self, jobs: Sequence[Job]) -> list[Job]:
+        in_time = []
+        for job in jobs:
             if job.deadline_at_ms is not None and job.deadline_at_ms <= self._cell.now_ms:
                 self._refuse(job)
             else:
-                newcomers.append(job)
-        return newcomers
+                in_time.append(job)
+        return in_time
 
     def _wake(self, batch: Batch) -> None:
         self.events_handed = batch.events
@@ -134,7 +158,7 @@ class Driver:
             self.waiting.ask_all()
 
     def _more(self) -> list[Job]:
-        if self.ahead is None or self.waiting.busy:
+        if self.ahead is None or self.waiting.busy or self.homeless or self.is_due:
             return []
         batch, self.ahead = self.ahead, None
         self._swap()
@@ -148,18 +172,63 @@ class Driver:
             new = self.index = Index(self._cell.snapshot)
         if new is old:
             return
-        for wanted in self.waiting.classes():
-            known = {(node.id, node.boot) for node in old.eligible(wanted)}
-            gained = [node.id for node in new.eligible(wanted) if (node.id, node.boot) not in known]
+        for wanted, gained in gains(self.waiting.classes(), old, new):
             self.waiting.wake_class(wanted, gained)
         self.waiting.limits.tell_pools(changed_limits(old.pools, new.pools))
-        for waiter in [waiter for waiter in self.waiting if not new.eligible(waiter.wanted)]:
-            binding, _ = self.bindings.get(waiter.job.session_id, 0)
-            wanted = placement.classify(waiter.job, binding, new)
-            if wanted != waiter.wanted:
-                self.waiting.reclassify(waiter, wanted)
+        self.homeless = dict.fromkeys(wanted for wanted in self.waiting.members.classes() if not new.eligible(wanted))
 
-    def _newcomers(self, jobs: list[Job]) -> None:
+    def _rehouse(self) -> None:
+        """Two at a time."""
+        left = 2
+        for wanted in list(self.homeless):
+            waiters = self.waiting.members.first(wanted, left)
+            self._know([waiter.job.session_id for waiter in waiters])
+            moved = [waiter for waiter in waiters if self._classify_again(waiter)]
+            if not moved:
+                del self.homeless[wanted]
+            left -= len(waiters)
+            if not left:
+                return
+
+    def _classify_again(self, waiter: Waiter) -> bool:
+        binding, _ = self.bindings.get(waiter.job.session_id, 0)
+        wanted = placement.classify(waiter.job, binding, self.index)
+        if wanted == waiter.wanted:
+            return False
+        self.waiting.reclassify(waiter, wanted)
+        return True
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a part of what was skipped is to be read again."""
+        return self.skipped.is_due(self.waiting.count, len(self.waiting), self._cell.now_ms)
+
+    def _read_again(self) -> None:
+        """Two entries of each partition at a time."""
+        if not self.is_due:
+            return
+        found: list[Job] = []
+        read_to: dict[int, str | None] = {}
+        for partition, cursor in self.skipped.cursors().items():
+            entries = self._cell.intake[partition].values()
+            part = [job for job in entries if order_of(job.entry_id) > order_of(cursor)][:2]
+            read_to[partition] = part[-1].entry_id if len(part) == 2 else None
+            found += [msgspec.structs.replace(job, epoch=self.epochs[partition]) for job in part]
+        self._between()
+        refused = {job.entry_id for job in self.refused}
+        found = [job for job in found if self.skipped.is_skipped(job) and job.entry_id not in refused]
+        found = [job for job in found if not self.waiting.holds(job)]
+        self._know([job.session_id for job in found])
+        fresh = self._in_time(found)
+        jobs = self.skipped.admit(fresh, self._cause_of, self.waiting.count, len(self.waiting))
+        self._newcomers(jobs, again=True)
+        self.skipped.went_on(read_to, self.waiting.count, len(self.waiting), self._cell.now_ms)
+
+    def _cause_of(self, job: Job) -> Cause:
+        binding, _ = self.bindings.get(job.session_id, 0)
+        return self.waiting.cause(job, placement.classify(job, binding, self.index))
+
+    def _newcomers(self, jobs: Sequence[Job], again: bool = False) -> None:
         """As placer.py: a call is made ready, and may be answered, before the one before it is settled."""
         self._between()
         under_way: list[Call] = []
@@ -171,12 +240,15 @@ class Driver:
                 if self.waiting.busy:
                     self._land(under_way)
                     self._try_waiting()
-                under_way.append(self._send(self._tries(chunk)))
+                self._know([job.session_id for job in chunk])
+                tries = self._tries(chunk if again else self._scan_past(chunk))
+                self._check_newcomers(tries, again)
+                under_way.append(self._send(tries, again))
                 if len(under_way) > 1:
                     self._land(under_way, 1)
             for _ in range(2):  # an event, and a read that brings it, before the last call is settled
                 self._between()
-            jobs = self._more()
+            jobs = [] if again else self._more()
         self._land(under_way)
 
     def _land(self, under_way: list[Call], count: int | None = None) -> None:
@@ -193,8 +265,22 @@ class Driver:
         self.bindings.get(session, 0)  # used: who is asked for is not the next to be forgotten
         return session in self.bindings
 
+    def _scan_past(self, jobs: Sequence[Job]) -> list[Job]:
+        kept = []
+        for job in jobs:
+            binding, _ = self.bindings.get(job.session_id, 0)
+            wanted = placement.classify(job, binding, self.index)
+            if self.epochs.get(job.partition) == job.epoch and self._passes_over(job, wanted):
+                self.skipped.skip(job)
+            else:
+                kept.append(job)
+        return kept
+
+    def _passes_over(self, job: Job, wanted: Class) -> bool:
+        causes = [(limit, wanted.pool) for limit in self._limits_of(job, wanted)]
+        return self.skipped.passes_over(job.session_id, [wanted, *causes])
+
     def _tries(self, jobs: Sequence[Job]) -> list[Try]:
-        self._know([job.session_id for job in jobs])
         draws = placement.Draws(self.loads, self._random, len(jobs))
         tries: list[Try] = []
         held: set[str] = set()
@@ -209,7 +295,6 @@ class Driver:
             if found is None:
                 held.add(job.session_id)
             tries.append(Try(job, wanted, None, found))
-        self._check_newcomers(tries)
         return tries
 
     def _try_waiting(self) -> None:
@@ -263,22 +348,22 @@ class Driver:
     def _reserve(self, tries: list[Try]) -> None:
         self._settle_all(self._send(tries))
 
-    def _send(self, tries: list[Try]) -> Call:
+    def _send(self, tries: list[Try], again: bool = False) -> Call:
         sent = [each for each in tries if each.placement is not None]
         mark = self.waiting.limits.mark
         if not sent:
-            return Call(tries, [], mark)
+            return Call(tries, [], mark, again)
         self._between()
         self._check_bindings(sent)
-        return Call(tries, self._cell.reserve(sent, self.index), mark)
+        return Call(tries, self._cell.reserve(sent, self.index), mark, again)
 
     def _settle_all(self, call: Call) -> None:
         answered = iter(call.answers)
         for each in call.tries:
-            self._settle(each, next(answered) if each.placement is not None else None, call.mark)
+            self._settle(each, next(answered) if each.placement is not None else None, call)
         self._reject_refused()
 
-    def _settle(self, each: Try, answer: Reserved | NotPlaced | None, mark: int) -> None:
+    def _settle(self, each: Try, answer: Reserved | NotPlaced | None, call: Call) -> None:
         job, waiter = each.job, each.waiter
         if self.epochs.get(job.partition) != job.epoch:
             return
@@ -286,25 +371,18 @@ class Driver:
             self.loads[answer.node] = answer.used
             self.bindings.wrote(job.session_id, Binding(each.wanted.pool, job.src_lang, job.tgt_lang, answer.node), 0)
             if waiter is not None:
-                self.waiting.leave(waiter, placed=True)
-        elif answer is None:
-            if self.waiting.must_wait(job, each.wanted):
-                self.waiting.queue(job, each.wanted, 0)
-            else:
-                self.waiting.tried_in_vain(job, each.wanted, 0)
-        elif answer.why in ("full", "behind"):
-            assert each.placement is not None
+                self.waiting.leave(waiter, placed=answer.node)
+        elif answer is None or answer.why in ("full", "behind", "limited"):
             if waiter is None:
-                self.waiting.tried_in_vain(job, each.wanted, 0)
+                self._wait(each, answer, call)
             else:
+                assert answer is not None
+                assert each.placement is not None
                 self.tries_in_vain += 1
-                self.waiting.still_full(waiter, each.placement.candidates)
-        elif answer.why == "limited":
-            if waiter is None:
-                self.waiting.newly_limited(job, each.wanted, 0, answer.limit, mark)
-            else:
-                self.tries_in_vain += 1
-                self.waiting.still_limited(waiter, answer.limit, mark)
+                if answer.why == "limited":
+                    self.waiting.still_limited(waiter, answer.limit, call.mark)
+                else:
+                    self.waiting.still_full(waiter, each.placement.candidates)
         elif answer.why == "fenced":
             self._lose(job.partition)
         else:
@@ -312,6 +390,24 @@ class Driver:
                 self._refuse(job)
             if waiter is not None:
                 self.waiting.leave(waiter)
+
+    def _wait(self, each: Try, answer: NotPlaced | None, call: Call) -> None:
+        job, wanted = each.job, each.wanted
+        limited = answer is not None and answer.why == "limited"
+        if not call.again:
+            cause = self.waiting.cause(job, wanted)
+            if limited and cause == wanted and answer is not None:
+                cause = (answer.limit, wanted.pool)
+            full = self.skipped.is_full(self.waiting.count(cause), len(self.waiting))
+            if full or self._passes_over(job, wanted):
+                self.skipped.skip(job, cause if full else None)
+                return
+        if limited and answer is not None:
+            self.waiting.newly_limited(job, wanted, 0, answer.limit, call.mark)
+        elif answer is None and self.waiting.must_wait(job, wanted):
+            self.waiting.queue(job, wanted, 0)
+        else:
+            self.waiting.tried_in_vain(job, wanted, 0)
 
     def _reject_refused(self) -> None:
         refused, self.refused = self.refused, []
@@ -339,30 +435,32 @@ class Driver:
         if self.epochs.pop(partition, None) is None:
             return
         self.waiting.drop_partitions({partition})
+        self.skipped.forget({partition})
         self.refused = [job for job in self.refused if job.partition != partition]
         self.bindings.forget([name for name in self.bindings.sessions() if int(name[1:]) % PARTITIONS == partition])
 
     def sweep(self) -> None:
         self.loads.clear()
-        unservable = [wanted for wanted in self.waiting.wanted() if not self.index.eligible(wanted)]
+        wanted = [each for each in self.waiting.members.classes() if each not in self.homeless]
+        unservable = [each for each in wanted if not self.index.eligible(each)]
         now_ms = self._cell.now_ms
-        self.no_node_since = {wanted: self.no_node_since.get(wanted, now_ms) for wanted in unservable}
-        for wanted, since_ms in self.no_node_since.items():
+        self.no_node_since = {each: self.no_node_since.get(each, now_ms) for each in unservable}
+        for given_up, since_ms in self.no_node_since.items():
             if now_ms - since_ms >= GRACE_MS:
-                for waiter in self.waiting.last_of(wanted, 100):
+                for waiter in self.waiting.members.last(given_up, 100):
                     self._refuse(waiter.job)
                     self.waiting.leave(waiter)
-        settled = [wanted for wanted in self.waiting.settled_classes() if self.index.eligible(wanted)]
+        settled = [each for each in self.waiting.settled_classes() if self.index.eligible(each)]
         limits = self.waiting.limits.settled()
         is_open = set(self._cell.open)
         self._between()
         used = {limit: self._cell.used(limit) for limit, _ in limits}
         self._between()
         nodes_told, limits_told = self.told()
-        for wanted in settled:
-            untold = [node.id for node in self.index.eligible(wanted) if node.id in is_open - nodes_told]
+        for each in settled:
+            untold = [node.id for node in self.index.eligible(each) if node.id in is_open - nodes_told]
             if untold:
-                self.waiting.wake_class(wanted, untold, swept=True)
+                self.waiting.wake_class(each, untold, swept=True)
         for limit, pool in limits:
             if limit not in limits_told and has_room(limit, used[limit], self.index.pools.get(pool)):
                 self.waiting.limits.sweep(limit, pool)
@@ -393,9 +491,9 @@ class Driver:
                 known, _ = self.bindings.get(session, 0)
                 assert known == self._cell.bindings.get(session), f"{session} is taken to be bound to {known}"
 
-    def _check_newcomers(self, tries: list[Try]) -> None:
+    def _check_newcomers(self, tries: list[Try], again: bool) -> None:
         """Newcomers pass neither those of their class who compete, nor those who wait for a limit, nor anybody of
-        their session.
+        their session, nor such as were skipped.
         """
         first = self.first()
         classes = {waiter.wanted for waiter in first.values() if waiter.status != "limited"}
@@ -403,6 +501,8 @@ class Driver:
             if each.placement is not None:
                 assert each.wanted not in classes, f"{each.job.job_id} passes competing jobs of its class"
                 assert each.job.session_id not in first, f"{each.job.job_id} passes its session"
+                skipped = not again and each.wanted in self.skipped._causes
+                assert not skipped, f"{each.job.job_id} passes skipped jobs of its class"
                 for limit in self._limits_of(each.job, each.wanted):
                     passed = self.limited(limit, each.wanted.pool)
                     assert not passed, f"{each.job.job_id} passes {passed} at the limit {limit}"
@@ -453,6 +553,7 @@ class Driver:
         assert set(self.waiting.classes()) == set(counts)
         assert {wanted: len(self.waiting.parked(wanted)) for wanted in counts} == dict(counts)
         assert len(self.waiting) == len(waiters)
+        assert len(waiters) <= self.memory.total + 2 * BATCH_MAX, "more wait than there is memory for"
         self._check_nobody_lost(waiters)
         assert self.waiting.sweep_hits == 0, "the sweep found what no event told"
 
@@ -484,4 +585,14 @@ class Driver:
             for entry, job in self._cell.intake[partition].items():
                 if entry <= self.cursors[partition] and str(entry) not in ahead:
                     kept = in_hand[job.entry_id] + sum(each.entry_id == job.entry_id for each in self.refused)
-                    assert kept == 1, f"{job.job_id} of epoch {epoch} is lost"
+                    assert kept == 1 or (kept == 0 and self.will_be_read(job)), f"{job.job_id} of epoch {epoch} is lost"
+
+    def will_be_read(self, job: Job) -> bool:
+        """Whether an entry is one of those that were scanned past, and later ones of its session are as well."""
+        found = self.skipped._ranges.get(job.partition)
+        if found is None or order_of(job.entry_id) > found.highest:
+            return False
+        first = found.lowest
+        if self.skipped._passing:
+            first = min(found.left or found.highest, (found.cursor[0], found.cursor[1] + 1))
+        return order_of(job.entry_id) >= first and self.skipped.passes_over(job.session_id, [])

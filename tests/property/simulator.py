@@ -11,7 +11,7 @@ from random import Random
 from typing import Final, Literal, NamedTuple
 
 from tests.property.cell import PARTITIONS, Cell, FleetPlan, LimitPlan
-from tests.property.driver import GRACE_MS, Driver
+from tests.property.driver import ENOUGH, GRACE_MS, ROUNDS_MAX, Driver, MemoryPlan
 
 Kind = Literal[
     "submit", "finish", "steal", "give_back", "resize", "reboot", "publish", "limit", "cancel", "flag", "usurp",
@@ -32,10 +32,10 @@ class Operation(NamedTuple):
 class Simulation:
     """One cell, one driver, and operations that happen to them."""
 
-    def __init__(self, plan: FleetPlan, seed: int = 0) -> None:
+    def __init__(self, plan: FleetPlan, seed: int = 0, memory: MemoryPlan = ENOUGH) -> None:
         self.cell = Cell(plan)
         self._pending: list[Operation] = []
-        self.driver = Driver(self.cell, self.between, Random(seed))
+        self.driver = Driver(self.cell, self.between, Random(seed), memory)
 
     def play(self, operations: Sequence[Operation]) -> None:
         """Play them; those that follow a `run` or a `miss` happen within it, as many as its third number says."""
@@ -57,10 +57,38 @@ class Simulation:
         self.driver.check_settled()
 
     def settle(self) -> None:
-        """Let everything be read and told."""
+        """Let everything be read and told; then nobody is skipped unless many wait."""
         self._pending = []
-        for _ in range(3):
+        rounds = 0
+        while rounds < 3 or self.driver.is_due:
             self.run(1_000, 1_000)
+            rounds += 1
+            assert rounds < ROUNDS_MAX, "what was skipped is read again without end"
+        memory, waiting = self.driver.memory, len(self.driver.waiting)
+        assert not self.driver.skipped or waiting > min(memory.share // 2, memory.total - 1 - memory.total // 16), (
+            "jobs are skipped although there is memory"
+        )
+        waiting_ids = {waiter.job.entry_id for waiter in self.driver.waiting}
+        for partition, epoch in self.driver.epochs.items():
+            for job in self.cell.intake[partition].values() if self.cell.epochs[partition] == epoch else ():
+                late = job.deadline_at_ms is not None and job.deadline_at_ms <= self.cell.now_ms
+                assert not late or job.entry_id in waiting_ids, f"{job.job_id} is skipped beyond its deadline"
+
+    def drain(self) -> None:
+        """Let everything that runs end, again and again: then only those wait whom no node can serve."""
+        for _ in range(ROUNDS_MAX):
+            held = [host for host in self.cell.hosts.values() if host.held]
+            if not held:
+                break
+            self.cell.release(held)
+            self.settle()
+        else:
+            raise AssertionError("the fleet is never empty")
+        for waiter in self.driver.first().values():
+            for host in self.cell.hosts.values():
+                node = self.driver.index.nodes.get(host.name)
+                serves = node is not None and self.driver.index.serves(waiter.wanted, host.name)
+                assert not (serves and host.slots and node and node.boot == f"{host.boot}-x"), "somebody starves"
 
     def between(self, timers: bool = False) -> None:
         """Something else happens now. timers: what the driver does when it is due may happen too."""

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.model import Strategy
-from scheduler.runtime import waiting
+from scheduler.runtime import skipped, waiting
 from tests.property.cell import FleetPlan, HostPlan, LimitPlan
+from tests.property.driver import ENOUGH, MemoryPlan
 from tests.property.simulator import Kind, Operation, Simulation
 
 COMMON: Final[tuple[Kind, ...]] = (
@@ -29,16 +30,19 @@ OWNERS: Final[tuple[Kind, ...]] = ("flag", "usurp", "return", "claim", "foreign"
 STRATEGIES: Final[tuple[Strategy, ...]] = ("affinity", "spread", "least_loaded")
 PAIRS: Final = (3, 3, 3, 2, 1, 0)
 HINTS: Final = (1, 2, 16)  # nodes that a woken job tries at most: few, so that few nodes are too many
+# Enough for all, and too little: for one class, for all together, to tell sessions apart.
+MEMORIES: Final = (ENOUGH, ENOUGH, MemoryPlan(2, 100), MemoryPlan(3, 5), MemoryPlan(1, 3, 8))
 HISTORIES: Final = 50
 
 
 class History(NamedTuple):
-    """A fleet and what happens to it. hint_max: nodes that a woken job tries at most."""
+    """A fleet and what happens to it. hint_max: nodes that a woken job tries at most; memory: for those who wait."""
 
     plan: FleetPlan
     operations: Sequence[Operation]
     seed: int
     hint_max: int
+    memory: MemoryPlan = ENOUGH
 
 
 small = st.integers(0, 7)
@@ -53,7 +57,9 @@ fleets = st.builds(
 )
 operation = st.builds(Operation, st.sampled_from(COMMON + LIMITS + NODES + OWNERS), small, small, small)
 operations = st.integers(1, 40).flatmap(lambda count: st.lists(operation, min_size=count, max_size=count))
-histories = st.builds(History, fleets, operations, st.integers(0, 2**16), st.sampled_from(HINTS))
+histories = st.builds(
+    History, fleets, operations, st.integers(0, 2**16), st.sampled_from(HINTS), st.sampled_from(MEMORIES)
+)
 
 
 def drawn(random: Random) -> History:
@@ -72,7 +78,7 @@ def drawn(random: Random) -> History:
         Operation(random.choice(kinds), random.randrange(8), random.randrange(8), random.randrange(8))
         for _ in range(random.randint(5, 80))
     ]
-    return History(plan, happening, random.randrange(2**16), random.choice(HINTS))
+    return History(plan, happening, random.randrange(2**16), random.choice(HINTS), random.choice(MEMORIES))
 
 
 def drawn_limits(random: Random) -> LimitPlan:
@@ -84,9 +90,11 @@ def play(history: History) -> Simulation:
     """Let it happen, and then let everything be read and told."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(waiting, "WAKE_CANDIDATES_MAX", history.hint_max)
-        simulation = Simulation(history.plan, history.seed)
+        patch.setattr(skipped, "LATE_EVERY_MS", 0)
+        simulation = Simulation(history.plan, history.seed, history.memory)
         simulation.play(history.operations)
         simulation.settle()
+        simulation.drain()
     return simulation
 
 

@@ -376,3 +376,10 @@ def test_two_boots_of_a_node_do_not_make_one_that_served_all_the_time() -> None:
     after = [msgspec.structs.replace(run, job_id=f"late{run.token}") for run in after]
     evidence = msgspec.structs.replace(evidence, runs=[*evidence.runs, *after])
     assert audit(evidence).sessions.spilled == {"gone": 1}
+
+
+def test_a_retried_job_stands_where_its_last_token_puts_it() -> None:
+    """In token order the nodes are n1, n0, n0: one of two jobs stayed."""
+    placed = [("j0", 1, "n1"), ("j1", 2, "n1"), ("j2", 3, "n0"), ("j0", 4, "n0")]
+    runs = [Run(job_id, "s0", node, "1-a", token, "0/1-0", 0, 0, 0) for job_id, token, node in placed]
+    assert audit(Evidence([], runs, [], [], 0.0, 1.0)).affinity_rate == 1 / 2

@@ -324,13 +324,6 @@ def test_affinity_is_judged_by_the_last_run_of_each_job_in_token_order() -> None
     assert audit(changed(CLEAN, f"j{JOBS - 1}", node="n9")).affinity_rate == (pairs - 1) / pairs
 
 
-def test_a_retried_job_stands_where_its_last_token_puts_it() -> None:
-    """In token order the nodes are n1, n0, n0: one of two jobs stayed."""
-    placed = [("j0", 1, "n1"), ("j1", 2, "n1"), ("j2", 3, "n0"), ("j0", 4, "n0")]
-    runs = [Run(job_id, "s0", node, "1-a", token, "0/1-0", 0, 0, 0) for job_id, token, node in placed]
-    assert audit(Evidence([], runs, [], [], 0.0, 1.0)).affinity_rate == 1 / 2
-
-
 def test_equal_tokens_of_different_jobs_are_not_the_same_token() -> None:
     """Tokens are a job's own: two jobs with an equal one contradict nothing."""
     runs = [Run(f"j{job}", f"s{job}", "n0", "1-a", 5, f"0/{job}-0", 0, 0, 0) for job in (0, 1)]

@@ -27,6 +27,8 @@ PURE: Final = {
     "scheduler.runtime.lines",
     "scheduler.runtime.placement",
     "scheduler.runtime.retry",
+    "scheduler.runtime.skipped",
+    "scheduler.runtime.timings",
     "scheduler.runtime.waiting",
     "scheduler.session.bindings",
     "scheduler.session.decisions",

@@ -47,7 +47,7 @@ def try_all(waiting: Waiting, room: int) -> tuple[list[str], int]:
         for waiter in waiting.tries(128):
             if len(placed) < room:
                 placed.append(waiter.job.job_id)
-                waiting.leave(waiter, placed=True)
+                waiting.leave(waiter, placed="n1")
             else:
                 in_vain += 1
                 waiting.still_limited(waiter, TENANT, waiting.limits.mark)
@@ -204,7 +204,7 @@ def test_no_room_for_one_is_no_reason_to_hold_back_other_classes() -> None:
     assert picture(waiting) == {"j1": "parked", "j2": "limited", "j3": "trying"}
     waiting.wake(["n1"], everywhere)
     (again,) = waiting.tries(128)
-    waiting.leave(again, placed=True)
+    waiting.leave(again, placed="n1")
     assert names(waiting.tries(128)) == ["j2"]
 
 

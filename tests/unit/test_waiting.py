@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
+
 from scheduler.runtime.intake import Class
 from scheduler.runtime.lines import DEADLINES_SPARE
 from scheduler.runtime.waiting import WAKE_CANDIDATES_MAX, Waiter, Waiting
@@ -127,7 +129,7 @@ def test_a_wake_lasts_until_a_try_finds_the_node_full() -> None:
         for waiter in chosen:
             if free:
                 free -= 1
-                waiting.leave(waiter, placed=True)
+                waiting.leave(waiter, placed="n1")
             else:
                 waiting.still_full(waiter, waiter.hint or ())
     assert rounds == [2, 4, 8]
@@ -147,7 +149,7 @@ def test_a_freed_slot_costs_one_try_too_many_at_most() -> None:
             node = next((name for name in waiter.hint or () if free[name]), None)
             if node:
                 free[node] -= 1
-                waiting.leave(waiter, placed=True)
+                waiting.leave(waiter, placed="n1")
             else:
                 in_vain += 1
                 waiting.still_full(waiter, waiter.hint or ())
@@ -303,7 +305,7 @@ def test_whoever_left_is_not_moved_by_late_answers() -> None:
     waiting.answer_open(waiter, ("n1",))
     waiting.park(waiter)
     waiting.reclassify(waiter, DE)
-    waiting.leave(waiter, placed=True)
+    waiting.leave(waiter, placed="n1")
     assert (picture(waiting), len(waiting), waiting.classes(), waiting.busy) == ({}, 0, [], False)
 
 
@@ -345,7 +347,7 @@ def test_who_was_in_a_call_when_the_one_that_was_to_find_out_left_asks_before_it
     waiting.wake(["n1"], everywhere)
     afresh, woken = waiting.tries(128)
     assert (afresh.hint, woken.hint) == (None, ("n1",))
-    waiting.leave(afresh, placed=True)
+    waiting.leave(afresh, placed="n1")
     waiting.still_full(woken, ["n1"])
     assert picture(waiting) == {"j4": "asking"}
     settle(waiting)
@@ -385,6 +387,33 @@ def test_far_deadlines_of_those_who_left_are_forgotten() -> None:
     assert waiting.deadlines.overdue(10**13, 9) == [stays]
 
 
+def test_what_a_newcomer_would_wait_for_and_how_many_do() -> None:
+    """Its session, or its class; who waits behind a session is not counted for its class."""
+    waiting = seed_waiting("j1", "j2")
+    add(waiting, "j3", "j1", DE)
+    jobs = {"session": a_job(session_id="j1"), "class": a_job(session_id="s9")}
+    causes = {name: waiting.cause(job, ZH) for name, job in jobs.items()}
+    assert causes == {"session": ("", "j1"), "class": ZH}
+    assert {cause: waiting.count(cause) for cause in (*causes.values(), DE, ("", "s9"), ("tenant:t1", "a"))} == {
+        ("", "j1"): 2,
+        ZH: 2,
+        DE: 0,
+        ("", "s9"): 0,
+        ("tenant:t1", "a"): 0,
+    }
+
+
+def test_an_entry_that_waits_is_known_again() -> None:
+    """Of its session in its partition, up to the last one: later ones were skipped."""
+    waiting = Waiting()
+    jobs = [msgspec.structs.replace(a_job(f"j{i}"), entry_id=f"{i}-0") for i in range(3)]
+    for job in jobs[:2]:
+        waiting.queue(job, ZH, 0)
+    elsewhere = msgspec.structs.replace(jobs[0], partition=1)
+    another = msgspec.structs.replace(jobs[0], session_id="s2")
+    assert [waiting.holds(job) for job in (*jobs, elsewhere, another)] == [True, True, False, False, False]
+
+
 # ---- the sweep ---------------------------------------------------------------------------------------------
 
 
@@ -412,7 +441,7 @@ def test_only_a_placement_that_no_event_announced_is_a_hit_of_the_sweep() -> Non
         if story == "full":
             waiting.still_full(waiter, ["n1"])
         else:
-            waiting.leave(waiter, placed=True)
+            waiting.leave(waiter, placed="n1")
         hits[story] = waiting.sweep_hits
     assert hits == {"placed": 1, "full": 0, "announced": 0}
 

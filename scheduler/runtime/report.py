@@ -1,0 +1,75 @@
+"""What a dispatcher has done since its start, and how long it took; what took too long is logged."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from scheduler import calls
+from scheduler.runtime.timings import Histogram, Timing
+from scheduler.runtime.tries import Try
+from scheduler.runtime.waiting import Waiter
+
+logger = logging.getLogger("scheduler.dispatcher")
+
+TOO_LONG_MS: Final = 10  # a decision, or a wait for an earlier job of the session, that is worth a warning
+
+
+class Report(msgspec.Struct):
+    """Counts since the start.
+
+    decision_us: the time a job to choose its candidates, of calls as a whole; session_wait_ms: for how long a job that
+    was placed had waited for an earlier job of its session.
+    """
+
+    read: int = 0
+    placed: int = 0
+    full: int = 0
+    limited: int = 0
+    rejected: int = 0
+    calls: int = 0
+    sweep_hits: int = 0
+    waiting: int = 0
+    skipped: int = 0
+    decision_us: Histogram = msgspec.field(default_factory=Histogram)
+    session_wait_ms: Histogram = msgspec.field(default_factory=Histogram)
+
+
+class Times:
+    """Takes the times of a report."""
+
+    def __init__(self, report: Report) -> None:
+        self.decisions = Timing(report.decision_us, 1_000 * TOO_LONG_MS)
+        self.session_waits = Timing(report.session_wait_ms, TOO_LONG_MS)
+
+    def decided(self, started_s: float, jobs: int) -> None:
+        """Candidates were chosen for so many jobs."""
+        if jobs:
+            took_us = (time.perf_counter() - started_s) * 1_000_000 / jobs
+            if self.decisions.add(took_us, time.monotonic() * 1000, jobs):
+                logger.warning("choosing candidates took %d us a job, for %d jobs", took_us, jobs)
+
+    def settled(self, tries: Sequence[Try], answers: Sequence[calls.Reserved | calls.Refused]) -> None:
+        """A call was answered: for how long had those that were placed waited for their session?"""
+        now_ms = time.monotonic() * 1000
+        at_once = 0
+        sent = (each for each in tries if each.placement is not None)
+        for each, answer in zip(sent, answers, strict=True):
+            if isinstance(answer, calls.Reserved):
+                waited_ms = each.waiter.first_ms - each.waiter.since_ms if each.waiter is not None else 0
+                if waited_ms < 1:
+                    at_once += 1
+                elif self.session_waits.add(waited_ms, now_ms):
+                    logger.warning("job %s waited %d ms for an earlier one of its session", each.job.job_id, waited_ms)
+        self.session_waits.add(0, now_ms, at_once)
+
+    def promoted(self, waiters: list[Waiter]) -> None:
+        """Nothing of their session is before these any more."""
+        now_ms = time.monotonic() * 1000
+        for waiter in waiters:
+            waiter.first_ms = now_ms
+        waiters.clear()

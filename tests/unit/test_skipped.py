@@ -1,0 +1,244 @@
+"""What is scanned past, when it is read again, and who of it there is memory for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import msgspec
+import pytest
+
+from scheduler.runtime import skipped
+from scheduler.runtime.intake import Job
+from scheduler.runtime.lines import Cause, order_of
+from scheduler.runtime.skipped import Skipped
+from tests.unit.arrange import EN_DE, a_class, a_job
+
+ZH = a_class()
+DE = a_class(pair=EN_DE)
+
+
+class Memory:
+    """Ten places in all, four for the same: a stand-in for those that wait, and the intake that is read again."""
+
+    def __init__(self, bits: int = 4096) -> None:
+        self.skipped = Skipped(share_max=4, waiting_max=10, bits=bits)
+        self.waiting: Counter[Cause] = Counter()
+        self.intake: list[Job] = []
+        self.now_ms = 0
+
+    def add(self, job: Job, cause: Cause = ZH) -> bool:
+        """A newcomer that finds no room. Returns: whether it waits, rather than being skipped."""
+        self.intake.append(job)
+        full = self.skipped.is_full(self.waiting[cause], self.waiting.total())
+        if full or self.skipped.passes_over(job.session_id, [cause]):
+            self.skipped.skip(job, cause if full else None)
+            return False
+        self.waiting[cause] += 1
+        return True
+
+    def is_due(self) -> bool:
+        """Whether a part is to be read again."""
+        return self.skipped.is_due(self.waiting.__getitem__, self.waiting.total(), self.now_ms)
+
+    def part(self, causes: Mapping[str, Cause], size: int = 99) -> list[str]:
+        """Read so many entries of each partition again, and let those wait that are admitted."""
+        read, read_to = [], {}
+        for partition, cursor in self.skipped.cursors().items():
+            ahead = [job for job in self.intake if job.partition == partition and _after(job, cursor)]
+            read += ahead[:size]
+            read_to[partition] = ahead[size - 1].entry_id if len(ahead) >= size else None
+        found = [job for job in read if self.skipped.is_skipped(job)]
+
+        def cause_of(job: Job) -> Cause:
+            return causes.get(job.session_id, ZH)
+
+        admitted = self.skipped.admit(found, cause_of, self.waiting.__getitem__, self.waiting.total())
+        for job in admitted:
+            self.intake.remove(job)
+            self.waiting[cause_of(job)] += 1
+        self.skipped.went_on(read_to, self.waiting.__getitem__, self.waiting.total(), self.now_ms)
+        return [job.job_id for job in admitted]
+
+
+def _after(job: Job, cursor: str) -> bool:
+    return order_of(job.entry_id) > order_of(cursor)
+
+
+def entry(number: int, session: str = "", partition: int = 0, deadline_at_ms: int | None = None) -> Job:
+    """The entry of that number, by default of a session of its own."""
+    job = a_job(f"j{number}", session or f"s{number}", partition=partition, deadline_at_ms=deadline_at_ms)
+    return msgspec.structs.replace(job, entry_id=f"{number}-0")
+
+
+def seed_flood(count: int = 8, bits: int = 4096) -> Memory:
+    """So many jobs of one class, each of a session of its own: four wait, the others are skipped."""
+    memory = Memory(bits)
+    assert [memory.add(entry(i)) for i in range(count)] == [True] * min(4, count) + [False] * (count - 4)
+    return memory
+
+
+# ---- who is skipped ----------------------------------------------------------------------------------------
+
+
+def test_nobody_is_skipped_while_there_is_memory() -> None:
+    """The usual case costs nothing."""
+    memory = seed_flood(4)
+    assert (bool(memory.skipped), memory.is_due(), memory.skipped.passes_over("s0", [ZH])) == (False, False, False)
+
+
+def test_a_class_over_its_share_is_scanned_past_with_the_sessions_that_have_a_skipped_job() -> None:
+    """Other classes go on, but not for those sessions: their job would pass an earlier one."""
+    memory = seed_flood()
+    assert {
+        "its class": memory.skipped.passes_over("s99", [ZH]),
+        "its limit": memory.skipped.passes_over("s99", [DE, ("tenant:t1", "a")]),
+        "a session that was skipped": memory.skipped.passes_over("s5", [DE]),
+        "a session that waits": memory.skipped.passes_over("s2", [DE]),
+    } == {"its class": True, "its limit": False, "a session that was skipped": True, "a session that waits": False}
+
+
+def test_all_together_have_a_bound_too() -> None:
+    """Whatever comes last is skipped."""
+    memory = Memory()
+    causes: list[Cause] = [ZH, DE, ("tenant:t1", "a")]
+    assert [memory.add(entry(i), causes[i // 4]) for i in range(12)] == [True] * 10 + [False] * 2
+
+
+def test_too_many_reasons_are_one_reason() -> None:
+    """What is remembered does not grow with what jobs can name."""
+    memory = Skipped(1, 1, bits=4096)
+    for i in range(skipped.CAUSES_MAX + 1):
+        memory.skip(entry(i, "s1"), a_class(f"pool{i}"))
+    assert memory.passes_over("s2", [a_class("yet another")])
+    assert len(memory._causes) == skipped.CAUSES_MAX + 1
+
+
+# ---- when it is read again ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("waiting", "expected"), [(4, False), (3, False), (2, True), (0, True)])
+def test_a_class_is_read_again_when_half_of_its_share_is_free(waiting: int, expected: bool) -> None:
+    """Not for each place: a read costs as much for one."""
+    memory = seed_flood()
+    memory.waiting[ZH] = waiting
+    assert memory.is_due() == expected
+
+
+def test_nothing_is_read_again_while_all_memory_is_in_use() -> None:
+    """A class that has drained waits for the others then."""
+    memory = seed_flood()
+    memory.waiting[ZH], memory.waiting[DE] = 0, 10
+    assert not memory.is_due()
+
+
+def test_a_pass_admits_in_order_as_many_as_there_is_memory_for() -> None:
+    """In parts, and it ends when there is no place left; the next one begins where it ended."""
+    memory = seed_flood(12)
+    memory.waiting[ZH] = 0
+    assert (memory.part({}, size=3), memory.is_due()) == (["j4", "j5", "j6"], True)
+    assert (memory.part({}, size=3), memory.is_due()) == (["j7"], False)
+    memory.waiting[ZH] = 2
+    assert (memory.part({}, size=9), memory.is_due()) == (["j8", "j9"], False)
+
+
+def test_all_have_caught_up_when_nothing_is_left() -> None:
+    """Newcomers are placed again; until then they are skipped, though there is memory."""
+    memory = seed_flood(6)
+    memory.waiting[ZH] = 0
+    assert not memory.add(entry(6))
+    assert memory.part({}, size=2) == ["j4", "j5"]
+    assert not memory.add(entry(7))
+    assert memory.is_due()
+    assert memory.part({}) == ["j6", "j7"]
+    assert (bool(memory.skipped), memory.skipped.passes_over("s4", [ZH]), memory.is_due()) == (False, False, False)
+
+
+def test_a_class_that_has_caught_up_does_not_wait_for_another() -> None:
+    """A pass to the end leaves only what is full."""
+    memory = Memory()
+    causes = {f"s{i}": (ZH if i % 2 else DE) for i in range(14)}
+    for i in range(14):
+        memory.add(entry(i), causes[f"s{i}"])
+    memory.waiting[DE] = 0
+    assert memory.part(causes) == ["j8", "j10", "j12"]
+    assert {
+        "caught up": memory.skipped.passes_over("s99", [DE]),
+        "not yet": memory.skipped.passes_over("s99", [ZH]),
+        "a session that has caught up": memory.skipped.passes_over("s8", [DE]),
+        "one that has not": memory.skipped.passes_over("s9", [DE]),
+    } == {"caught up": False, "not yet": True, "a session that has caught up": False, "one that has not": True}
+
+
+def test_later_jobs_of_a_session_are_left_with_the_first() -> None:
+    """Though there is memory for their own class, and they come with it."""
+    memory = Memory()
+    causes = {f"s{i}": DE for i in range(8)}
+    for i in range(8):
+        memory.add(entry(i), DE)
+    assert not memory.add(entry(8, "s7"), ZH)
+    memory.waiting[DE] = 2
+    assert memory.part(causes) == ["j4", "j5"]
+    memory.waiting[DE] = 0
+    assert memory.part(causes) == ["j6", "j7", "j8"]
+
+
+def test_each_partition_has_a_place_of_its_own() -> None:
+    """Ids of two partitions are not compared."""
+    memory = Memory()
+    for i in range(4):
+        memory.add(entry(i))
+    for number, partition in ((50, 0), (7, 1), (8, 1), (51, 0)):
+        memory.add(entry(number, partition=partition))
+    assert memory.skipped.cursors() == {0: f"49-{2**64 - 1}", 1: f"6-{2**64 - 1}"}
+    memory.waiting[ZH] = 0
+    assert memory.part({}) == ["j50", "j51", "j7", "j8"]
+    assert not memory.skipped
+
+
+def test_what_is_not_skipped_is_not_taken() -> None:
+    """Entries after the last skipped one are newcomers, or will be."""
+    memory = seed_flood(6)
+    memory.skipped.cursors()
+    assert [memory.skipped.is_skipped(entry(i)) for i in range(8)] == [False] * 4 + [True] * 2 + [False] * 2
+    assert not memory.skipped.is_skipped(entry(4, partition=1))
+
+
+def test_lost_partitions_are_forgotten() -> None:
+    """With the last of them everything is."""
+    memory = seed_flood(6)
+    memory.add(entry(1, "s9", partition=1))
+    memory.skipped.forget({0})
+    assert (list(memory.skipped.cursors()), bool(memory.skipped)) == ([1], True)
+    memory.skipped.forget({1})
+    assert (bool(memory.skipped), memory.skipped.passes_over("s5", [ZH])) == (False, False)
+
+
+# ---- passes to the end -------------------------------------------------------------------------------------
+
+
+def test_many_sessions_make_a_pass_go_to_its_end() -> None:
+    """Also if nobody can be admitted, or each newcomer would be taken for a session that was skipped before."""
+    memory = seed_flood(4 + 4, bits=128)
+    assert not memory.is_due()
+    memory.add(entry(99, "s7"))
+    assert memory.is_due()
+    while memory.is_due():
+        assert memory.part({}, size=2) == []
+    assert [memory.skipped.passes_over(f"s{i}", []) for i in (4, 5, 6, 7)] == [True] * 4
+
+
+def test_a_deadline_makes_a_pass_go_to_its_end() -> None:
+    """Now and then, so that whose deadline has passed is refused in time."""
+    memory = seed_flood(6)
+    memory.now_ms = 50_000
+    memory.add(entry(6, deadline_at_ms=50_001))
+    assert not memory.is_due()
+    memory.now_ms += 1
+    assert memory.is_due()
+    memory.intake.pop()
+    assert (memory.part({}), memory.is_due()) == ([], False)
+    memory.add(entry(7, deadline_at_ms=memory.now_ms))
+    assert not memory.is_due()
+    memory.now_ms += skipped.LATE_EVERY_MS
+    assert memory.is_due()
