@@ -2,7 +2,7 @@
 
 - A command that ends by itself: Ctrl-C cancels it and raises KeyboardInterrupt.
 - A command that serves: the first SIGTERM or SIGINT asks it to stop in order, a second one cuts it off. SIGHUP, of a
-  terminal that is closed, asks too, but cuts nothing off: shell and system send one each. Under nohup it is ignored.
+  terminal that is closed, asks too, but cuts nothing off. Under nohup it is ignored.
 """
 
 from __future__ import annotations
@@ -90,6 +90,8 @@ async def _with_signals(serve: Serve[T]) -> T:
     second: asyncio.Future[int] = loop.create_future()
 
     def received(number: int) -> None:
+        if number == signal.SIGHUP:
+            ignore_hangups()
         if not stopping.is_set():
             logger.info("%s: stopping in order; a second one stops at once", signal.Signals(number).name)
             stopping.set()
@@ -106,6 +108,12 @@ async def _with_signals(serve: Serve[T]) -> T:
         return worker.result()
     await end_tasks([worker])  # again and again: a cancellation that begins the clean-up does not end it
     raise CutOff(BY_SIGNAL + second.result())
+
+
+def ignore_hangups() -> None:
+    """Ignore SIGHUP from now on: shell and system send one each, the later one at any time, also after the loop."""
+    asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 async def unless_stopped(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:

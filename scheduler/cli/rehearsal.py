@@ -23,7 +23,7 @@ import msgspec
 from scheduler import audit, roles
 from scheduler.cli.failures import BY_SIGNAL
 from scheduler.cli.load import beside, follow, look_up, submit_load, to_its_end, wait_for_outcomes
-from scheduler.cli.process import run_async, stop_roles
+from scheduler.cli.process import ignore_hangups, run_async, stop_roles
 from scheduler.cli.records import NodeRecords, Records
 from scheduler.config import Settings
 from scheduler.errors import SchedulerError
@@ -172,9 +172,10 @@ async def _until_signal(work: Coroutine[Any, Any, T]) -> T:
     assert task is not None
 
     def stop(number: int) -> None:
-        if not received or number != signal.SIGHUP:  # which shell and system both send: once is meant
-            task.cancel()
+        if number == signal.SIGHUP:
+            ignore_hangups()
         received.append(number)
+        task.cancel()
 
     for number in _ending_signals():
         asyncio.get_running_loop().add_signal_handler(number, stop, number)
