@@ -277,16 +277,22 @@ def kept(directory: Path | None) -> Iterator[_Folder]:
     "--away-s", type=click.FloatRange(min=0.1), default=AWAY_S, show_default=True, help="How long the server is away."
 )
 @_leases("default")
+@click.option("--kill", is_flag=True, help="SIGKILL the server, instead of letting it end in an orderly way.")
 @_directory
 @log_level_option("info")
-def outage(away_s: float, leases: str, directory: Path | None) -> None:
+def outage(away_s: float, leases: str, kill: bool, directory: Path | None) -> None:
     """Let the server of a whole scheduler be away, longer than every lease, and come back with its data.
 
     Prints one JSON object. Ends with 0 only if no node was declared dead by it, handlers that had to stop were given
-    back without costing an attempt, and a job submitted at the server's return was completed within 2 s.
+    back without costing an attempt, every job that was acknowledged is completed, and the jobs that were submitted at
+    the server's return, one to each partition, were completed within 2 s.
+
+    With --kill the server cannot write what is still in its memory: mostly nothing, up to two seconds of writes while
+    its disk is slow (a power cut would also take what was not synced, about a second). Of the jobs that were submitted
+    in its last moments some may be gone then, which is reported as `lost`; for all others the same holds as ever.
     """
     with kept(directory) as folder:
-        result = run_outage(settings_for(cast(Leases, leases), 0), away_s, folder.path)
+        result = run_outage(settings_for(cast(Leases, leases), 0), away_s, folder.path, kill=kill)
         folder.wanted = not result.ok
     click.echo(msgspec.json.encode({"ok": result.ok} | msgspec.to_builtins(result)))
     if not result.ok:

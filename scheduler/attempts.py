@@ -162,9 +162,7 @@ class Attempts:
         reservations = [running.lease for running in self.running.values()]
         if not leases.renewal_due(reservations, self._clock.latest_ms(_monotonic_ms())):
             return
-        sent_ms = _monotonic_ms()
-        now_ms, answers = await self._cell.renew(self._node_id, [(each.job_id, each.token) for each in reservations])
-        self._clock.heard(now_ms, sent_ms)
+        _, answers = await self._cell.renew(self._node_id, [(each.job_id, each.token) for each in reservations])
         for lease, answer in zip(reservations, answers, strict=True):
             running = self.running.get(lease.token)
             if running is not None:

@@ -104,14 +104,13 @@ class Node:
     async def __aenter__(self) -> Node:
         self._store: Store = await open_store(self._url, self._settings, patience_ms=None)
         try:
+            self._store.connection.heard = self._clock.heard
             self._layout = await self._store.layout()
             self.boot = f"{await self._store.control.time_us()}-{secrets.token_hex(4)}"
             self._beat_document = msgspec.structs.replace(self._beat_document, boot=self.boot)
             workers = max(THREADS_MIN, 2 * self._beat_document.capacity)
             self._threads = Threads(workers, f"scheduler-{self.node_id}")
-            self._reporter = Reporter(
-                self._store.cell, self._settings, self._layout, self.node_id, self.boot, self._clock, _monotonic_ms
-            )
+            self._reporter = Reporter(self._store.cell, self._settings, self._layout, self.node_id, self.boot)
             self._attempts = Attempts(
                 self._store.cell,
                 self._settings,
@@ -203,9 +202,7 @@ class Node:
 
     async def _beat(self) -> None:
         document = msgspec.structs.replace(self._beat_document, running=self.running)
-        sent_ms = _monotonic_ms()
-        answer = await self._store.control.beat(model.encode_beat(document))
-        self._clock.heard(answer.now_ms, sent_ms)
+        await self._store.control.beat(model.encode_beat(document))
         if self.phase == "draining":
             await self._leave()
 
@@ -303,7 +300,3 @@ class Node:
         await self._reporter.report()
         if self.phase == "draining":
             await self._leave()
-
-
-def _monotonic_ms() -> float:
-    return time.monotonic() * 1000

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from scheduler import calls, leases
+from scheduler import calls
 from scheduler.config import Settings
 from scheduler.handlers import Job
 from scheduler.runtime.retry import Ending
@@ -18,8 +18,7 @@ logger = logging.getLogger("scheduler.node")
 class Reporter:
     """Endings that are not reported yet.
 
-    Args: cell; settings; layout, as stored; node_id and boot, of the reporting node; clock, which every answer sets;
-    monotonic_ms, the own clock.
+    Args: cell; settings; layout, as stored; node_id and boot, of the reporting node.
     """
 
     def __init__(
@@ -29,16 +28,12 @@ class Reporter:
         layout: calls.Layout,
         node_id: str,
         boot: str,
-        clock: leases.ServerClock,
-        monotonic_ms: Callable[[], float],
     ) -> None:
         self._cell = cell
         self._settings = settings
         self._layout = layout
         self._node_id = node_id
         self._boot = boot
-        self._clock = clock
-        self._monotonic_ms = monotonic_ms
         self._endings: list[calls.ReleaseItem] = []
 
     def __len__(self) -> int:
@@ -85,7 +80,5 @@ class Reporter:
                 return
 
     async def _release(self, batch: Sequence[calls.ReleaseItem]) -> list[calls.Released | calls.NotReleased]:
-        sent_ms, layout = self._monotonic_ms(), self._layout
-        now_ms, answers = await self._cell.release(batch, layout.retention_ms, layout.dead_retention_ms)
-        self._clock.heard(now_ms, sent_ms)
-        return answers
+        layout = self._layout
+        return (await self._cell.release(batch, layout.retention_ms, layout.dead_retention_ms))[1]

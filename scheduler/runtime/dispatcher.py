@@ -54,9 +54,7 @@ class Dispatcher:
         self.skipped = Skipped(settings.waiting_class_max, settings.waiting_max)
         self.bindings = Bindings(settings.sessions_max, settings.session_ttl_ms)
         self.snapshots = Snapshots(store.control, self.wake)
-        self.partitions = Partitions(
-            store.cell, owner, layout.partitions, settings.partition_lease_ms, self._forget, self._gained
-        )
+        self.partitions = Partitions(store.cell, owner, layout.partitions, settings, self._forget, self._gained)
         self._store = store
         self._settings = settings
         self._layout = layout

@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable, Iterable
 
 from scheduler import calls
+from scheduler.config import Settings
 from scheduler.session import ring
 from scheduler.store.cell import Cell
+from scheduler.store.connection import RETRY_MS_MAX
 
 logger = logging.getLogger("scheduler.dispatcher")
 
@@ -21,8 +23,8 @@ logger = logging.getLogger("scheduler.dispatcher")
 class Partitions:
     """What is held, and under which epoch.
 
-    Args: cell; owner, name+boot; count of partitions; lease_ms of a hold; forget(partitions), called when they are lost
-    or gained, and then gained(partition, epoch) for each that is.
+    Args: cell; owner, name+boot; count of partitions; settings; forget(partitions), called when they are lost or
+    gained, and then gained(partition, epoch) for each that is.
     """
 
     def __init__(
@@ -30,17 +32,21 @@ class Partitions:
         cell: Cell,
         owner: str,
         count: int,
-        lease_ms: int,
+        settings: Settings,
         forget: Callable[[frozenset[int]], None],
         gained: Callable[[int, int], None],
     ) -> None:
         self.owner = owner
         self._cell = cell
         self._count = count
-        self._lease_ms = lease_ms
+        self._lease_ms = settings.partition_lease_ms
+        self._deaf_ms = min(settings.silence_ms, settings.partition_lease_ms) / 2
+        self._return_ms = settings.heartbeat_ms + RETRY_MS_MAX
         self._forget = forget
         self._gained = gained
         self._live: frozenset[str] = frozenset()
+        self._seen_ms = _monotonic_ms()
+        self._returning_until_ms = 0.0
         self._wished: frozenset[int] = frozenset()
         self._epochs: dict[int, int] = {}
         self._lanes: dict[int, int] = {}
@@ -71,8 +77,18 @@ class Partitions:
     # ---- when to claim ----
 
     def see(self, live: Iterable[str]) -> bool:
-        """The dispatchers that are alive, as a heartbeat was told. Returns whether that changes what is wished."""
+        """The dispatchers that are alive, as a heartbeat was told. Returns whether that changes what is wished.
+
+        The first that is heard after an outage is told of nobody else. So whoever was deaf for long leaves the others,
+        who beat again as soon as they get through, the time for that before it calls them silent.
+        """
+        now_ms = _monotonic_ms()
+        if now_ms - self._seen_ms > self._deaf_ms:
+            self._returning_until_ms = now_ms + self._return_ms
+        self._seen_ms = now_ms
         seen = frozenset({self.owner, *live})
+        if now_ms < self._returning_until_ms:
+            seen |= self._live
         if seen == self._live:
             return False
         self._live = seen

@@ -104,10 +104,7 @@ class Placer:
                 jobs = more()
             await self._land(under_way)
         finally:
-            for call in under_way:
-                if call.answers is not None:
-                    call.answers.cancel()
-            await asyncio.gather(*(call.answers for call in under_way if call.answers), return_exceptions=True)
+            await _drop(under_way)
 
     async def _place(
         self, jobs: Sequence[Job], under_way: list[_Call], keep: Callable[[], Awaitable[None]], again: bool
@@ -206,7 +203,11 @@ class Placer:
                 if attempt is not None:
                     tries.append(attempt)
             self.times.decided(started_s, len(chosen))
-            await self._land([self._send(tries)])
+            under_way = [self._send(tries)]
+            try:
+                await self._land(under_way)
+            finally:
+                await _drop(under_way)
 
     def _try_waiter(self, waiter: Waiter) -> Try | None:
         """Candidates for a waiter, None when it parks or asks instead."""
@@ -368,6 +369,14 @@ class Placer:
                 self._bindings.wrote(job.session_id, after, now_ms)
         if each.waiter is not None:
             self._waiting.leave(each.waiter, placed=answer.node)
+
+
+async def _drop(under_way: Sequence[_Call]) -> None:
+    """End the calls whose answers nobody will settle: what they did is found in the records."""
+    answers = [call.answers for call in under_way if call.answers is not None]
+    for each in answers:
+        each.cancel()
+    await asyncio.gather(*answers, return_exceptions=True)
 
 
 def _now_ms() -> float:

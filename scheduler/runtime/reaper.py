@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -58,8 +58,13 @@ class Reaper:
     async def run_once(self) -> Report:
         """One slice: expire what lapsed, let the dead leave, promote what is due. Returns the counts so far."""
         capacities = await self._store.reads.capacities()
-        if not await self._listen():
-            return self.report
+        if await self._listen():
+            await self._judge(capacities)
+        await self._promote()  # also by one that was deaf: what is due is nobody's silence
+        await self._trim()
+        return self.report
+
+    async def _judge(self, capacities: Mapping[str, calls.CapacityItem]) -> None:
         nodes = self._slice(sorted(capacities))
         await self._expire(nodes)
         for node in nodes:
@@ -67,9 +72,6 @@ class Reaper:
             if item.reason == "dead" and item.slots == 0 and await self._store.cell.leave(node, item.boot) == "left":
                 self.report.left += 1
                 logger.info("node %s is gone", node)
-        await self._promote()
-        await self._trim()
-        return self.report
 
     async def _listen(self) -> bool:
         """Ask for the time; whoever was deaf waits one renewal first, so that nodes can renew before they are

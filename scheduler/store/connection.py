@@ -37,8 +37,9 @@ COMMAND_TIMEOUT_MS: Final = 5_000
 CONNECT_TIMEOUT_MS: Final = 2_000
 PATIENCE_MS: Final = 30_000
 CONNECTIONS_MAX: Final = 4  # of one client: more callers at once take turns
+RETRY_MS_MAX: Final = 500  # the longest pause between two tries: so late is everybody heard who tries all the time
 _RETRY_FIRST_MS: Final = 20
-_RETRY_LAST_MS: Final = 500
+_TELL_TIME: Final = frozenset({"beat", "renew", "release"})  # what a node calls: these answers begin with now_ms
 # The server will do it later; nothing is wrong with the call.
 _WAIT_OUT: Final = (
     "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "MOVED", "ASK", "TRYAGAIN", "OOM", "BUSY",
@@ -96,10 +97,14 @@ class Connection:
 
     Args: url, `redis://`, `rediss://` or `unix://`; patience_ms, for how long a call is repeated while the server
     does not answer (None: for ever, which is what long-running roles want).
+    Attributes: heard, told (now_ms, sent_ms) of each answer of `beat`, `renew` and `release`: the server's time in it,
+    and our own monotonic time when that was asked. Of several tries this is the one that was answered, or an outage
+    would make the server's time as uncertain as it was long.
     """
 
     def __init__(self, url: str, patience_ms: int | None = PATIENCE_MS) -> None:
         self.url = url
+        self.heard: Callable[[int, float], None] = _ignore
         self._patience_ms = patience_ms
         self._clients: list[Client] = []
         self.commands = self._client(COMMAND_TIMEOUT_MS)
@@ -145,8 +150,11 @@ class Connection:
         the script.
         """
         script = load_scripts()[name]
+        sent_ms = 0.0
 
         async def once() -> Any:
+            nonlocal sent_ms
+            sent_ms = time.monotonic() * 1000
             try:
                 return await self.commands.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
             except NoScriptError:
@@ -155,9 +163,11 @@ class Connection:
 
         try:
             answer: list[Any] = await self.patiently(once)
-            return answer
         except ResponseError as error:
             raise ScriptFailed(f"{name}: {error}") from error
+        if name in _TELL_TIME:
+            self.heard(answer[0], sent_ms)
+        return answer
 
     async def patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Repeat `attempt` while its failure is temporary and patience lasts. It must be safe to repeat."""
@@ -172,8 +182,9 @@ class Connection:
                 waited_ms = (time.monotonic() - started) * 1000
                 if self._patience_ms is not None and waited_ms + delay_ms > self._patience_ms:
                     raise ServerUnavailable(f"{self.url} does not answer: {error}") from error
+                logger.debug("failed for %.0f ms now, again in %d ms: %r", waited_ms, delay_ms, error)
             await asyncio.sleep(delay_ms / 1000)
-            delay_ms = min(2 * delay_ms, _RETRY_LAST_MS)
+            delay_ms = min(2 * delay_ms, RETRY_MS_MAX)
 
     async def check(self) -> None:
         """Refuse a server that would lose data or lacks what the scripts need.
@@ -205,3 +216,7 @@ class Connection:
         """Say why nothing happens, unless patience ends soon, with an error that says so."""
         if self._patience_ms is None or self._patience_ms > 2 * WAITING_TOLD_MS:
             logger.warning("waiting for the server at %s: it does not answer yet", without_credentials(self.url))
+
+
+def _ignore(_now_ms: int, _sent_ms: float) -> None:
+    """Of the time an answer tells, for those who do not ask."""

@@ -192,6 +192,35 @@ async def test_a_node_that_cannot_join_disconnects(url: str, monkeypatch: pytest
         await until_connected(system.store, before)
 
 
+async def test_a_dispatcher_that_is_abandoned_leaves_no_call_under_way(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the call for a job that waited is ended, and its answer awaited by nobody."""
+    gate, called, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def handle(_: object) -> None:
+        await gate.wait()
+
+    async def reserve(*_: object) -> None:
+        called.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            ended.set()
+
+    async with running(url) as system:
+        await system.add_node("n1", handle, capacity=1)
+        for _ in range(2):
+            await system.producer.submit("s1", src_lang="en", tgt_lang="zh")
+        await system.until(lambda: len(system.dispatcher.waiting) == 1)
+        role, dispatcher = system.dispatchers.pop()
+        monkeypatch.setattr(dispatcher._store.cell, "reserve", reserve)
+        gate.set()
+        await called.wait()
+        await role.abandon()
+        assert ended.is_set()
+
+
 async def test_roles_that_have_no_time_to_stop_are_disconnected(url: str) -> None:
     """All of them, and nothing that one of them began runs on."""
     async with await open_store(url, QUICK) as store:

@@ -7,6 +7,7 @@ import logging
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -191,3 +192,23 @@ async def test_one_at_fault_suffers_alone() -> None:
 
     assert await or_each_alone([1, 2, 3], call, lambda item: f"broken {item}") == ["ok 1", "broken 2", "ok 3"]
     assert calls == [[1, 2, 3], [1], [2], [3]]
+
+
+async def test_the_time_of_a_call_is_that_of_the_try_that_was_answered(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """RULES 11: an outage does not make the server's time as uncertain as it was long; each try leaves a line."""
+    heard: list[tuple[int, float]] = []
+    with start_embedded(tmp_path, persistent=True) as server, caplog.at_level(logging.DEBUG, "scheduler.store"):
+        async with await open_store(server.url, patience_ms=None) as store:
+            store.connection.heard = lambda now_ms, sent_ms: heard.append((now_ms, sent_ms))
+            server.kill()
+            beat = asyncio.create_task(store.control.beat(b"doc"))
+            while not caplog.messages:
+                await asyncio.wait([beat], timeout=0.01)
+            back_ms = time.monotonic() * 1000
+            server.start()
+            beaten = await beat
+    assert [now_ms for now_ms, _ in heard] == [beaten.now_ms]
+    assert heard[0][1] >= back_ms
+    assert caplog.messages[0].startswith("failed for ")

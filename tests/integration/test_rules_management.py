@@ -108,6 +108,17 @@ async def test_a_reaper_that_was_deaf_waits_for_one_renewal(store: Store, clock:
     assert await standing(store) == ("reserved", ["inbox"])
 
 
+async def test_a_reaper_that_was_deaf_brings_back_at_once_what_is_due(store: Store, clock: Clock) -> None:
+    """RULES 16: a delay that is over has nothing to do with anybody's silence."""
+    token = await seed_reserved(store)
+    await release(store, release_item(token, "give_back", delay_ms=1))
+    reaper = await new_reaper(store)
+    async with asyncio.timeout(WAIT_MS / 1000):
+        while (await reaper.run_once()).promoted == 0:
+            assert clock.now == 1_000.0
+    assert await standing(store) == ("queued", ["intake"])
+
+
 async def test_a_reaper_works_from_the_capacities(store: Store, clock: Clock) -> None:
     """RULES 15: a lease on a drained node that no snapshot has any more ends all the same, and only once it lapsed."""
     await seed_reserved(store, "live", "s1", slots=2)

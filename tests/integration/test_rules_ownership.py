@@ -6,14 +6,18 @@ import asyncio
 import signal
 
 import msgspec
+import pytest
 
 from scheduler import calls, keys, model
 from scheduler.handlers import Job
 from scheduler.model import JobDocument
 from scheduler.roles import start_dispatcher
+from scheduler.runtime import partitions as partitions_module
+from scheduler.store.connection import RETRY_MS_MAX
 from tests.fault.processes import process
 from tests.fault.test_nodes import ended, submit
-from tests.integration.test_dispatcher import Bench, bench
+from tests.integration.test_dispatcher import CALM, Bench, bench
+from tests.integration.test_rules_management import Clock
 from tests.system import QUICK, running
 
 PATIENCE_MS = 10_000
@@ -177,3 +181,54 @@ async def test_a_stolen_partition_costs_only_its_own_jobs(url: str) -> None:
         assert await b.inbox("n1") == [f"{kept}-{i}" for i in range(3)]
         assert await b.store.reads.lengths([b.store.cell.keys.jobs(3), b.store.cell.keys.jobs(4)]) == [3, 0]
         assert (len(b.dispatcher.partitions), len(b.dispatcher.waiting)) == (15, 0)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """By which dispatchers notice that they were deaf. The server's goes as ever."""
+    told = Clock()
+    monkeypatch.setattr(partitions_module, "time", told)
+    return told
+
+
+async def seed_outage(clock: Clock, *benches: Bench) -> None:
+    """The server was away for longer than every silence and lease, and nobody has beaten since."""
+    for b in benches:
+        await b.pause()
+    clock.go(CALM.silence_ms)
+
+
+async def test_the_first_dispatcher_after_an_outage_takes_nothing_from_the_others(url: str, clock: Clock) -> None:
+    """RULES 16: it is told of nobody else, but nobody was listening; each keeps what it holds, under its epochs."""
+    async with bench(url) as first, bench(url, owner="d+2") as second:
+        for b in (first, second, first, second):
+            await b.dispatcher._beat()
+            await b.dispatcher.partitions.claim()
+        before = await first.store.reads.owners()
+        assert {owner for _, owner, _ in before.values()} == {"d+1", "d+2"}
+        await seed_outage(clock, first, second)
+
+        assert (await first.store.control.beat(b"doc", "d+1")).live == ("d+1",)
+        for b in (first, second, first, second):
+            await b.dispatcher._beat()
+            await b.dispatcher.partitions.claim()
+        after = await first.store.reads.owners()
+        assert {p: hold[:2] for p, hold in after.items()} == {p: hold[:2] for p, hold in before.items()}
+
+
+async def test_a_dispatcher_that_does_not_come_back_after_an_outage_is_given_up(url: str, clock: Clock) -> None:
+    """RULES 16: the others had time for a heartbeat; whoever did not use it is silent, and its share is taken."""
+    async with bench(url) as first, bench(url, owner="d+2") as second:
+        for b in (first, second, first):
+            await b.dispatcher._beat()
+        shared = first.dispatcher.partitions._wished
+        await seed_outage(clock, first, second)
+
+        await first.dispatcher._beat()
+        for _ in range(RETRY_MS_MAX // CALM.heartbeat_ms):
+            clock.go(CALM.heartbeat_ms)
+            await first.dispatcher._beat()
+            assert first.dispatcher.partitions._wished == shared
+        clock.go(CALM.heartbeat_ms)
+        await first.dispatcher._beat()
+        assert len(first.dispatcher.partitions._wished) == first.layout.partitions

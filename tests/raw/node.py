@@ -170,9 +170,8 @@ class Node:
             "running": len(self._running),
         }
         keys = [self.server.control_key("heartbeats"), self.server.control_key("dispatchers")]
-        sent_s = time.monotonic()
         answer = self.server.call("beat", keys, [json.dumps(document), "", HEARTBEATS_MAX, SILENCE_MS, "stays"])
-        self._clock.heard(answer[0], sent_s)
+        self._clock.heard(answer[0], self.server.sent_s)
         if wants_to_leave and self.phase == "serving":
             self.phase = "draining"
         if self.phase == "draining" and not (self._running or self._earlier or self._endings):
@@ -276,9 +275,8 @@ class Node:
         if not any(latest_ms >= each.lease_until_ms - each.length_ms * 2 / 3 for each in running):
             return
         keys = [self.server.key(f"slots:{self.node_id}"), *(self.server.key(f"job:{each.job_id}") for each in running)]
-        sent_s = time.monotonic()
         answer = self.server.call("renew", keys, [word for each in running for word in (each.job_id, each.token)])
-        self._clock.heard(answer[0], sent_s)
+        self._clock.heard(answer[0], self.server.sent_s)
         for assignment, (word, *rest) in zip(running, answer[1:], strict=True):
             if word in (b"renewed", b"cancelling"):
                 assignment.lease_until_ms, assignment.length_ms = int(rest[0]), assignment.lease_ms
@@ -302,10 +300,9 @@ class Node:
         batch, self._endings = self._endings[:BATCH_MAX], self._endings[BATCH_MAX:]
         if not batch or self._over.is_set():
             return
-        sent_s = time.monotonic()
         now_ms, answers = self.server.call_each("release", batch, self._build)
         if now_ms:
-            self._clock.heard(now_ms, sent_s)
+            self._clock.heard(now_ms, self.server.sent_s)
         for (assignment, ending), answer in zip(batch, answers, strict=True):
             if answer is not None and answer[0] == b"busy" and ending.verdict != "reboot":
                 self._endings.append((assignment, ending))

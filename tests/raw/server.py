@@ -56,6 +56,7 @@ class Server:
         stored = self.patiently(lambda: self.client.hgetall(self.control_key("layout")))
         self.layout: dict[str, str] = {name.decode(): value.decode() for name, value in stored.items()}
         self._check()
+        self.sent_s = 0.0  # own monotonic time at which the last call that was answered was sent, of its tries the last
         self._shas: dict[str, str] = {}
 
     def _check(self) -> None:
@@ -87,17 +88,19 @@ class Server:
         """Call a script; loaded before its first use, and again by a server that has forgotten it."""
         source = self.layout[f"script:{script}"]
 
-        def once() -> Any:
+        def once() -> tuple[float, Any]:
+            sent_s = time.monotonic()
             if script not in self._shas:
                 self._shas[script] = self.client.script_load(source)
+            call = ("EVALSHA", self._shas[script], len(keys), *keys, *arguments)
             try:
-                return self.client.execute_command("EVALSHA", self._shas[script], len(keys), *keys, *arguments)
+                return sent_s, self.client.execute_command(*call)
             except NoScriptError:
                 self.client.script_load(source)
-                return self.client.execute_command("EVALSHA", self._shas[script], len(keys), *keys, *arguments)
+                return sent_s, self.client.execute_command(*call)
 
-        answer: list[Any] = self.patiently(once)
-        return answer
+        self.sent_s, answer = self.patiently(once)
+        return list(answer)
 
     def call_each(
         self, script: str, items: Sequence[Any], build: Callable[[Sequence[Any]], tuple[list[str], list[Argument]]]
