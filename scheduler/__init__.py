@@ -1,6 +1,6 @@
 """A session-affine, capacity-exact job scheduler on Redis or Valkey streams.
 
-    from scheduler import Job, Node, Producer, Reject, Retry
+    from scheduler import Job, Node, Producer, Reject, Retry, server_url
 
 These names are the public API, with the errors of scheduler.errors. Each is imported at its first use, so that
 `import scheduler` alone, as the command line begins, loads nothing else.
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from scheduler.handlers import Job
     from scheduler.node import Node
     from scheduler.producer import Producer
+    from scheduler.store.location import server_url
 
-__all__ = ["Job", "Node", "Producer", "Reject", "Retry"]
+__all__ = ["Job", "Node", "Producer", "Reject", "Retry", "server_url"]
 __version__ = "0.1.0"
 
 if not TYPE_CHECKING:  # a type checker would take it for every name that there is not
@@ -26,6 +27,7 @@ if not TYPE_CHECKING:  # a type checker would take it for every name that there 
         "Producer": "scheduler.producer",
         "Reject": "scheduler.errors",
         "Retry": "scheduler.errors",
+        "server_url": "scheduler.store.location",
     }
 
     def __getattr__(name: str) -> object:

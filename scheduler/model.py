@@ -233,10 +233,12 @@ def _decode(what: str, data: bytes, json: msgspec.json.Decoder[_T], packed: msgs
     if not data:
         raise InvalidInput(f"{what} is empty: expected a JSON or msgpack object")
     is_json = data[0] in _JSON_FIRST_BYTES
+    kind = "JSON" if is_json else "msgpack"
     try:
         return json.decode(data) if is_json else packed.decode(data)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"{what} ({kind}): {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
-        kind = "JSON" if is_json else "msgpack"
         raise InvalidInput(f"{what} is no valid {kind} document: {error}") from None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import textwrap
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -101,8 +100,11 @@ def find_server(redis_url: str | None) -> str:
     found = find_url(redis_url, os.environ, Path())
     if isinstance(found, Found):
         return found.url
-    places = textwrap.indent(str(found), "  ")
-    raise ServerUnavailable(f"no server found; looked at\n{places}\nName one, or start one here: scheduler up")
+    raise ServerUnavailable(
+        f"no server found; looked at\n{found}\n"
+        "Change to the directory where `scheduler up` runs, name its server with\n"
+        "--redis-url, or start one here: scheduler up"
+    )
 
 
 @contextlib.asynccontextmanager

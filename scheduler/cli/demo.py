@@ -14,6 +14,7 @@ import click
 from rich.console import Console
 
 from scheduler.cli.common import find_server, log_level_option, settings_of_environment
+from scheduler.cli.failures import Explained
 from scheduler.cli.rehearsal import Plan, SimulatedNode, rehearse
 from scheduler.cli.view import LivePicture, conclude, is_screen
 from scheduler.loads import Arrival, SpeechShape, offered_load, speech_arrivals
@@ -28,7 +29,11 @@ TIGHTNESS: Final = 0.85
 """Slots of a pool as a share of what the load asks for at its peak."""
 
 
-@click.command()
+@click.command(
+    cls=Explained,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    short_help="Watch a whole scheduler at work, and check what it did.",
+)
 @click.option("--jobs", type=click.IntRange(min=1), default=JOBS, show_default=True, help="How many jobs in all.")
 @click.option(
     "--sessions",

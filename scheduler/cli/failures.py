@@ -5,7 +5,12 @@ Exit codes: 1 failure, 2 usage, 3 no server or none that answers, 130 Ctrl-C, 14
 
 from __future__ import annotations
 
-from typing import IO, Any, Final
+import contextlib
+import errno
+import os
+import signal
+import sys
+from typing import IO, Any, Final, NoReturn
 
 import click
 
@@ -54,3 +59,33 @@ def as_failure(error: SchedulerError | OSError) -> Failure:
     if isinstance(error, InvalidInput):
         return WrongUsage(str(error))
     return Unreachable(str(error)) if isinstance(error, ServerUnavailable) else Failure(str(error))
+
+
+class Explained(click.Command):
+    """A command whose errors become a line on stderr and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what it printed is flushed here, where a closed stdout can still be handled."""
+        try:
+            value = super().invoke(ctx)
+            sys.stdout.flush()
+        except CutOff as error:
+            _end_at_once(error)
+        except KeyboardInterrupt:
+            ctx.exit(BY_SIGNAL + signal.SIGINT)
+        except SchedulerError as error:
+            raise as_failure(error) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # click ends quietly: whoever read our output has seen enough
+                raise
+            raise as_failure(error) from error
+        return value
+
+
+def _end_at_once(why: CutOff) -> NoReturn:
+    """End without waiting for threads that run handlers."""
+    with contextlib.suppress(OSError):
+        Failure(why.message).show()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(why.exit_code)

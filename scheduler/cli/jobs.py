@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Mapping
 from typing import BinaryIO, Final
 
 import click
@@ -90,8 +91,8 @@ async def _submit(
         _conclude(submitter.refused, 0, [], timeout_ms)
 
 
-async def _print_ids(job_ids: list[str]) -> None:
-    print_line("\n".join(job_ids))
+async def _print_ids(accepted: Mapping[str, model.JobDocument]) -> None:
+    print_line("\n".join(accepted))
 
 
 async def _submit_and_wait(
@@ -104,7 +105,7 @@ async def _submit_and_wait(
         incomplete += outcome.state != "completed"
         print_line(msgspec.json.encode(outcome_fields(outcome)).decode())
 
-    awaited = Awaited(producer, store.reads, tell)
+    awaited = Awaited(producer, store, tell)
     submitter = Submitter(producer, settings, awaited.add)
 
     async def work() -> None:
@@ -115,7 +116,13 @@ async def _submit_and_wait(
         except TimeoutError:
             return
 
-    await beside(work(), [awaited.follow(), awaited.sweep()])
+    try:
+        await beside(work(), [awaited.follow(), awaited.sweep(), awaited.explain()])
+    except BaseException:  # Ctrl-C too: nothing else tells which jobs go on
+        if awaited.open:
+            ids = "\n".join(awaited.open)
+            click.echo(f"not ended yet ({_jobs(len(awaited.open))}; see `scheduler jobs show ID`):\n{ids}", err=True)
+        raise
     _conclude(submitter.refused, incomplete, list(awaited.open), timeout_ms)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from typing import Final
 
 import click
@@ -21,10 +23,15 @@ from scheduler.cli.failures import Failure
 from scheduler.cli.process import run_async
 from scheduler.cli.tables import Column, add_row, age, new_table, print_parts, some
 from scheduler.config import Settings
+from scheduler.errors import InvalidInput
+from scheduler.management.pools import node_rules, pool_of, read
+from scheduler.store.store import Store
 
 PAIRS_WIDTH_MAX: Final = 14
 FEATURES_WIDTH_MAX: Final = 10
 NODE_RESERVATIONS_MAX: Final = 10_000
+HEARTBEATS_COUNT: Final = 1_000
+HEARTBEATS_READ_MAX: Final = 10_000  # the newest: a second of the largest fleet
 
 
 @click.group()
@@ -64,23 +71,27 @@ class Streams(msgspec.Struct, frozen=True):
 
 
 _STREAM_WORDS: Final = {
-    "heartbeats": "kept from nodes, dispatchers and reapers",
-    "results": "outcomes kept in the common feed",
-    "freed": "news for jobs that wait",
-    "delayed": "jobs that wait for their time",
+    "heartbeats": "from nodes and roles",
+    "results": "outcomes kept",
+    "freed": "news for waiting jobs",
+    "delayed": "not due yet",
     "parked": "bodies of delayed jobs",
-    "dead": "jobs given up, with reason and body",
+    "dead": "given up",
 }
+_STREAMS_A_ROW: Final = 2  # so that all of it fits on 24 lines beside 16 partitions
 
 
 @streams.command("ls", short_help="List what lies in the streams.")
 @json_option
 @server_options()
 def streams_ls(redis_url: str | None, as_json: bool) -> None:
-    """List each partition's intake with its backlog and owner, and the lengths of the other streams.
+    """List each partition's intake with its backlog and owner, and how much lies in the other streams.
+
+    Those are heartbeats of nodes, dispatchers and reapers, the feed of outcomes, news for jobs that wait, jobs that
+    wait for their time and their bodies, and jobs that were given up, with reason and body.
 
     \b
-    Example:
+    Examples:
       scheduler streams ls
       scheduler streams ls --json | jq '.entries.dead'
     """
@@ -93,9 +104,12 @@ def streams_ls(redis_url: str | None, as_json: bool) -> None:
         lease_ms = intake.lease_left_ms
         lease = "" if lease_ms is None else duration(lease_ms) if lease_ms > 0 else "lapsed"
         add_row(intakes, intake.partition, intake.backlog, age(intake.oldest_ms), intake.owner or "nobody", lease)
-    others = new_table("stream", ("entries", "right"), "what")
-    for name, entries in seen.entries.items():
-        add_row(others, name, entries, _STREAM_WORDS[name])
+    columns: tuple[Column, ...] = (("stream", "left"), ("entries", "right"), "what")
+    others = new_table(*columns * _STREAMS_A_ROW)
+    others.show_header = False
+    cells = [cell for name, entries in seen.entries.items() for cell in (name, entries, _STREAM_WORDS[name])]
+    for start in range(0, len(cells), len(columns) * _STREAMS_A_ROW):
+        add_row(others, *cells[start : start + len(columns) * _STREAMS_A_ROW])
     print_parts(intakes, others)
 
 
@@ -197,7 +211,9 @@ async def _read_reservations(redis_url: str | None, settings: Settings, node_id:
 
 
 class Member(msgspec.Struct, frozen=True):
-    """A node. What it serves is known while it takes work; reason says why it does not."""
+    """A node; reason says why it takes no work. What it then serves is what its last heartbeat said, if that is kept;
+    pool is None if it is not.
+    """
 
     id: str
     pool: str | None
@@ -225,7 +241,7 @@ def nodes_ls(redis_url: str | None, as_json: bool) -> None:
     """List the nodes with their slots, and why one takes no work.
 
     \b
-    Example:
+    Examples:
       scheduler nodes ls
       scheduler nodes ls --json | jq '.[] | select(.reason != "ready")'
     """
@@ -248,15 +264,39 @@ async def _read_nodes(redis_url: str | None, settings: Settings) -> list[Member]
         names = sorted(capacities)
         used = await store.reads.used(names)
         now_us = await store.control.time_us()
-    in_snapshot = {node.id: node for node in snapshot.nodes}
+        boots = {name: item.boot for name, item in capacities.items()}
+        serving = {node.id: node for node in snapshot.nodes if boots.get(node.id) == node.boot}
+        serving |= await _last_heard(store, {name: boots[name] for name in names if name not in serving})
     return [
-        _member(capacities[name], in_snapshot.get(name), count, now_us) for name, count in zip(names, used, strict=True)
+        _member(capacities[name], serving.get(name), count, now_us) for name, count in zip(names, used, strict=True)
     ]
 
 
+async def _last_heard(store: Store, boots: Mapping[str, str]) -> dict[str, model.Node]:
+    """What nodes with these boots serve, by the newest heartbeats, as far as those tell."""
+    found: dict[str, model.Node] = {}
+    rules = node_rules(read(await store.control.read_config())[0]) if boots else []
+    before = "+"
+    for _ in range(HEARTBEATS_READ_MAX // HEARTBEATS_COUNT):
+        if len(found) == len(boots):
+            break
+        entries = await store.reads.newest(store.control.keys.heartbeats, before, HEARTBEATS_COUNT)
+        for _, fields in entries:
+            with contextlib.suppress(InvalidInput):
+                beat = model.decode_beat(fields.get(b"node", b""))
+                if isinstance(beat, model.NodeBeat) and boots.get(beat.node) == beat.boot and beat.node not in found:
+                    found[beat.node] = _node(beat, pool_of(beat, rules))
+        if len(entries) < HEARTBEATS_COUNT:
+            break
+        before = f"({entries[-1][0]}"
+    return found
+
+
+def _node(beat: model.NodeBeat, pool: str) -> model.Node:
+    return model.Node(beat.node, beat.boot, beat.capacity, pool, beat.pairs, beat.features, beat.labels, beat.version)
+
+
 def _member(item: calls.CapacityItem, node: model.Node | None, used: int, now_us: int) -> Member:
-    if node is not None and node.boot != item.boot:
-        node = None  # of another life of this node
     return Member(
         id=item.node,
         pool=node.pool if node else None,

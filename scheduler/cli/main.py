@@ -1,26 +1,20 @@
-"""The command `scheduler`: finds the subcommand, and turns errors into a line on stderr and an exit code.
+"""The command `scheduler`: finds the subcommand. Errors become a line on stderr and an exit code, see failures.py.
 
 A subcommand's module is imported when the command is asked for, so that `scheduler --version` does not wait for redis
-and rich. What each exit code means stands in failures.py.
+and rich.
 """
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import errno
 import importlib
-import os
-import signal
-import sys
 from collections.abc import Mapping
-from typing import Any, Final, NoReturn
+from typing import Final
 
 import click
 
 from scheduler import __version__
-from scheduler.cli.failures import BY_SIGNAL, CutOff, Failure, as_failure
-from scheduler.errors import SchedulerError
+from scheduler.cli.failures import Explained
 
 COMMANDS: Final[Mapping[str, str]] = {
     "up": "scheduler.cli.up:up",
@@ -40,7 +34,7 @@ COMMANDS: Final[Mapping[str, str]] = {
 """Each command and its home, `module:attribute`, in the order of `--help`."""
 
 
-class Commands(click.Group):
+class Commands(Explained, click.Group):
     """The subcommands of COMMANDS, imported when they are asked for, and what becomes of their errors."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -63,32 +57,6 @@ class Commands(click.Group):
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
             ctx.fail(f"no such command {args[0]!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
         return super().resolve_command(ctx, args)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; what it printed is flushed here, where a closed stdout can still be handled."""
-        try:
-            value = super().invoke(ctx)
-            sys.stdout.flush()
-        except CutOff as error:
-            _end_at_once(error)
-        except KeyboardInterrupt:
-            ctx.exit(BY_SIGNAL + signal.SIGINT)
-        except SchedulerError as error:
-            raise as_failure(error) from error
-        except OSError as error:
-            if error.errno == errno.EPIPE:  # click ends quietly: whoever read our output has seen enough
-                raise
-            raise as_failure(error) from error
-        return value
-
-
-def _end_at_once(why: CutOff) -> NoReturn:
-    """End without waiting for threads that run handlers."""
-    with contextlib.suppress(OSError):
-        Failure(why.message).show()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(why.exit_code)
 
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

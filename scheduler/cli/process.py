@@ -1,7 +1,8 @@
 """How the coroutine of a command runs: its event loop, and what signals do to it.
 
 - A command that ends by itself: Ctrl-C cancels it and raises KeyboardInterrupt.
-- A command that serves: the first SIGTERM or SIGINT asks it to stop in order, a second one cuts it off.
+- A command that serves: the first SIGTERM or SIGINT asks it to stop in order, a second one cuts it off. SIGHUP, of a
+  terminal that is closed, asks too, but cuts nothing off. Under nohup it is ignored.
 """
 
 from __future__ import annotations
@@ -89,14 +90,17 @@ async def _with_signals(serve: Serve[T]) -> T:
     second: asyncio.Future[int] = loop.create_future()
 
     def received(number: int) -> None:
+        if number == signal.SIGHUP:
+            ignore_hangups()
         if not stopping.is_set():
             logger.info("%s: stopping in order; a second one stops at once", signal.Signals(number).name)
             stopping.set()
-        elif not second.done():
+        elif number != signal.SIGHUP and not second.done():
             second.set_result(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, received, number)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            loop.add_signal_handler(number, received, number)
     worker = asyncio.create_task(serve(stopping))
     either: set[asyncio.Future[Any]] = {worker, second}
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -104,6 +108,12 @@ async def _with_signals(serve: Serve[T]) -> T:
         return worker.result()
     await end_tasks([worker])  # again and again: a cancellation that begins the clean-up does not end it
     raise CutOff(BY_SIGNAL + second.result())
+
+
+def ignore_hangups() -> None:
+    """Ignore SIGHUP from now on: shell and system send one each, the later one at any time, also after the loop."""
+    asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 async def unless_stopped(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:

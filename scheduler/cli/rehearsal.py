@@ -17,12 +17,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from types import FrameType
 from typing import Any, Final, TypeVar
 
+import click
 import msgspec
 
 from scheduler import audit, roles
 from scheduler.cli.failures import BY_SIGNAL
 from scheduler.cli.load import beside, follow, look_up, submit_load, to_its_end, wait_for_outcomes
-from scheduler.cli.process import run_async, stop_roles
+from scheduler.cli.process import ignore_hangups, run_async, stop_roles
 from scheduler.cli.records import NodeRecords, Records
 from scheduler.config import Settings
 from scheduler.errors import SchedulerError
@@ -116,8 +117,8 @@ Watch = Callable[[Stage], Awaitable[None]]
 def rehearse(plan: Plan, watch: Watch | None = None) -> Result:
     """Start everything, submit the load, wait for all outcomes, stop everything in order, and audit.
 
-    Blocks; belongs into the main thread, with which a server of its own would end. Ctrl-C and SIGTERM stop in order.
-    Raises: ServerUnavailable, ServerRefused, NotAccepted; KeyboardInterrupt or, on SIGTERM, SystemExit.
+    Blocks; belongs into the main thread, with which a server of its own would end. Ctrl-C, SIGTERM and SIGHUP stop in
+    order. Raises: ServerUnavailable, ServerRefused, NotAccepted; KeyboardInterrupt or, on the other two, SystemExit.
     """
 
     async def perform(url: str, settings: Settings) -> Result:
@@ -133,57 +134,75 @@ def on_own_server(
 
     Args: name, of the command, for the namespace; url, None for a server of its own; settings; perform, is given the
     server's URL and the settings to use. Blocks, and stops on signals as `rehearse` does.
-    Raises: ServerUnavailable, what `perform` raises; KeyboardInterrupt or, on SIGTERM, SystemExit.
+    Raises: ServerUnavailable, what `perform` raises; KeyboardInterrupt or, on SIGTERM and SIGHUP, SystemExit.
     """
-    with _sigterm_as_exit():
+    with _signals_as_exit():
         if url is not None:
             own = msgspec.structs.replace(settings, namespace=f"{name}-{secrets.token_hex(4)}")
-            return run_async(_until_sigterm(perform(url, own)))
+            return run_async(_until_signal(perform(url, own)))
         with start_embedded() as server:
-            return run_async(_until_sigterm(perform(server.url, settings)))
+            return run_async(_until_signal(perform(server.url, settings)))
+
+
+def _ending_signals() -> list[signal.Signals]:
+    """Those that end a command beside Ctrl-C; nohup has SIGHUP, of a closed terminal, ignored."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [signal.SIGTERM] if ignored else [signal.SIGTERM, signal.SIGHUP]
 
 
 @contextlib.contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
-    """Let SIGTERM raise SystemExit, so that what was started is stopped on the way out."""
+def _signals_as_exit() -> Iterator[None]:
+    """Let signals raise SystemExit, so that what was started is stopped on the way out."""
 
-    def leave(_: int, __: FrameType | None) -> None:
-        raise SystemExit(BY_SIGNAL + signal.SIGTERM)
+    def leave(number: int, _: FrameType | None) -> None:
+        raise SystemExit(BY_SIGNAL + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    before = [(number, signal.signal(number, leave)) for number in _ending_signals()]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
-async def _until_sigterm(work: Coroutine[Any, Any, T]) -> T:
-    """Let SIGTERM cancel the work, as Ctrl-C does by itself. Raises: SystemExit then."""
-    received = asyncio.Event()
+async def _until_signal(work: Coroutine[Any, Any, T]) -> T:
+    """Let signals cancel the work, as Ctrl-C does by itself. Raises: SystemExit then."""
+    received: list[int] = []
     task = asyncio.current_task()
     assert task is not None
 
-    def stop() -> None:
-        received.set()
+    def stop(number: int) -> None:
+        if number == signal.SIGHUP:
+            ignore_hangups()
+        received.append(number)
         task.cancel()
 
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
+    for number in _ending_signals():
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
     try:
         return await work
     except asyncio.CancelledError:
-        if received.is_set():
-            raise SystemExit(BY_SIGNAL + signal.SIGTERM) from None
+        if received:
+            raise SystemExit(BY_SIGNAL + received[0]) from None
         raise
 
 
 async def _rehearse(url: str, plan: Plan, watch: Watch | None) -> Result:
     plan = msgspec.structs.replace(plan, settings=_roomy(plan))
+    begun: Stage | None = None
     async with contextlib.AsyncExitStack() as stack:
-        stage, producer = await to_its_end(_set_up(stack, url, plan))
-        await stack.enter_async_context(beside(follow(producer, stage.records)))
-        if watch is not None:
-            await stack.enter_async_context(beside(watch(stage)))
-        await to_its_end(_perform(stage, producer))
+        try:
+            stage, producer = await to_its_end(_set_up(stack, url, plan))
+            begun = stage
+            async with contextlib.AsyncExitStack() as observers:
+                await observers.enter_async_context(beside(follow(producer, stage.records)))
+                if watch is not None:
+                    await observers.enter_async_context(beside(watch(stage)))
+                await to_its_end(_perform(stage, producer))
+        except asyncio.CancelledError:  # said when the picture is gone, and before all that takes a while to stop
+            ended = len(begun.records.ended) if begun else 0
+            click.echo(f"stopped: {ended:,} of {len(plan.arrivals):,} jobs had ended, so there is no verdict", err=True)
+            raise
     report = audit.audit(stage.records.evidence())
     return Result(
         report=report,

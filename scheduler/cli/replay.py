@@ -43,7 +43,7 @@ def _parse_pair(parameter: click.Parameter, text: str) -> LanguagePair:
         raise click.BadParameter(f"{text!r}: expected {expected}", param=parameter) from None
 
 
-@click.command()
+@click.command(short_help="Replay a trace or live speech, and check what it did.")
 @click.argument("file", required=False)
 @click.option("--speech", is_flag=True, help="Seeded live speech instead of a file: a segment each 200 ms, in bursts.")
 @click.option("--jobs", type=click.IntRange(min=1), help=f"With --speech: how many jobs.  [default: {SPEECH_JOBS}]")

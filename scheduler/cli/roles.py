@@ -14,7 +14,7 @@ import click
 
 from scheduler import roles
 from scheduler.attempts import Observer
-from scheduler.cli.common import print_line, server_options, settings_of_environment
+from scheduler.cli.common import duration, print_line, server_options, settings_of_environment
 from scheduler.cli.failures import CutOff, Failure
 from scheduler.cli.process import (
     POLL_MS,
@@ -207,10 +207,10 @@ def node(
     if handler is not None and work_ms is not None:
         raise click.UsageError("--work-ms is for simulated work: not with --handler.")
     function = simulated_work(WORK_MS if work_ms is None else work_ms) if handler is None else load_handler(handler)
+    recorder = None if record is None else Recorder(record)
     settings, url = settings_of_environment(), _find_server(redis_url, wait_server_ms)
     if url is None:
         return
-    recorder = None if record is None else Recorder(record)
     member = Node(
         url,
         node_id,
@@ -249,6 +249,9 @@ def node(
 
 async def _leave(member: Node, url: str, drain_ms: int) -> None:
     """Drain and leave. A server that is gone keeps nobody here, but for the time to drain what runs."""
+    if member.running and member.phase != "replaced":
+        jobs = "1 running job" if member.running == 1 else f"{member.running} running jobs"
+        logger.info("%s: waiting for %s, %s at most", member.node_id, jobs, duration(drain_ms))
     try:
         async with asyncio.timeout((drain_ms + STOP_MS_MAX) / 1000):
             left = await unless_gone(url, member.__aexit__(), lambda: member.running > 0)

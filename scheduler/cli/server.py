@@ -19,7 +19,7 @@ import click
 from scheduler.cli.common import log_level_option, print_line
 from scheduler.cli.failures import Failure
 from scheduler.cli.process import linger_option, run_serving
-from scheduler.errors import ServerUnavailable
+from scheduler.errors import InvalidInput, ServerUnavailable
 from scheduler.store.location import (
     Found,
     count_clients,
@@ -94,8 +94,15 @@ def _warn_of_another() -> None:
 
 @contextlib.contextmanager
 def own_server(data_dir: Path) -> Iterator[EmbeddedServer]:
-    """A server of our own with its data on disk, told in the URL file while it runs. Raises: ServerUnavailable."""
-    with start_embedded(data_dir, persistent=True) as running:
+    """A server of our own with its data on disk, told in the URL file while it runs.
+
+    Raises: InvalidInput when a directory cannot be written; ServerUnavailable.
+    """
+    try:
+        started = start_embedded(data_dir, persistent=True)
+    except InvalidInput as error:
+        raise InvalidInput(f"--data-dir = {str(data_dir)!r}: {error}") from error
+    with started as running:
         logger.info("started %s in %s", running.engine, data_dir / running.engine)
         write_url_file(HERE, running.url)
         try:

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
+import difflib
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
-from typing import Any, BinaryIO, Final
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, BinaryIO, Final, NamedTuple
 
 import click
 import msgspec
 
 from scheduler import model
 from scheduler.calls import NotSubmitted, Outcome, Submitted
-from scheduler.cli.common import shown
+from scheduler.cli.common import duration, shown
 from scheduler.config import Settings
 from scheduler.errors import InvalidInput, NotAccepted, SchedulerError
 from scheduler.handlers import BYTES, decode_result
 from scheduler.loop import end_tasks
 from scheduler.producer import Producer, Request
-from scheduler.store.reads import Reads
+from scheduler.runtime.index import Index
+from scheduler.store.store import Store
 
 READ_BYTES: Final = 65_536
 ESCAPED_BYTES_MAX: Final = 6  # of one byte in JSON, written as an escape
 SWEEP_MS: Final = 1_000
 SWEEP_JOBS_MAX: Final = 512
+EXPLAIN_MS: Final = 2_000
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
@@ -84,14 +86,28 @@ def parse_line(data: bytes, line_bytes_max: int) -> Request:
         raise InvalidInput(f"it is longer than {line_bytes_max} bytes: no document and payload need so much")
     if not data.lstrip().startswith(b"{"):
         raise InvalidInput(f"{shown(data.decode(errors='replace'), 40)!r}: expected a JSON object")
-    document = model.decode_job(data)
     try:
+        document = model.decode_job(data)
         body = msgspec.json.decode(data, type=_Body)
-    except msgspec.DecodeError as error:
-        raise InvalidInput(f"job is no valid JSON document: {error}") from None
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"job (JSON): {error}") from None
+    except InvalidInput as error:
+        raise InvalidInput(f"{error}{_nearest_fields(data)}") from None
     if body.payload and body.payload_base64:
         raise InvalidInput("payload and payload_base64: expected one of them")
     return Request(document, body.payload_base64 or body.payload.encode())
+
+
+def _nearest_fields(data: bytes) -> str:
+    """Which fields of a line that cannot be used look like misspelt ones, to be added to the error."""
+    try:
+        fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ""
+    known = {*model.JobDocument.__struct_fields__, *_Body.__struct_fields__}
+    missing = sorted(known - fields.keys())
+    pairs = [(name, difflib.get_close_matches(name, missing, n=1)) for name in fields if name not in known]
+    return "".join(f"; {shown(name, 40)!r} is no field: the nearest is {near[0]}" for name, near in pairs if near)
 
 
 # ---- submitting -----------------------------------------------------------------------------------------------------
@@ -100,11 +116,14 @@ def parse_line(data: bytes, line_bytes_max: int) -> Request:
 class Submitter:
     """Submits lines in their order. refused counts those that were not accepted; each is explained on stderr.
 
-    Args: producer; settings; accepted, called with the ids of each batch.
+    Args: producer; settings; accepted, called with each batch: the documents by the ids of the jobs.
     """
 
     def __init__(
-        self, producer: Producer, settings: Settings, accepted: Callable[[list[str]], Coroutine[Any, Any, None]]
+        self,
+        producer: Producer,
+        settings: Settings,
+        accepted: Callable[[Mapping[str, model.JobDocument]], Coroutine[Any, Any, None]],
     ) -> None:
         self.refused = 0
         self._producer = producer
@@ -126,17 +145,17 @@ class Submitter:
                 requests[line.number] = parse_line(line.data, self._line_bytes_max)
             except InvalidInput as error:
                 problems[line.number] = error
-        ids = []
+        accepted = {}
         for number, answer in zip(requests, await self._answers(list(requests.values())), strict=True):
             if isinstance(answer, Submitted):
-                ids.append(answer.job_id)
+                accepted[answer.job_id] = requests[number].document
             else:
                 problems[number] = answer
         for number, problem in sorted(problems.items()):
             click.echo(f"line {number}: {shown(str(problem))}", err=True)
         self.refused += len(problems)
-        if ids:
-            await self._accepted(ids)
+        if accepted:
+            await self._accepted(accepted)
 
     async def _answers(self, requests: Sequence[Request]) -> Sequence[Submitted | SchedulerError]:
         """What became of each request: accepted, or why not."""
@@ -155,24 +174,42 @@ def _answer(answer: Submitted | NotSubmitted) -> Submitted | NotAccepted:
 # ---- waiting --------------------------------------------------------------------------------------------------------
 
 
+class Needs(NamedTuple):
+    """What a node must serve to be given a job, and whose job it is."""
+
+    src_lang: str
+    tgt_lang: str
+    features: tuple[str, ...]
+    tenant: str
+
+    def unmet(self) -> str:
+        """That no node does, in words."""
+        offered = ", ".join(self.features)
+        if not self.src_lang:
+            return f"no node offers {offered}" if offered else "no node is there"
+        return f"no node serves {self.src_lang}:{self.tgt_lang}" + (f" with {offered}" if offered else "")
+
+
 class Awaited:
     """Jobs whose outcomes are awaited: the feed tells most of them, the records the rest, for they are the truth.
 
-    Args: producer, whose feed is followed; reads; tell, called with each outcome, once a job.
+    Args: producer, whose feed is followed; store; tell, called with each outcome, once a job.
     """
 
-    def __init__(self, producer: Producer, reads: Reads, tell: Callable[[Outcome], None]) -> None:
-        self.open: dict[str, None] = {}
+    def __init__(self, producer: Producer, store: Store, tell: Callable[[Outcome], None]) -> None:
+        self.open: dict[str, Needs] = {}
         self._producer = producer
-        self._reads = reads
+        self._store = store
+        self._reads = store.reads
         self._tell = tell
         self._none_open = asyncio.Event()
 
-    async def add(self, job_ids: list[str]) -> None:
+    async def add(self, jobs: Mapping[str, model.JobDocument]) -> None:
         """Wait for these too; some may have ended already."""
         self._none_open.clear()
-        self.open.update(dict.fromkeys(job_ids))
-        await self._look_up(job_ids)
+        for job_id, each in jobs.items():
+            self.open[job_id] = Needs(each.src_lang, each.tgt_lang, tuple(sorted(set(each.features))), each.tenant_id)
+        await self._look_up(jobs)
 
     async def all_ended(self) -> None:
         """Wait until no job is open."""
@@ -186,13 +223,28 @@ class Awaited:
 
     async def sweep(self) -> None:
         """Look at the records now and then, for ever: a feed can be trimmed before it is read."""
+        ahead: list[str] = []
         while True:
             await asyncio.sleep(SWEEP_MS / 1000)
-            oldest = list(itertools.islice(self.open, SWEEP_JOBS_MAX))
-            await self._look_up(oldest)
-            for job_id in oldest:
-                if job_id in self.open:  # the others' turn is next
-                    self.open[job_id] = self.open.pop(job_id)
+            ahead = ahead or list(self.open)
+            await self._look_up(ahead[:SWEEP_JOBS_MAX])
+            ahead = ahead[SWEEP_JOBS_MAX:]
+
+    async def explain(self) -> None:
+        """Say on stderr, once for each kind of job, that no node serves it, for ever: else nothing would be heard."""
+        looked_at: set[Needs] = set()
+        while True:
+            await asyncio.sleep(EXPLAIN_MS / 1000)
+            kinds = set(self.open.values()) - looked_at
+            if not kinds:
+                continue
+            looked_at |= kinds
+            index = Index(await self._store.control.read_snapshot())
+            limit = duration(self._store.settings.no_node_grace_ms)
+            for needs in sorted(kinds):
+                if not index.members(needs.src_lang, needs.tgt_lang, needs.features, index.scope_of(needs.tenant)):
+                    count = sum(each == needs for each in self.open.values())
+                    click.echo(f"{needs.unmet()}; jobs that wait for one, {limit} at most: {count}", err=True)
 
     async def _look_up(self, job_ids: Iterable[str]) -> None:
         looked_at = list(job_ids)

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Final
 
 import click
+from click.core import ParameterSource
 
 from scheduler import roles
 from scheduler.cli.common import print_line, server_options, settings_of_environment
+from scheduler.cli.failures import WrongUsage
 from scheduler.cli.process import STOP_MS_MAX, StartRole, check_server, run_serving, stop_roles, unless_stopped
 from scheduler.cli.server import HERE, alive_until, data_dir_option, has_ended, own_server
 from scheduler.config import Settings
@@ -31,25 +33,37 @@ _START: Final[tuple[StartRole, ...]] = (roles.start_manager, roles.start_dispatc
 def up(redis_url: str | None, data_dir: Path) -> None:
     """Run a whole scheduler in this process: manager, dispatcher and reaper.
 
-    Starts a server of its own, with its data on disk, unless one is named or already runs in this directory. Prints the
-    server's URL, and `ready` when everything runs. Other commands of this directory find the server by themselves.
+    Starts a server of its own, with its data on disk, unless one is named or already runs in this directory; then
+    --data-dir is refused. Prints the server's URL, and `ready` when everything runs. Other commands of this directory
+    find the server by themselves.
 
     SIGTERM or Ctrl-C stops in order: partitions and leadership are handed over, then the server that was started here
     is stopped. A second signal stops at once.
 
     \b
-    Example:
+    Examples:
       scheduler up
       scheduler up --redis-url redis://10.0.0.5:6379/0 --log-level warning
     """
     settings = settings_of_environment()
     found = find_url(redis_url, os.environ, HERE)
     if isinstance(found, Found):
+        _refuse_data_dir(data_dir, found)
         logger.info("using the server named by %s", found.place)
         run_serving(lambda stopping: _serve(found.url, settings, stopping, None))
         return
     with own_server(data_dir) as server:
         run_serving(lambda stopping: _serve(server.url, settings, stopping, server))
+
+
+def _refuse_data_dir(data_dir: Path, found: Found) -> None:
+    """Raises: WrongUsage when --data-dir was typed, although the server that was found keeps its data elsewhere."""
+    source = click.get_current_context().get_parameter_source("data_dir")
+    if source is not ParameterSource.DEFAULT:
+        raise WrongUsage(
+            f"--data-dir = {str(data_dir)!r}: expected none, because no server is started here: `up` would use "
+            f"{found.url}, named by {found.place}; stop that one first, or leave the option out"
+        )
 
 
 async def _serve(url: str, settings: Settings, stopping: asyncio.Event, server: EmbeddedServer | None) -> None:

@@ -31,6 +31,7 @@ ROWS_BESIDE: Final = 11
 """Rows of the live picture without those of nodes and decisions, and one that stays free."""
 DECISIONS_SHOWN_MAX: Final = 15
 BAR_WIDTH_MAX: Final = 40
+PROGRESS_WIDTH: Final = 30  # leaves room on the line, where a terminal prints ^C
 FIGURES_A_ROW: Final = 4
 FIGURE_WIDTH: Final = 17
 
@@ -178,7 +179,12 @@ class ProgressBars:
 
     async def __call__(self, stage: Stage) -> None:
         """Draw until cancelled."""
-        columns = (TextColumn("{task.description:9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description:9}"),
+            BarColumn(PROGRESS_WIDTH),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         progress = Progress(
             *columns,
             TextColumn("{task.fields[note]}"),

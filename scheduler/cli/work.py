@@ -95,10 +95,17 @@ class Recorder(Observer):
     First a line with node, boot, from_us and slots; then one when a handler starts, with `ended_us` null, and one more
     with the same token when it has ended. A run without the second was cut off. Times in microseconds are those of the
     monotonic clock, which all processes of a machine share. Each line is written at once; nodes may share a file.
+
+    Raises: InvalidInput when the file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("ab", buffering=0)  # a line is one write at the end of the file
+        try:
+            self._file = path.open("ab", buffering=0)  # a line is one write at the end of the file
+        except OSError as error:
+            raise InvalidInput(
+                f"--record = {str(path)!r}: {error.strerror}: expected a file that can be written"
+            ) from error
         self._started_us: dict[int, int] = {}
         self._boot = ""
 

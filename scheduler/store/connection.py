@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import InvalidResponse, NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scheduler.errors import InvalidInput, SchedulerError, ServerRefused, ServerUnavailable, without_credentials
@@ -32,6 +32,7 @@ Answer = TypeVar("Answer")
 Argument = str | bytes | int | float
 Client = Any  # redis.asyncio.Redis: its annotations allow for replies decoded or not, sync or async, all at once
 
+WAITING_TOLD_MS: Final = 1_000  # of waiting for a server at the start, before that is told
 COMMAND_TIMEOUT_MS: Final = 5_000
 CONNECT_TIMEOUT_MS: Final = 2_000
 PATIENCE_MS: Final = 30_000
@@ -190,12 +191,17 @@ class Connection:
 
         Raises: ServerUnavailable, ServerRefused.
         """
+        reminder = asyncio.get_running_loop().call_later(WAITING_TOLD_MS / 1000, self._tell_waiting)
         try:
             info = await self.patiently(self.commands.info)
+        except InvalidResponse as error:
+            raise ServerRefused(f"{self.url} is no Redis or Valkey server: {error}") from error
         except ResponseError as error:
             raise ServerRefused(f"{self.url}: INFO is refused: {error}") from error
         except RedisError as error:
             raise ServerRefused(f"{self.url}: {error}") from error
+        finally:
+            reminder.cancel()
         policy = str(info.get("maxmemory_policy", "noeviction"))
         if policy != "noeviction":
             raise ServerRefused(
@@ -205,6 +211,11 @@ class Connection:
         version = str(info.get(f"{name.lower()}_version", "0"))
         if int(version.split(".")[0]) < floor:
             raise ServerRefused(f"{self.url}: {name} {version}: expected Redis 7.0, Valkey 8 or later")
+
+    def _tell_waiting(self) -> None:
+        """Say why nothing happens, unless patience ends soon, with an error that says so."""
+        if self._patience_ms is None or self._patience_ms > 2 * WAITING_TOLD_MS:
+            logger.warning("waiting for the server at %s: it does not answer yet", without_credentials(self.url))
 
 
 def _ignore(_now_ms: int, _sent_ms: float) -> None:

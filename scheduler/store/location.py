@@ -17,7 +17,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from scheduler.errors import InvalidInput
+from scheduler.errors import InvalidInput, ServerUnavailable
 
 ANSWER_MAX_S: Final = 1.0
 _URL_PREFIXES: Final = ("redis://", "rediss://", "unix://")
@@ -68,7 +68,7 @@ class NotFound(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         width = max(len(place.name) for place in self.places)
-        return "\n".join(f"{place.name:{width}}  {place.finding}" for place in self.places)
+        return "\n".join(f"  {place.name:{width}}  {place.finding}" for place in self.places)
 
 
 def named_url(explicit: str | None, environment: Mapping[str, str]) -> Found | NotFound:
@@ -103,7 +103,24 @@ def find_url(explicit: str | None, environment: Mapping[str, str], directory: Pa
     url = _read_url_file(directory)
     if url and ping(url):
         return Found(url, str(file))
-    return NotFound((*named.places, Place(str(file), f"{url} does not answer" if url else "no such file")))
+    finding = f"{url} does not answer" if url else f"no such file in {directory.absolute()}"
+    return NotFound((*named.places, Place(str(url_file(Path())), finding)))
+
+
+def server_url() -> str:
+    """The URL of the server to use, found as the commands find it: SCHED_REDIS_URL, REDIS_URL, else the server that
+    `scheduler up` or `scheduler server` runs in the current directory.
+
+    One that the environment names need not answer yet. Blocks for a moment.
+    Raises: InvalidInput; ServerUnavailable, naming the places that were looked at.
+    """
+    found = find_url(None, os.environ, Path())
+    if isinstance(found, Found):
+        return found.url
+    raise ServerUnavailable(
+        f"no server found; looked at\n{NotFound(found.places[1:])}\n"
+        "Set one of the two, or run this in the directory where `scheduler up` runs"
+    )
 
 
 def _checked_url(url: str, place: str) -> str:
@@ -126,12 +143,21 @@ def _read_url_file(directory: Path) -> str | None:
 
 
 def write_url_file(directory: Path, url: str) -> None:
-    """Tell other processes of this directory where its embedded server is; readers never see half a file."""
+    """Tell other processes of this directory where its embedded server is; readers never see half a file.
+
+    Raises: InvalidInput when the directory cannot be written.
+    """
     file = url_file(directory)
-    file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f"url.{os.getpid()}")
-    draft.write_text(f"{url}\n", encoding="utf-8")
-    draft.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(f"{url}\n", encoding="utf-8")
+        draft.replace(file)
+    except OSError as error:
+        raise InvalidInput(
+            f"current directory = {str(directory.absolute())!r}: {error.strerror}: expected one that can be written, "
+            f"for the server's URL goes into {url_file(Path())}"
+        ) from error
 
 
 def remove_url_file(directory: Path, url: str) -> None:

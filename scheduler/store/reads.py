@@ -217,6 +217,11 @@ class Reads:
         rows = await self._command(lambda client: client.xrange(stream, start, end, count))
         return [(identifier.decode(), fields) for identifier, fields in rows]
 
+    async def newest(self, stream: str, before: str = "+", count: int = 100) -> list[StreamEntry]:
+        """The newest entries of a stream, the newest first. before: `(<id>`, to go on from the last one of them."""
+        rows = await self._command(lambda client: client.xrevrange(stream, before, "-", count))
+        return [(identifier.decode(), fields) for identifier, fields in rows]
+
     async def owners(self) -> dict[int, tuple[int, str, int]]:
         """partition -> (epoch, owner or "-", until_ms)."""
         stored = _text(await self._command(lambda client: client.hgetall(self.keys.owners)))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import logging
 import os
 import re
 import secrets
@@ -27,6 +28,8 @@ from pathlib import Path
 from typing import IO, Final, Literal
 
 from scheduler.errors import InvalidInput, ServerUnavailable
+
+logger = logging.getLogger("scheduler.store")
 
 Engine = Literal["valkey", "redis"]
 
@@ -47,8 +50,8 @@ LOG_TAIL_BYTES: Final = 2_000
 _PR_SET_PDEATHSIG: Final = 1
 
 
-class _PortTaken(Exception):
-    """Somebody else listens on the port."""
+class PortTaken(ServerUnavailable):
+    """Another program listens on the port, or on each of those that were tried."""
 
 
 def available_engines() -> dict[Engine, Path]:
@@ -130,20 +133,25 @@ class EmbeddedServer:
         """Start the process and wait until it answers; does nothing when it is alive.
 
         Args: port, None for the port of last time, or any free one the first time.
-        Raises: ServerUnavailable, with the end of the server's log.
+        Raises: InvalidInput when its directory cannot be written; PortTaken; ServerUnavailable, with the end of the
+        server's log.
         """
         if self.running:
             return
         wanted = port or self.port
         for _ in range(1 if wanted else PORT_ATTEMPTS_MAX):
             self.port = wanted or _free_port()
-            try:
+            # Between the look at the port and the server's own, somebody else may be faster.
+            with contextlib.suppress(PortTaken):
                 self._launch()
-            except _PortTaken:
-                continue  # between the look at the port and the server's own, somebody else was faster
-            return
+                return
         taken = f"port {wanted}" if wanted else f"each of {PORT_ATTEMPTS_MAX} ports that were free"
-        raise ServerUnavailable(f"{self._binary} cannot listen on {HOST}: {taken} is taken by another program")
+        raise PortTaken(f"{taken} is taken by another program on {HOST}: expected a free one for {self._binary.name}")
+
+    def start_elsewhere(self) -> None:
+        """Start at any free port, which is that of the server from now on. Raises: as `start`."""
+        self.port = 0
+        self.start()
 
     def stop(self) -> None:
         """End the server in an orderly way, by force if it hangs; one in memory loses its directory too."""
@@ -175,27 +183,35 @@ class EmbeddedServer:
         self.stop()
 
     def _launch(self) -> None:
-        """One process on `self.port`. Raises: _PortTaken, ServerUnavailable; then no process is left."""
+        """One process on `self.port`. Raises: as `start`; then no process is left."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             with _locked(self.directory) as lock, _fresh_log(self.log_path) as log:
-                self._process = subprocess.Popen(
-                    [self._binary, *self._options()],
-                    cwd=self.directory,  # where it keeps its data; so no path has to be quoted for it
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=[lock],  # the server holds the lock, so it ends with the server
-                    start_new_session=True,  # Ctrl-C is for us: the server goes last
-                    preexec_fn=_die_with_parent(),
-                )
+                self._process = self._spawn(lock, log)
         except OSError as error:
-            raise ServerUnavailable(f"{self._binary} cannot be started in {self.directory}: {error}") from error
+            raise InvalidInput(
+                f"directory = {str(self.directory)!r}: {error.strerror}: expected one that can be written"
+            ) from error
         try:
             self._wait_until_ready(self._process)
         except BaseException:
             self.kill()
             raise
+
+    def _spawn(self, lock: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        try:
+            return subprocess.Popen(
+                [self._binary, *self._options()],
+                cwd=self.directory,  # where it keeps its data; so no path has to be quoted for it
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=[lock],  # the server holds the lock, so it ends with the server
+                start_new_session=True,  # Ctrl-C is for us: the server goes last
+                preexec_fn=_die_with_parent(),
+            )
+        except OSError as error:
+            raise ServerUnavailable(f"{self._binary.name} cannot be started: {error}") from error
 
     def _options(self) -> list[str]:
         yes_or_no = "yes" if self._persistent else "no"
@@ -220,10 +236,12 @@ class EmbeddedServer:
                 continue
             log = _tail(self.log_path)
             if "Address already in use" in log:
-                raise _PortTaken
-            raise ServerUnavailable(f"{self._binary} ended with {process.returncode} at its start; its log:\n{log}")
+                raise PortTaken(f"port {self.port} is taken")
+            raise ServerUnavailable(
+                f"{self._binary.name} ended with {process.returncode} at its start; its log:\n{log}"
+            )
         log = _tail(self.log_path)
-        raise ServerUnavailable(f"{self._binary} does not answer after {READY_MAX_S:.0f} s; its log:\n{log}")
+        raise ServerUnavailable(f"{self._binary.name} does not answer after {READY_MAX_S:.0f} s; its log:\n{log}")
 
 
 def start_embedded(
@@ -276,10 +294,16 @@ def _start_where_it_was(server: EmbeddedServer) -> None:
         last = 0
     try:
         server.start(last if last in PORTS else None)
-    except ServerUnavailable:
+    except PortTaken:
         if last not in PORTS:
             raise
-        server.start()
+        server.start_elsewhere()
+        logger.warning(
+            "port %d, the one of last time, is taken by another program: the server is at port %d now; clients that "
+            "run on do not find it there",
+            last,
+            server.port,
+        )
     memory.write_text(f"{server.port}\n")
 
 

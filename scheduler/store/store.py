@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Final
 
 from scheduler import calls, keys
 from scheduler.config import DEFAULTS, Settings
-from scheduler.errors import ServerUnavailable
+from scheduler.errors import ServerUnavailable, without_credentials
 from scheduler.store.cell import Cell
 from scheduler.store.connection import PATIENCE_MS, Connection
 from scheduler.store.control import Control
 from scheduler.store.reads import Reads
 
+logger = logging.getLogger("scheduler.store")
+
 _LAYOUT_POLL_MS: Final = 100
+_LAYOUT_TOLD_MS: Final = 3_000  # of waiting for a layout, before that is told
 
 
 class Store:
@@ -49,11 +53,14 @@ class Store:
         """
         waited_ms = 0
         while (layout := await self.control.read_layout()) is None:
+            missing = (
+                f"{self.connection.url}: no scheduler was started there (namespace {self.settings.namespace!r}): "
+                f"expected a running manager, such as `scheduler up`"
+            )
             if wait_ms is not None and waited_ms >= wait_ms:
-                raise ServerUnavailable(
-                    f"{self.connection.url}: no scheduler was started there (namespace {self.settings.namespace!r}): "
-                    f"expected a running manager, such as `scheduler up`"
-                )
+                raise ServerUnavailable(missing)
+            if waited_ms == _LAYOUT_TOLD_MS:
+                logger.warning("%s; waiting for one", without_credentials(missing))
             await asyncio.sleep(_LAYOUT_POLL_MS / 1000)
             waited_ms += _LAYOUT_POLL_MS
         return layout

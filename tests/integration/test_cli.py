@@ -70,6 +70,10 @@ def test_all_commands_are_listed() -> None:
         (["node", "--id", "n1", "--pair", "en"], "'en': expected source:target, such as en:zh"),
         (["node", "--id", "n1", "--label", "zone"], "'zone': expected key=value, such as zone=eu-1"),
         (["node", "--id", "n1", "--handler", "a:b", "--work-ms", "1"], "not with --handler"),
+        (
+            ["node", "--id", "n1", "--record", "no/f"],
+            "--record = 'no/f': No such file or directory: expected a file th",
+        ),
         (["node", "--id", "n 1", "--redis-url", "redis://host"], "node = 'n 1': expected 1 to 64 visible ASCII"),
         (["node", "--id", "n1", "--pair", "a b:c", "--redis-url", "redis://host"], "src_lang = 'a b': expected"),
     ],
@@ -104,8 +108,9 @@ def test_no_server(command: list[str]) -> None:
         "  --redis-url      not given",
         "  SCHED_REDIS_URL  not set",
         "  REDIS_URL        not set",
-        "  .scheduler/url   no such file",
-        "Name one, or start one here: scheduler up",
+        f"  .scheduler/url   no such file in {Path.cwd()}",
+        "Change to the directory where `scheduler up` runs, name its server with",
+        "--redis-url, or start one here: scheduler up",
     ]
 
 

@@ -14,7 +14,7 @@ from click.testing import Result
 
 from scheduler import calls, model
 from scheduler.cli.jobs import body_of
-from scheduler.cli.submit import result_fields
+from scheduler.cli.submit import Needs, result_fields
 from scheduler.store.store import Store
 from tests import seeds
 from tests.integration.commands import on_server, refusal, run
@@ -84,6 +84,10 @@ def test_lines_that_are_not_accepted(ready_url: str, tmp_path: Path) -> None:
         '{"session_id": "s", "job_id": "first"}',
         '{"session_id": "other", "job_id": "first"}',
         '{"session_id": "' + "s" * 200_000 + '"}',
+        '{"sesion_id": "s", "tgtlang": "zh", "x": 1}',
+        '{"session_id": "s", "priority": "high"}',
+        '{"session_id": "s", "src_lang": "en", "target_lang": "zh"}',
+        '{"session_id": "s"',
         '{"session_id": "s", "job_id": "last"}',
         SCHED_PAYLOAD_BYTES_MAX="8",
     )
@@ -95,12 +99,18 @@ def test_lines_that_are_not_accepted(ready_url: str, tmp_path: Path) -> None:
         "line 4: session_id = 'a b': expected 1 to 128 visible ASCII characters without spaces and braces",
         "line 5: payload of job ID: 9 bytes: expected at most 8",
         "line 6: payload and payload_base64: expected one of them",
-        "line 7: job is no valid JSON document: Invalid base64 encoded string - at `$.payload_base64`",
+        "line 7: job (JSON): Invalid base64 encoded string - at `$.payload_base64`",
         "line 8: job first is not accepted: duplicate (queued)",
         "line 9: job first is not accepted: job_id_taken",
         "line 10: it is longer than 98352 bytes: no document and payload need so much",
+        "line 11: job (JSON): Object missing required field `session_id`; "
+        "'sesion_id' is no field: the nearest is session_id; 'tgtlang' is no field: the nearest is tgt_lang",
+        "line 12: job (JSON): Expected `int`, got `str` - at `$.priority`",
+        "line 13: src_lang = 'en', tgt_lang = '': expected both languages, or none of them; 'target_lang' is no field: "
+        "the nearest is tgt_lang",
+        "line 14: job is no valid JSON document: Input data was truncated",
     ]
-    assert conclusion == "Error: 8 lines were not accepted"
+    assert conclusion == "Error: 12 lines were not accepted"
 
 
 def test_full_backlog(ready_url: str, tmp_path: Path) -> None:
@@ -119,6 +129,20 @@ def test_wait_that_takes_too_long(ready_url: str, tmp_path: Path) -> None:
         1,
         "Error: 6 jobs had not ended 20 ms after the end of the input: j0, j1, j2, j3, j4, ...\n",
     )
+
+
+@pytest.mark.parametrize(
+    ("needs", "words"),
+    [
+        (Needs("en", "zh", (), ""), "no node serves en:zh"),
+        (Needs("en", "zh", ("asr", "tts"), ""), "no node serves en:zh with asr, tts"),
+        (Needs("", "", ("llm",), ""), "no node offers llm"),
+        (Needs("", "", (), "acme"), "no node is there"),
+    ],
+)
+def test_what_no_node_serves(needs: Needs, words: str) -> None:
+    """Languages as the options of a node name them, and features."""
+    assert needs.unmet() == words
 
 
 def test_results_in_json() -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from scheduler import model
+from scheduler.cli import listings
+from scheduler.management.pools import stored_field
 from scheduler.store.store import Store
 from tests import seeds
 from tests.integration.commands import on_server, refusal, run
@@ -43,10 +45,12 @@ def test_streams(ready_url: str) -> None:
     assert rows[1] == ["0", "0", "nobody"]
     assert (rows[2][:2], rows[2][4], rows[2][6]) == (["1", "2"], seeds.OWNER, "s")
     assert rows[3] == ["2", "0", "nobody"]
-    assert rows[18] == ["stream", "entries", "what"]
-    assert {row[0]: row[1] for row in rows[19:]} == {
-        "heartbeats": "1", "results": "0", "freed": "1", "delayed": "0", "parked": "0", "dead": "0",
-    }  # fmt: skip
+    assert [" ".join(row) for row in rows[18:]] == [
+        "heartbeats 1 from nodes and roles results 0 outcomes kept",
+        "freed 1 news for waiting jobs delayed 0 not due yet",
+        "parked 0 bodies of delayed jobs dead 0 given up",
+    ]
+    assert len(rows) + len(["the command", "the next prompt"]) <= 24
     owned = document["partitions"][1]
     assert (owned["partition"], owned["backlog"], owned["owner"]) == (1, 2, seeds.OWNER)
     assert 0 < owned["lease_left_ms"] <= 6_000
@@ -127,3 +131,44 @@ def test_nodes(ready_url: str) -> None:
         "boot": seeds.BOOT,
         "boot_age_ms": 0,
     }
+
+
+def test_nodes_that_take_no_work(ready_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they serve is what their last heartbeat said, in the pool that they name or that a rule gives them; of one
+    that was not heard nothing is known.
+    """
+    monkeypatch.setattr(listings, "HEARTBEATS_COUNT", 2)
+
+    async def seed(store: Store) -> None:
+        for name, boot in (
+            ("named", seeds.BOOT),
+            ("ruled", seeds.BOOT),
+            ("again", seeds.LATER_BOOT),
+            ("mute", seeds.BOOT),
+        ):
+            await seeds.seed_node(store, name, slots=0, boot=boot, reason="draining")
+        beats = [
+            model.NodeBeat("ruled", seeds.BOOT, 2, features=("asr",), labels={"zone": "eu"}, version="2.1"),
+            model.NodeBeat("again", seeds.BOOT, 1, pool="of-another-boot"),
+            model.NodeBeat("named", seeds.BOOT, 3, (("en", "de"),), pool="gold"),
+            model.NodeBeat("named", seeds.BOOT, 3, (("en", "zh"),), pool="gold", draining=True),
+            model.NodeBeat("busy", seeds.BOOT, 1),
+        ]
+        for beat in beats:
+            await store.control.beat(model.encode_beat(beat))
+        client = store.connection.commands
+        await client.xadd(store.control.keys.heartbeats, {"node": "no document"})
+        document = b'{"match": {"labels": {"zone": "eu"}}}'
+        await client.hset(store.control.keys.config, stored_field("silver"), document)
+
+    on_server(ready_url, seed)
+    rows, document = listed(ready_url, "nodes", "ls")
+    assert [row[:-2] for row in rows[1:]] == [
+        ["again", "-", "0", "0", "draining"],
+        ["mute", "-", "0", "0", "draining"],
+        ["named", "gold", "0", "0", "draining", "en:zh"],
+        ["ruled", "silver", "0", "0", "draining", "asr"],
+    ]
+    assert [(each["pool"], each["labels"], each["version"]) for each in document] == [
+        (None, {}, ""), (None, {}, ""), ("gold", {}, ""), ("silver", {"zone": "eu"}, "2.1"),
+    ]  # fmt: skip

@@ -25,7 +25,9 @@ ROOT = Path(__file__).resolve().parents[2]
 HANDLERS = """
 import threading
 def shout(job): return job.payload.decode().upper()
-def hang(job): threading.Event().wait()
+def hang(job):
+    print("hangs", flush=True)
+    threading.Event().wait()
 """
 
 
@@ -150,6 +152,31 @@ def test_up_stops_in_order(tmp_path: Path) -> None:
     assert not (tmp_path / ".scheduler" / "url").exists()
 
 
+def test_closed_terminal(tmp_path: Path) -> None:
+    """SIGHUP stops in order too, however often it comes, and the URL file goes with the server."""
+    with up(tmp_path) as (command, url):
+        command.send(signal.SIGHUP)
+        command.log("SIGHUP: stopping in order")
+        while (tmp_path / ".scheduler" / "url").exists():
+            command.send(signal.SIGHUP)
+        assert command.end(signal.SIGHUP)[0] == 0
+    assert not ping(url)
+
+
+def test_closed_terminal_under_nohup(tmp_path: Path) -> None:
+    """Whoever has SIGHUP ignored keeps it so: the command runs on."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which children inherit
+    try:
+        with up(tmp_path) as (command, url):
+            command.send(signal.SIGHUP)
+            assert ping(url)
+            exit_code, _, stderr = command.end(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert exit_code == 0
+    assert "SIGHUP" not in stderr
+
+
 def test_second_up(place: Path) -> None:
     """A second `up` in a directory uses the server that runs there, says so, and leaves it running."""
     with up(place) as (second, url):
@@ -157,6 +184,19 @@ def test_second_up(place: Path) -> None:
         assert (place / ".scheduler" / "url").read_text() == f"{url}\n"
         assert second.end(signal.SIGINT)[0] == 0
     assert ping(url)
+
+
+def test_data_directory_of_another_server(place: Path) -> None:
+    """--data-dir with a server that runs already ends with 2, because it would mean nothing."""
+    url = (place / ".scheduler" / "url").read_text().strip()
+    for options, named_by in [((), ".scheduler/url"), (("--redis-url", url), "--redis-url")]:
+        assert answer(place, "up", "--data-dir", ".other", *options) == (
+            2,
+            "",
+            "Error: --data-dir = '.other': expected none, because no server is started here: `up` would use "
+            f"{url}, named by {named_by}; stop that one first, or leave the option out\n",
+        )
+    assert not (place / ".other").exists()
 
 
 def test_data_outlives_up(tmp_path: Path) -> None:
@@ -296,11 +336,13 @@ def test_second_signal(place: Path) -> None:
 
 
 def test_handler_that_never_ends(place: Path) -> None:
-    """A node leaves after --drain-ms although a thread of it runs on: the job is given back."""
+    """A node says what it waits for, and leaves after --drain-ms although a thread runs on: the job is given back."""
     with hanging(place, "stuck2", "--drain-ms", "50") as node:
         node.log("stuck2 serves")
         assign(place, "stuck2")
+        assert node.line() == "hangs"
         exit_code, _, stderr = node.end(signal.SIGTERM)
+    assert "stuck2: waiting for 1 running job, 50 ms at most" in stderr
     assert exit_code in (0, 1)  # whether the manager knew of the draining before the job went back
     assert "a handler's thread still runs; it is cut off" in stderr
 
@@ -315,6 +357,19 @@ def test_lines_as_they_are_typed(place: Path) -> None:
             command.type(job("typed", job_id=job_id))
             assert command.line() == job_id
         assert command.end(signal.SIGINT) == (130, "", "")
+
+
+def test_jobs_that_nobody_serves(place: Path) -> None:
+    """--wait says what no node serves, once for each kind of job; at Ctrl-C it names the jobs that go on."""
+    said = "no node serves en:tlh{}; jobs that wait for one, 1m 00s at most: {}\n"
+    with Command(place, "jobs", "submit", "-", "--wait") as command:
+        for job_id in ("lonely1", "lonely2"):
+            command.type(job("lonely", job_id=job_id, src_lang="en", tgt_lang="tlh"))
+        assert command.log("no node") == said.format("", 2)
+        command.type(job("lonely", job_id="lonely3", src_lang="en", tgt_lang="tlh", features=["b", "a", "b"]))
+        assert command.log("with a, b") == said.format(" with a, b", 1)
+        names = "\nlonely1\nlonely2\nlonely3\n"
+        assert command.end(signal.SIGINT) == (130, "", f"not ended yet (3 jobs; see `scheduler jobs show ID`):{names}")
 
 
 def test_jobs_that_do_not_complete(place: Path) -> None:

@@ -75,6 +75,22 @@ def test_server_that_ends(tmp_path: Path) -> None:
     assert re.search(r"Error: the server that was started here has ended; its log is .*server\.log\n$", stderr)
 
 
+@pytest.mark.parametrize("command", ["server", "up"])
+def test_directories_that_cannot_be_written(tmp_path: Path, command: str) -> None:
+    """Neither data nor the URL file: each ends with 2 and names the directory and its option."""
+    (tmp_path / "file").touch()
+    exit_code, stdout, stderr = answer(tmp_path, command, "--data-dir", "file/data")
+    assert (exit_code, stdout) == (2, "")
+    assert re.fullmatch(
+        r"Error: --data-dir = 'file/data': directory = '.*/data/\w+': Not a directory: expected one that can be .*\n",
+        stderr,
+    )
+    (tmp_path / ".scheduler").touch()
+    exit_code, stdout, stderr = answer(tmp_path, command, "--data-dir", "data", "--log-level", "warning")
+    assert (exit_code, stdout) == (2, "")
+    assert stderr.startswith(f"Error: current directory = {str(tmp_path)!r}: File exists: expected one that can be ")
+
+
 @pytest.mark.usefixtures("own_place")
 def test_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a program to start it ends with 3 and says what to install."""

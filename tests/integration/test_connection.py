@@ -4,20 +4,49 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from scheduler.config import DEFAULTS
 from scheduler.errors import InvalidInput, ServerRefused, ServerUnavailable
 from scheduler.handlers import Job
 from scheduler.node import Node
-from scheduler.store.connection import Connection, ScriptFailed, or_each_alone
+from scheduler.store import connection
+from scheduler.store import store as store_module
+from scheduler.store.connection import PATIENCE_MS, Connection, ScriptFailed, or_each_alone
 from scheduler.store.server import start_embedded
 from scheduler.store.store import Store, open_store
 from tests.system import QUICK, running
 
 NOWHERE = "redis://127.0.0.1:1/0"
+
+
+class Listener(logging.Handler):
+    """Hears what is logged, and tells when something was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+        self.told = asyncio.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One record."""
+        self.messages.append(f"{record.levelname} {record.getMessage()}")
+        self.told.set()
+
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    """Who hears warnings of the store."""
+    heard = Listener()
+    logger = logging.getLogger("scheduler.store")
+    logger.addHandler(heard)
+    yield heard
+    logger.removeHandler(heard)
 
 
 async def test_a_url_that_is_none_is_invalid_input() -> None:
@@ -43,6 +72,64 @@ async def test_an_evicting_server_is_refused(store: Store) -> None:
         await client.config_set("maxmemory-policy", "noeviction")
 
 
+@pytest.mark.parametrize("patience_ms", [None, PATIENCE_MS])
+async def test_whoever_waits_for_a_server_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, listener: Listener, patience_ms: int | None
+) -> None:
+    """Soon, once, with the place and without what may be a password; and it goes on when the server comes."""
+    monkeypatch.setattr(connection, "WAITING_TOLD_MS", 20)
+    with start_embedded() as server:
+        server.kill()
+        opening = asyncio.create_task(open_store(server.url.replace("//", "//@"), DEFAULTS, patience_ms))
+        await listener.told.wait()
+        server.start()
+        async with await opening:
+            place = server.url.replace("//", "//***@")
+            assert listener.messages == [f"WARNING waiting for the server at {place}: it does not answer yet"]
+
+
+async def test_little_patience_ends_with_the_error_alone(monkeypatch: pytest.MonkeyPatch, listener: Listener) -> None:
+    """Commands that ask and go do not announce that they wait for two seconds."""
+    monkeypatch.setattr(connection, "WAITING_TOLD_MS", 50)
+    with pytest.raises(ServerUnavailable):
+        await open_store(NOWHERE, patience_ms=100)
+    assert listener.messages == []
+
+
+async def test_whoever_waits_for_a_scheduler_is_told_so(
+    url: str, monkeypatch: pytest.MonkeyPatch, listener: Listener
+) -> None:
+    """A server alone is not enough; what is missing is named, and awaited."""
+    monkeypatch.setattr(store_module, "_LAYOUT_TOLD_MS", 100)
+    async with await open_store(url) as store:
+        waiting = asyncio.create_task(store.layout())
+        await listener.told.wait()
+        await store.control.write_layout()
+        await waiting
+    assert listener.messages == [
+        f"WARNING {url}: no scheduler was started there (namespace 'sched'): expected a running manager, such as "
+        "`scheduler up`; waiting for one"
+    ]
+
+
+async def test_another_server_is_called_so() -> None:
+    """Something that speaks another protocol is no Redis, whatever it answers."""
+
+    def greet(page: socket.socket) -> None:
+        client, _ = page.accept()
+        with client:
+            client.sendall(b"<!DOCTYPE HTML>\r\n")
+            while client.recv(1024):
+                pass
+
+    with socket.create_server(("127.0.0.1", 0)) as page:
+        greeting = asyncio.create_task(asyncio.to_thread(greet, page))
+        url = f"redis://127.0.0.1:{page.getsockname()[1]}/0"
+        with pytest.raises(ServerRefused, match=f"^{url} is no Redis or Valkey server: "):
+            await open_store(url)
+        await greeting
+
+
 async def test_a_producer_without_a_scheduler_is_told_so(url: str) -> None:
     """A server on which no manager ever ran is named, with what was expected."""
     async with await open_store(url) as store:
@@ -53,7 +140,7 @@ async def test_a_producer_without_a_scheduler_is_told_so(url: str) -> None:
 @pytest.mark.parametrize("moment", range(30))
 async def test_a_cancellation_is_never_lost(url: str, moment: int) -> None:
     """Whenever a blocking reader is cancelled, it ends."""
-    connection = Connection(url)
+    opened = Connection(url)
     async with await open_store(url) as store:
         reads = store.new_reads()
 
@@ -66,7 +153,7 @@ async def test_a_cancellation_is_never_lost(url: str, moment: int) -> None:
         reader.cancel()
         ended, _ = await asyncio.wait([reader], timeout=5)
         assert ended == {reader}
-    await connection.close()
+    await opened.close()
 
 
 async def test_leaving_does_not_wait_for_ever_for_a_server_that_is_gone() -> None:

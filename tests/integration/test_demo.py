@@ -148,8 +148,9 @@ def test_a_typed_server_is_left_as_it_was(url: str) -> None:
         assert client.keys("*") == [b"{demo-other:0}:freed"]
 
 
-def test_sigterm_stops_everything_in_order(url: str) -> None:
-    """A demo that is told to end gives everything back, prints no result and ends with 143."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_stops_everything_in_order(url: str, number: signal.Signals) -> None:
+    """A demo that is told to end says so, gives everything back, prints no result and ends as the signal says."""
     arguments = ["demo", "--json", "--log-level", "info", "--redis-url", url]
     with subprocess.Popen(
         [sys.executable, "-c", "from scheduler.cli import main; main()", *arguments],
@@ -160,9 +161,10 @@ def test_sigterm_stops_everything_in_order(url: str) -> None:
     ) as process:
         assert process.stderr is not None
         assert any("n6 serves" in line for line in process.stderr)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         printed, logged = process.communicate(timeout=END_MAX_S)
-    assert (process.returncode, printed) == (128 + signal.SIGTERM, "")
+    assert (process.returncode, printed) == (128 + number, "")
+    assert re.search(r"^stopped: \d+ of 2,000 jobs had ended, so there is no verdict$", logged, re.MULTILINE)
     assert "Task was destroyed" not in logged
     assert "Traceback" not in logged
     with redis.Redis.from_url(url, protocol=2) as client:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.errors import InvalidInput
+from scheduler.errors import InvalidInput, ServerUnavailable
 from scheduler.store.location import (
     Found,
     NotFound,
@@ -16,6 +16,7 @@ from scheduler.store.location import (
     find_url,
     ping,
     remove_url_file,
+    server_url,
     url_file,
     write_url_file,
 )
@@ -68,21 +69,41 @@ def test_stale_url_file_is_ignored(tmp_path: Path) -> None:
             Place("--redis-url", "not given"),
             Place("SCHED_REDIS_URL", "not set"),
             Place("REDIS_URL", "empty"),
-            Place(str(url_file(tmp_path)), f"{server.url} does not answer"),
+            Place(".scheduler/url", f"{server.url} does not answer"),
         )
     )
 
 
 def test_nothing_anywhere(tmp_path: Path) -> None:
-    """The places that were looked at make a table for people."""
-    found = find_url(None, {}, tmp_path)
-    width = len(str(url_file(tmp_path)))
-    assert str(found).splitlines() == [
-        f"{'--redis-url':{width}}  not given",
-        f"{'SCHED_REDIS_URL':{width}}  not set",
-        f"{'REDIS_URL':{width}}  not set",
-        f"{url_file(tmp_path)}  no such file",
+    """The places that were looked at make a table for people, who see in which directory a file was missed."""
+    assert str(find_url(None, {}, tmp_path)).splitlines() == [
+        "  --redis-url      not given",
+        "  SCHED_REDIS_URL  not set",
+        "  REDIS_URL        not set",
+        f"  .scheduler/url   no such file in {tmp_path}",
     ]
+
+
+def test_server_url(server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs find the server as the commands do: by the environment, else by the file, else they are told where
+    was looked.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SCHED_REDIS_URL", raising=False)
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    with pytest.raises(ServerUnavailable) as raised:
+        server_url()
+    assert str(raised.value).splitlines() == [
+        "no server found; looked at",
+        "  SCHED_REDIS_URL  not set",
+        "  REDIS_URL        not set",
+        f"  .scheduler/url   no such file in {tmp_path}",
+        "Set one of the two, or run this in the directory where `scheduler up` runs",
+    ]
+    write_url_file(tmp_path, server.url)
+    assert server_url() == server.url
+    monkeypatch.setenv("REDIS_URL", SECOND)
+    assert server_url() == SECOND
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"http://127.0.0.1/", b"redis://127.0.0.1:nonsense/0"])
@@ -130,6 +151,17 @@ def test_url_file_of_another_server_stays(tmp_path: Path) -> None:
     write_url_file(tmp_path, SECOND)
     remove_url_file(tmp_path, FIRST)
     assert url_file(tmp_path).read_text() == f"{SECOND}\n"
+
+
+def test_url_file_that_cannot_be_written(tmp_path: Path) -> None:
+    """The error names the directory, what is wrong with it, and what it is for."""
+    (tmp_path / ".scheduler").write_text("a file")
+    with pytest.raises(InvalidInput) as raised:
+        write_url_file(tmp_path, FIRST)
+    assert str(raised.value) == (
+        f"current directory = {str(tmp_path)!r}: File exists: expected one that can be written, for the server's URL "
+        "goes into .scheduler/url"
+    )
 
 
 def test_ping_of_nobody() -> None:

@@ -347,7 +347,7 @@ async def test_raw_producers_and_malformed_entries(url: str) -> None:
 EXPECTED_DETAILS = sorted(
     [
         "invalid: job is no valid JSON document: JSON is malformed: object keys must be strings (byte 1)",
-        "invalid: job is no valid JSON document: Object missing required field `session_id`",
+        "invalid: job (JSON): Object missing required field `session_id`",
         "invalid: session_id = 'has space': expected 1 to 128 visible ASCII characters without spaces and braces",
         "invalid: the entry has no field `job` (it has: other): expected a JSON or msgpack object",
         "invalid: job is empty: expected a JSON or msgpack object",
@@ -355,6 +355,6 @@ EXPECTED_DETAILS = sorted(
         "invalid: job is no valid msgpack document: MessagePack data is malformed: invalid opcode '\\xc1' (byte 0)",
         "invalid: job_id = '~mine': expected not to start with ~, which is for generated ids",
         "too_large: payload of 262145 bytes: expected at most 262144",
-        "invalid: job is no valid JSON document: Expected `array`, got `int` - at `$.features`",
+        "invalid: job (JSON): Expected `array`, got `int` - at `$.features`",
     ]
 )

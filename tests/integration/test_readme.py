@@ -1,4 +1,4 @@
-"""What the README and docs/ARCHITECTURE.md say is so: every block that is typed there runs, every table is that of the
+"""What the README and the pages in docs/ say is so: every block that is typed there runs, every table is that of the
 code.
 
 A server and the roles are real. Blocks of shell run in a directory whose `.scheduler/url` names the server, with a
@@ -27,19 +27,19 @@ from scheduler import keys, model
 from scheduler.cli.main import main
 from scheduler.config import DEFAULTS, NOT_SETTINGS, Settings, read_settings
 from scheduler.handlers import Job
-from scheduler.keys import CellKeys, ControlKeys
 from scheduler.management.pools import PoolDocument
 from scheduler.model import Match
 from scheduler.store.location import write_url_file
-from scheduler.store.scripts import SCRIPT_NAMES
 from tests.system import System, running
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+PROTOCOL = (ROOT / "docs" / "PROTOCOL.md").read_text(encoding="utf-8")
 LINE_WIDTH = 80
 WAIT_MS = 20_000
 HELLO = "HELLO"
+NOWHERE = "redis://127.0.0.1:1/0"
 
 Block = tuple[str, str]
 """Language and text of a fenced block."""
@@ -209,13 +209,42 @@ async def test_first_steps(terminal: Terminal) -> None:
 
 
 async def test_node_and_producer(system: System, terminal: Terminal) -> None:
-    """The two programs of a dozen lines meet; Ctrl-C drains the node."""
+    """The two programs of two dozen lines meet; Ctrl-C drains the node, and nothing else is printed."""
     terminal.write("my_node.py", python_file("my_node.py"))
     terminal.write("my_producer.py", python_file("my_producer.py"))
     async with terminal.start(sys.executable, "my_node.py") as node:
-        assert (await terminal.output(sys.executable, "my_producer.py")).split() == [HELLO]
-        await end(node, signal.SIGINT)
+        submitted, result = (await terminal.output(sys.executable, "my_producer.py")).splitlines()
+        assert (submitted.split()[0], result) == ("submitted", HELLO)
+        node.send_signal(signal.SIGINT)
+        assert await node.communicate() == (b"n2 is ready; Ctrl-C drains it\n", b"")
+        assert node.returncode == 0
     assert await system.store.reads.capacities() == {}
+
+
+async def test_programs_without_a_server(terminal: Terminal) -> None:
+    """The two say where they looked; a node waits for a server that is named, and says so."""
+    for name in ("my_node.py", "my_producer.py"):
+        terminal.write(name, python_file(name))
+        async with terminal.start(sys.executable, name) as program:
+            printed, errors = await program.communicate()
+        assert (program.returncode, printed) == (1, b"")
+        *_, last = errors.decode().partition("ServerUnavailable: ")
+        assert last.startswith("no server found; looked at\n  SCHED_REDIS_URL  not set\n")
+    terminal.environment["SCHED_REDIS_URL"] = NOWHERE
+    async with terminal.start(sys.executable, "my_node.py") as node:
+        assert node.stderr is not None
+        assert await node.stderr.readline() == f"waiting for the server at {NOWHERE}: it does not answer yet\n".encode()
+        node.send_signal(signal.SIGINT)
+        assert await node.communicate() == (b"", b"")
+
+
+async def test_a_producer_whose_job_nobody_serves(system: System, terminal: Terminal) -> None:
+    """After its time it says which job goes on, and how to look at it."""
+    program = python_file("my_producer.py").replace("timeout_ms=30_000", "timeout_ms=100")
+    terminal.write("my_producer.py", program)
+    submitted, advice = (await terminal.output(sys.executable, "my_producer.py")).splitlines()
+    shown = (await terminal.type(advice.partition("to go on looking: ")[2])).split()
+    assert shown[:4] == ["job", submitted.split()[1], "state", "queued"]
 
 
 async def test_a_function_by_name(system: System, terminal: Terminal) -> None:
@@ -223,7 +252,7 @@ async def test_a_function_by_name(system: System, terminal: Terminal) -> None:
     terminal.write("my_node.py", python_file("my_node.py"))
     terminal.write("my_producer.py", python_file("my_producer.py"))
     async with terminal.serving(block("sh", "scheduler node --id n3")) as node:
-        assert (await terminal.output(sys.executable, "my_producer.py")).split() == [HELLO]
+        assert (await terminal.output(sys.executable, "my_producer.py")).split()[-1] == HELLO
         assert await end(node, signal.SIGTERM) == 0
     assert await system.store.reads.capacities() == {}
 
@@ -267,6 +296,14 @@ async def test_typed_with_redis_cli(system: System, terminal: Terminal) -> None:
     later = await system.producer.submit("call-7", src_lang="en", tgt_lang="zh")
     await system.producer.outcome(later, WAIT_MS)
     assert ran == ["typed-1", later]
+
+
+@pytest.mark.skipif(shutil.which("redis-cli") is None, reason="the page types redis-cli, which is not on PATH")
+async def test_what_the_page_on_the_protocol_types(system: System, terminal: Terminal) -> None:
+    """Its commands find the server of the directory: one reads the layout, one submits a job."""
+    layout, addition = [text for name, text in blocks(PROTOCOL) if name == "sh"]
+    assert "partitions\n16\n" in await terminal.type(layout)
+    assert re.fullmatch(r"\d+-\d+\n", await terminal.type(addition))
 
 
 async def test_plain_redis_py(system: System, terminal: Terminal) -> None:
@@ -372,53 +409,3 @@ async def test_importing_the_package_loads_nothing_else(terminal: Terminal) -> N
     assert {name: getattr(package, name).__name__ for name in package.__all__} == {n: n for n in package.__all__}
     with pytest.raises(AttributeError, match="no attribute 'Nod'"):
         package.Nod  # noqa: B018
-
-
-# ---- docs/ARCHITECTURE.md -------------------------------------------------------------------------------------------
-
-
-def test_every_file_has_a_sentence() -> None:
-    """Each file of the package and its tools, and each script, stands in the tables once, and nothing else does."""
-    sources = [path for place in ("lua", "scheduler", "benchmarks", "chaos") for path in (ROOT / place).rglob("*")]
-    there = {path.relative_to(ROOT).as_posix() for path in sources if path.suffix in (".py", ".lua", ".typed")}
-    rows = re.findall(r"^\| (`(?:lua|scheduler|benchmarks|chaos)/.*?) \| .+ \|$", ARCHITECTURE, re.MULTILINE)
-    told = [name for row in rows for name in quoted(row)]
-    assert sorted(told) == sorted(there)
-
-
-def test_files_that_are_mentioned_exist() -> None:
-    """A path in backquotes is one of the project, of the package, or the name of a script."""
-    mentioned = {name for name in quoted(ARCHITECTURE) if re.fullmatch(r"[\w/]+(\.py|\.lua|/)", name)}
-    assert "runtime/waiting.py" in mentioned
-    places = (ROOT, ROOT / "scheduler", ROOT / "lua")
-    assert [name for name in sorted(mentioned) if not any((place / name).exists() for place in places)] == []
-
-
-def test_transitions() -> None:
-    """The table of states is the transition table; what is not written yet is marked."""
-    told = []
-    for states, events, script, following, body in table(ARCHITECTURE, "| from | event | script | to | body |"):
-        name, _, mark = script.partition(" ")
-        assert (mark == "(later)") == (name not in (*SCRIPT_NAMES, "XADD", "retention")), script
-        for state in states.split(", "):
-            told.append((state, events, name, state if following == "same" else following, body))
-    assert sorted(told) == sorted(tuple(row) for row in model.TRANSITIONS)
-
-
-def test_keys() -> None:
-    """The table of keys has every key, under its name, and the scripts that it names exist."""
-    cell = CellKeys()
-    wanted = {*vars(ControlKeys()).values(), *(key for name, key in vars(cell).items() if name not in ("cell", "_tag"))}
-    wanted |= {
-        cell.jobs("<partition>"),  # type: ignore[arg-type]
-        cell.slots("<node>"),
-        cell.inbox("<node>"),
-        cell.job("<job_id>"),
-        cell.result("<job_id>"),
-        cell.session("<session_id>"),
-        cell.held("<kind>", "<name>"),
-        cell.replies("<reply_to>"),
-    }
-    rows = table(ARCHITECTURE, "| key | type | what | written by |")
-    assert sorted(name for row in rows for name in quoted(row[0])) == sorted(wanted)
-    assert {name for row in rows for name in quoted(row[3])} <= set(SCRIPT_NAMES)

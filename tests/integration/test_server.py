@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 import socket
@@ -20,7 +21,7 @@ import redis
 from scheduler.errors import InvalidInput, ServerUnavailable
 from scheduler.store import server as server_module
 from scheduler.store.location import ping
-from scheduler.store.server import EmbeddedServer, Engine, available_engines, start_embedded
+from scheduler.store.server import EmbeddedServer, Engine, PortTaken, available_engines, start_embedded
 
 ROOT = Path(__file__).resolve().parents[2]
 END_MAX_S = 20
@@ -212,10 +213,27 @@ def test_given_port(tmp_path: Path) -> None:
 
 
 def test_given_port_that_is_taken(engine: Engine, tmp_path: Path) -> None:
-    """A taken port is an error that names it; no directory stays behind."""
-    with taken_port() as port, pytest.raises(ServerUnavailable, match=f"port {port} is taken"):
+    """A taken port is an error that names it and what was expected; no directory stays behind."""
+    expected = f"^port {{}} is taken by another program on 127.0.0.1: expected a free one for {engine}-server$"
+    with taken_port() as port, pytest.raises(PortTaken, match=expected.format(port)):
         start_embedded(tmp_path, engine=engine, port=port)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_port_of_last_time_that_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A server with its data on disk then starts at a free port, says so, and keeps that one."""
+    with start_embedded(tmp_path, persistent=True) as server:
+        seed_value(server, "kept")
+        first = server.port
+    with socket.create_server((server_module.HOST, first)):
+        with start_embedded(tmp_path, persistent=True) as server:
+            assert stored_value(server) == "kept"
+            second = server.port
+        assert second != first
+        assert f"port {first}, the one of last time, is taken by another program" in caplog.text
+        assert f"the server is at port {second} now" in caplog.text
+    with start_embedded(tmp_path, persistent=True) as server:
+        assert server.port == second
 
 
 def test_given_port_of_another_server(engine: Engine, tmp_path: Path) -> None:
@@ -278,10 +296,20 @@ def test_server_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_binary_that_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A binary that the system refuses to run is reported with the reason."""
+    """A binary that the system refuses to run is reported with the reason; its name comes before its place."""
     monkeypatch.setattr(server_module, "available_engines", lambda: {"redis": tmp_path / "missing"})
-    with pytest.raises(ServerUnavailable, match=r"cannot be started in .* No such file"):
+    with pytest.raises(ServerUnavailable, match=rf"^missing cannot be started: .*No such file.*{tmp_path}/missing"):
         start_embedded(tmp_path / "data")
+
+
+def test_directory_that_cannot_be_written(tmp_path: Path) -> None:
+    """The error names the directory, what is wrong with it, and what was expected; it is no word on the binary."""
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidInput) as raised:
+        start_embedded(tmp_path / "file", engine="redis" if "redis" in available_engines() else None, persistent=True)
+    assert re.fullmatch(
+        rf"directory = '{tmp_path}/file/\w+': Not a directory: expected one that can be written", str(raised.value)
+    )
 
 
 def test_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:

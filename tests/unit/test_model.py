@@ -140,11 +140,11 @@ def test_a_bad_job_is_refused_with_its_field(changed: dict[str, Any], message: s
     [
         pytest.param(b"", "job is empty: expected a JSON or msgpack object", id="nothing"),
         pytest.param(b"{", "job is no valid JSON document", id="half a document"),
-        pytest.param(b"{}", "missing required field `session_id`", id="an empty document"),
+        pytest.param(b"{}", "job (JSON): Object missing required field `session_id`", id="an empty document"),
         pytest.param(b'{"session_id": "\xff"}', "job is no valid JSON document", id="no UTF-8"),
-        pytest.param(b"hello", "job is no valid msgpack document", id="a word"),
+        pytest.param(b"hello", "job (msgpack): Expected `object`, got `int`", id="a word"),
         pytest.param(b"\xc1\x00", "job is no valid msgpack document", id="noise"),
-        pytest.param(b"[1]", "job is no valid msgpack document", id="a list"),
+        pytest.param(b"[1]", "job (msgpack): Expected `object`, got `int`", id="a list"),
     ],
 )
 def test_what_is_no_document_is_refused(data: bytes, message: str) -> None:
