@@ -49,14 +49,16 @@ class Act(msgspec.Struct, frozen=True):
 
 
 def draw(random: Random, seats: Mapping[str, Seat], only: Collection[Role] = ROLES) -> Act | None:
-    """The next act: each seat is as likely as any other; one that does not run can only be killed.
+    """The next act: each role is as likely as any other, however many play it, and so is each of its seats. Who does
+    not run can only be killed.
 
     Args: seats, by name; only, the roles that may be hit. Returns: None when nobody is there to be hit.
     """
     there = {name: seat for name, seat in seats.items() if seat.role in only and seat.state != "absent"}
     if not there:
         return None
-    name = random.choice(sorted(there))
+    hit = random.choice(sorted({seat.role for seat in there.values()}))
+    name = random.choice(sorted(name for name, seat in there.items() if seat.role == hit))
     role, state = there[name]
     kind = random.choice(KINDS_OF[role]) if state == "running" else "kill"
     return Act(name, kind, wakes=random.random() < WAKE_SHARE)

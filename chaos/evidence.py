@@ -1,9 +1,9 @@
 """Pure. Decides; never performs. What the records of processes say that were paused in between.
 
 A paused process runs nothing, whatever its record says: a handler that began before a pause and ended after it ran
-until the pause, and again for the moment that the process needed after it woke to look at its clock. That moment
-belongs to nobody's slot: the node's name may have a later boot by then. It is measured instead; where it is not short,
-the run is left as it is recorded.
+until the pause, and again for the moment that the process needed after it woke to look at its clock. Where the node's
+name has a later boot by then, that moment belongs to nobody's slot. It is measured instead; where it is not short, the
+run is left as it is recorded.
 """
 
 from __future__ import annotations

@@ -195,7 +195,8 @@ def _judge(fleet: Fleet, records: Records, left: Left) -> Result:
             cut, longest_us = without_pauses(runs, life.process.pauses)
             ran_on_us = max(ran_on_us, longest_us)
             records.capacities += capacities
-            records.runs += cut
+            # Beside a successor that bears its name, the moment in which it finds that out belongs to nobody's slot.
+            records.runs += cut if life.fate in ("replaced", "orphaned") else runs
     acts: dict[str, dict[str, int]] = {}
     for (role, kind), count in sorted(fleet.acts.items()):
         acts.setdefault(role, {})[kind] = count

@@ -89,14 +89,17 @@ class Dispatcher:
         await self.snapshots.load()
         await self._beat()
         await self._keep()
-        running = (self._reader.run(), self.snapshots.run(), self._beats.run())
+        running = (self._reader.run(), self.snapshots.run(), self._beats.run())  # heartbeats last, see close
         self._tasks = [asyncio.create_task(each) for each in running]
 
     async def close(self) -> None:
         """Leave, and give up every partition at once; what was read and not placed stays in the intake.
 
-        In this order: who hears that partitions were given up must see that they are not wished to be ours.
+        In this order: who hears that partitions were given up must see that they are not wished to be ours. A heartbeat
+        that is under way comes first too, for after the last one it would make us seem alive.
         """
+        self._beats.stop()
+        await asyncio.gather(*self._tasks[-1:], return_exceptions=True)
         await self.end()
         await self._store.control.beat(self._document(), self.owner, leaves=True)
         await self.partitions.give_up()

@@ -14,6 +14,7 @@ from scheduler.model import JobDocument
 from scheduler.roles import start_dispatcher
 from scheduler.runtime import partitions as partitions_module
 from scheduler.store.connection import RETRY_MS_MAX
+from scheduler.store.control import Beaten, Control
 from tests.fault.processes import process
 from tests.fault.test_nodes import ended, submit
 from tests.integration.test_dispatcher import CALM, Bench, bench
@@ -232,3 +233,29 @@ async def test_a_dispatcher_that_does_not_come_back_after_an_outage_is_given_up(
         clock.go(CALM.heartbeat_ms)
         await first.dispatcher._beat()
         assert len(first.dispatcher.partitions._wished) == first.layout.partitions
+
+
+async def test_a_heartbeat_under_way_comes_before_the_last_one(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dispatcher that left must not seem alive, or what it had would be wished to be its own for a whole silence."""
+    beat, may_arrive, sent = Control.beat, asyncio.Event(), asyncio.Event()
+    late: list[asyncio.Task[Beaten]] = []
+
+    async def slow(self: Control, document: bytes, dispatcher: str = "", *, leaves: bool = False) -> Beaten:
+        async def arrive() -> Beaten:
+            await may_arrive.wait()
+            return await beat(self, document, dispatcher)
+
+        if leaves:
+            return await beat(self, document, dispatcher, leaves=True)
+        late.append(asyncio.create_task(arrive()))
+        sent.set()
+        return await asyncio.shield(late[-1])
+
+    async with bench(url) as b:
+        monkeypatch.setattr(Control, "beat", slow)
+        b.dispatcher._beats.wake()
+        await sent.wait()
+        asyncio.get_running_loop().call_later(0.05, may_arrive.set)
+        await b.dispatcher.close()
+        await asyncio.gather(*late)
+        assert await b.store.connection.commands.zcard(b.store.control.keys.dispatchers) == 0

@@ -64,6 +64,12 @@ def test_each_role_has_acts_of_its_own(role: Role) -> None:
     assert kinds == {"kill", "pause", "replace"} | {"node": {"lose"}, "dispatcher": {"stop", "leave"}}.get(role, set())
 
 
+def test_few_are_hit_as_often_as_many() -> None:
+    """Two managers among eight nodes have every other act."""
+    hit = [act.seat for act in drawn(seats_of("manager", count=2) | seats_of("node", count=8))]
+    assert 120 <= sum(seat.startswith("manager") for seat in hit) <= 180
+
+
 def test_only_the_chosen_roles_are_hit() -> None:
     """The others stay as they are."""
     seats = {name: seat for role in ROLES for name, seat in seats_of(role).items()}
