@@ -255,16 +255,14 @@ async def test_jobs_of_a_new_session_in_one_batch_stay_together(url: str) -> Non
 
 async def test_a_new_owner_finds_what_sessions_are_bound_to(url: str) -> None:
     """The owner before it died without a word; pool and node are read back from the server."""
-    async with bench(url, CALM, owner="d+1") as before, bench(url, CALM, owner="d+2") as after:
-        nodes = tuple(a_node(f"p{number}", slots=9) for number in range(20))
-        await publish(before, nodes, (PLAIN, GOLD))
-        await after.dispatcher.snapshots.load()
+    async with bench(url, CALM, owner="d+1") as before:
+        await publish(before, tuple(a_node(f"p{number}", slots=9) for number in range(20)), (PLAIN, GOLD))
         for number in range(8):
             await submit(before, a_job(f"s{number}"), f"j{number}")
-        first = [(await where(before, f"j{number}"))[0] for number in range(8)]
+        nodes = [(await where(before, f"j{number}"))[0] for number in range(8)]
         await before.pause()
-        after.dispatcher.partitions.see(["d+2"])
-        after.dispatcher.partitions.hasten()
-        for number in range(8):
-            await submit(after, a_job(f"s{number}"), f"k{number}")
-        assert [await where(after, f"k{number}") for number in range(8)] == [(node, "stayed") for node in first]
+        async with bench(url, CALM, owner="d+2") as after:
+            for number in range(8):
+                await submit(after, a_job(f"s{number}"), f"k{number}")
+            found = [await where(after, f"k{number}") for number in range(8)]
+        assert found == [(node, "stayed") for node in nodes]
