@@ -12,7 +12,9 @@ from redis.exceptions import RedisError
 
 from benchmarks import report
 from benchmarks.claims import COMMANDS
+from benchmarks.complexity import complexity
 from benchmarks.run import Plan, run
+from benchmarks.v2.command import v2
 from benchmarks.workload import Workload
 from scheduler.cli.common import find_server, log_level_option, settings_of_environment
 from scheduler.cli.failures import BY_SIGNAL, Failure, as_failure
@@ -113,6 +115,10 @@ def _options(command: _Command) -> _Command:
     ):
         command = option(command)
     return command
+
+
+bench.add_command(v2)
+bench.add_command(complexity)
 
 
 @bench.command()

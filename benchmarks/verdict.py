@@ -11,23 +11,31 @@ from benchmarks.report import facts_lines, wrapped
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """What was measured, and what it may be at most; measured: None when nobody told it, which keeps no limit."""
+    """What was measured, and what it may be at most, or must be at least; measured: None when nobody told it, which
+    keeps no limit. rounds: the same of each round, where there are rounds to compare.
+    """
 
     what: str
     measured: float | None
     limit: float
     unit: str = ""
+    is_least: bool = False
+    rounds: tuple[float, ...] = ()
 
     @property
     def ok(self) -> bool:
         """Whether the limit was kept."""
-        return self.measured is not None and self.measured <= self.limit
+        if self.measured is None:
+            return False
+        return self.measured >= self.limit if self.is_least else self.measured <= self.limit
 
     def line(self) -> str:
         """In a few words."""
         measured = "missing" if self.measured is None else f"{self.measured:,g}"
         unit = f" {self.unit}" if self.unit else ""
-        return f"{'PASS' if self.ok else 'FAIL'}: {self.what}: {measured}{unit}, at most {self.limit:,g}{unit}"
+        spread = f" (rounds {min(self.rounds):,g} to {max(self.rounds):,g})" if self.rounds else ""
+        bound = "at least" if self.is_least else "at most"
+        return f"{'PASS' if self.ok else 'FAIL'}: {self.what}: {measured}{unit}{spread}, {bound} {self.limit:,g}{unit}"
 
 
 class Shown(msgspec.Struct, frozen=True, kw_only=True):

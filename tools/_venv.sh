@@ -11,11 +11,14 @@ wanted_stamp() {
   printf '%s %s\n' "$(cksum <"$project/pyproject.toml")" "$project"
 }
 
-# The extra `dev` contains `embedded`. The import notices an environment whose python was upgraded or removed.
+# Extras that are asked for, each of which contains those before it.
+extras="embedded bench dev "
+
+# The import notices an environment whose python was upgraded or removed.
 is_installed() {
   local extra wanted
   wanted=$(wanted_stamp)
-  for extra in "$1" dev; do
+  for extra in "$1" ${extras##*"$1" }; do
     if [ "$(cat "$venv/.installed-$extra" 2>/dev/null)" = "$wanted" ]; then
       "$venv/bin/python" -c 'import click' 2>/dev/null && return 0
     fi
