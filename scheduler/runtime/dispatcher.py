@@ -17,7 +17,6 @@ from typing import Final
 from scheduler import calls, keys, model
 from scheduler.config import Settings
 from scheduler.loop import Loop, Timers, end_tasks
-from scheduler.runtime import placement
 from scheduler.runtime.intake import Class, Job
 from scheduler.runtime.limits import changed_limits, limits_of
 from scheduler.runtime.lines import Cause, gains, tier_of
@@ -197,7 +196,7 @@ class Dispatcher:
         self.skipped.went_on(read_to, self.waiting.count, len(self.waiting), self.partitions.server_ms())
 
     def _cause_of(self, job: Job) -> Cause:
-        return self.waiting.cause(job, self._placer.classify(job))
+        return self.waiting.cause(job, self._placer.classify(job, _now_ms()))
 
     def _take(self, batch: Batch) -> list[Job]:
         """The jobs of a batch that are still ours and in time, with what is known of their sessions."""
@@ -265,8 +264,7 @@ class Dispatcher:
 
     def _classify_again(self, waiter: Waiter) -> bool:
         """Returns: whether it has another class now."""
-        binding, _ = self.bindings.get(waiter.job.session_id, _now_ms())
-        wanted = placement.classify(waiter.job, binding, self._placer.index)
+        wanted = self._placer.classify(waiter.job, _now_ms())
         if wanted == waiter.wanted:
             return False
         self.waiting.reclassify(waiter, wanted)

@@ -20,6 +20,7 @@ from scheduler.runtime import placement
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Class, Job
 from scheduler.runtime.limits import limits_of
+from scheduler.runtime.lines import Cause
 from scheduler.runtime.partitions import Partitions
 from scheduler.runtime.placement import Draws
 from scheduler.runtime.refusals import Refusals
@@ -99,6 +100,10 @@ class Placer:
         under_way: list[_Call] = []
         try:
             while jobs:
+                if self._skipped and not again:
+                    # Now already, so that what is left shares few calls; what is skipped meanwhile is seen later.
+                    await self.know([job.session_id for job in jobs])
+                    jobs = self._scan_past(jobs)
                 for chunk in chunks(jobs, self._settings.batch_max, self._partitions.lane):
                     await self._place(chunk, under_way, keep, again)
                 jobs = more()
@@ -146,21 +151,23 @@ class Placer:
         if not self._skipped:
             return jobs
         kept = []
+        now_ms = _now_ms()
         for job in jobs:
-            if self._passes_over(job, self.classify(job)):
+            if self._passes_over(job, self.classify(job, now_ms)):
                 self._skipped.skip(job)
             else:
                 kept.append(job)
         return kept
 
-    def classify(self, job: Job) -> Class:
-        """The class of a job now."""
-        binding, _ = self._bindings.get(job.session_id, _now_ms())
+    def classify(self, job: Job, now_ms: float) -> Class:
+        """The class of a job by what is known now; now_ms: monotonic."""
+        binding, _ = self._bindings.get(job.session_id, now_ms)
         return placement.classify(job, binding, self.index)
 
     def _passes_over(self, job: Job, wanted: Class) -> bool:
-        limits = limits_of(job, wanted, self.index.pools)
-        return self._skipped.passes_over(job.session_id, (wanted, *((limit, wanted.pool) for limit in limits)))
+        causes: list[Cause] = [wanted]
+        causes += [(limit, wanted.pool) for limit in limits_of(job, wanted, self.index.pools)]
+        return self._skipped.passes_over(job.session_id, causes)
 
     def _tries(self, jobs: Sequence[Job]) -> list[Try]:
         """Candidates for each job that may be tried now."""

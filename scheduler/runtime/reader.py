@@ -120,13 +120,14 @@ class Reader:
         return Told(frozenset(_named(b"nodes", events)), frozenset(_named(b"limits", events)))
 
     async def again(self, cursors: Mapping[int, str]) -> tuple[list[Job], dict[int, str | None]]:
-        """Entries that were read before, as many as one read ahead; what is read ahead does not change.
+        """Entries that were read before, as many as one call takes, because the step goes on only when they are
+        decoded; what is read ahead does not change.
 
         Args: cursors, partition -> the id after which to read. Returns: (jobs, what each partition was read to, None
         when it had no more).
         """
         streams = {self._reads.keys.jobs(partition): partition for partition in cursors}
-        count = max(1, self._settings.read_ahead_max // max(1, len(cursors)))
+        count = max(1, self._settings.batch_max // max(1, len(cursors)))
         read = await self._reads.streams({stream: cursors[each] for stream, each in streams.items()}, count, None)
         full = {streams[stream]: found[-1][0] for stream, found in read.items() if len(found) >= count}
         jobs, _ = await self._decode(self._entries(read, streams, self._epochs))

@@ -46,22 +46,32 @@ def _deadline_of(job: Job) -> float:
 
 
 class _Sessions:
-    """A set of sessions that may say yes too often, never no (Bloom 1970)."""
+    """A set of sessions that may say yes too often, never no (Bloom 1970). bits: a power of two, 2**32 at most."""
 
     def __init__(self, bits: int) -> None:
-        self._bits = bits
+        self._mask = bits - 1
         self._bytes = bytearray(bits // 8)
 
     def add(self, session_id: str) -> None:
-        for bit in self._positions(session_id):
+        drawn = _hashes(session_id)
+        for _ in range(_HASHES):
+            bit = drawn & self._mask
             self._bytes[bit >> 3] |= 1 << (bit & 7)
+            drawn >>= 32
 
     def __contains__(self, session_id: str) -> bool:
-        return all(self._bytes[bit >> 3] >> (bit & 7) & 1 for bit in self._positions(session_id))
+        drawn = _hashes(session_id)
+        for _ in range(_HASHES):
+            bit = drawn & self._mask
+            if not self._bytes[bit >> 3] >> (bit & 7) & 1:
+                return False
+            drawn >>= 32
+        return True
 
-    def _positions(self, session_id: str) -> list[int]:
-        digest = hashlib.blake2b(session_id.encode(), digest_size=4 * _HASHES).digest()
-        return [int.from_bytes(digest[i : i + 4]) % self._bits for i in range(0, 4 * _HASHES, 4)]
+
+def _hashes(session_id: str) -> int:
+    """All of them, 32 bits each."""
+    return int.from_bytes(hashlib.blake2b(session_id.encode(), digest_size=4 * _HASHES).digest())
 
 
 class _Range:
@@ -73,6 +83,14 @@ class _Range:
         self.lowest = self.highest = order
         self.cursor = _before(order)
         self.left: Order | None = None
+
+    def add(self, order: Order) -> None:
+        if order > self.highest:
+            self.highest = order
+        elif order < self.lowest:
+            self.lowest = order
+        if order <= self.cursor:
+            self.cursor = _before(order)
 
 
 class Skipped:
@@ -110,9 +128,8 @@ class Skipped:
         """Whether a newcomer has to be skipped, by its session and by what it may have to wait for."""
         if self._sessions is None:
             return False
-        if len(self._causes) > CAUSES_MAX or session_id in self._sessions:
-            return True
-        return any(cause in self._causes for cause in causes)
+        known = self._causes
+        return len(known) > CAUSES_MAX or any(cause in known for cause in causes) or session_id in self._sessions
 
     def is_full(self, count: int, waiting: int) -> bool:
         """Whether memory has no place for one more, when `count` of all that wait do so for the same."""
@@ -133,8 +150,7 @@ class Skipped:
         if found is None:
             self._ranges[job.partition] = _Range(order)
         else:
-            found.lowest, found.highest = min(found.lowest, order), max(found.highest, order)
-            found.cursor = min(found.cursor, _before(order))
+            found.add(order)
 
     def forget(self, partitions: Collection[int]) -> None:
         """Partitions are another owner's, or are read anew."""

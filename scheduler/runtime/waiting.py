@@ -81,9 +81,8 @@ class Waiting:
 
     def must_wait(self, job: Job, wanted: Class) -> bool:
         """Whether a newcomer has to queue: behind its session, for a limit, or behind competing jobs of its class."""
-        if job.session_id in self._sessions or wanted in self._lines:
-            return True
-        return bool(self.limits) and self._limit_before(job, wanted) is not None
+        before = job.session_id in self._sessions or wanted in self._lines
+        return before or (bool(self.limits) and self._limit_before(job, wanted) is not None)
 
     def cause(self, job: Job, wanted: Class) -> Cause:
         """What a newcomer would wait for, if it had to."""
@@ -287,7 +286,10 @@ class Waiting:
             self.sweep_hits += 1
         line = self._sessions[waiter.job.session_id]
         was_first = line[0] is waiter
-        line.remove(waiter)
+        if line[-1] is waiter:
+            line.pop()
+        else:
+            line.remove(waiter)
         self._size -= 1
         if was_first:
             self._step_aside(waiter, bool(placed))
@@ -334,9 +336,7 @@ class Waiting:
     # ---- inside ----
 
     def _start_competing(self, waiter: Waiter) -> None:
-        """A waiter became the first of its session. It waits without a try only behind others: of its class, or of a
-        limit.
-        """
+        """The first of its session now. It waits without a try only behind others: of its class, or of a limit."""
         limit = self._limit_before(waiter.job, waiter.wanted) if self.limits else None
         if limit is not None:
             self.limits.park(waiter, limit)

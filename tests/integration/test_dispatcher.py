@@ -66,14 +66,22 @@ class Bench:
         self.entries += 1
         return f"{partition}/{identifier.decode()}"
 
-    async def add_all(self, sessions: Mapping[str, str]) -> None:
-        """Raw intake entries (job id -> session) that are there at once."""
+    async def add_all(
+        self,
+        sessions: Mapping[str, str],
+        *,
+        pair: tuple[str, str] = ("en", "zh"),
+        others: Mapping[str, str] | None = None,
+    ) -> None:
+        """Raw intake entries (job id -> session) that are there at once. others: such of en:zh after them."""
         pipeline = self.store.connection.commands.pipeline(transaction=True)
-        for job_id, session in sessions.items():
-            document = model.encode_job(JobDocument(session, job_id, "en", "zh"))
+        entries = [(job_id, session, pair) for job_id, session in sessions.items()]
+        entries += [(job_id, session, ("en", "zh")) for job_id, session in (others or {}).items()]
+        for job_id, session, languages in entries:
+            document = model.encode_job(JobDocument(session, job_id, *languages))
             pipeline.xadd(self.store.cell.keys.jobs(self.partition_of(session)), {"job": document, "payload": b""})
         await pipeline.execute()
-        self.entries += len(sessions)
+        self.entries += len(entries)
 
     async def step_until_read(self) -> None:
         """Step until every entry so far has been read and handled."""

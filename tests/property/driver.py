@@ -233,6 +233,9 @@ class Driver:
         self._between()
         under_way: list[Call] = []
         while jobs:
+            if self.skipped and not again:
+                self._know([job.session_id for job in jobs])
+                jobs = self._scan_past(jobs)
             for chunk in chunks(jobs, BATCH_MAX, lambda partition: partition % 2):
                 partitions = {job.partition for job in chunk}
                 if under_way and any(each.job.partition in partitions for each in under_way[0].tries):

@@ -76,14 +76,14 @@ class Simulation:
 
     def drain(self) -> None:
         """Let everything that runs end, again and again: then only those wait whom no node can serve."""
-        for _ in range(ROUNDS_MAX):
-            held = [host for host in self.cell.hosts.values() if host.held]
-            if not held:
-                break
+        rounds = 0
+        while held := [host for host in self.cell.hosts.values() if host.held]:
+            rounds += 1
+            assert rounds < ROUNDS_MAX, "the fleet is never empty"
             self.cell.release(held)
-            self.settle()
-        else:
-            raise AssertionError("the fleet is never empty")
+            self.run(1_000, 1_000)
+            if not any(host.held for host in held):
+                self.settle()
         for waiter in self.driver.first().values():
             for host in self.cell.hosts.values():
                 node = self.driver.index.nodes.get(host.name)

@@ -32,7 +32,7 @@ PAIRS: Final = (3, 3, 3, 2, 1, 0)
 HINTS: Final = (1, 2, 16)  # nodes that a woken job tries at most: few, so that few nodes are too many
 # Enough for all, and too little: for one class, for all together, to tell sessions apart.
 MEMORIES: Final = (ENOUGH, ENOUGH, MemoryPlan(2, 100), MemoryPlan(3, 5), MemoryPlan(1, 3, 8))
-HISTORIES: Final = 50
+HISTORIES: Final = 30
 
 
 class History(NamedTuple):

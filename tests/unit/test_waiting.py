@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import msgspec
+import pytest
 
 from scheduler.runtime.intake import Class
 from scheduler.runtime.lines import DEADLINES_SPARE
@@ -412,6 +413,50 @@ def test_an_entry_that_waits_is_known_again() -> None:
     elsewhere = msgspec.structs.replace(jobs[0], partition=1)
     another = msgspec.structs.replace(jobs[0], session_id="s2")
     assert [waiting.holds(job) for job in (*jobs, elsewhere, another)] == [True, True, False, False, False]
+
+
+def comparisons_of_a_wake(count: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How often waiters are compared until one of so many is placed and the next one has found no room."""
+    waiting = seed_waiting(*(f"j{i}" for i in range(count)))
+    compared = 0
+
+    def compare(self: Waiter, other: Waiter) -> bool:
+        nonlocal compared
+        compared += 1
+        return self.key < other.key
+
+    monkeypatch.setattr(Waiter, "__lt__", compare)
+    monkeypatch.setattr(Waiting, "__iter__", None)
+    waiting.wake(["n1"], everywhere)
+    first, second = waiting.tries(128)
+    waiting.leave(first, placed="n1")
+    waiting.still_full(second, ["n1"])
+    assert not waiting.busy
+    return compared
+
+
+def test_a_wake_does_not_look_at_all_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who could not be placed finds its place by halving."""
+    assert comparisons_of_a_wake(50_000, monkeypatch) <= 2 * comparisons_of_a_wake(300, monkeypatch)
+
+
+@pytest.mark.parametrize("sessions", [1, 20_000])
+def test_a_lost_partition_does_not_look_for_each_of_many(sessions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether they are of one session or of many: the last is the next to go, of session and class."""
+    waiting = Waiting()
+    for i in range(20_000):
+        waiting.queue(a_job(f"j{i}", f"s{i % sessions}"), ZH, 0)
+    compared = 0
+
+    def compare(self: Waiter, other: object) -> bool:
+        nonlocal compared
+        compared += 1
+        return self is other
+
+    monkeypatch.setattr(Waiter, "__eq__", compare)
+    monkeypatch.setattr(Waiter, "__hash__", object.__hash__)
+    waiting.drop_partitions({0})
+    assert (len(waiting), compared) == (0, 0)
 
 
 # ---- the sweep ---------------------------------------------------------------------------------------------
