@@ -38,16 +38,16 @@ Answer = calls.Reserved | calls.Refused
 class _Call(msgspec.Struct):
     """A call under way: what is tried, of which partitions, and the answers for those that have candidates.
 
-    mark: what had been told of limits when it was sent. again: its jobs had been scanned past, and there is memory for
-    them now. index: by which the candidates were chosen.
+    index: the snapshot by which they were chosen. mark: what had been told of limits when it was sent. again: its jobs
+    had been scanned past, and there is memory for them now.
     """
 
     tries: list[Try]
     partitions: frozenset[int]
     answers: asyncio.Task[list[Answer]] | None
     sent_ms: float
-    mark: int
     index: Index
+    mark: int
     again: bool
 
 
@@ -138,13 +138,17 @@ class Placer:
             await self._settle_all(call, answers.result() if answers is not None else [])
 
     async def know(self, sessions: Sequence[str]) -> None:
-        """Read the bindings that memory has no more, for a session without one would move. Who is asked for is used,
-        so it is not the next to be forgotten; as owner of their partitions nobody but we can change them.
+        """Read the bindings that memory has no more, for a session without one would move. The others are used, so that
+        none of them is forgotten for these. As owner of their partitions nobody but we can change them.
         """
-        missing = [session for session in dict.fromkeys(sessions) if not self._bindings.touch(session)]
+        missing = [session for session in dict.fromkeys(sessions) if session not in self._bindings]
         if missing:
-            for session, stored in zip(missing, await self._store.reads.bindings(missing), strict=True):
-                self._bindings.learn(session, parse(stored))
+            stored = await self._store.reads.bindings(missing)
+            now_ms = _now_ms()
+            for session in sessions:
+                self._bindings.get(session, now_ms)
+            for session, binding in zip(missing, stored, strict=True):
+                self._bindings.learn(session, parse(binding))
 
     def _scan_past(self, jobs: Sequence[Job]) -> Sequence[Job]:
         """Leave out those that must not be placed before what was skipped has been read again."""
@@ -263,7 +267,7 @@ class Placer:
                 items.append(reserve_item(each, each.placement, binding, fresh, self.index.policy(each.wanted.pool)))
         partitions = frozenset([each.job.partition for each in tries])
         answers = asyncio.create_task(self._reserve(items, self.index)) if items else None
-        return _Call(tries, partitions, answers, now_ms, self._waiting.limits.mark, self.index, again)
+        return _Call(tries, partitions, answers, now_ms, self.index, self._waiting.limits.mark, again)
 
     async def _reserve(self, items: list[calls.ReserveItem], index: Index) -> list[Answer]:
         """Reserve; after an error inside the script each job alone, still in the order of each session.
@@ -288,20 +292,10 @@ class Placer:
     async def _settle_all(self, call: _Call, answers: Sequence[Answer]) -> None:
         answered = iter(answers)
         for each in call.tries:
-            answer = next(answered) if each.placement is not None else None
-            if call.index is not self.index and each.waiter is None and not isinstance(answer, calls.Reserved):
-                each = self._of_now(each)
-            self._settle(each, answer, call)
+            self._settle(each, next(answered) if each.placement is not None else None, call)
         self.times.settled(call.tries, answers)
         self.times.promoted(self._waiting.promoted)
         await self._refusals.end()
-
-    def _of_now(self, each: Try) -> Try:
-        """A newcomer as the newest snapshot has it, which came while its call was under way: should it have to wait, it
-        must wait where that one wakes it.
-        """
-        binding, _ = self._bindings.get(each.job.session_id, _now_ms())
-        return msgspec.structs.replace(each, wanted=placement.classify(each.job, binding, self.index))
 
     def _settle(self, each: Try, answer: Answer | None, call: _Call) -> None:
         job, waiter = each.job, each.waiter
@@ -327,6 +321,10 @@ class Placer:
         """A newcomer that was not placed. answer: None when it was held back behind others, or no node can serve it."""
         job, wanted, waiting = each.job, each.wanted, self._waiting
         self._count(answer)
+        if call.index is not self.index:
+            # Another snapshot came while the call was under way: what it said of another class is of no use.
+            wanted = self.classify(job, call.sent_ms)
+            answer = answer if wanted == each.wanted else None
         if not call.again and self._skip(job, wanted, answer):
             return
         if answer is not None and answer.why == "limited":

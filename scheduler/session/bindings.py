@@ -77,13 +77,6 @@ class Bindings:
     def __contains__(self, session_id: object) -> bool:
         return session_id in self._known
 
-    def touch(self, session_id: str) -> bool:
-        """Whether a session is remembered; if so it is not the next to be forgotten."""
-        if session_id not in self._known:
-            return False
-        self._known.move_to_end(session_id)
-        return True
-
     def get(self, session_id: str, now_ms: float) -> tuple[Binding | None, bool]:
         """The binding of a session, and whether what is stored is fresh enough to be left alone."""
         remembered = self._known.get(session_id)

@@ -41,12 +41,15 @@ class Batch(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A call that was sent, with the answers that it will be given. mark: what had been told of limits by then; again:
-    whether its jobs had been scanned past before.
+    """A call that was sent, with the answers that it will be given.
+
+    chosen_by: the snapshot of then; mark: what had been told of limits by then; again: whether its jobs had been
+    scanned past before.
     """
 
     tries: list[Try]
     answers: list[Reserved | NotPlaced]
+    chosen_by: Index
     mark: int
     again: bool
 
@@ -260,13 +263,11 @@ class Driver:
 
     def _know(self, sessions: Sequence[str]) -> None:
         """Read the bindings that memory has not, or has no more."""
-        missing = [session for session in dict.fromkeys(sessions) if not self._remembers(session)]
+        missing = [session for session in dict.fromkeys(sessions) if session not in self.bindings]
+        for session in sessions if missing else ():
+            self.bindings.get(session, 0)
         for session in missing:
             self.bindings.learn(session, self._cell.bindings.get(session))
-
-    def _remembers(self, session: str) -> bool:
-        self.bindings.get(session, 0)  # used: who is asked for is not the next to be forgotten
-        return session in self.bindings
 
     def _scan_past(self, jobs: Sequence[Job]) -> list[Job]:
         kept = []
@@ -355,10 +356,10 @@ class Driver:
         sent = [each for each in tries if each.placement is not None]
         mark = self.waiting.limits.mark
         if not sent:
-            return Call(tries, [], mark, again)
+            return Call(tries, [], self.index, mark, again)
         self._between()
         self._check_bindings(sent)
-        return Call(tries, self._cell.reserve(sent, self.index), mark, again)
+        return Call(tries, self._cell.reserve(sent, self.index), self.index, mark, again)
 
     def _settle_all(self, call: Call) -> None:
         answered = iter(call.answers)
@@ -396,6 +397,10 @@ class Driver:
 
     def _wait(self, each: Try, answer: NotPlaced | None, call: Call) -> None:
         job, wanted = each.job, each.wanted
+        if call.chosen_by is not self.index:
+            binding, _ = self.bindings.get(job.session_id, 0)
+            wanted = placement.classify(job, binding, self.index)
+            answer = answer if wanted == each.wanted else None
         limited = answer is not None and answer.why == "limited"
         if not call.again:
             cause = self.waiting.cause(job, wanted)
@@ -549,6 +554,10 @@ class Driver:
             assert waiter.status in expected, f"{waiter.job.job_id} is {waiter.status}"
             assert (waiter.status == "limited") == (waiter.parked_at is not None)
             assert (waiter.status == "parked") == waiter.competes
+            if waiter.wanted not in self.homeless and not self.index.eligible(waiter.wanted):
+                binding = self._cell.bindings.get(waiter.job.session_id)
+                wanted = placement.classify(waiter.job, binding, self.index)
+                assert not self.index.eligible(wanted), f"{waiter.job.job_id} waits in a class that has no nodes"
         competing = [waiter for waiter in first.values() if waiter.status == "parked"]
         self._check_rooms(competing)
         self._check_limits([waiter for waiter in first.values() if waiter.status == "limited"], competing)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Final, Literal, NamedTuple
 
+from scheduler.runtime import placement
 from tests.property.cell import PARTITIONS, Cell, FleetPlan, LimitPlan
 from tests.property.driver import ENOUGH, GRACE_MS, ROUNDS_MAX, Driver, MemoryPlan
 
@@ -60,7 +61,7 @@ class Simulation:
         """Let everything be read and told; then nobody is skipped unless many wait."""
         self._pending = []
         rounds = 0
-        while rounds < 3 or self.driver.is_due:
+        while rounds < 3 or self.driver.is_due or self.driver.homeless:
             self.run(1_000, 1_000)
             rounds += 1
             assert rounds < ROUNDS_MAX, "what was skipped is read again without end"
@@ -75,7 +76,9 @@ class Simulation:
                 assert not late or job.entry_id in waiting_ids, f"{job.job_id} is skipped beyond its deadline"
 
     def drain(self) -> None:
-        """Let everything that runs end, again and again: then only those wait whom no node can serve."""
+        """Let everything be published and end, again and again: then only those wait whom no node can serve."""
+        self.cell.publish()
+        self.settle()
         rounds = 0
         while held := [host for host in self.cell.hosts.values() if host.held]:
             rounds += 1
@@ -84,11 +87,12 @@ class Simulation:
             self.run(1_000, 1_000)
             if not any(host.held for host in held):
                 self.settle()
+        index = self.driver.index
         for waiter in self.driver.first().values():
+            wanted = placement.classify(waiter.job, self.cell.bindings.get(waiter.job.session_id), index)
             for host in self.cell.hosts.values():
-                node = self.driver.index.nodes.get(host.name)
-                serves = node is not None and self.driver.index.serves(waiter.wanted, host.name)
-                assert not (serves and host.slots and node and node.boot == f"{host.boot}-x"), "somebody starves"
+                is_there = host.slots and index.boots.get(host.name) == f"{host.boot}-x"
+                assert not (is_there and index.serves(wanted, host.name)), f"{waiter.job.job_id} starves"
 
     def between(self, timers: bool = False) -> None:
         """Something else happens now. timers: what the driver does when it is due may happen too."""

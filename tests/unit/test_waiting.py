@@ -7,10 +7,11 @@ from collections.abc import Iterable
 import msgspec
 import pytest
 
+from scheduler.model import Node, Pool
 from scheduler.runtime.intake import Class
-from scheduler.runtime.lines import DEADLINES_SPARE
+from scheduler.runtime.lines import DEADLINES_SPARE, gains, tier_of
 from scheduler.runtime.waiting import WAKE_CANDIDATES_MAX, Waiter, Waiting
-from tests.unit.arrange import EN_DE, a_class, a_job
+from tests.unit.arrange import EN_DE, LATER_BOOT, a_class, a_job, a_node, an_index
 
 ZH = a_class()
 DE = a_class(pair=EN_DE)
@@ -251,6 +252,30 @@ def test_a_gap_lets_one_of_each_class_ask() -> None:
     settle(waiting)
     waiting.ask_all()
     assert picture(waiting) == {"j1": "asking", "j2": "parked", "j3": "asking"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        pytest.param([a_node("n1")], [a_node("n1"), a_node("n2")], ["n2"], id="a node that joined"),
+        pytest.param([a_node("n1")], [a_node("n1", slots=9)], [], id="more slots are told by an event"),
+        pytest.param([a_node("n1")], [a_node("n1", boot=LATER_BOOT)], ["n1"], id="a node that was started again"),
+        pytest.param([a_node("n1", "b")], [a_node("n1")], ["n1"], id="a node of another pool"),
+        pytest.param([a_node("n1")], [a_node("n1", "b")], [], id="a node that went to another pool"),
+        pytest.param([a_node("n1")], [], [], id="a node that left"),
+    ],
+)
+def test_what_a_snapshot_brings_for_a_class(old: list[Node], new: list[Node], expected: list[str]) -> None:
+    """Nodes that it was not tried on."""
+    assert list(gains([ZH], an_index(*old), an_index(*new, version=2))) == [(ZH, expected)]
+
+
+def test_another_fallback_brings_nodes_that_did_not_change() -> None:
+    """The pools are other ones, the nodes are the same."""
+    nodes = (a_node("a1"), a_node("b1", "b"))
+    old, new = an_index(*nodes), an_index(*nodes, pools={"a": Pool("a", fallback=("b",))})
+    assert list(gains([ZH, DE], old, new)) == [(ZH, ["b1"]), (DE, [])]
+    assert [tier_of(new, ZH, node) for node in ("a1", "b1", "gone")] == [0, 1, 2]
 
 
 def test_nodes_that_are_new_to_a_class_wake_it_alone() -> None:
