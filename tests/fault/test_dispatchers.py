@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -14,6 +15,7 @@ from scheduler import keys
 from scheduler.config import DEFAULTS, Settings
 from scheduler.handlers import Job
 from scheduler.roles import start_dispatcher
+from scheduler.session import ring
 from tests.fault.processes import process
 from tests.fault.test_nodes import ended
 from tests.system import QUICK, System, running
@@ -39,15 +41,23 @@ def owners(system: System) -> Callable[[], Awaitable[dict[str, int]]]:
 
 
 async def shared_by(system: System, count: int) -> dict[str, int]:
-    """Wait until so many dispatchers hold all partitions."""
-    ask = owners(system)
+    """Wait until so many dispatchers hold all partitions: those of `system` as rendezvous hashing wishes, if they are
+    all that there are.
+    """
+    ask, partitions = owners(system), range(system.settings.partitions)
+    known = [dispatcher.owner for _, dispatcher in system.dispatchers]
+    wished = dict(Counter(ring.owner_of(partition, known) for partition in partitions)) if known else {}
+    held: dict[str, int] = {}
 
     async def shared() -> bool:
+        nonlocal held
         held = await ask()
-        return len(held) == count and "-" not in held and sum(held.values()) == system.settings.partitions
+        if len(held) != count or "-" in held or sum(held.values()) != len(partitions):
+            return False
+        return held == wished or len(known) != count
 
     await system.until(shared)
-    return await ask()
+    return held
 
 
 def sessions(system: System) -> list[str]:

@@ -16,7 +16,7 @@ from scheduler.handlers import Job
 from scheduler.model import JobDocument
 from scheduler.producer import Producer, Request
 from scheduler.roles import start_dispatcher
-from tests.system import QUICK, System, running
+from tests.system import HASTY, QUICK, System, running
 
 
 class Pair(TypedDict):
@@ -239,7 +239,7 @@ async def test_a_deadline_ends_a_job_that_waits(url: str) -> None:
 
 async def test_nobody_serves_it(url: str) -> None:
     """A job that no node could ever serve is dead after a time of grace, and says what was missing."""
-    async with running(url) as system:
+    async with running(url, HASTY) as system:
         await system.add_node("n1", echo)
         job_id = await system.producer.submit("s1", src_lang="en", tgt_lang="xx", features=["asr"])
         outcome = await system.producer.outcome(job_id, WAIT_MS)
@@ -252,8 +252,7 @@ async def test_nobody_serves_it(url: str) -> None:
 
 async def test_a_job_waits_for_a_node_that_comes_later(url: str) -> None:
     """A fleet that starts after its first jobs serves them."""
-    settings = msgspec.structs.replace(QUICK, no_node_grace_ms=60_000)
-    async with running(url, settings) as system:
+    async with running(url) as system:
         ids = await submit_all(system, [JobDocument(f"s{i % 3}", f"j{i}", **EN_ZH) for i in range(30)])
         await system.until(lambda: len(system.dispatcher.waiting) == 30)
         await system.add_node("n1", echo)

@@ -20,7 +20,7 @@ from tests.raw import node as raw_node
 from tests.raw.node import Assignment, Node, Work
 from tests.raw.producer import Document, Outcome, Producer
 from tests.raw.server import Refused, Server
-from tests.system import QUICK, System, running
+from tests.system import HASTY, QUICK, System, running
 
 RAW = Path(__file__).resolve().parents[1] / "raw"
 SLOW_START = msgspec.structs.replace(QUICK, start_ms=3_000)
@@ -355,7 +355,7 @@ async def test_a_raw_producer_that_lost_the_answer_submits_again(url: str) -> No
 
 async def test_a_raw_producer_hears_why_a_job_is_dead(url: str) -> None:
     """A language that is no language, and a job that nobody serves."""
-    async with running(url) as system, serving(system, shout):
+    async with running(url, HASTY) as system, serving(system, shout):
         with producing(url) as producer:
             entry_id = await asyncio.to_thread(producer.add, {"session_id": "s1", "src_lang": "en"}, b"")
             generated = f"~0-{producer.partition_of('s1')}-{entry_id}"
