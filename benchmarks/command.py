@@ -204,4 +204,4 @@ def _url(typed: str | None) -> str | None:
 
 def main() -> None:
     """What was typed."""
-    bench.main(prog_name="bench")
+    bench.main(prog_name="./tools/bench")

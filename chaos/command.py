@@ -303,5 +303,5 @@ def main() -> None:
     """What was typed: `outage`, or else a chaos run."""
     arguments = sys.argv[1:]
     if arguments[:1] == ["outage"]:
-        outage.main(arguments[1:], prog_name="chaos outage")
-    chaos.main(arguments, prog_name="chaos")
+        outage.main(arguments[1:], prog_name="./tools/chaos outage")
+    chaos.main(arguments, prog_name="./tools/chaos")

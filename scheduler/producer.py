@@ -173,21 +173,27 @@ class Producer:
         return decode_result(outcome.content_type, outcome.result or b"")
 
     async def outcome(self, job_id: str, timeout_ms: int | None = None) -> Outcome:
-        """How a job ended, whatever it came to; waits until it has. Raises: TimeoutError."""
-        async with asyncio.timeout(None if timeout_ms is None else timeout_ms / 1000):
-            await self._listen()
-            while True:
-                news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                self._awaited.setdefault(job_id, []).append(news)
-                try:
-                    ended = await self._store.reads.outcome(job_id)
-                    if ended is not None:
-                        return ended
-                    await asyncio.wait([news], timeout=LOOK_AGAIN_MS / 1000)
-                finally:
-                    self._awaited[job_id].remove(news)
-                    if not self._awaited[job_id]:
-                        del self._awaited[job_id]
+        """How a job ended, whatever it came to; waits until it has. Raises: TimeoutError, naming the job."""
+        try:
+            async with asyncio.timeout(None if timeout_ms is None else timeout_ms / 1000):
+                return await self._ended(job_id)
+        except TimeoutError:
+            raise TimeoutError(f"job {job_id} has not ended within {timeout_ms} ms") from None
+
+    async def _ended(self, job_id: str) -> Outcome:
+        await self._listen()
+        while True:
+            news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._awaited.setdefault(job_id, []).append(news)
+            try:
+                ended = await self._store.reads.outcome(job_id)
+                if ended is not None:
+                    return ended
+                await asyncio.wait([news], timeout=LOOK_AGAIN_MS / 1000)
+            finally:
+                self._awaited[job_id].remove(news)
+                if not self._awaited[job_id]:
+                    del self._awaited[job_id]
 
     async def results(self, after: str = "$") -> AsyncIterator[tuple[str, Outcome]]:
         """Outcomes as they come: (stream id, outcome) each, of this producer's `reply_to` if it has one, else of all
