@@ -157,9 +157,10 @@ class Placer:
         kept = []
         now_ms = _now_ms()
         for job in jobs:
-            if self._passes_over(job, self.classify(job, now_ms)):
+            held = self._partitions.holds(job.partition, job.epoch)
+            if held and self._passes_over(job, self.classify(job, now_ms)):
                 self._skipped.skip(job)
-            else:
+            elif held:
                 kept.append(job)
         return kept
 

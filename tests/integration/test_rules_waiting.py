@@ -14,6 +14,7 @@ from scheduler.calls import CapacityItem
 from scheduler.config import Settings
 from scheduler.model import Pool
 from scheduler.runtime import reader, skipped
+from scheduler.runtime.placer import Placer
 from scheduler.runtime.reader import DEAF_MS
 from scheduler.store.cell import Cell
 from scheduler.store.reads import Reads
@@ -297,3 +298,28 @@ async def test_a_lost_partition_takes_what_was_skipped_along(url: str) -> None:
         b.dispatcher.partitions.lose(b.partition_of("s1"))
         assert (len(b.dispatcher.waiting), bool(b.dispatcher.skipped)) == (0, False)
         assert [await finish_next(b) for _ in range(5)] == [f"j{i}" for i in range(5)]
+
+
+async def test_what_was_read_before_a_loss_is_not_scanned_past(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RULES 4 and 19: the partition is lost in the middle of a batch; the rest of it is nobody's business here."""
+    async with unswept(url, msgspec.structs.replace(CALM, waiting_class_max=1, batch_max=2)) as b:
+        await b.fleet(n1=1)
+        names = [f"t{i}" for i in range(99)]
+        first, later = [name for name in names if b.partition_of(name) != b.partition_of("s1")][:2]
+        for session, job_id in (("s1", "j0"), (first, "j1"), (later, "j2")):
+            await b.add(session, job_id)
+            await b.step_until_read()
+        assert list(b.dispatcher.skipped.cursors()) == [b.partition_of(later)]
+        know = Placer.know
+
+        async def lose(self: Placer, sessions: Sequence[str]) -> None:
+            await know(self, sessions)
+            b.dispatcher.partitions.lose(b.partition_of("s1"))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Placer, "know", lose)
+            await b.add_all({f"k{i}": "s1" for i in range(6)})
+            await b.step_until_read()
+        assert list(b.dispatcher.skipped.cursors()) == [b.partition_of(later)]
+        placed = [await finish_next(b) for _ in range(9)]
+        assert [each for each in placed if each[0] == "k"] == [f"k{i}" for i in range(6)]

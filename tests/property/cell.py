@@ -52,6 +52,17 @@ class FleetPlan(NamedTuple):
     limits: tuple[LimitPlan, LimitPlan] = (LimitPlan(), LimitPlan())
 
 
+class MemoryPlan(NamedTuple):
+    """How many may wait for the same, and in all; bits: in which sessions with skipped jobs are remembered."""
+
+    share: int = 100
+    total: int = 100
+    bits: int = 64
+
+
+ENOUGH: Final = MemoryPlan()
+
+
 class Host:
     """A node in the server: what it may hold, and what it holds (ours and others')."""
 

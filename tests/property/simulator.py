@@ -1,7 +1,7 @@
 """A cell, a driver, and operations that happen to them.
 
 A `Simulation` plays a list of operations; those that follow a `run` happen between the driver's calls, as other
-dispatchers, nodes and producers would have it. What must hold is checked while it plays (cell.py, driver.py).
+dispatchers, nodes and producers would have it. What must hold is checked while it plays (cell.py, checks.py).
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from random import Random
 from typing import Final, Literal, NamedTuple
 
 from scheduler.runtime import placement
-from tests.property.cell import PARTITIONS, Cell, FleetPlan, LimitPlan
-from tests.property.driver import ENOUGH, GRACE_MS, ROUNDS_MAX, Driver, MemoryPlan
+from tests.property.cell import ENOUGH, PARTITIONS, Cell, FleetPlan, LimitPlan, MemoryPlan
+from tests.property.checks import check_settled, first_of_sessions
+from tests.property.driver import GRACE_MS, Driver
+from tests.property.placing import ROUNDS_MAX
 
 Kind = Literal[
     "submit", "finish", "steal", "give_back", "resize", "reboot", "publish", "limit", "cancel", "flag", "usurp",
@@ -55,7 +57,7 @@ class Simulation:
     def run(self, events: int, entries: int, gap: bool = False) -> None:
         """One step of the dispatcher, and what must hold after it."""
         self.driver.run_once(events, entries, gap)
-        self.driver.check_settled()
+        check_settled(self.driver)
 
     def settle(self) -> None:
         """Let everything be read and told; then nobody is skipped unless many wait."""
@@ -88,7 +90,7 @@ class Simulation:
             if not any(host.held for host in held):
                 self.settle()
         index = self.driver.index
-        for waiter in self.driver.first().values():
+        for waiter in first_of_sessions(self.driver).values():
             wanted = placement.classify(waiter.job, self.cell.bindings.get(waiter.job.session_id), index)
             for host in self.cell.hosts.values():
                 is_there = host.slots and index.boots.get(host.name) == f"{host.boot}-x"

@@ -1,6 +1,6 @@
 """Waiting and placement as the dispatcher drives them: nobody waits beside a free slot, nobody is lost or overtaken.
 
-What is checked stands in cell.py and driver.py; here is what happens to it. Two searches: one that hypothesis steers
+What is checked stands in cell.py and checks.py; here is what happens to it. Two searches: one that hypothesis steers
 and shrinks, and one over many more histories, drawn from a seed and shrunk by leaving out what is not needed.
 """
 
@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from scheduler.model import Strategy
 from scheduler.runtime import skipped, waiting
-from tests.property.cell import FleetPlan, HostPlan, LimitPlan
-from tests.property.driver import ENOUGH, MemoryPlan
+from tests.property.cell import ENOUGH, FleetPlan, HostPlan, LimitPlan, MemoryPlan
 from tests.property.simulator import Kind, Operation, Simulation
 
 COMMON: Final[tuple[Kind, ...]] = (
