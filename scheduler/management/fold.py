@@ -46,7 +46,7 @@ class Fleet(msgspec.Struct, frozen=True):
     """Everything that the leader knows: nodes by id, and what was said of pools by their name.
 
     news: nodes whose capacity, or what placement sees of them, may be another one since `settled`. looked_ms: when ages
-    were looked at last; due_ms: before that nobody can have been silent for too long.
+    were looked at last; due_ms: before that nobody can have been silent for too long, which is silence_ms.
     """
 
     nodes: Mapping[str, Known] = {}
@@ -54,6 +54,7 @@ class Fleet(msgspec.Struct, frozen=True):
     news: frozenset[str] = frozenset()
     looked_ms: int = 0
     due_ms: int = 0
+    silence_ms: int = 0
 
 
 class Ignored(msgspec.Struct, frozen=True):
@@ -110,10 +111,9 @@ def _same_capacity(one: NodeBeat, other: NodeBeat) -> bool:
 
 
 def _with(fleet: Fleet, nodes: Mapping[str, Known], news: Iterable[str]) -> Fleet:
-    """The fleet with other nodes. Those that are news may be silent for too long already."""
-    if not news:
-        return msgspec.structs.replace(fleet, nodes=nodes)
-    return msgspec.structs.replace(fleet, nodes=nodes, news=fleet.news.union(news), due_ms=0)
+    """The fleet with other nodes. Those that are news may have been silent for longer than all others."""
+    due_ms = min((nodes[name].heard_ms + fleet.silence_ms for name in news), default=fleet.due_ms)
+    return msgspec.structs.replace(fleet, nodes=nodes, news=fleet.news.union(news), due_ms=min(due_ms, fleet.due_ms))
 
 
 def settled(fleet: Fleet) -> Fleet:
@@ -190,7 +190,7 @@ def age(fleet: Fleet, now_ms: int, silence_ms: int) -> Fleet:
     When many fall silent at once the network is the likelier cause: then they are suspect until they are heard, and
     dead only after SUSPECT_PERIODS of silence. All nodes are looked at only when the first of them can be due.
     """
-    if fleet.looked_ms <= now_ms < fleet.due_ms:
+    if silence_ms == fleet.silence_ms and fleet.looked_ms <= now_ms < fleet.due_ms:
         return fleet
     many = _many_fall_silent(fleet.nodes.values(), now_ms, silence_ms)
     changed = {}
@@ -205,7 +205,7 @@ def age(fleet: Fleet, now_ms: int, silence_ms: int) -> Fleet:
         if not dead:
             due_ms = min(due_ms, known.heard_ms + silence_ms * (SUSPECT_PERIODS if suspect else 1))
     aged = _with(fleet, {**fleet.nodes, **changed}, changed) if changed else fleet
-    return msgspec.structs.replace(aged, looked_ms=now_ms, due_ms=due_ms)
+    return msgspec.structs.replace(aged, looked_ms=now_ms, due_ms=due_ms, silence_ms=silence_ms)
 
 
 def _many_fall_silent(nodes: Iterable[Known], now_ms: int, silence_ms: int) -> bool:

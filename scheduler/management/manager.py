@@ -30,7 +30,8 @@ from scheduler.store.store import Store
 
 logger = logging.getLogger("scheduler.manager")
 
-TAKE_MAX: Final = 1_000  # heartbeats of one step
+TAKE_MAX: Final = 1_000  # heartbeats of one call
+TAKES_MAX: Final = 10  # calls of one step, while there is more to hear
 DEAF_MS: Final = 1_000  # after so long without a take of our own, silence proves nothing
 FORGET_MS: Final = 60_000
 LOOK_BACK_MS: Final = 5_000
@@ -168,14 +169,20 @@ class Manager:
             await self._look_back()
         taken, invalid = await self._take(self._epoch, pending=pending)
         heartbeats = len(taken.heartbeats)
+        for _ in range(1, TAKES_MAX):
+            if pending or taken.commands or len(taken.heartbeats) < TAKE_MAX:
+                break
+            taken, more_invalid = await self._take(self._epoch, pending=False)
+            heartbeats += len(taken.heartbeats)
+            invalid += more_invalid
+        is_heard = not pending and len(taken.heartbeats) < TAKE_MAX
         if taken.commands and not pending:
             # With those before them whose reading was lost, so that all are answered in their order.
             self._unanswered = True
             taken, more_invalid = await self._take(self._epoch, pending=True)
             invalid += more_invalid
         self._unanswered = bool(taken.commands)
-        if not pending and heartbeats < TAKE_MAX:
-            # Otherwise there is more to hear, perhaps of those who seem silent.
+        if is_heard:  # otherwise there is more to hear, perhaps of those who seem silent
             self._fleet = fold.age(self._fleet, taken.now_ms, self._settings.silence_ms)
         named = fold.named_pools(self._fleet) if taken.commands else {}
         decided = commands.decide(self._fleet.pools, taken.commands, named, self._settings)

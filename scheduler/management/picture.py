@@ -88,10 +88,18 @@ def revise(
     if not delta.size and fleet.pools is before.said:
         return before, delta
     nodes = applied(before.nodes, [delta])
-    pools = _pools(fleet.pools, nodes.values(), settings)
+    stay = fleet.pools is before.said and not _moves_pools(before, delta)
+    pools = before.pools if stay else _pools(fleet.pools, nodes.values(), settings)
     if pools != before.pools:
         delta = msgspec.structs.replace(delta, pools=pools)
     return Picture(version if delta.size else before.version, nodes, pools, fleet.pools), delta
+
+
+def _moves_pools(before: Picture, delta: Delta) -> bool:
+    """Whether a pool may have got its first node, or lost its last."""
+    names = (*delta.removed, *(node.id for node in delta.nodes))
+    left = {before.nodes[name].pool for name in names if name in before.nodes}
+    return left != {node.pool for node in delta.nodes}
 
 
 def _pools(said: Documents, nodes: Iterable[Node], settings: Settings) -> tuple[Pool, ...]:

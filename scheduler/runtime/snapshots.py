@@ -46,14 +46,14 @@ class Snapshots:
         snapshot = await self._control.read_snapshot()
         self.loads += 1
         if snapshot.version != self.index.version:
-            self._replace(Index(snapshot, self.index))
+            self.swap(Index(snapshot, self.index))
 
     async def follow(self) -> None:
         """Wait for what is published next, at most a second, and have it in the index."""
         cursor = max(self._seen, version_entry(self.index.version), key=_position)
         deltas, seen = await self._control.read_deltas(cursor)
         if leading_on := chain(self.index.version, deltas):
-            self._replace(self.index.revised(leading_on))
+            self.swap(self.index.revised(leading_on))
         elif deltas:
             await self.load()
         elif await self._control.read_version() != self.index.version:
@@ -74,7 +74,8 @@ class Snapshots:
                 failing = True
                 await asyncio.sleep(_PAUSE_AFTER_ERROR_MS / 1000)
 
-    def _replace(self, index: Index) -> None:
+    def swap(self, index: Index) -> None:
+        """Replace the index: whoever reads it gets the one or the other."""
         self.index = index
         self._changed()
 
