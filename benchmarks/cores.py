@@ -61,12 +61,12 @@ class CoreWatch:
     async def _look(self) -> tuple[float, float, float | None, float, float | None]:
         """When, then CPU microseconds so far: of the server, the dispatchers, this process, the machine."""
         server_us = (await server_counters(self._store)).cpu_us
-        each_us = [_process_us(pid) for pid in self._pids]
+        each_us = [process_us(pid) for pid in self._pids]
         dispatchers_us = None if None in each_us else sum(us or 0.0 for us in each_us)
         return time.monotonic(), server_us, dispatchers_us, time.process_time_ns() / 1_000, busy_us()
 
 
-def _process_us(pid: int) -> float | None:
+def process_us(pid: int) -> float | None:
     """CPU time of a process, where Linux tells."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(") ")[2].split()

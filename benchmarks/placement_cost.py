@@ -62,12 +62,12 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     classes: int
 
 
-class _Fleet:
+class Fleet:
     """A snapshot's index, jobs for it, and what a dispatcher remembers."""
 
     def __init__(self, size: int, jobs: int, seed: int) -> None:
         random = Random(seed)
-        nodes = tuple(_node(f"n{number}", random) for number in range(size))
+        nodes = tuple(a_node(f"n{number}", random) for number in range(size))
         self.size = size
         self.index = Index(Snapshot(1, nodes, tuple(Pool(name) for name in POOLS)))
         self.loads = {node.id: random.randrange(node.slots) for node in nodes}
@@ -93,7 +93,8 @@ class _Fleet:
         return spent_ns / 1_000 / len(self.jobs)
 
 
-def _node(name: str, random: Random) -> Node:
+def a_node(name: str, random: Random) -> Node:
+    """A node of a mixed fleet."""
     return Node(
         id=name,
         boot="1-a",
@@ -140,7 +141,7 @@ def _binding(job: Job, index: Index, random: Random) -> Binding | None:
 
 def measure(plan: Plan) -> list[Cost]:
     """Every fleet in every round, after one to warm up."""
-    fleets = [_Fleet(size, plan.jobs, plan.seed) for size in plan.sizes]
+    fleets = [Fleet(size, plan.jobs, plan.seed) for size in plan.sizes]
     rounds: list[list[float]] = [[] for _ in fleets]
     with without_collections():
         for number in range(plan.rounds + 1):
@@ -151,7 +152,7 @@ def measure(plan: Plan) -> list[Cost]:
     return [_cost(fleet, found) for fleet, found in zip(fleets, rounds, strict=True)]
 
 
-def _cost(fleet: _Fleet, rounds: Sequence[float]) -> Cost:
+def _cost(fleet: Fleet, rounds: Sequence[float]) -> Cost:
     return Cost(
         nodes=fleet.size,
         us=round(median(rounds), 2),

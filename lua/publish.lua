@@ -7,26 +7,56 @@
 -- KEYS[5] {sched}:version           string
 -- KEYS[6] {sched}:deltas            stream
 -- KEYS[7] {sched}:answers           stream
--- ARGV[1] name   ARGV[2] epoch   ARGV[3] group   ARGV[4] version   ARGV[5] snapshot, empty to leave it
--- ARGV[6] deltas_max   ARGV[7] answers_max   ARGV[8] sets   ARGV[9] deletes   ARGV[10] answers
--- ARGV[11..] sets x (field, value), deletes x (field), answers x (command id, answer)
+-- ARGV[1] name   ARGV[2] epoch   ARGV[3] group   ARGV[4] version, 0: no new one
+-- ARGV[5] before: the version that delta changes, 0: whatever is stored   ARGV[6] delta, empty: everybody reads the whole
+-- ARGV[7] snapshot, empty: the stored one stays   ARGV[8] oldest: with a snapshot, deltas of versions below it go
+-- ARGV[9] answers_max   ARGV[10] sets   ARGV[11] deletes   ARGV[12] answers
+-- ARGV[13..] sets x (field, value), deletes x (field), answers x (command id, answer)
 -- RETURNS {"published", now_ms} | {"fenced", leader, epoch} | {"stale", version}
--- INVARIANT only the leader writes; the stored version never falls; a repeat with the stored version changes nothing.
+--   | {"lost", version}: it is not `before`, or something is missing: only a whole snapshot, before 0, leads on
+-- INVARIANT only the leader writes; the stored version never falls; a repeat with the stored version changes nothing;
+--   the stored snapshot and all deltas after it make the stored version.
 local leader_key, commands_key, config_key, snapshot_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local version_key, deltas_key, answers_key = KEYS[5], KEYS[6], KEYS[7]
-local name, epoch, group, version, snapshot = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local deltas_max, answers_max = ARGV[6], ARGV[7]
-local sets, deletes, answers = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
+local name, epoch, group, version, before = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local delta, snapshot, oldest, answers_max = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
+local sets, deletes, answers = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local leader = redis.call('HMGET', leader_key, 'name', 'epoch')
 if leader[1] ~= name or leader[2] ~= epoch then return {'fenced', leader[1] or '', leader[2] or '0'} end
 local stored_version = redis.call('GET', version_key) or '0'
-local repeated = snapshot ~= '' and stored_version == version
-if snapshot ~= '' and tonumber(stored_version) > tonumber(version) then return {'stale', stored_version} end
 
-local position = 11
+local function append()
+  local fields = {'version', version, 'before', before}
+  if delta ~= '' then fields[5], fields[6] = 'delta', delta end
+  -- The version is the id, so that whoever has a version reads on from there.
+  return redis.pcall('XADD', deltas_key, version .. '-0', unpack(fields))
+end
+
+if version ~= '0' and stored_version ~= version then
+  if tonumber(stored_version) > tonumber(version) then return {'stale', stored_version} end
+  if before ~= '0' and before ~= stored_version then return {'lost', stored_version} end
+  if snapshot == '' then
+    local newest = redis.call('XREVRANGE', deltas_key, '+', '-', 'COUNT', 1)[1]
+    local has_snapshot = redis.call('EXISTS', snapshot_key) == 1
+    if not has_snapshot or not newest or newest[1] ~= stored_version .. '-0' then return {'lost', stored_version} end
+  end
+  if type(append()) == 'table' then
+    -- A stream that takes no entry any more starts anew, with the whole snapshot beside it.
+    if snapshot == '' then return {'lost', stored_version} end
+    redis.call('DEL', deltas_key)
+    append()
+  end
+  if snapshot ~= '' then
+    redis.call('SET', snapshot_key, snapshot)
+    redis.call('XTRIM', deltas_key, 'MINID', oldest)
+  end
+  redis.call('SET', version_key, version)
+end
+
+local position = 13
 for _ = 1, sets do
   redis.call('HSET', config_key, ARGV[position], ARGV[position + 1])
   position = position + 2
@@ -34,16 +64,6 @@ end
 for _ = 1, deletes do
   redis.call('HDEL', config_key, ARGV[position])
   position = position + 1
-end
-if snapshot ~= '' and not repeated then
-  redis.call('SET', snapshot_key, snapshot)
-  redis.call('SET', version_key, version)
-  local delta = redis.pcall('XADD', deltas_key, 'MAXLEN', '~', deltas_max, '*', 'version', version)
-  -- A stream that takes no entry any more starts anew: it only says that there is something to read.
-  if type(delta) == 'table' then
-    redis.call('DEL', deltas_key)
-    redis.pcall('XADD', deltas_key, '*', 'version', version)
-  end
 end
 for _ = 1, answers do
   -- An acknowledged command has its answer already.

@@ -5,10 +5,14 @@
 -- KEYS[3] {sched}:commands          stream, group management
 -- ARGV[1] name   ARGV[2] epoch   ARGV[3] group   ARGV[4] consumer   ARGV[5] count   ARGV[6] from: new | pending
 -- ARGV[7..] ids of heartbeats to acknowledge
--- RETURNS {"taken", now_ms, heartbeats, commands}, both {{id, {field, value, ...}}, ...} | {"fenced", leader, epoch}
--- INVARIANT only the leader reads. Commands are acknowledged by publish, so an unanswered one is pending for the next leader.
+-- RETURNS {"taken", now_ms, heartbeats, commands} | {"fenced", leader, epoch}
+--   heartbeats: {id, node, time_ms, ...}, flat, for they are many; empty where an entry has no such field
+--   commands: {{id, {field, value, ...}}, ...}
+-- INVARIANT only the leader reads. Commands are acknowledged by publish, so an unanswered one is pending for the next
+--   leader.
 local leader_key, heartbeats_key, commands_key = KEYS[1], KEYS[2], KEYS[3]
 local name, epoch, group, consumer, count, from = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local AT_ONCE = 1000 -- unpack fails with several thousand values
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -35,5 +39,19 @@ local function read(key)
   return entries
 end
 
-for i = 7, #ARGV do redis.call('XACK', heartbeats_key, group, ARGV[i]) end
-return {'taken', now_ms, read(heartbeats_key), read(commands_key)}
+local function flat(entries)
+  local values = {}
+  for i, entry in ipairs(entries) do
+    local fields, node, time_ms = entry[2], '', ''
+    for j = 1, #fields, 2 do
+      if fields[j] == 'node' then node = fields[j + 1] elseif fields[j] == 'time_ms' then time_ms = fields[j + 1] end
+    end
+    values[3 * i - 2], values[3 * i - 1], values[3 * i] = entry[1], node, time_ms
+  end
+  return values
+end
+
+for first = 7, #ARGV, AT_ONCE do
+  redis.call('XACK', heartbeats_key, group, unpack(ARGV, first, math.min(first + AT_ONCE - 1, #ARGV)))
+end
+return {'taken', now_ms, flat(read(heartbeats_key)), read(commands_key)}

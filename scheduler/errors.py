@@ -6,6 +6,7 @@ SchedulerError
 +-- ServerUnavailable     no server, or none that answers
 +-- ServerRefused         a server answers but cannot be used (eviction, protocol, layout, too old)
 +-- Fenced                a newer leader or owner exists; the caller must stop acting on what it held
++-- Lost                  the server has not what was written last: it has lost writes, or somebody has changed them
 +-- IllegalTransition     the transition table has no such step
 +-- NotAccepted           a job was not accepted: its id is taken, or the backlog is full
 +-- JobFailed             a job ended without completing (raised by Producer.result only)
@@ -60,6 +61,10 @@ class ServerRefused(SchedulerError):
 
 class Fenced(SchedulerError):
     """A newer holder exists."""
+
+
+class Lost(SchedulerError):
+    """What was written last is not there any more, so that nothing can be built on it."""
 
 
 class IllegalTransition(SchedulerError):

@@ -214,6 +214,23 @@ class Snapshot(msgspec.Struct, frozen=True):
 EMPTY_SNAPSHOT: Final = Snapshot(version=0)
 
 
+class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What makes `version` of the version `before`. nodes: those that are new or others; removed: ids of those that are
+    no more; pools: all of them, None when they are as they were.
+    """
+
+    version: int
+    before: int
+    nodes: tuple[Node, ...] = ()
+    removed: tuple[str, ...] = ()
+    pools: tuple[Pool, ...] | None = None
+
+    @property
+    def size(self) -> int:
+        """How many nodes and pools it names."""
+        return len(self.nodes) + len(self.removed) + len(self.pools or ())
+
+
 # ---- codecs ---------------------------------------------------------------------------------------------------------
 
 _T = TypeVar("_T")
@@ -222,6 +239,7 @@ _MSGPACK_JOB: Final = msgspec.msgpack.Decoder(JobDocument)
 _JSON_BEAT: Final[msgspec.json.Decoder[Beat]] = msgspec.json.Decoder(Beat)
 _MSGPACK_BEAT: Final[msgspec.msgpack.Decoder[Beat]] = msgspec.msgpack.Decoder(Beat)
 _SNAPSHOT: Final = msgspec.msgpack.Decoder(Snapshot)
+_DELTA: Final = msgspec.msgpack.Decoder(Delta)
 ANY_LANGUAGE: Final = "auto"
 _JSON_FIRST_BYTES: Final = b"{ \t\r\n"
 _LANGUAGE_LENGTH_MAX: Final = 35  # RFC 5646, section 4.4.1
@@ -342,3 +360,16 @@ def decode_snapshot(data: bytes) -> Snapshot:
         return _SNAPSHOT.decode(data)
     except msgspec.DecodeError as error:
         raise InvalidInput(f"snapshot is no valid msgpack document: {error}") from None
+
+
+def encode_delta(delta: Delta) -> bytes:
+    """A delta as msgpack."""
+    return msgspec.msgpack.encode(delta)
+
+
+def decode_delta(data: bytes) -> Delta:
+    """The reverse of encode_delta. Raises: InvalidInput."""
+    try:
+        return _DELTA.decode(data)
+    except msgspec.DecodeError as error:
+        raise InvalidInput(f"delta is no valid msgpack document: {error}") from None

@@ -1,9 +1,11 @@
-"""Pure. Decides; never performs. Heartbeats become what is known of each node, and that becomes capacities and a
-snapshot.
+"""Pure. Decides; never performs. Heartbeats become what is known of each node, and that becomes capacities.
 
 Rules: a higher boot replaces a lower one; what a node serves is fixed for a boot, so that a later heartbeat of it
 changes capacity, health and load only; silence counts only while somebody listened. The pool of a node that names none
 is found when the node joins, and again when the configuration changes.
+
+What is done costs as much as what is new: a fleet tells which of its nodes are, and until when nobody can be silent for
+too long.
 """
 
 from __future__ import annotations
@@ -15,15 +17,13 @@ from typing import Final
 import msgspec
 
 from scheduler.calls import CapacityItem
-from scheduler.config import Settings
-from scheduler.management.pools import DEFAULT_POOL, Documents, PoolDocument, complete, node_rules, pool_of
-from scheduler.model import Node, NodeBeat, Reason, Snapshot, boot_order
+from scheduler.management.pools import DEFAULT_POOL, Documents, node_rules, pool_of
+from scheduler.model import NodeBeat, Reason, Snapshot, boot_order
 
 SERVING: Final = ("ready", "suspect")
 SUSPECTS_MIN: Final = 3
 SUSPECTS_SHARE: Final = 0.3
 SUSPECT_PERIODS: Final = 5  # of silence, until a suspect is dead
-_SILENT: Final = PoolDocument()
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -43,10 +43,18 @@ class Known(msgspec.Struct, frozen=True):
 
 
 class Fleet(msgspec.Struct, frozen=True):
-    """Everything that the leader knows: nodes by id, and what was said of pools by their name."""
+    """Everything that the leader knows: nodes by id, and what was said of pools by their name.
+
+    news: nodes whose capacity, or what placement sees of them, may be another one since `settled`. looked_ms: when ages
+    were looked at last; due_ms: before that nobody can have been silent for too long, which is silence_ms.
+    """
 
     nodes: Mapping[str, Known] = {}
     pools: Documents = {}
+    news: frozenset[str] = frozenset()
+    looked_ms: int = 0
+    due_ms: int = 0
+    silence_ms: int = 0
 
 
 class Ignored(msgspec.Struct, frozen=True):
@@ -59,42 +67,69 @@ class Ignored(msgspec.Struct, frozen=True):
 def fold(fleet: Fleet, beats: Iterable[tuple[NodeBeat, int]]) -> tuple[Fleet, list[Ignored]]:
     """Fold heartbeats, in stream order.
 
-    Args: fleet; beats, (document, heard_ms) each. Returns: the new fleet, and what was ignored.
+    Args: fleet; beats, (document, heard_ms) each; the very document that is known already says nothing new, so it is
+    best to decode equal ones once. Returns: the new fleet, and what was ignored.
     """
     nodes = dict(fleet.nodes)
     rules = node_rules(fleet.pools)
+    news: set[str] = set()
     ignored = []
     for beat, heard_ms in beats:
         known = nodes.get(beat.node)
-        if (
-            known is None
-            or boot_order(beat.boot) > boot_order(known.beat.boot)
-            or (known.partial and beat.boot == known.beat.boot)
-        ):
+        if known is None or _replaces(beat, known):
             nodes[beat.node] = Known(beat, heard_ms, pool=pool_of(beat, rules))
-            continue
-        if heard_ms < known.heard_ms and beat.boot == known.beat.boot:
-            continue  # read late: a newer one is folded already
-        if beat.boot != known.beat.boot:
+            news.add(beat.node)
+        elif beat.boot != known.beat.boot:
             ignored.append(Ignored(beat.node, f"boot {beat.boot} is older than {known.beat.boot}"))
-            continue
-        fixed = msgspec.structs.replace(
-            known.beat, capacity=beat.capacity, healthy=beat.healthy, draining=beat.draining, running=beat.running
-        )
-        if fixed != beat:
-            ignored.append(Ignored(beat.node, f"boot {beat.boot} changed what it serves; that takes a new boot"))
-        nodes[beat.node] = Known(fixed, max(heard_ms, known.heard_ms), pool=known.pool)
-    return msgspec.structs.replace(fleet, nodes=nodes), ignored
+        elif heard_ms >= known.heard_ms:  # else it was read late: a newer one is folded already
+            said = beat if beat is known.beat else _within_boot(beat, known.beat)
+            if said is not beat:
+                ignored.append(Ignored(beat.node, f"boot {beat.boot} changed what it serves; that takes a new boot"))
+            nodes[beat.node] = Known(said, heard_ms, pool=known.pool)
+            if known.dead or known.suspect or not _same_capacity(said, known.beat):
+                news.add(beat.node)
+    return _with(fleet, nodes, news), ignored
+
+
+def _replaces(beat: NodeBeat, known: Known) -> bool:
+    """Whether a heartbeat is a registration."""
+    if beat.boot == known.beat.boot:
+        return known.partial
+    return boot_order(beat.boot) > boot_order(known.beat.boot)
+
+
+def _within_boot(beat: NodeBeat, known: NodeBeat) -> NodeBeat:
+    """What a later heartbeat of a boot can change of an earlier one: all of it, unless it says what it may not."""
+    fixed = msgspec.structs.replace(
+        known, capacity=beat.capacity, healthy=beat.healthy, draining=beat.draining, running=beat.running
+    )
+    return beat if fixed == beat else fixed
+
+
+def _same_capacity(one: NodeBeat, other: NodeBeat) -> bool:
+    return one is other or (one.capacity, one.healthy, one.draining) == (other.capacity, other.healthy, other.draining)
+
+
+def _with(fleet: Fleet, nodes: Mapping[str, Known], news: Iterable[str]) -> Fleet:
+    """The fleet with other nodes. Those that are news may have been silent for longer than all others."""
+    due_ms = min((nodes[name].heard_ms + fleet.silence_ms for name in news), default=fleet.due_ms)
+    return msgspec.structs.replace(fleet, nodes=nodes, news=fleet.news.union(news), due_ms=min(due_ms, fleet.due_ms))
+
+
+def settled(fleet: Fleet) -> Fleet:
+    """The fleet without its news, which somebody has taken note of."""
+    return msgspec.structs.replace(fleet, news=frozenset()) if fleet.news else fleet
 
 
 def configure(fleet: Fleet, pools: Documents) -> Fleet:
     """The fleet with other pools: each node is where the rules put it now, unless it names its pool itself."""
     rules = node_rules(pools)
-    nodes = {}
+    moved = {}
     for node, known in fleet.nodes.items():
         pool = pool_of(known.beat, rules)
-        nodes[node] = known if pool == known.pool else msgspec.structs.replace(known, pool=pool)
-    return Fleet(nodes, pools)
+        if pool != known.pool:
+            moved[node] = msgspec.structs.replace(known, pool=pool)
+    return msgspec.structs.replace(_with(fleet, {**fleet.nodes, **moved}, moved), pools=pools)
 
 
 def named_pools(fleet: Fleet) -> Counter[str]:
@@ -137,7 +172,7 @@ def recover(snapshot: Snapshot, capacities: Mapping[str, CapacityItem], now_ms: 
         else:
             beat = msgspec.structs.replace(known.beat, capacity=item.slots)
             nodes[item.node] = Known(beat, now_ms, suspect=item.reason == "suspect")
-    return configure(Fleet(nodes), {})
+    return configure(Fleet(nodes, news=frozenset(nodes)), {})
 
 
 def listen_anew(fleet: Fleet, now_ms: int) -> Fleet:
@@ -153,18 +188,24 @@ def age(fleet: Fleet, now_ms: int, silence_ms: int) -> Fleet:
     """Mark those dead that were silent for `silence_ms`, and alive those that were heard again.
 
     When many fall silent at once the network is the likelier cause: then they are suspect until they are heard, and
-    dead only after SUSPECT_PERIODS of silence.
+    dead only after SUSPECT_PERIODS of silence. All nodes are looked at only when the first of them can be due.
     """
+    if silence_ms == fleet.silence_ms and fleet.looked_ms <= now_ms < fleet.due_ms:
+        return fleet
     many = _many_fall_silent(fleet.nodes.values(), now_ms, silence_ms)
-    nodes = {}
+    changed = {}
+    due_ms = now_ms + silence_ms
     for node, known in fleet.nodes.items():
         silent = now_ms - known.heard_ms >= silence_ms
         doubted = not known.dead and not known.beat.draining and (known.suspect or (silent and many))
         suspect = doubted and now_ms - known.heard_ms < SUSPECT_PERIODS * silence_ms
         dead = silent and not suspect
-        same = (dead, suspect) == (known.dead, known.suspect)
-        nodes[node] = known if same else msgspec.structs.replace(known, dead=dead, suspect=suspect)
-    return msgspec.structs.replace(fleet, nodes=nodes)
+        if (dead, suspect) != (known.dead, known.suspect):
+            changed[node] = msgspec.structs.replace(known, dead=dead, suspect=suspect)
+        if not dead:
+            due_ms = min(due_ms, known.heard_ms + silence_ms * (SUSPECT_PERIODS if suspect else 1))
+    aged = _with(fleet, {**fleet.nodes, **changed}, changed) if changed else fleet
+    return msgspec.structs.replace(aged, looked_ms=now_ms, due_ms=due_ms, silence_ms=silence_ms)
 
 
 def _many_fall_silent(nodes: Iterable[Known], now_ms: int, silence_ms: int) -> bool:
@@ -203,34 +244,3 @@ def capacity_of(known: Known) -> CapacityItem:
     elif known.suspect:
         reason = "suspect"
     return CapacityItem(beat.node, beat.capacity if reason in SERVING else 0, beat.boot, reason)
-
-
-def picture(fleet: Fleet, version: int, settings: Settings) -> Snapshot:
-    """The snapshot of a fleet: the nodes that can take work, sorted by id, and the pools that they are in."""
-    nodes = []
-    for _, known in sorted(fleet.nodes.items()):
-        item = capacity_of(known)
-        if item.slots > 0 and not known.partial:
-            beat = known.beat
-            nodes.append(
-                Node(
-                    id=beat.node,
-                    boot=beat.boot,
-                    slots=item.slots,
-                    pool=known.pool,
-                    pairs=beat.pairs,
-                    features=beat.features,
-                    labels=beat.labels,
-                    version=beat.version,
-                    suspect=item.reason == "suspect",
-                    assigned=not beat.pool,
-                )
-            )
-    names = {DEFAULT_POOL, *fleet.pools, *(node.pool for node in nodes)}
-    pools = tuple(complete(name, fleet.pools.get(name, _SILENT), settings) for name in sorted(names))
-    return Snapshot(version=version, nodes=tuple(nodes), pools=pools)
-
-
-def same_picture(one: Snapshot, other: Snapshot) -> bool:
-    """Whether placement would see the same: everything but the version."""
-    return one.nodes == other.nodes and one.pools == other.pools

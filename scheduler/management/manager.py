@@ -18,20 +18,22 @@ import msgspec
 
 from scheduler.calls import CapacityItem, Heartbeat, Taken
 from scheduler.config import Settings
-from scheduler.errors import Fenced, InvalidInput
+from scheduler.errors import Fenced, InvalidInput, Lost
 from scheduler.management import commands, fold, pools
 from scheduler.management.commands import Decided, Refused
+from scheduler.management.hearing import Hearing
+from scheduler.management.picture import Picture, Stored, picture_of, revise, snapshot_of, store, told
 from scheduler.management.pools import PoolDocument
-from scheduler.model import NodeBeat, Snapshot, boot_order, decode_beat
+from scheduler.model import EMPTY_SNAPSHOT, Delta, Snapshot
 from scheduler.store.control import Leading
 from scheduler.store.store import Store
 
 logger = logging.getLogger("scheduler.manager")
 
-TAKE_MAX: Final = 1_000  # heartbeats of one step
+TAKE_MAX: Final = 1_000  # heartbeats of one call
+TAKES_MAX: Final = 10  # calls of one step, while there is more to hear
 DEAF_MS: Final = 1_000  # after so long without a take of our own, silence proves nothing
 FORGET_MS: Final = 60_000
-BOOT_AHEAD_US_MAX: Final = 60_000_000  # a boot later than that could never be replaced
 LOOK_BACK_MS: Final = 5_000
 SHOWN_MAX: Final = 10
 
@@ -44,7 +46,6 @@ class Report(msgspec.Struct, frozen=True):
     invalid: int = 0
     capacities: int = 0
     published: bool = False
-    suspects: int = 0
     commands: int = 0
 
 
@@ -58,14 +59,20 @@ class Manager:
         self._settings = settings
         self._epoch: int | None = None
         self._fleet = fold.Fleet()
-        self._published = Snapshot(version=0)
+        self._hearing = Hearing()
+        self._version = 0
+        self._published = Picture()
+        self._stored = Stored()
         self._published_at = 0.0
+        self._now_ms = 0
         self._taken_at = 0.0
         self._led_at = 0.0
         self._looked_back_at = 0.0
         self._acknowledge: tuple[str, ...] = ()
         self._unanswered = False
         self._written: dict[str, CapacityItem] = {}
+        self._unwritten: set[str] = set()
+        self._unpublished: set[str] = set()
         self._lost: dict[str, PoolDocument | None] = {}
 
     @property
@@ -116,10 +123,13 @@ class Manager:
         some of them late. So are commands answered that it left.
         """
         await self._store.cell.capacity(leading.epoch, [])
-        self._published = await self._read_snapshot()
+        snapshot, self._published = await self._read_snapshot()
+        self._version = await self._store.control.read_version()
+        self._stored = Stored()
         capacities = await self._store.reads.capacities()
         documents = await self._read_pools()
-        self._fleet = fold.configure(fold.recover(self._published, capacities, leading.now_ms), documents)
+        self._fleet = fold.configure(fold.recover(snapshot, capacities, leading.now_ms), documents)
+        self._unwritten, self._unpublished = set(), set()
         self._written = {}
         self._lost = {}
         self._acknowledge = ()
@@ -133,13 +143,14 @@ class Manager:
             self.name, leading.epoch, len(self._fleet.nodes), len(documents),
         )  # fmt: skip
 
-    async def _read_snapshot(self) -> Snapshot:
-        """The published snapshot; what cannot be read of it is made anew."""
+    async def _read_snapshot(self) -> tuple[Snapshot, Picture]:
+        """The published snapshot; what cannot be read of it is made anew, and nothing of it is built upon."""
         try:
-            return await self._store.control.read_snapshot()
+            snapshot = await self._store.control.read_snapshot()
         except InvalidInput as error:
             logger.error("the published snapshot is ignored: %s", error)
-            return Snapshot(version=await self._store.control.read_version())
+            return EMPTY_SNAPSHOT, Picture()
+        return snapshot, picture_of(snapshot)
 
     async def _read_pools(self) -> dict[str, PoolDocument]:
         """The stored configuration; what cannot be used of it is logged."""
@@ -155,26 +166,31 @@ class Manager:
         if time.monotonic() - self._looked_back_at > LOOK_BACK_MS / 1000:
             pending = True
             self._looked_back_at = time.monotonic()
-            await self._compare()
+            await self._look_back()
         taken, invalid = await self._take(self._epoch, pending=pending)
         heartbeats = len(taken.heartbeats)
+        for _ in range(1, TAKES_MAX):
+            if pending or taken.commands or len(taken.heartbeats) < TAKE_MAX:
+                break
+            taken, more_invalid = await self._take(self._epoch, pending=False)
+            heartbeats += len(taken.heartbeats)
+            invalid += more_invalid
+        is_heard = not pending and len(taken.heartbeats) < TAKE_MAX
         if taken.commands and not pending:
             # With those before them whose reading was lost, so that all are answered in their order.
             self._unanswered = True
             taken, more_invalid = await self._take(self._epoch, pending=True)
             invalid += more_invalid
         self._unanswered = bool(taken.commands)
-        if not pending and heartbeats < TAKE_MAX:
-            # Otherwise there is more to hear, perhaps of those who seem silent.
+        if is_heard:  # otherwise there is more to hear, perhaps of those who seem silent
             self._fleet = fold.age(self._fleet, taken.now_ms, self._settings.silence_ms)
         named = fold.named_pools(self._fleet) if taken.commands else {}
         decided = commands.decide(self._fleet.pools, taken.commands, named, self._settings)
+        self._note_news()
         capacities = await self._write_capacities()
         published = await self._publish(taken.now_ms, decided)
         self._unanswered = len(taken.commands) >= TAKE_MAX
-        await self._forget(taken.now_ms)
-        suspects = sum(known.suspect for known in self._fleet.nodes.values())
-        return Report(True, heartbeats, invalid, capacities, published, suspects, len(taken.commands))
+        return Report(True, heartbeats, invalid, capacities, published, len(taken.commands))
 
     async def _take(self, epoch: int, *, pending: bool) -> tuple[Taken, int]:
         """Take and fold. Returns what was taken, and how many heartbeats of it could not be decoded."""
@@ -184,6 +200,7 @@ class Manager:
         if (now - self._taken_at) * 1000 > DEAF_MS:
             self._fleet = fold.listen_anew(self._fleet, taken.now_ms)
         self._taken_at = now
+        self._now_ms = taken.now_ms
         return taken, self._fold(taken.heartbeats)
 
     def _fold(self, heartbeats: tuple[Heartbeat, ...]) -> int:
@@ -192,24 +209,27 @@ class Manager:
         invalid = 0
         for heartbeat in heartbeats:
             try:
-                beat = decode_beat(heartbeat.document)
+                beat = self._hearing.beat(heartbeat.document, heartbeat.time_ms)
             except InvalidInput as error:
                 invalid += 1
                 logger.warning("heartbeat %s is ignored: %s", heartbeat.id, error)
-                continue
-            if isinstance(beat, NodeBeat) and boot_order(beat.boot) > heartbeat.time_ms * 1000 + BOOT_AHEAD_US_MAX:
-                invalid += 1
-                logger.warning("heartbeat %s is ignored: boot %s is in the future", heartbeat.id, beat.boot)
-            elif isinstance(beat, NodeBeat):
-                beats.append((beat, heartbeat.time_ms))
+            else:
+                if beat is not None:
+                    beats.append((beat, heartbeat.time_ms))
         self.invalid_heartbeats += invalid
         self._fleet, ignored = fold.fold(self._fleet, beats)
         for each in ignored:
             logger.debug("heartbeat of %s: %s", each.node, each.why)
         return invalid
 
-    async def _compare(self) -> None:
-        """Write again what the server has lost: after a crash its last writes can be missing."""
+    def _note_news(self) -> None:
+        """What is new of nodes is to be written and to be published."""
+        self._unwritten |= self._fleet.news
+        self._unpublished |= self._fleet.news
+        self._fleet = fold.settled(self._fleet)
+
+    async def _look_back(self) -> None:
+        """Write again what the server has lost: after a crash its last writes can be missing. Drop who is long dead."""
         stored = await self._store.reads.capacities()
         lost = [
             node
@@ -218,32 +238,37 @@ class Manager:
         ]
         for node in lost:
             del self._written[node]
-        if await self._store.control.read_version() != self._published.version:
-            self._published = Snapshot(version=0)
-            configured = self._fleet.pools
-            self._lost = {name: configured.get(name) for name in {*await self._read_pools(), *configured}}
-
-    async def _forget(self, now_ms: int) -> None:
-        """Drop nodes that have been dead for long and that a reaper has taken out of the cells."""
-        if not any(known.dead and now_ms - known.heard_ms >= FORGET_MS for known in self._fleet.nodes.values()):
-            return
-        present = await self._store.reads.capacities()
-        self._fleet = fold.forget(self._fleet, present, now_ms, FORGET_MS)
+        self._unwritten.update(lost)
+        if await self._store.control.stored_version() != self._published.version:
+            await self._publish_anew()
+        self._fleet = fold.forget(self._fleet, stored, self._now_ms, FORGET_MS)
         self._written = {node: item for node, item in self._written.items() if node in self._fleet.nodes}
+
+    async def _publish_anew(self) -> None:
+        """Let the next step publish the whole, with all of the configuration that the server has not."""
+        self._published, self._stored = Picture(), Stored()
+        self._unpublished.update(self._fleet.nodes)
+        configured = self._fleet.pools
+        self._lost = {name: configured.get(name) for name in {*await self._read_pools(), *configured}}
 
     async def _write_capacities(self) -> int:
         """Write what differs from what we wrote. Returns how many."""
         assert self._epoch is not None
-        items = [fold.capacity_of(known) for known in self._fleet.nodes.values()]
+        known = self._fleet.nodes
+        items = [fold.capacity_of(known[node]) for node in sorted(self._unwritten) if node in known]
         changed = [item for item in items if self._written.get(item.node) != item]
+        refused = set()
         for start in range(0, len(changed), self._settings.batch_max):
             batch = changed[start : start + self._settings.batch_max]
             answers = await self._store.cell.capacity(self._epoch, batch)
             for item, answer in zip(batch, answers, strict=True):
-                if answer != "refused":
+                if answer == "refused":
+                    refused.add(item.node)
+                else:
                     self._written[item.node] = item
                 if item.reason == "dead" and answer == "written":
                     logger.warning("node %s is dead: silent for %d ms", item.node, self._settings.silence_ms)
+        self._unwritten = refused
         suspects = [item.node for item in changed if item.reason == "suspect"]
         if suspects:
             shown = ", ".join(suspects[:SHOWN_MAX])
@@ -258,33 +283,46 @@ class Manager:
 
         Returns whether there is a new snapshot.
         """
-        assert self._epoch is not None
         if not decided.answers and (time.monotonic() - self._published_at) * 1000 < self._settings.publish_ms:
             return False
         fleet = fold.configure(self._fleet, decided.documents) if decided.changes else self._fleet
-        snapshot = fold.picture(fleet, max(self._published.version + 1, now_ms * 1000), self._settings)
-        news = not self._published.version or not fold.same_picture(snapshot, self._published)
-        if not news and not decided.answers:
-            return False
-        changes = self._lost | decided.changes
-        in_force = snapshot if news else self._published
-        await self._store.control.publish(
-            self.name,
-            self._epoch,
-            snapshot if news else None,
-            sets={pools.stored_field(name): pools.encode(said) for name, said in changes.items() if said is not None},
-            deletes=[pools.stored_field(name) for name, said in changes.items() if said is None],
-            answers=[
-                (command, commands.encode_answer(answer, in_force.version)) for command, answer in decided.answers
-            ],
-        )
-        self._fleet = fleet
-        self._lost = {}
+        version = max(self._version + 1, now_ms * 1000)
+        picture, delta = revise(self._published, fleet, self._unpublished | fleet.news, version, self._settings)
+        news = delta.size > 0
         if news:
-            self._published = snapshot
-            self._published_at = time.monotonic()
-        _log(decided)
+            stored = store(self._stored, delta, len(picture.nodes), self._settings.deltas_max)
+            await self._send(picture, delta, stored, decided)
+            self._stored, self._version, self._published_at = stored, version, time.monotonic()
+        elif decided.answers:
+            await self._send(picture, None, self._stored, decided)
+        self._fleet, self._published = fleet, picture
+        self._unpublished.clear()
         return news
+
+    async def _send(self, picture: Picture, delta: Delta | None, stored: Stored, decided: Decided) -> None:
+        """Write what is new, None for nothing, and what was decided. Raises: Lost, and all will be published anew."""
+        assert self._epoch is not None
+        changes = self._lost | decided.changes
+        try:
+            await self._store.control.publish(
+                self.name,
+                self._epoch,
+                snapshot_of(picture) if delta and stored.whole == delta.version else None,
+                told(delta) if delta else None,
+                oldest=stored.oldest,
+                sets={
+                    pools.stored_field(name): pools.encode(said) for name, said in changes.items() if said is not None
+                },
+                deletes=[pools.stored_field(name) for name, said in changes.items() if said is None],
+                answers=[
+                    (command, commands.encode_answer(answer, picture.version)) for command, answer in decided.answers
+                ],
+            )
+        except Lost:
+            await self._publish_anew()
+            raise
+        self._lost = {}
+        _log(decided)
 
 
 def _log(decided: Decided) -> None:

@@ -1,10 +1,10 @@
 """Pure. Decides; never performs. The language index of one snapshot: (src, tgt, features) -> pools -> members.
 
-Made from the index before it: what no change touched is shared, so that a new version costs as much as its change and
-the groups in which that stands. A look-up walks the shortest list that has all who could serve (those of the pair, or
-of the rarest feature), once; its answer is remembered, so that the hot path reads no member list twice. A job without
-languages matches by features alone; a node without pairs serves only such jobs. `auto` is any source, of a job and of
-a node.
+Made from the index before it and a snapshot, or what changed: what no change touched is shared, so that a new version
+costs as much as its change and the groups in which that stands. A look-up walks the shortest list that has all who
+could serve (those of the pair, or of the rarest feature), once; its answer is remembered, so that the hot path reads no
+member list twice. A job without languages matches by features alone; a node without pairs serves only such jobs. `auto`
+is any source, of a job and of a node.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from scheduler.model import ANY_LANGUAGE, EMPTY_SNAPSHOT, Node, Pool, Snapshot
+from scheduler.deltas import applied, newest_pools
+from scheduler.model import ANY_LANGUAGE, EMPTY_SNAPSHOT, Delta, Node, Pool, Snapshot
 from scheduler.runtime.intake import Class
 
 CLASSES_MAX: Final = 10_000  # answers that are remembered; jobs can name any languages and features
 REVISED_MAX: Final = 50_000  # (change, answer) pairs of one version; with more, all answers are made anew when needed
+MOVED_MIN: Final = 64  # nodes that may be others than those that were posted, in a small fleet,
+MOVED_SHARE: Final = 50  # and in a large one: one of so many
 
 Term = tuple[str, ...]
 """What a posting is of: ("pair", src, tgt), ("target", tgt) or ("feature", name)."""
@@ -50,16 +53,32 @@ def group(nodes: Sequence[Node]) -> Group:
 
 def _revised(members: Members, lost: Sequence[Node], come: Sequence[Node]) -> Members:
     """Members without some nodes and with others; pools in which none of them is are shared."""
-    ids = {node.id for node in lost}
     revised = dict(members)
     for pool in {node.pool for node in (*lost, *come)}:
-        stay = [node for node in members[pool].nodes if node.id not in ids] if pool in members else []
-        nodes = stay + [node for node in come if node.pool == pool]
-        if nodes:
-            revised[pool] = group(nodes)
+        before = members.get(pool, _NOBODY)
+        after = _regrouped(
+            before, [node for node in lost if node.pool == pool], [node for node in come if node.pool == pool]
+        )
+        if after.nodes:
+            revised[pool] = after
         else:
             revised.pop(pool, None)
     return revised
+
+
+def _regrouped(before: Group, lost: Sequence[Node], come: Sequence[Node]) -> Group:
+    """`group` of the nodes without some and with others, by less work."""
+    left, joined = frozenset([node.id for node in lost]), frozenset([node.id for node in come])
+    nodes = [node for node in before.nodes if node.id not in left] if left else list(before.nodes)
+    is_alike = before.trusted is None and not any(node.suspect for node in (*nodes[:1], *come))
+    nodes.extend(come)
+    if not is_alike:
+        return group(nodes)
+    ids = before.ids if left == joined else before.ids - left | joined
+    return Group(nodes, ids, before.slots + sum([node.slots for node in come]) - sum([node.slots for node in lost]))
+
+
+_NOBODY: Final = group([])
 
 
 class Index:
@@ -69,46 +88,80 @@ class Index:
     """
 
     def __init__(self, snapshot: Snapshot = EMPTY_SNAPSHOT, before: Index | None = None) -> None:
-        self.version = snapshot.version
-        self.nodes: Posting = {node.id: node for node in snapshot.nodes}
+        earlier = before.nodes if before is not None else {}
+        nodes = {node.id: node for node in snapshot.nodes}
+        names = [name for name, node in nodes.items() if earlier.get(name) != node]
+        names += [name for name in earlier if name not in nodes]
         self.boots: dict[str, str] = {node.id: node.boot for node in snapshot.nodes}
-        self.pools: dict[str, Pool] = {pool.id: pool for pool in snapshot.pools}
-        self.overrides: dict[str, str] = {tenant: pool.id for pool in snapshot.pools for tenant in pool.tenants}
-        self._scopes = frozenset(tenant for pool in snapshot.pools for tenant in pool.match.tenants)
-        self._postings: dict[Term, Posting] = {}
-        self._members: dict[_Needs, Members] = {}
-        self._eligible: dict[Class, tuple[Node, ...]] = {}
-        self._serving: dict[Class, frozenset[str]] = {}
-        self._post(before)
+        self._set_pools(snapshot.pools)
+        self._fill(snapshot.version, nodes, before, names)
+
+    def revised(self, deltas: Sequence[Delta]) -> Index:
+        """The index after deltas that lead on from its version, one or more."""
+        nodes = applied(self.nodes, deltas)
+        named = [name for delta in deltas for name in (*delta.removed, *(node.id for node in delta.nodes))]
+        names = [name for name in dict.fromkeys(named) if self.nodes.get(name) != nodes.get(name)]
+        after = Index.__new__(Index)
+        after.boots = dict(self.boots)
+        for name in names:
+            after.boots.pop(name, None)
+            if name in nodes:
+                after.boots[name] = nodes[name].boot
+        if any(delta.pools is not None for delta in deltas):
+            after._set_pools(newest_pools((), deltas))
+        else:
+            after.pools, after.overrides, after._scopes = self.pools, self.overrides, self._scopes
+        after._fill(deltas[-1].version, nodes, self, names)
+        return after
 
     # ---- made from the one before ----
 
-    def _post(self, before: Index | None) -> None:
-        """Share what did not change, and post the nodes that did."""
-        earlier = before.nodes if before is not None else {}
-        gone = [node for name, node in earlier.items() if self.nodes.get(name) != node]
-        come = [node for name, node in self.nodes.items() if earlier.get(name) != node]
-        if before is not None:
-            self._postings = dict(before._postings)
-        owned: set[Term] = set()
-        for node in gone:
-            for term in _terms(node):
-                self._own(term, owned).pop(node.id)
-        for node in come:
-            for term in _terms(node):
-                self._own(term, owned)[node.id] = node
-        for term in owned:
-            if not self._postings[term]:
-                del self._postings[term]
-        if before is not None and _reach(before.pools) == _reach(self.pools):
-            self._share_answers(before, gone, come)
+    def _set_pools(self, pools: Sequence[Pool]) -> None:
+        self.pools: dict[str, Pool] = {pool.id: pool for pool in pools}
+        self.overrides: dict[str, str] = {tenant: pool.id for pool in pools for tenant in pool.tenants}
+        self._scopes = frozenset(tenant for pool in pools for tenant in pool.match.tenants)
 
-    def _own(self, term: Term, owned: set[Term]) -> Posting:
-        """A posting that may be changed: a copy of the shared one."""
-        if term not in owned:
-            owned.add(term)
-            self._postings[term] = dict(self._postings.get(term, ()))
-        return self._postings[term]
+    def _fill(self, version: int, nodes: Posting, before: Index | None, names: Sequence[str]) -> None:
+        """Share what did not change. names: of all nodes that came, went or are others."""
+        self.version = version
+        self.nodes = nodes
+        self._members: dict[_Needs, Members] = {}
+        self._eligible: dict[Class, tuple[Node, ...]] = {}
+        self._serving: dict[Class, frozenset[str]] = {}
+        self._postings: Mapping[Term, Posting] = {}
+        self._posted: Posting = {}
+        self._moved: dict[str, Node | None] = {}
+        if before is not None:
+            self._postings, self._posted, self._moved = before._postings, before._posted, dict(before._moved)
+        self._moved.update((name, nodes.get(name)) for name in names)
+        if len(self._moved) > max(MOVED_MIN, len(nodes) // MOVED_SHARE):
+            self._post()
+        if before is not None and (before.pools is self.pools or _reach(before.pools) == _reach(self.pools)):
+            gone = [before.nodes[name] for name in names if name in before.nodes]
+            self._share_answers(before, gone, [nodes[name] for name in names if name in nodes])
+
+    def _post(self) -> None:
+        """Post the nodes that moved, in copies of the postings that they are in. That costs as much as the fleet is
+        large, so it is done for many at a time; until then look-ups pass over those that moved, and take them apart.
+        """
+        postings = dict(self._postings)
+        owned: set[Term] = set()
+
+        def own(term: Term) -> Posting:
+            if term not in owned:
+                owned.add(term)
+                postings[term] = dict(postings.get(term, ()))
+            return postings[term]
+
+        for name, node in self._moved.items():
+            if name in self._posted:
+                for term in _terms(self._posted[name]):
+                    del own(term)[name]
+            if node is not None:
+                for term in _terms(node):
+                    own(term)[name] = node
+        self._postings = {term: posting for term, posting in postings.items() if posting}
+        self._posted, self._moved = self.nodes, {}
 
     def _share_answers(self, before: Index, gone: Sequence[Node], come: Sequence[Node]) -> None:
         """Answers in which no changed node stands are still right; the others are revised, if that is little work."""
@@ -149,7 +202,9 @@ class Index:
         return found
 
     def _shortest(self, src_lang: str, tgt_lang: str, features: tuple[str, ...]) -> Iterable[Node]:
-        """The shortest list that has every node that could serve; of all nodes only where nothing is asked for."""
+        """The shortest list that has every node that could serve, and those that moved; of all nodes only where nothing
+        is asked for.
+        """
         lists = [self._postings.get(("feature", feature), {}) for feature in features]
         if src_lang == ANY_LANGUAGE:
             lists.append(self._postings.get(("target", tgt_lang), {}))
@@ -157,7 +212,11 @@ class Index:
             exact = self._postings.get(("pair", src_lang, tgt_lang), {})
             anything = self._postings.get(("pair", ANY_LANGUAGE, tgt_lang))
             lists.append({**exact, **anything} if anything else exact)
-        return min(lists, key=len).values() if lists else self.nodes.values()
+        if not lists:
+            return self.nodes.values()
+        shortest = min(lists, key=len)
+        stayed = [node for name, node in shortest.items() if name not in self._moved]
+        return stayed + [node for node in self._moved.values() if node is not None]
 
     def _admits(self, pool: str, tenant: str) -> bool:
         policy = self.pools.get(pool)

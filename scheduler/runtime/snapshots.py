@@ -1,4 +1,8 @@
-"""The snapshot cache: one index, replaced by reference when another version is published. Reading it costs nothing."""
+"""The snapshot cache: one index, replaced by reference when another version is published. Reading it costs nothing.
+
+The index is revised by the deltas that lead on from its version. Whatever does not fit makes it read the whole: another
+version before, an entry that only tells of a change, a stream that is silent although the version differs, up or down.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,10 @@ from typing import Final
 
 from redis.exceptions import RedisError
 
+from scheduler.deltas import chain
 from scheduler.errors import SchedulerError
 from scheduler.runtime.index import Index
-from scheduler.store.control import Control
+from scheduler.store.control import Control, version_entry
 
 logger = logging.getLogger("scheduler.snapshots")
 
@@ -19,12 +24,17 @@ _PAUSE_AFTER_ERROR_MS: Final = 200
 
 
 class Snapshots:
-    """Follows the published version. `index` is the newest; `changed` is called after each replacement."""
+    """Follows the published version.
+
+    Attributes: index, the newest; loads, how often the whole was read. `changed` is called after each replacement.
+    """
 
     def __init__(self, control: Control, changed: Callable[[], None] = lambda: None) -> None:
         self.index = Index()
+        self.loads = 0
         self._control = control
         self._changed = changed
+        self._seen = version_entry(0)
         self._stopping = False
 
     def stop(self) -> None:
@@ -32,29 +42,45 @@ class Snapshots:
         self._stopping = True
 
     async def load(self) -> None:
-        """Read the snapshot if its version differs, up or down, from the one in hand."""
+        """Read the whole; the index is replaced if the version differs, up or down, from the one in hand."""
         snapshot = await self._control.read_snapshot()
+        self.loads += 1
         if snapshot.version != self.index.version:
-            self.index = Index(snapshot, self.index)
-            self._changed()
+            self.swap(Index(snapshot, self.index))
+
+    async def follow(self) -> None:
+        """Wait for what is published next, at most a second, and have it in the index."""
+        cursor = max(self._seen, version_entry(self.index.version), key=_position)
+        deltas, seen = await self._control.read_deltas(cursor)
+        if leading_on := chain(self.index.version, deltas):
+            self.swap(self.index.revised(leading_on))
+        elif deltas:
+            await self.load()
+        elif await self._control.read_version() != self.index.version:
+            # Versions can fall back with a server that lost writes, so silence of the stream proves nothing.
+            await self.load()
+            seen = version_entry(0)
+        self._seen = seen
 
     async def run(self) -> None:
-        """Load now and after each publication, until `stop`."""
-        cursor = seen = "0"
+        """Follow until `stop`."""
         failing = False
         while not self._stopping:
             try:
-                cursor = await self._control.last_delta() if cursor == "0" else cursor
-                await self.load()
+                await self.follow()
                 failing = False
-                while not self._stopping:
-                    seen = await self._control.wait_for_delta(cursor)
-                    # Ids can fall back with a server's clock, so silence of the stream proves nothing: compare too.
-                    if seen != cursor or await self._control.read_version() != self.index.version:
-                        break
-                cursor = seen if seen != cursor else "0"
             except (RedisError, OSError, SchedulerError) as error:
                 logger.log(logging.DEBUG if failing else logging.ERROR, "following the snapshot failed: %s", error)
                 failing = True
-                cursor = "0"
                 await asyncio.sleep(_PAUSE_AFTER_ERROR_MS / 1000)
+
+    def swap(self, index: Index) -> None:
+        """Replace the index: whoever reads it gets the one or the other."""
+        self.index = index
+        self._changed()
+
+
+def _position(entry: str) -> tuple[int, int]:
+    """Where an entry stands in its stream."""
+    first, _, second = entry.partition("-")
+    return int(first), int(second)

@@ -9,13 +9,14 @@ from typing import Any, Final
 
 import msgspec
 
-from scheduler import calls, keys, model
+from scheduler import calls, deltas, keys, model
 from scheduler.config import Settings
-from scheduler.errors import Fenced, ServerRefused
+from scheduler.errors import Fenced, InvalidInput, Lost, ServerRefused
 from scheduler.store.connection import Argument, Client, Connection, keeping_cancellation
 from scheduler.store.scripts import load_scripts
 
 VERSION_BLOCK_MS: Final = 1_000
+DELTAS_AT_ONCE: Final = 100  # that one read returns: each can be of some 10,000 bytes
 COMMANDS_MAX: Final = 1_000  # entries of the stream: answered ones, and as many as anybody could ask for at once
 
 
@@ -158,7 +159,7 @@ class Control:
         now_ms = int(answer[1])
         return calls.Taken(
             now_ms=now_ms,
-            heartbeats=tuple(_heartbeat(entry, now_ms) for entry in answer[2]),
+            heartbeats=_heartbeats(answer[2], now_ms),
             commands=tuple(calls.Command(id=entry[0].decode(), fields=_fields(entry[1])) for entry in answer[3]),
         )
 
@@ -167,22 +168,30 @@ class Control:
         name: str,
         epoch: int,
         snapshot: model.Snapshot | None,
+        delta: model.Delta | None = None,
         *,
+        oldest: int = 0,
         sets: dict[str, bytes] | None = None,
         deletes: Sequence[str] = (),
         answers: Sequence[tuple[str, bytes]] = (),
     ) -> None:
-        """Write snapshot and version, configuration, and answers to commands, in one step.
+        """Write a version, configuration, and answers to commands, in one step.
 
-        Raises: Fenced, also when a higher version is stored already.
+        Args: snapshot, the whole of it, None to leave what is stored; delta, what it changes: of no size when everybody
+        has to read the whole, None when it does not matter either what is stored; oldest, the version from which on
+        deltas are kept when a whole is stored.
+        Raises: Fenced, also when a higher version is stored already; Lost when the delta does not fit what is stored.
         """
+        news = snapshot or delta
         arguments: list[Argument] = [
             name,
             epoch,
             keys.MANAGEMENT_GROUP,
-            snapshot.version if snapshot else 0,
+            news.version if news else 0,
+            delta.before if delta else 0,
+            model.encode_delta(delta) if delta and delta.size else b"",
             model.encode_snapshot(snapshot) if snapshot else b"",
-            self._settings.deltas_max,
+            oldest,
             self._settings.answers_max,
             len(sets or {}),
             len(deletes),
@@ -201,12 +210,26 @@ class Control:
             raise Fenced(f"{name} leads no more: {answer[1].decode() or 'nobody'} does")
         if answer[0] == b"stale":
             raise Fenced(f"version {answer[1].decode()} is stored already")
+        if answer[0] == b"lost":
+            raise Lost(f"version {answer[1].decode()} is stored, from which the new one does not lead on")
 
     async def read_snapshot(self) -> model.Snapshot:
-        """The published snapshot, empty while there is none."""
+        """The published snapshot, empty while there is none: the stored one, with the deltas after it.
 
-        data = await self._command(lambda client: client.get(self.keys.snapshot))
-        return model.EMPTY_SNAPSHOT if data is None else model.decode_snapshot(data)
+        Raises: InvalidInput when something of it is missing or cannot be read.
+        """
+        pipeline = self._connection.commands.pipeline(transaction=True)
+        pipeline.get(self.keys.snapshot)
+        pipeline.get(self.keys.version)
+        pipeline.xrange(self.keys.deltas)
+        data, stored_version, entries = await self._connection.patiently(pipeline.execute)
+        stored = model.EMPTY_SNAPSHOT if data is None else model.decode_snapshot(data)
+        version = int(stored_version or stored.version)
+        after = [_delta(fields) for entry, fields in entries if stored.version < _version_of(entry) <= version]
+        found = deltas.chain(stored.version, after)
+        if found is None or (found[-1] if found else stored).version != version:
+            raise InvalidInput(f"version {version}: the stored snapshot is {stored.version}, and deltas are missing")
+        return deltas.followed(stored, found)
 
     async def read_version(self) -> int:
         """The published version, 0 while there is none."""
@@ -258,27 +281,37 @@ class Control:
                 return fields.get(b"answer", b""), after
         return None, after
 
-    async def wait_for_delta(self, after: str) -> str:
-        """Block until something was published after stream id `after` ("$": from now on), at most a second.
+    async def read_deltas(self, after: str) -> tuple[list[model.Delta | None], str]:
+        """Block until something was published after an entry of the deltas, at most a second.
 
-        Returns the id of the last entry that was seen, `after` if there was none.
+        Returns: what was, in order, None for an entry that only says that there is another version; and the id of the
+        last entry, `after` if there was none. The entry of a version is `version_entry`.
         """
-        entries = await self._read_blocking(self.keys.deltas, after, VERSION_BLOCK_MS)
-        return str(entries[-1][0].decode()) if entries else after
+        entries = await self._read_blocking(self.keys.deltas, after, VERSION_BLOCK_MS, DELTAS_AT_ONCE)
+        return [_delta(fields) for _, fields in entries], entries[-1][0].decode() if entries else after
 
-    async def last_delta(self) -> str:
-        """The id of the newest entry of the deltas, "0" when there is none."""
-        return await self._last_id(self.keys.deltas)
+    async def stored_version(self) -> int | None:
+        """The published version, 0 while there is none; None when something that leads to it is missing."""
+        pipeline = self._connection.commands.pipeline(transaction=True)
+        pipeline.get(self.keys.version)
+        pipeline.exists(self.keys.snapshot)
+        pipeline.xrevrange(self.keys.deltas, count=1)
+        stored, snapshots, newest = await self._connection.patiently(pipeline.execute)
+        version = int(stored or 0)
+        is_whole = snapshots == 1 and bool(newest) and newest[0][0].decode() == version_entry(version)
+        return version if is_whole or not (version or snapshots or newest) else None
 
     async def _last_id(self, stream: str) -> str:
         entries = await self._command(lambda client: client.xrevrange(stream, count=1))
         return str(entries[0][0].decode()) if entries else "0"
 
-    async def _read_blocking(self, stream: str, after: str, block_ms: int) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    async def _read_blocking(
+        self, stream: str, after: str, block_ms: int, count: int | None = None
+    ) -> list[tuple[bytes, dict[bytes, bytes]]]:
         """What comes after an entry of a stream; waits for it at most `block_ms`, which is VERSION_BLOCK_MS at most."""
         if self._blocking is None:
             self._blocking = self._connection.blocking(VERSION_BLOCK_MS)
-        reply = await keeping_cancellation(self._blocking.xread({stream: after}, block=block_ms))
+        reply = await keeping_cancellation(self._blocking.xread({stream: after}, count=count, block=block_ms))
         return list(reply[0][1]) if reply else []
 
     async def _command(self, run: Callable[[Client], Awaitable[Any]]) -> Any:
@@ -289,14 +322,33 @@ def _layout(stored: dict[str, str]) -> calls.Layout:
     return calls.Layout(**{name: int(stored[name]) for name in calls.Layout.__struct_fields__})
 
 
+def version_entry(version: int) -> str:
+    """The id of the entry of the deltas that leads to a version."""
+    return f"{version}-0"
+
+
+def _version_of(entry: bytes) -> int:
+    return int(entry.partition(b"-")[0])
+
+
+def _delta(fields: dict[bytes, bytes]) -> model.Delta | None:
+    """What an entry of the deltas tells, None when that is not all that changed, or cannot be read."""
+    try:
+        return model.decode_delta(fields[b"delta"]) if b"delta" in fields else None
+    except InvalidInput:
+        return None
+
+
 def _fields(flat: Sequence[bytes]) -> dict[bytes, bytes]:
     return {flat[i]: flat[i + 1] for i in range(0, len(flat), 2)}
 
 
-def _heartbeat(entry: Sequence[Any], now_ms: int) -> calls.Heartbeat:
-    """Its time is the field that beat.lua wrote, else that of its id, and never in the future."""
-    fields = _fields(entry[1])
-    identifier = entry[0].decode()
-    stamp = fields.get(b"time_ms", b"")
-    time_ms = int(stamp) if stamp.isdigit() and len(stamp) <= 16 else int(identifier.partition("-")[0])
-    return calls.Heartbeat(id=identifier, document=fields.get(b"node", b""), time_ms=min(time_ms, now_ms))
+def _heartbeats(flat: Sequence[bytes], now_ms: int) -> tuple[calls.Heartbeat, ...]:
+    """From id, document and time each; the time is that of beat.lua, else that of the id, and never in the future."""
+    found = []
+    each = iter(flat)
+    for identifier, document, stamp in zip(each, each, each, strict=True):
+        entry = identifier.decode()
+        time_ms = int(stamp) if stamp.isdigit() and len(stamp) <= 16 else int(entry.partition("-")[0])
+        found.append(calls.Heartbeat(entry, document, min(time_ms, now_ms)))
+    return tuple(found)

@@ -102,6 +102,22 @@ def test_quick_placement_measures_every_size() -> None:
     assert min(cost["us"] for cost in found["costs"]) > 0
 
 
+def test_a_quick_snapshot_follows_a_fleet_that_beats(url: str) -> None:
+    """Every change is seen, by deltas alone; a steady fleet publishes nothing; no key is left."""
+    result = run("snapshot", "--quick", "--seconds", "0.5", "--json", "--redis-url", url)
+    found = document(result.stdout)
+    assert set(found) == {"ok", "claims", "facts", "inputs", "live", "costs"}
+    assert result.exit_code == int(not found["ok"])
+    (live,) = found["live"]
+    assert (live["nodes"], live["unseen"], live["loads"], live["steady"]["replaced"]) == (100, 0, 0, 0)
+    assert 0 < live["visible_ms"]["p50"] <= live["visible_ms"]["p99"]
+    assert live["changing"]["changes"] >= live["changing"]["replaced"] > 0
+    assert [cost["nodes"] for cost in found["costs"]] == [100, 1_000]
+    assert all(value > 0 for cost in found["costs"] for name, value in cost.items() if name != "second_ms")
+    with redis.Redis.from_url(url, protocol=2) as client:
+        assert client.keys("*") == []
+
+
 @pytest.mark.parametrize("name", ["waits", "placement"])
 def test_a_claim_is_told_in_80_columns(name: str, url: str) -> None:
     """Machine, inputs, figures, and a line that begins with PASS or FAIL for each limit."""

@@ -95,6 +95,13 @@ SNAPSHOT: Final = model.Snapshot(
     ),
     pools=(model.Pool("default"), model.Pool("speech", "spread", ("default",), 1, 2, 3, 4, 6)),
 )
+DELTA: Final = model.Delta(
+    version=1735689600000001,
+    before=1735689600000000,
+    nodes=(model.Node("n3", "1735689600000002-a7b8c9", 2, "gpu", features=("llm",)),),
+    removed=("n2",),
+    pools=(model.Pool("default"), model.Pool("gpu"), *SNAPSHOT.pools[1:]),
+)
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -182,17 +189,24 @@ async def documents(_: Store) -> dict[str, dict[str, str]]:
 
 
 async def snapshot(store: Store) -> dict[str, Any]:
-    """What `publish` stores: snapshot, version, and the entry that tells of it."""
+    """What `publish` stores: a whole snapshot and its version, then what changed, and the entries that tell of both."""
     epoch = await seed_leader(store)
     await store.control.publish("m1+1", epoch, SNAPSHOT)
+    await store.control.publish("m1+1", epoch, None, DELTA)
     k, client = store.control.keys, store.connection.commands
     stored: bytes = await client.get(k.snapshot)
     return {
         "msgpack_hex": stored.hex(),
         "decoded": msgspec.msgpack.decode(stored),
         "version": (await client.get(k.version)).decode(),
-        "deltas": [dict(_text(fields)) for _, fields in await store.reads.entries(k.deltas)],
+        "deltas": {entry: _delta(fields) for entry, fields in await store.reads.entries(k.deltas)},
     }
+
+
+def _delta(fields: dict[bytes, bytes]) -> dict[str, Any]:
+    body = fields.pop(b"delta", None)
+    shown: dict[str, Any] = dict(_text(fields))
+    return shown if body is None else shown | {"delta_hex": body.hex(), "delta": msgspec.msgpack.decode(body)}
 
 
 def _text(fields: dict[bytes, bytes]) -> list[tuple[str, str]]:

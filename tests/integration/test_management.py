@@ -10,6 +10,7 @@ import pytest
 from scheduler import model
 from scheduler.calls import CapacityItem
 from scheduler.errors import Fenced
+from scheduler.management import manager as manager_module
 from scheduler.management.manager import Manager
 from scheduler.model import NodeBeat
 from scheduler.store.store import Store, open_store
@@ -81,6 +82,16 @@ async def test_a_steady_fleet_publishes_nothing(fleet: Fleet) -> None:
         report = await fleet.manager.run_once()
         assert (report.heartbeats, report.capacities, report.published) == (1, 0, False)
     assert (await fleet.store.control.read_snapshot()).version == version
+
+
+async def test_a_step_hears_all_that_waits(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than one call reads: a leader that was busy elsewhere catches up, and takes nobody for silent meanwhile."""
+    monkeypatch.setattr(manager_module, "TAKE_MAX", 2)
+    boot = await fleet.boot()
+    for number in range(5):
+        await fleet.beat(NodeBeat(f"n{number}", boot, 1))
+    report = await fleet.manager.run_once()
+    assert (report.heartbeats, report.capacities, len(await fleet.nodes())) == (5, 5, 5)
 
 
 async def test_a_boot_keeps_its_languages_and_changes_its_capacity(fleet: Fleet) -> None:

@@ -242,21 +242,21 @@ async def test_deltas_that_start_anew_are_followed(url: str, monkeypatch: pytest
         control = b.store.control
         await b.store.connection.commands.xadd(control.keys.deltas, {"version": "1"}, id=POISON_ID)
         followed = asyncio.Event()
-        wait_for_delta = Control.wait_for_delta
+        read_deltas = Control.read_deltas
 
-        async def spy(self: Control, after: str) -> str:
+        async def spy(self: Control, after: str) -> tuple[list[model.Delta | None], str]:
             if after == POISON_ID:
                 followed.set()
-            return await wait_for_delta(self, after)
+            return await read_deltas(self, after)
 
-        monkeypatch.setattr(Control, "wait_for_delta", spy)
+        monkeypatch.setattr(Control, "read_deltas", spy)
         async with asyncio.timeout(10):
             await followed.wait()
             version = await control.time_us()
             lead = await control.lead("m+1")
             assert isinstance(lead, Leading)
             await control.publish("m+1", lead.epoch, Snapshot(version))
-            assert await control.last_delta() < POISON_ID
+            assert await control.stored_version() == version
             while b.dispatcher.snapshots.index.version != version:
                 await b.dispatcher.run_once()
 

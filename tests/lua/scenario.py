@@ -10,7 +10,7 @@ import msgspec
 
 from scheduler import calls, model
 from scheduler.config import DEFAULTS
-from scheduler.errors import Fenced
+from scheduler.errors import Fenced, Lost
 from scheduler.store.cell import Cell
 from scheduler.store.store import Store
 from tests.seeds import (
@@ -75,7 +75,7 @@ async def run_take(store: Store) -> None:
 
 
 async def run_publish(store: Store) -> None:
-    """Published with everything, also over a poisoned stream. Fenced, stale."""
+    """Published with everything, also over a poisoned stream, and as a delta. Fenced, stale, lost."""
     epoch = await seed_leader(store)
     added: bytes = await store.connection.commands.xadd(store.control.keys.commands, {"command": "drain"})
     await store.control.take(MANAGER, epoch)
@@ -88,6 +88,9 @@ async def run_publish(store: Store) -> None:
         deletes=["c"],
         answers=[(added.decode(), b"done")],
     )
+    await store.control.publish(MANAGER, epoch, None, model.Delta(6, before=5))
+    with contextlib.suppress(Lost):
+        await store.control.publish(MANAGER, epoch, None, model.Delta(8, before=7))
     with contextlib.suppress(Fenced):
         await store.control.publish(MANAGER, epoch, model.Snapshot(4))
     with contextlib.suppress(Fenced):

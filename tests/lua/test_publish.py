@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import pytest
 
 from scheduler import model
-from scheduler.errors import Fenced
+from scheduler.errors import Fenced, InvalidInput, Lost
 from scheduler.store.store import Store
 from tests.dumps import dump, unchanged
 from tests.seeds import (
@@ -17,10 +19,15 @@ from tests.seeds import (
     seed_poison,
 )
 
+ONE: Final = model.Node("n1", BOOT, 1, POOL)
+TWO: Final = model.Node("n2", BOOT, 2, POOL)
+GROWN: Final = model.Delta(6, 5, (TWO,))
+"""What follows `snapshot(5)`."""
+
 
 def snapshot(version: int) -> model.Snapshot:
     """One node in one pool."""
-    return model.Snapshot(version, (model.Node("n1", BOOT, 1, POOL),), (model.Pool(POOL),))
+    return model.Snapshot(version, (ONE,), (model.Pool(POOL),))
 
 
 async def seed_taken_command(store: Store, epoch: int) -> str:
@@ -45,7 +52,7 @@ async def test_writes_everything_in_one_step(store: Store) -> None:
     assert await store.control.read_snapshot() == snapshot(5)
     assert await store.control.read_config() == {"kept": b"y", "pool:a": b"doc"}
     assert after[k.version] == ("string", "5", False)
-    assert list(after[k.deltas][1]["entries"].values()) == [{"version": "5"}]
+    assert after[k.deltas][1]["entries"] == {"5-0": {"version": "5", "before": "0"}}
     assert list(after[k.answers][1]["entries"].values()) == [{"command": command, "answer": "done"}]
     assert after[k.commands][1]["groups"]["management"][1] == []
     written = {k.snapshot, k.version, k.deltas, k.answers, k.commands, k.config}
@@ -101,14 +108,115 @@ async def test_rule_28_repeat_changes_nothing(store: Store) -> None:
 
 
 async def test_each_version_is_one_delta(store: Store) -> None:
-    """Who follows the deltas sees every version, in order."""
+    """Who follows the deltas sees every version, in order; its number is the id of its entry."""
     epoch = await seed_leader(store)
 
     for version in (5, 6, 7):
         await store.control.publish(MANAGER, epoch, snapshot(version))
 
     entries = await store.reads.entries(store.control.keys.deltas)
-    assert [fields for _, fields in entries] == [{b"version": b"5"}, {b"version": b"6"}, {b"version": b"7"}]
+    assert entries == [(f"{version}-0", {b"version": b"%d" % version, b"before": b"0"}) for version in (5, 6, 7)]
+
+
+async def test_a_delta_tells_what_changed_and_the_stored_snapshot_stays(store: Store) -> None:
+    """The two together are the new version."""
+    epoch = await seed_leader(store)
+    await store.control.publish(MANAGER, epoch, snapshot(5))
+    before = await dump(store)
+
+    await store.control.publish(MANAGER, epoch, None, GROWN)
+
+    k, after = store.control.keys, await dump(store)
+    assert {key for key in after if after[key] != before[key]} == {k.version, k.deltas}
+    ((entry, fields),) = (await store.reads.entries(k.deltas))[1:]
+    assert (entry, fields[b"version"], fields[b"before"]) == ("6-0", b"6", b"5")
+    assert model.decode_delta(fields[b"delta"]) == GROWN
+    assert await store.control.read_snapshot() == model.Snapshot(6, (ONE, TWO), (model.Pool(POOL),))
+
+
+async def test_a_whole_snapshot_lets_older_deltas_go(store: Store) -> None:
+    """Those below the version that the caller names, and no others."""
+    epoch = await seed_leader(store)
+    await store.control.publish(MANAGER, epoch, snapshot(5))
+    for version in (6, 7, 8):
+        await store.control.publish(MANAGER, epoch, None, model.Delta(version, version - 1, removed=("n9",)))
+
+    await store.control.publish(MANAGER, epoch, snapshot(9), model.Delta(9, 8, (ONE,)), oldest=7)
+
+    entries = await store.reads.entries(store.control.keys.deltas)
+    assert [entry for entry, _ in entries] == ["7-0", "8-0", "9-0"]
+    assert await store.control.read_snapshot() == snapshot(9)
+
+
+async def test_rule_33_delta_of_another_version_is_lost_and_changes_nothing(store: Store) -> None:
+    """With the whole snapshot too: what the caller published last is not there, so neither is what he answered."""
+    epoch = await seed_leader(store)
+    command = await seed_taken_command(store, epoch)
+    await store.control.publish(MANAGER, epoch, snapshot(4))
+
+    async with unchanged(store):
+        for whole in (None, snapshot(6)):
+            with pytest.raises(Lost, match="version 4 is stored"):
+                await store.control.publish(
+                    MANAGER, epoch, whole, GROWN, sets={"a": b"b"}, answers=[(command, b"done")]
+                )
+
+
+@pytest.mark.parametrize("harm", ["deleted", "trimmed", "poisoned", "foreign", "no snapshot"])
+async def test_rule_33_delta_that_could_not_be_followed_is_lost_and_changes_nothing(store: Store, harm: str) -> None:
+    """Without the deltas before it, and the whole snapshot beside it, nobody could come to the new version."""
+    epoch = await seed_leader(store)
+    client, deltas = store.connection.commands, store.control.keys.deltas
+    await store.control.publish(MANAGER, epoch, snapshot(5))
+    if harm == "deleted":
+        await client.delete(deltas)
+    elif harm == "trimmed":
+        await client.xtrim(deltas, maxlen=0, approximate=False)
+    elif harm == "poisoned":
+        await seed_poison(store, deltas)
+    elif harm == "foreign":
+        await client.xadd(deltas, {"version": 5})
+    else:
+        await client.delete(store.control.keys.snapshot)
+
+    async with unchanged(store):
+        with pytest.raises(Lost):
+            await store.control.publish(MANAGER, epoch, None, GROWN, sets={"a": b"b"})
+
+    await store.control.publish(MANAGER, epoch, snapshot(6))
+    assert await store.control.read_snapshot() == snapshot(6)
+
+
+async def test_rule_28_repeat_of_a_delta_changes_nothing(store: Store) -> None:
+    """The same call after a lost reply is no gap."""
+    epoch = await seed_leader(store)
+    await store.control.publish(MANAGER, epoch, snapshot(5))
+    await store.control.publish(MANAGER, epoch, None, GROWN)
+
+    async with unchanged(store):
+        await store.control.publish(MANAGER, epoch, None, GROWN)
+
+
+@pytest.mark.parametrize("harm", ["deleted", "trimmed", "gap", "unreadable"])
+async def test_rule_33_a_snapshot_whose_deltas_are_missing_is_not_read(store: Store, harm: str) -> None:
+    """Rather nothing than a picture that was never published."""
+    epoch = await seed_leader(store)
+    client, deltas = store.connection.commands, store.control.keys.deltas
+    await store.control.publish(MANAGER, epoch, snapshot(5))
+    await store.control.publish(MANAGER, epoch, None, GROWN)
+    await store.control.publish(MANAGER, epoch, None, model.Delta(7, 6, removed=("n1",)))
+    if harm == "deleted":
+        await client.delete(deltas)
+    elif harm == "trimmed":
+        await client.xtrim(deltas, maxlen=1, approximate=False)
+    elif harm == "gap":
+        await client.xdel(deltas, "6-0")
+    else:
+        await client.xdel(deltas, "7-0")
+        await client.xadd(deltas, {"version": 7, "before": 6, "delta": b"\xc1"}, id="7-1")
+
+    with pytest.raises(InvalidInput, match="deltas are missing"):
+        await store.control.read_snapshot()
 
 
 async def test_without_snapshot_the_version_stays(store: Store) -> None:
@@ -141,7 +249,7 @@ async def test_rule_33_refused_delta_starts_the_stream_anew(store: Store) -> Non
 
     assert await store.control.read_snapshot() == snapshot(5)
     entries = await store.reads.entries(store.control.keys.deltas)
-    assert [fields for _, fields in entries] == [{b"version": b"5"}]
+    assert entries == [("5-0", {b"version": b"5", b"before": b"0"})]
 
 
 async def test_rule_24_poisoned_answers_do_not_stop_the_others(store: Store) -> None:

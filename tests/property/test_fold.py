@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.config import DEFAULTS
-from scheduler.management.fold import Fleet, age, capacity_of, fold, picture, recover, same_picture
+from scheduler.management.fold import Fleet, age, capacity_of, fold, recover, settled
+from scheduler.management.picture import node_of
 from scheduler.model import NodeBeat, boot_order
-from tests.unit.arrange import EN_DE, EN_ZH, a_beat
+from tests.unit.arrange import EN_DE, EN_ZH, a_beat, picture, same_picture
 
 SILENCE_MS = 5_000
 
@@ -77,10 +81,42 @@ def test_dead_is_who_was_silent_for_too_long(happened: list[tuple[NodeBeat, int]
     """However often ages are looked at, and no matter in which order."""
     fleet = folded(happened)
     later = age(age(fleet, now_ms + SILENCE_MS, SILENCE_MS), now_ms, SILENCE_MS)
-    assert later == age(fleet, now_ms, SILENCE_MS)
+    assert later.nodes == age(fleet, now_ms, SILENCE_MS).nodes
     assert {name for name, known in later.nodes.items() if known.dead} == {
         name for name, known in fleet.nodes.items() if now_ms - known.heard_ms >= SILENCE_MS
     }
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.lists(st.tuples(beats, st.integers(0, 2_000)), max_size=3), st.integers(-500, 4_000))))
+def test_to_look_when_somebody_is_due_is_to_look_always(happened: list[tuple[list[Any], int]]) -> None:
+    """Nobody is dead, suspect or alive a step later for it, also when heartbeats come late and a clock falls back."""
+    now_ms, fleet, always = 20_000, Fleet(), Fleet()
+    for said, passed_ms in happened:
+        now_ms += passed_ms
+        heard_at = [(beat, now_ms - late_ms) for beat, late_ms in said]
+        fleet = age(fold(fleet, heard_at)[0], now_ms, SILENCE_MS)
+        looking = msgspec.structs.replace(fold(always, heard_at)[0], due_ms=0)
+        always = age(looking, now_ms, SILENCE_MS)
+        assert fleet.nodes == always.nodes
+
+
+@settings(deadline=None)
+@given(heard, st.integers(0, 40_000))
+def test_whose_capacity_or_picture_changed_is_news(happened: list[tuple[NodeBeat, int]], now_ms: int) -> None:
+    """And who says what he said before is not."""
+    before = settled(age(folded(happened[:10]), now_ms, SILENCE_MS))
+    after = age(fold(before, happened[10:])[0], now_ms, SILENCE_MS)
+    others = {
+        name
+        for name, known in after.nodes.items()
+        if name not in before.nodes
+        or capacity_of(before.nodes[name]) != capacity_of(known)
+        or node_of(before.nodes[name]) != node_of(known)
+    }
+    assert others <= after.news
+    again, _ = fold(settled(after), [(known.beat, known.heard_ms) for known in after.nodes.values() if not known.dead])
+    assert again.news == {name for name, known in after.nodes.items() if known.suspect}
 
 
 @settings(deadline=None)

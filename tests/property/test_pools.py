@@ -17,7 +17,7 @@ from scheduler.management import fold, pools
 from scheduler.management.commands import decide
 from scheduler.management.pools import DEFAULT_POOL, Documents, PoolDocument
 from scheduler.model import Match, NodeBeat
-from tests.unit.arrange import EN_DE, EN_ZH
+from tests.unit.arrange import EN_DE, EN_ZH, picture
 
 letters = st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="{}")
 ids = st.text(letters, min_size=1, max_size=8)
@@ -164,10 +164,10 @@ def test_where_a_node_is_depends_on_the_rules_in_force_alone(
         fold.configure(fold.Fleet(), after), [(known.beat, known.heard_ms) for known in fleet.nodes.values()]
     )
     moved = fold.configure(fold.configure(fleet, before), after)
-    assert moved == joined_later
-    stored = fold.picture(fold.configure(fleet, before), 5, DEFAULTS)
+    assert (moved.nodes, moved.pools) == (joined_later.nodes, joined_later.pools)
+    stored = picture(fold.configure(fleet, before), 5, DEFAULTS)
     written = {name: fold.capacity_of(known) for name, known in fleet.nodes.items()}
     taken_over = fold.configure(fold.recover(stored, written, 1), after)
-    assert fold.picture(taken_over, 6, DEFAULTS) == fold.picture(moved, 6, DEFAULTS)
+    assert picture(taken_over, 6, DEFAULTS) == picture(moved, 6, DEFAULTS)
     for known in moved.nodes.values():
         assert known.pool in ({known.beat.pool} if known.beat.pool else {DEFAULT_POOL, *after})

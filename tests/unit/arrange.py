@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from scheduler.config import Settings
+from scheduler.management.fold import Fleet
+from scheduler.management.picture import Picture, revise, snapshot_of
 from scheduler.model import Node, NodeBeat, Pool, Snapshot
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Class, Job
@@ -86,3 +89,13 @@ def a_beat(
 ) -> NodeBeat:
     """A heartbeat."""
     return NodeBeat(node, boot, capacity, pairs, pool=pool, draining=draining, healthy=healthy, running=running)
+
+
+def picture(fleet: Fleet, version: int, settings: Settings) -> Snapshot:
+    """What placement sees of a fleet."""
+    return snapshot_of(revise(Picture(), fleet, fleet.nodes, version, settings)[0])
+
+
+def same_picture(one: Snapshot, other: Snapshot) -> bool:
+    """Whether placement would see the same: everything but the version."""
+    return one.nodes == other.nodes and one.pools == other.pools

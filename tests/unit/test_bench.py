@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from random import Random
+from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import snapshot
 from benchmarks.beats import Told, figures
 from benchmarks.evenness import Evenness, averaged, sampled
+from benchmarks.following import Followed, Part, Use
 from benchmarks.free_slots import free_stretches, longest_ms, waits_beside_room
 from benchmarks.history import Hold, Percentiles, Placed, Submitted, Wait, Window, mean_use, percentiles, waits
+from benchmarks.snapshot_cost import Cost
 from benchmarks.traffic import HOLD_SPREAD, JOBS_A_SESSION, Traffic
 from benchmarks.verdict import Claim, Shown
 from scheduler.loads import LanguagePair
@@ -158,3 +162,74 @@ def test_a_claim_is_reached_up_to_its_limit(measured: float | None, expected: bo
     assert claim.line().startswith("PASS" if expected else "FAIL")
     shown = Shown(facts={}, inputs={}, figures={"y": 1}, lines=(), claims=(Claim("z", 0, 1), claim))
     assert (shown.ok, shown.document()["ok"], shown.document()["y"]) == (expected, expected, 1)
+
+
+# ---- snapshot --------------------------------------------------------------------------------------------------------
+
+PLAN = snapshot.Plan(sizes=(1_000, 100_000), live=(1_000,), rounds=1, seconds=1, seed=1)
+PART = Part(
+    seconds=10,
+    use=Use(manager=0.1, dispatcher=0.01, server=0.2, bench=0.1, others=0.5),
+    beats_per_s=1_000,
+    late_ms=3,
+    changes=0,
+    replaced=0,
+)
+CHANGING = msgspec.structs.replace(
+    PART, use=msgspec.structs.replace(PART.use, dispatcher=0.03), changes=50, replaced=40
+)
+BUSY = Use(manager=0.31, dispatcher=0, server=0, bench=0, others=None)
+FOLLOWED = Followed(
+    nodes=1_000,
+    steady=PART,
+    changing=CHANGING,
+    visible_ms=Percentiles(100, 300, 400, 400),
+    unseen=0,
+    loads=1,
+    facts=dict.fromkeys(("cpu", "cores", "system", "server", "python", "redis-py", "hiredis", "uvloop"), "x"),
+)
+COST = Cost(
+    nodes=100_000,
+    bytes=12_000_000,
+    delta_bytes=147,
+    classes=300,
+    encode_ms=50,
+    decode_ms=300,
+    scratch_ms=1_600,
+    whole_ms=120,
+    delta_ms=30,
+    get_us=0.02,
+    swap_us=0.1,
+    second_ms=380,
+)
+
+
+@pytest.mark.parametrize(
+    ("followed", "cost", "failed"),
+    [
+        pytest.param({}, {}, None, id="everything is kept"),
+        pytest.param(
+            {"changing": msgspec.structs.replace(CHANGING, use=Use(0.31, 0, 0, 0, None))}, {}, 0, id="manager"
+        ),
+        pytest.param({"steady": CHANGING}, {}, 1, id="a steady fleet publishes"),
+        pytest.param({"visible_ms": Percentiles(100, 501, 501, 501)}, {}, 2, id="a change is seen late"),
+        pytest.param({"unseen": 1}, {}, 2, id="or never"),
+        pytest.param({"steady": msgspec.structs.replace(PART, beats_per_s=940)}, {}, 3, id="too few heartbeats"),
+        pytest.param({}, {"get_us": 1.1}, 4, id="reading"),
+        pytest.param({}, {"swap_us": 11}, 5, id="replacing"),
+    ],
+)
+def test_what_a_fleet_may_cost(followed: dict[str, Any], cost: dict[str, Any], failed: int | None) -> None:
+    """Each limit by itself, in the largest fleet."""
+    one, other = msgspec.structs.replace(FOLLOWED, **followed), msgspec.structs.replace(COST, **cost)
+    shown = snapshot.show([one], [other], PLAN)
+    assert [number for number, claim in enumerate(shown.claims) if not claim.ok] == ([] if failed is None else [failed])
+
+
+def test_a_fleet_is_told_in_80_columns() -> None:
+    """Each table is a line a fleet; what is left out is said."""
+    lines = snapshot.show([FOLLOWED], [COST], PLAN).lines
+    assert max(len(line) for line in lines if line.lstrip()[:1].isdigit() and ":" not in line) <= 80
+    text = "\n".join(lines)
+    assert "a dispatcher uses 5.0 ms for a version" in text
+    assert "100,000 nodes do not beat here" in text

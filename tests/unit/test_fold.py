@@ -18,13 +18,11 @@ from scheduler.management.fold import (
     fold,
     forget,
     listen_anew,
-    picture,
     recover,
-    same_picture,
 )
 from scheduler.management.pools import DEFAULT_POOL, PoolDocument, complete
 from scheduler.model import Node, NodeBeat, Reason, Snapshot
-from tests.unit.arrange import BOOT, EN_DE, EN_ZH, LATER_BOOT, a_beat
+from tests.unit.arrange import BOOT, EN_DE, EN_ZH, LATER_BOOT, a_beat, picture, same_picture
 
 SILENCE_MS = 5_000
 
@@ -100,7 +98,8 @@ def placed_on(fleet: Fleet) -> list[str]:
 )
 def test_fold(beats: Sequence[tuple[NodeBeat, int]], expected: Known, ignored: list[Ignored]) -> None:
     """What is known of a node after some of its heartbeats."""
-    assert fold(Fleet(), beats) == (Fleet({"n1": expected}), ignored)
+    fleet, found = fold(Fleet(), beats)
+    assert (fleet.nodes, found) == ({"n1": expected}, ignored)
 
 
 def test_a_heartbeat_of_one_node_leaves_the_others_alone() -> None:

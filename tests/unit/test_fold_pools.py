@@ -6,10 +6,10 @@ from typing import Any
 
 from scheduler.calls import CapacityItem
 from scheduler.config import DEFAULTS
-from scheduler.management.fold import Fleet, age, configure, fold, named_pools, picture, recover
+from scheduler.management.fold import Fleet, age, configure, fold, named_pools, recover
 from scheduler.management.pools import DEFAULT_POOL, PoolDocument
 from scheduler.model import Match, NodeBeat
-from tests.unit.arrange import EN_DE, EN_ZH, LATER_BOOT, a_beat
+from tests.unit.arrange import EN_DE, EN_ZH, LATER_BOOT, a_beat, picture
 
 SILENCE_MS = 5_000
 

@@ -9,16 +9,26 @@ from typing import Final, NamedTuple
 import pytest
 
 PACKAGE: Final = Path(__file__).resolve().parents[2] / "scheduler"
-BASE: Final = {"scheduler.model", "scheduler.calls", "scheduler.keys", "scheduler.errors", "scheduler.config"}
+BASE: Final = {
+    "scheduler.model",
+    "scheduler.calls",
+    "scheduler.keys",
+    "scheduler.errors",
+    "scheduler.config",
+    "scheduler.deltas",
+}
 PURE: Final = {
     "scheduler.affinity",
     "scheduler.audit",
+    "scheduler.deltas",
     "scheduler.evidence",
     "scheduler.leases",
     "scheduler.loads",
     "scheduler.management.checks",
     "scheduler.management.commands",
     "scheduler.management.fold",
+    "scheduler.management.hearing",
+    "scheduler.management.picture",
     "scheduler.management.pools",
     "scheduler.runtime.tries",
     "scheduler.runtime.index",

@@ -138,6 +138,7 @@ def test_every_key_is_on_the_page() -> None:
         (model.DispatcherBeat, "Heartbeats"),
         (model.ReaperBeat, "Heartbeats"),
         (model.Snapshot, "Snapshot"),
+        (model.Delta, "Snapshot"),
         (model.Node, "Snapshot"),
         (model.Pool, "Snapshot"),
         (model.Match, "Snapshot"),

@@ -1,0 +1,63 @@
+"""Pure. Decides; never performs. Heartbeats are decoded once: nearly all say what their node said before.
+
+A node that says the same writes the same bytes, but for the number of handlers that run, which nothing here depends on.
+The SDK writes that last, so it is cut off before the bytes are looked up; other documents are as good, but cost more.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from scheduler.errors import InvalidInput
+from scheduler.model import NodeBeat, boot_order, decode_beat
+
+NODES_MAX: Final = 200_000  # of which documents are remembered: with more all are forgotten, for many may be no more
+BOOT_AHEAD_US_MAX: Final = 60_000_000  # a boot later than that could never be replaced
+_RUNNING: Final = b',"running":'
+_DIGITS_MAX: Final = 9
+
+
+class Hearing:
+    """What each node said last."""
+
+    def __init__(self) -> None:
+        self._beats: dict[bytes, NodeBeat] = {}
+        self._said: dict[str, bytes] = {}
+
+    def beat(self, document: bytes, time_ms: int) -> NodeBeat | None:
+        """The heartbeat of a node, None when it is another one's.
+
+        Args: document, as written; time_ms, when. Returns: the same object for documents that differ in `running` at
+        most, which is then that of the first. Raises: InvalidInput.
+        """
+        said = without_running(document)
+        beat = self._beats.get(said)
+        return self._decode(document, said, time_ms) if beat is None else beat
+
+    def _decode(self, document: bytes, said: bytes, time_ms: int) -> NodeBeat | None:
+        beat = decode_beat(document)
+        if not isinstance(beat, NodeBeat):
+            return None
+        if boot_order(beat.boot) > time_ms * 1_000 + BOOT_AHEAD_US_MAX:
+            raise InvalidInput(f"boot {beat.boot} is in the future")
+        if len(self._said) >= NODES_MAX:
+            self._said.clear()
+            self._beats.clear()
+        self._beats.pop(self._said.get(beat.node, b""), None)
+        self._said[beat.node] = said
+        self._beats[said] = beat
+        return beat
+
+
+def without_running(document: bytes) -> bytes:
+    """A JSON document without the number of running handlers, if that is the last field of the whole.
+
+    What stands right before the end is a field of the whole, not of something within it. So what is left is valid, and
+    says the same of everything else, exactly when the document is and does.
+    """
+    head, found, tail = document.rpartition(_RUNNING)
+    number = tail[:-1]
+    is_last = found and head.startswith(b"{") and tail.endswith(b"}") and number.isdigit()
+    if not is_last or len(number) > _DIGITS_MAX or (number.startswith(b"0") and number != b"0"):
+        return document
+    return head + b"}"
