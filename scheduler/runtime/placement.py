@@ -87,10 +87,21 @@ class Draws:
             return
         loads = self._loads
         size = min(len(nodes), _SAMPLE_FACTOR * wanted + len(names) if names else _SAMPLE_FACTOR * count + 1)
-        used = [(loads.get(node.id, 0) / node.slots, node.id) for node in self._random.sample(nodes, size)]
+        used = [(loads.get(node.id, 0) / node.slots, node.id) for node in _sample(nodes, size, self._random)]
         used.sort(key=_use)
         known = set(names)
         names += [name for _, name in used if name not in known][:wanted]
+
+
+def _sample(nodes: Sequence[Node], size: int, random: Random) -> list[Node]:
+    """As `random.sample`, in two thirds of the time where few are drawn of many, and hardly one twice."""
+    count, draw = len(nodes), random.random
+    if 2 * size > count:
+        return random.sample(nodes, size)
+    places: dict[int, None] = {}
+    while len(places) < size:
+        places[int(draw() * count)] = None
+    return [nodes[place] for place in places]
 
 
 def _use(drawn: tuple[float, str]) -> float:

@@ -130,7 +130,7 @@ def test_of_many_nodes_the_best_of_a_few_drawn_are_taken() -> None:
     loads = {node.id: i for i, node in enumerate(nodes)}
     index = an_index(*nodes)
     seen = set()
-    for seed in range(200):
+    for seed in range(400):
         found = place(a_job(), a_class(), None, index, Draws(loads, Random(seed)))
         assert found is not None
         drawn = [loads[name] for name in found.candidates]
@@ -138,6 +138,21 @@ def test_of_many_nodes_the_best_of_a_few_drawn_are_taken() -> None:
         assert len(set(drawn)) == 4
         seen.update(drawn)
     assert len(seen) > 70
+
+
+@pytest.mark.parametrize("count", [5, 12, 17, 18, 40])
+def test_each_node_is_offered_as_often_as_any_other(count: int) -> None:
+    """And at each place: of few nodes, which are drawn in another way, and of many."""
+    nodes = tuple(a_node(f"a{i:02}") for i in range(count))
+    index, random, times = an_index(*nodes), Random(1), 500 * count
+    offered: Counter[tuple[int, str]] = Counter()
+    for _ in range(times):
+        found = place(a_job(), a_class(), None, index, Draws({}, random))
+        assert found is not None
+        assert len(set(found.candidates)) == 4
+        offered.update(enumerate(found.candidates))
+    assert len(offered) == 4 * count
+    assert 350 < min(offered.values()) <= max(offered.values()) < 650
 
 
 def test_jobs_of_a_call_share_what_is_drawn_and_have_other_candidates_each() -> None:
