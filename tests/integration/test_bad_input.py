@@ -14,7 +14,7 @@ from scheduler.model import JobDocument, NodeBeat
 from scheduler.producer import Request
 from scheduler.runtime import intake
 from tests.integration.test_main_job import EN_ZH, WAIT_MS, echo, outcomes, submit_all
-from tests.system import QUICK, System, running
+from tests.system import HASTY, QUICK, System, running
 
 NESTED = b'{"session_id":"s1","meta":' + b"[" * 3_000 + b"]" * 3_000 + b"}"
 
@@ -159,7 +159,7 @@ async def test_a_huge_capacity_is_refused_and_the_fleet_goes_on(url: str) -> Non
 
 async def test_jobs_that_nobody_serves_leave_together(url: str) -> None:
     """A session's jobs of a pair that nobody serves do not cost the time of grace each."""
-    async with running(url) as system:
+    async with running(url, HASTY) as system:
         await system.add_node("n1", echo)
         documents = [JobDocument("s1", f"x{i}", src_lang="xx", tgt_lang="yy") for i in range(12)]
         ids = await submit_all(system, [*documents, JobDocument("s1", "last", **EN_ZH)])
