@@ -17,7 +17,9 @@ COUNT_MAX: Final = 100_000
 
 
 class _Document(msgspec.Struct):
-    """A heartbeat as far as it is of interest; whoever does not tell a figure has None."""
+    """A heartbeat as far as it is of interest; whoever does not tell a figure has None. A figure of 0 is left out, as
+    every default is, so who tells the one of them that is never 0 tells them all.
+    """
 
     kind: str = ""
     name: str = ""
@@ -52,10 +54,9 @@ def figures(documents: Iterable[bytes]) -> dict[str, Told]:
         if document.kind != "dispatcher":
             continue
         count += 1
-        for field in FIELDS:
-            value = getattr(document, field)
-            if value is not None:
-                values[field].append(value)
+        if document.decision_us_p99 is not None:
+            for field in FIELDS:
+                values[field].append(getattr(document, field) or 0)
     return {
         field: Told(count, max(values[field]), median(values[field])) if values[field] else Told(count, None, None)
         for field in FIELDS
