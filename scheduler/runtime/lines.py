@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Final, Literal
 
@@ -224,3 +224,17 @@ class Deadlines:
         while self._heap and self._heap[0][2].status == "left":
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
+
+
+def shared_out(nodes: list[str], tier_of: Callable[[str], int], most: int) -> list[tuple[str, ...]]:
+    """Nodes in parts of at most `most`, for so many of the woken each: all of the best tier that there is, or else as
+    many as go into one part, of this tier and the next ones. tier_of: 0 is the best.
+    """
+    if len(nodes) <= most:
+        return [tuple(nodes)]
+    tiers = {node: tier_of(node) for node in nodes}
+    ordered = sorted(nodes, key=tiers.__getitem__)
+    best = [node for node in ordered if tiers[node] == tiers[ordered[0]]]
+    if len(best) <= most:
+        return [tuple(ordered[:most])]
+    return [tuple(best[at : at + most]) for at in range(0, len(best), most)]

@@ -245,15 +245,21 @@ class Placer:
         return Try(waiter.job, waiter.wanted, waiter, found)
 
     async def _ask(self, waiters: list[Waiter]) -> None:
-        """Ask `open` for the eligible nodes of every asking class, in one question."""
+        """Ask `open` for the eligible nodes of every asking class, in one question; the first of a class is told them
+        for all of it.
+        """
         names: dict[str, bool] = {}
         for wanted in {waiter.wanted for waiter in waiters}:
             names.update(dict.fromkeys((node.id for node in self.index.eligible(wanted)), False))
         if names:
             names = dict(zip(names, await self._store.reads.are_open(list(names)), strict=True))
+        told: set[Class] = set()
         for waiter in waiters:
-            nodes = [node.id for node in self.index.eligible(waiter.wanted) if names.get(node.id)]
-            self._random.shuffle(nodes)
+            nodes: list[str] = []
+            if waiter.wanted not in told and waiter.status != "left":
+                told.add(waiter.wanted)
+                nodes = [node.id for node in self.index.eligible(waiter.wanted) if names.get(node.id)]
+                self._random.shuffle(nodes)
             self._waiting.answer_open(waiter, tuple(nodes))
 
     # ---- reserve ----

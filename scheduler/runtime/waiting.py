@@ -24,10 +24,10 @@ from typing import Final
 
 from scheduler.runtime.intake import Class, Job
 from scheduler.runtime.limits import Limits
-from scheduler.runtime.lines import Cause, Deadlines, Line, Members, order_of
+from scheduler.runtime.lines import Cause, Deadlines, Line, Members, order_of, shared_out
 from scheduler.runtime.lines import Waiter as Waiter
 
-WAKE_CANDIDATES_MAX: Final = 16  # nodes tried by one woken job; the others stay pending
+WAKE_CANDIDATES_MAX: Final = 16  # nodes tried by one woken job; others are for other jobs, or stay pending
 TRIES_A_WAKE: Final = 2  # jobs tried at once for each freed node
 
 
@@ -195,15 +195,13 @@ class Waiting:
 
     def _wake_up(self, wanted: Class, limit: int) -> list[Waiter]:
         line = self._lines[wanted]
-        nodes = list(line.wakes)
-        if len(nodes) > WAKE_CANDIDATES_MAX:
-            nodes.sort(key=lambda node: self._tier_of(wanted, node))
-        hint = tuple(nodes[:WAKE_CANDIDATES_MAX])
-        line.pace = max(2 * line.pace, TRIES_A_WAKE * len(hint))
+        hints = shared_out(list(line.wakes), lambda node: self._tier_of(wanted, node), WAKE_CANDIDATES_MAX)
+        line.pace = max(2 * line.pace, TRIES_A_WAKE * sum(map(len, hints)))
         first = line.parked[: min(line.pace, limit)]
         del line.parked[: len(first)]
         woken = []
-        for waiter in first:
+        for number, waiter in enumerate(first):
+            hint = hints[number // (TRIES_A_WAKE * WAKE_CANDIDATES_MAX) % len(hints)]
             waiter.status, waiter.hint, waiter.complete = "trying", hint, True
             waiter.woken, waiter.swept = True, line.swept
             full = self._limit_before(waiter.job, wanted) if self.limits and waiter.let_go is None else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import msgspec
@@ -223,6 +224,18 @@ def test_more_open_nodes_than_a_try_takes_are_tried_pool_by_pool() -> None:
     assert waiter.hint == tuple(node for node in nodes if node.startswith("own"))
     waiting.still_full(waiter, waiter.hint)
     assert tried(waiting) == {"j1": tuple(node for node in nodes if node.startswith("fallback"))}
+
+
+def test_many_open_nodes_are_tried_by_many_at_once() -> None:
+    """Each part of the nodes by its share of the jobs, and none of them by all; fallback pools wait for their turn."""
+    waiting = Waiting(tier_of=lambda wanted, node: 1 if node.startswith("fallback") else 0)
+    for number in range(100):
+        add(waiting, f"j{number}", f"s{number}")
+    own = [f"own{i}" for i in range(2 * WAKE_CANDIDATES_MAX + 1)]
+    settle(waiting, (*(f"fallback{i}" for i in range(9)), *own))
+    hints = Counter(waiter.hint for waiter in waiting.tries(128))
+    assert sorted(node for hint in hints for node in hint or ()) == sorted(own)
+    assert sorted(hints.values()) == [2, 32, 32]
 
 
 def test_who_parked_behind_a_question_asks_when_the_asker_leaves() -> None:
