@@ -72,12 +72,12 @@ def _options(command: _Command) -> _Command:
             click.option(
                 "--jobs",
                 type=click.IntRange(1, JOBS_MAX),
-                help=f"Of each round.  [default: {JOBS}; {QUICK_JOBS} with --quick]",
+                help=f"Jobs of each round.  [default: {JOBS}; {QUICK_JOBS} with --quick]",
             ),
             click.option(
                 "--rounds",
                 type=click.IntRange(min=1),
-                help=f"That count, after one to warm up.  [default: {ROUNDS}; {QUICK_ROUNDS} with --quick]",
+                help=f"Rounds that count, after one to warm up.  [default: {ROUNDS}; {QUICK_ROUNDS} with --quick]",
             ),
             click.option("--quick", is_flag=True, help="Few and small rounds: a few seconds."),
             click.option(
@@ -88,14 +88,18 @@ def _options(command: _Command) -> _Command:
                 help="Jobs of one script call, or of one pipeline of the relay.",
             ),
             click.option(
-                "--nodes", type=click.IntRange(1, NODES_MAX), default=NODES, show_default=True, help="And inboxes."
+                "--nodes",
+                type=click.IntRange(1, NODES_MAX),
+                default=NODES,
+                show_default=True,
+                help="Nodes of the fleet, each with an inbox.",
             ),
             click.option(
                 "--sessions",
                 type=click.IntRange(min=1),
                 default=SESSIONS,
                 show_default=True,
-                help="Drawn from for each job.",
+                help="Sessions that the jobs belong to, drawn at random.",
             ),
             click.option(
                 "--payload-bytes",

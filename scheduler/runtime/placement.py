@@ -31,14 +31,18 @@ _HASH_RANGE: Final = float(2**64)
 
 
 class _Drawn:
-    """Names drawn from a group, and whose turn it is. The group is kept, so that its id is nobody else's meanwhile."""
+    """Names drawn from a group, and whose turn it is. The group is kept, so that its id is nobody else's meanwhile.
 
-    __slots__ = ("group", "names", "turn")
+    enough: no more are to be drawn.
+    """
+
+    __slots__ = ("enough", "group", "names", "turn")
 
     def __init__(self, group: Group) -> None:
         self.group = group
         self.names: list[str] = []
         self.turn = 0
+        self.enough = False
 
 
 class Draws:
@@ -64,8 +68,7 @@ class Draws:
         drawn = self._drawn.get(id(nodes))
         if drawn is None:
             drawn = self._drawn[id(nodes)] = _Drawn(nodes)
-        needed = drawn.turn + count + len(without)
-        if needed > len(drawn.names):
+        if not drawn.enough and drawn.turn + count + len(without) > len(drawn.names):
             self._draw(drawn, count)
         names = drawn.names
         start = drawn.turn % len(names)
@@ -84,6 +87,7 @@ class Draws:
         most = max(count + _SPARE, (_SAMPLE_FACTOR * count + self._jobs) // _SAMPLE_FACTOR)
         wanted = min(max(count + _SPARE, 2 * len(names)), most) - len(names)
         if wanted <= 0 or len(names) == len(nodes):
+            drawn.enough = True
             return
         loads = self._loads
         size = min(len(nodes), _SAMPLE_FACTOR * wanted + len(names) if names else _SAMPLE_FACTOR * count + 1)

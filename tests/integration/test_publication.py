@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import msgspec
@@ -235,8 +236,9 @@ async def test_a_paused_leader_tells_no_delta_when_it_wakes(scene: Scene) -> Non
     await scene.catch_up()
 
 
-async def test_crash_after_publish_before_its_reply(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next leader finds the delta as the last part of the snapshot."""
+@contextmanager
+def losing_replies(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is published arrives, and the publisher does not hear of it."""
     publish = Control.publish
 
     async def lose_reply(*arguments: Any, **rest: Any) -> None:
@@ -245,8 +247,13 @@ async def test_crash_after_publish_before_its_reply(scene: Scene, monkeypatch: p
 
     with monkeypatch.context() as patch:
         patch.setattr(Control, "publish", lose_reply)
-        with pytest.raises(SchedulerError, match="lost"):
-            await scene.change(n11=5)
+        yield
+
+
+async def test_crash_after_publish_before_its_reply(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next leader finds the delta as the last part of the snapshot."""
+    with losing_replies(monkeypatch), pytest.raises(SchedulerError, match="lost"):
+        await scene.change(n11=5)
     await scene.control.give_up_lead("m1+1")
     scene.manager = Manager(scene.store, PROMPT, "m2+1")
     await scene.manager.run_once()
@@ -259,16 +266,8 @@ async def test_crash_after_publish_before_its_reply(scene: Scene, monkeypatch: p
 
 async def test_a_leader_whose_reply_was_lost_goes_on(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not know that its version is stored; the next one does not fit, so that the whole is published."""
-    publish = Control.publish
-
-    async def lose_reply(*arguments: Any, **rest: Any) -> None:
-        await publish(*arguments, **rest)
-        raise SchedulerError("lost")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Control, "publish", lose_reply)
-        with pytest.raises(SchedulerError, match="lost"):
-            await scene.change(n12=5)
+    with losing_replies(monkeypatch), pytest.raises(SchedulerError, match="lost"):
+        await scene.change(n12=5)
     with pytest.raises(Lost):
         await scene.change(n13=5)
     await scene.change(n13=5)
