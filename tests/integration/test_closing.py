@@ -21,16 +21,18 @@ from tests.system import PATIENCE_MS, QUICK, running
 UNSENT_BYTES = 20_000_000  # more than sockets hold that nobody reads
 
 
-async def connected(store: Store) -> int:
-    """Clients of the server."""
-    return int((await store.connection.commands.info("clients"))["connected_clients"])
+def named(url: str) -> str:
+    """The same server, for those whose connections are counted: others may connect at any time."""
+    return f"{url}?client_name=counted"
 
 
 async def until_connected(store: Store, count: int) -> None:
-    """Wait until the server has so many clients; it hears of an end a little later than we do."""
+    """Wait until the server has so many counted clients; it hears of an end a little later than we do."""
     async with asyncio.timeout(PATIENCE_MS / 1000):
-        while await connected(store) != count:
-            await store.control.time_us()
+        while True:
+            clients = await store.connection.commands.client_list()
+            if sum(client["name"] == "counted" for client in clients) == count:
+                return
 
 
 async def until(store: Store, true: Callable[[], bool]) -> None:
@@ -60,28 +62,26 @@ async def test_a_turn_that_nobody_takes_is_the_next_ones(url: str) -> None:
 
 async def test_calls_under_way_fail_when_the_connection_is_closed(store: Store) -> None:
     """More callers than there are connections: each is told, and no one connects again."""
-    before = await connected(store)
-    other = Connection(store.connection.url)
+    other = Connection(named(store.connection.url))
     reader = other.blocking(60_000)
     reads = [asyncio.create_task(other.patiently(lambda: reader.xread({"s": "$"}, block=60_000))) for _ in range(6)]
-    await until_connected(store, before + 4)
+    await until_connected(store, 4)
     await other.close()
     async with asyncio.timeout(PATIENCE_MS / 1000):
         ended = await asyncio.gather(*reads, return_exceptions=True)
     assert {type(each) for each in ended} == {ServerUnavailable}
-    await until_connected(store, before)
+    await until_connected(store, 0)
 
 
 async def test_a_connection_that_is_made_while_all_are_closed_is_closed_too(store: Store) -> None:
     """Whoever is connecting then is told when he has come through, and leaves nothing open."""
-    before = await connected(store)
-    other = Connection(store.connection.url)
+    other = Connection(named(store.connection.url))
     call = asyncio.create_task(other.call("beat", [], []))
     await asyncio.sleep(0)
     await other.close()
     with pytest.raises(ServerUnavailable, match="are closed"):
         await call
-    await until_connected(store, before)
+    await until_connected(store, 0)
 
 
 async def test_a_closed_connection_stays_closed(url: str) -> None:
@@ -132,23 +132,22 @@ async def test_results_that_nobody_follows_any_more_are_not_read(url: str) -> No
 
         await system.add_node("n1", handle)
         await system.producer.result(await system.producer.submit("s1", src_lang="en", tgt_lang="zh"))
-        before = await connected(system.store)
-        for _ in range(5):
-            async for _ in system.producer.results("0"):
-                break
-        await until_connected(system.store, before)
+        async with Producer(named(url), settings=QUICK) as producer:
+            for _ in range(5):
+                async for _ in producer.results("0"):
+                    break
+            await until_connected(system.store, 1)
 
 
 async def test_a_producer_that_is_left_serves_nobody(url: str) -> None:
     """Who still waits for an outcome then is told so."""
     async with running(url) as system:
-        before = await connected(system.store)
-        async with Producer(url, settings=QUICK) as producer:
+        async with Producer(named(url), settings=QUICK) as producer:
             waiting = asyncio.create_task(producer.outcome("never"))
             await system.until(lambda: "never" in producer._awaited)
         with pytest.raises(ServerUnavailable):
             await waiting
-        await until_connected(system.store, before)
+        await until_connected(system.store, 0)
 
 
 async def test_a_node_whose_leaving_is_cancelled_disconnects(url: str) -> None:
@@ -163,9 +162,8 @@ async def test_a_node_whose_leaving_is_cancelled_disconnects(url: str) -> None:
             stopped.set()
 
     async with running(url) as system:
-        before = await connected(system.store)
-        node = await system.add_node("n1", handle)
-        del system.nodes["n1"]
+        node = Node(named(url), "n1", capacity=1, handler=handle, pairs=[("en", "zh")], settings=QUICK)
+        await node.__aenter__()
         await system.producer.submit("s1", src_lang="en", tgt_lang="zh")
         await started.wait()
         leaving = asyncio.create_task(node.__aexit__())
@@ -175,7 +173,7 @@ async def test_a_node_whose_leaving_is_cancelled_disconnects(url: str) -> None:
             await leaving
         await stopped.wait()
         assert all(task.done() for task in node._tasks)
-        await until_connected(system.store, before)
+        await until_connected(system.store, 0)
 
 
 async def test_a_node_that_cannot_join_disconnects(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,10 +184,9 @@ async def test_a_node_that_cannot_join_disconnects(url: str, monkeypatch: pytest
 
     monkeypatch.setattr(Node, "_beat", fail)
     async with running(url) as system:
-        before = await connected(system.store)
         with pytest.raises(ValueError, match="boom"):
-            await Node(url, "n1", capacity=1, handler=print, settings=QUICK).__aenter__()
-        await until_connected(system.store, before)
+            await Node(named(url), "n1", capacity=1, handler=print, settings=QUICK).__aenter__()
+        await until_connected(system.store, 0)
 
 
 async def test_a_dispatcher_that_is_abandoned_leaves_no_call_under_way(
@@ -224,8 +221,8 @@ async def test_a_dispatcher_that_is_abandoned_leaves_no_call_under_way(
 async def test_roles_that_have_no_time_to_stop_are_disconnected(url: str) -> None:
     """All of them, and nothing that one of them began runs on."""
     async with await open_store(url, QUICK) as store:
-        before, tasks = await connected(store), asyncio.all_tasks()
-        started = [(await start(url, QUICK))[0] for start in (start_manager, start_dispatcher, start_reaper)]
+        tasks = asyncio.all_tasks()
+        started = [(await start(named(url), QUICK))[0] for start in (start_manager, start_dispatcher, start_reaper)]
         await stop_roles(started, 0)
         assert asyncio.all_tasks() == tasks
-        await until_connected(store, before)
+        await until_connected(store, 0)
