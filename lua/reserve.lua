@@ -17,8 +17,8 @@
 --   keeps (the session stays bound to `bound` although it is placed elsewhere, if that is why; empty: never),
 --   follows (1: before its candidates it is tried where the session's last job of this call went),
 --   limits ("kind:index:max" with spaces between; index counts the limits' keys)
--- RETURNS {now_ms, answer, ...}, one a job: {"reserved", node, token, used, node that the session is bound to} | {"full"}
---         | {"limited", kind} | {"behind"} | {"fenced"} | {"duplicate"} | {"gone"} | {"job_id_taken"} | {"cancelling"}
+-- RETURNS {now_ms, answer, ...}, one a job: {"reserved", node, token, used, its slots, node that the session is bound to}
+--         | {"full"} | {"limited", kind} | {"behind"} | {"fenced"} | {"duplicate"} | {"gone"} | {"job_id_taken"} | {"cancelling"}
 -- INVARIANT used slots never exceed the capacity of the boot that the caller saw; a job holds at most one slot; no limit
 --           counts more jobs than it allows; jobs of a session are placed in the order given; the body is in exactly one
 --           stream; the same entry gets the same answer.
@@ -211,7 +211,7 @@ local function reserve(number, item)
   end
   used_of[index] = used_of[index] + 1
   if used_of[index] >= slots_of[index] then redis.call('SREM', open_key, node) end
-  return {'reserved', node, token_text, used_of[index], home_node}
+  return {'reserved', node, token_text, used_of[index], slots_of[index], home_node}
 end
 
 local number = 0

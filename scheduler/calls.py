@@ -65,13 +65,14 @@ class ReserveItem(msgspec.Struct, frozen=True):
 
 
 class Reserved(msgspec.Struct, frozen=True):
-    """The slot is taken. used: slots in use on that node after it; -1 in the answer to a repeat. home: the node that
-    the session is bound to now, empty in the answer to a repeat.
+    """The slot is taken. used: slots in use on that node after it, of so many `slots`. home: the node that the session
+    is bound to now. The answer to a repeat does not tell these: -1, 0 and empty.
     """
 
     node: str
     token: int
     used: int
+    slots: int = 0
     home: str = ""
 
 

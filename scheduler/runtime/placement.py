@@ -26,6 +26,7 @@ from scheduler.session.bindings import Binding
 Groups = tuple[tuple[str, ...], ...]
 Loads = Mapping[str, int]
 _SAMPLE_FACTOR: Final = 2  # nodes drawn for each that may be taken
+_WIDER_MAX: Final = 8  # times so many are looked at where those drawn first are believed to be full
 _SPARE: Final = 3  # the bound node, the preferred one, and one that an attempt failed on may be among those drawn
 _HASH_RANGE: Final = float(2**64)
 
@@ -33,15 +34,18 @@ _HASH_RANGE: Final = float(2**64)
 class _Drawn:
     """Names drawn from a group, and whose turn it is. The group is kept, so that its id is nobody else's meanwhile.
 
-    enough: no more are to be drawn.
+    full: a few that are believed to be full, for want of better. scarce: there were such. enough: no more are to be
+    drawn.
     """
 
-    __slots__ = ("enough", "group", "names", "turn")
+    __slots__ = ("enough", "full", "group", "names", "scarce", "turn")
 
     def __init__(self, group: Group) -> None:
         self.group = group
         self.names: list[str] = []
+        self.full: list[str] = []
         self.turn = 0
+        self.scarce = False
         self.enough = False
 
 
@@ -71,30 +75,45 @@ class Draws:
         if not drawn.enough and drawn.turn + count + len(without) > len(drawn.names):
             self._draw(drawn, count)
         names = drawn.names
-        start = drawn.turn % len(names)
+        start = drawn.turn % (len(names) or 1)
         drawn.turn += 1
         dealt = [name for name in names[start : start + count + len(without)] if name not in without]
         if len(dealt) < count and start:
             dealt += [name for name in names[:start] if name not in without]
+        if len(dealt) < count and drawn.full:
+            dealt += [name for name in drawn.full if name not in without]
         return tuple(dealt[:count])
 
     def _draw(self, drawn: _Drawn, count: int) -> None:
         """As many again as there are, of which the less used of twice as many are taken; at first enough for one job.
 
-        At most one for every two jobs of the call, beside those for one.
+        At most one for every two jobs of the call, beside those for one; where room is scarce, one for each, and more
+        are looked at.
         """
         nodes, names = drawn.group.nodes, drawn.names
-        most = max(count + _SPARE, (_SAMPLE_FACTOR * count + self._jobs) // _SAMPLE_FACTOR)
-        wanted = min(max(count + _SPARE, 2 * len(names)), most) - len(names)
-        if wanted <= 0 or len(names) == len(nodes):
+        jobs = self._jobs if drawn.scarce else self._jobs // _SAMPLE_FACTOR
+        wanted = min(max(count + _SPARE, 2 * len(names)), count + max(_SPARE, jobs)) - len(names)
+        if wanted <= 0 or len(names) + len(drawn.full) == len(nodes):
             drawn.enough = True
             return
-        loads = self._loads
         size = min(len(nodes), _SAMPLE_FACTOR * wanted + len(names) if names else _SAMPLE_FACTOR * count + 1)
-        used = [(loads.get(node.id, 0) / node.slots, node.id) for node in _sample(nodes, size, self._random)]
+        found, room = self._look(drawn, size)
+        if room < len(found):
+            drawn.scarce = True
+            if room < wanted and size < len(nodes):
+                wider = min(_WIDER_MAX, -(-wanted // max(1, room)) + 1)
+                found, room = self._look(drawn, min(len(nodes), wider * size))
+                drawn.enough = not room
+            drawn.full = drawn.full or found[room:][: count + _SPARE]
+        names += found[: min(room, wanted)]
+
+    def _look(self, drawn: _Drawn, size: int) -> tuple[list[str], int]:
+        """So many of a group that are not drawn yet, least used first, and how many of them may have room."""
+        loads, known = self._loads, {*drawn.names, *drawn.full}
+        sample = _sample(drawn.group.nodes, size, self._random)
+        used = [(loads.get(node.id, 0) / node.slots, node.id) for node in sample if node.id not in known]
         used.sort(key=_use)
-        known = set(names)
-        names += [name for _, name in used if name not in known][:wanted]
+        return [name for _, name in used], sum([use < 1 for use, _ in used])
 
 
 def _sample(nodes: Sequence[Node], size: int, random: Random) -> list[Node]:

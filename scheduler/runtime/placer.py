@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from random import Random
 
 import msgspec
@@ -253,6 +253,7 @@ class Placer:
             names.update(dict.fromkeys((node.id for node in self.index.eligible(wanted)), False))
         if names:
             names = dict(zip(names, await self._store.reads.are_open(list(names)), strict=True))
+            self._believe(names)
         told: set[Class] = set()
         for waiter in waiters:
             nodes: list[str] = []
@@ -261,6 +262,13 @@ class Placer:
                 nodes = [node.id for node in self.index.eligible(waiter.wanted) if names.get(node.id)]
                 self._random.shuffle(nodes)
             self._waiting.answer_open(waiter, tuple(nodes))
+
+    def _believe(self, is_open: Mapping[str, bool]) -> None:
+        """What is known now of nodes: whether they have room."""
+        for name, has_room in is_open.items():
+            node = self.index.nodes.get(name)
+            if node is not None and (not has_room or self.loads.get(name, 0) >= node.slots):
+                self.loads[name] = node.slots - has_room
 
     # ---- reserve ----
 
@@ -311,6 +319,8 @@ class Placer:
         if isinstance(answer, calls.Reserved):
             self._placed(each, answer, call.sent_ms)
         elif answer is None or answer.why in ("full", "behind", "limited"):
+            if answer is not None and answer.why == "full" and each.placement is not None:
+                self._believe(dict.fromkeys(each.placement.candidates, False))
             if waiter is None:
                 self._wait(each, answer, call)
             else:
@@ -381,6 +391,8 @@ class Placer:
                 self._bindings.wrote(job.session_id, after, now_ms)
         if each.waiter is not None:
             self._waiting.leave(each.waiter, placed=answer.node)
+            if answer.used >= answer.slots > 0:
+                self._waiting.filled(answer.node)
 
 
 async def _drop(under_way: Sequence[_Call]) -> None:

@@ -1,5 +1,5 @@
-"""Reads ahead: the next batch is read and decoded while the last one is placed. One blocking XREAD for intake and
-`freed`, and one read of bindings for the sessions that are not known yet.
+"""Reads ahead: what comes next is read and decoded while the last batch is placed. One blocking XREAD for intake and
+`freed`, and one read of bindings for the sessions that are not known yet. Whatever was read meanwhile is one batch.
 
 Reading has no effect on the stream, so a batch that is thrown away is no loss: the next owner reads from the start.
 """
@@ -30,7 +30,7 @@ _PAUSE_AFTER_ERROR_MS: Final = 100
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """What one read brought.
+    """What was read since the last one.
 
     jobs, in the order of their partitions; refused, entries that are none; bindings, as stored, of sessions that were
     not known; freed, nodes that got room; limits, such as got room; handed_over, somebody gave partitions up; gap,
@@ -57,7 +57,7 @@ NOTHING: Final = Batch()
 
 
 class Reader:
-    """Cursors over the owned partitions and over `freed`, and one batch in hand.
+    """Cursors over the owned partitions and over `freed`, and in hand what was read and not taken yet.
 
     Args: reads; settings; freed_cursor, taken before the first reserve; known, the bindings that are remembered.
     """
@@ -70,17 +70,24 @@ class Reader:
         self._cursors: dict[int, str] = {}
         self._freed = freed_cursor
         self._handed_freed = freed_cursor
-        self._batches: asyncio.Queue[tuple[Batch, str]] = asyncio.Queue(maxsize=1)
+        self._hand = NOTHING
+        self._hand_freed = freed_cursor
+        self._filled = asyncio.Event()
+        self._taken = asyncio.Event()
+        self._blocked: asyncio.Task[dict[str, list[StreamEntry]]] | None = None
+        self._interrupted = False
         self._heard_at = time.monotonic()
         self._missed = False
         self._failing = False
         self._stopping = False
 
     def own(self, partition: int, epoch: int) -> None:
-        """Read a partition, from its start when the epoch is new."""
+        """Read a partition, from its start when the epoch is new. A read that blocks is begun again with it."""
         if self._epochs.get(partition) != epoch:
             self._epochs[partition] = epoch
             self._cursors[partition] = "0"
+            if self._blocked is not None:
+                self._interrupted = self._blocked.cancel()
 
     def drop(self, partition: int) -> None:
         """Read a partition no more."""
@@ -93,24 +100,36 @@ class Reader:
 
     def nudge(self) -> None:
         """Let `next` return now, with nothing if nothing was read."""
-        if self._batches.empty():
-            self._batches.put_nowait((NOTHING, self._handed_freed))
+        self._filled.set()
 
     async def next(self, timeout_ms: float) -> Batch:
-        """The next batch, an empty one after `timeout_ms`."""
-        try:
-            async with asyncio.timeout(max(timeout_ms, 1) / 1000):
-                batch, self._handed_freed = await self._batches.get()
-        except TimeoutError:
-            return NOTHING
-        return batch
+        """What is in hand, or comes within `timeout_ms`; nothing after that."""
+        if timeout_ms <= 0:
+            await asyncio.sleep(0)
+        elif not self._filled.is_set():
+            try:
+                async with asyncio.timeout(timeout_ms / 1000):
+                    await self._filled.wait()
+            except TimeoutError:
+                return NOTHING
+        return self.next_ready() or NOTHING
 
     def next_ready(self) -> Batch | None:
-        """The next batch, None when none is in hand."""
-        if self._batches.empty():
-            return None
-        batch, self._handed_freed = self._batches.get_nowait()
-        return batch
+        """What is in hand, None when that is nothing."""
+        batch, self._hand = self._hand, NOTHING
+        self._handed_freed = self._hand_freed
+        self._filled.clear()
+        self._taken.set()
+        return batch if batch is not NOTHING else None
+
+    async def _put(self, batch: Batch) -> None:
+        """Add a batch to what is in hand, once no more than one read may bring are in it."""
+        while self._hand.jobs and len(self._hand.jobs) + len(batch.jobs) > self._settings.read_ahead_max:
+            self._taken.clear()
+            await self._taken.wait()
+        self._hand = batch if self._hand is NOTHING else _both(self._hand, batch)
+        self._hand_freed = self._freed
+        self._filled.set()
 
     async def peek_freed(self) -> Told:
         """What is told by events that are in the stream but not handed over yet; for the sweep."""
@@ -148,7 +167,7 @@ class Reader:
                 logger.info("the intake is read again")
                 self._failing = False
             if batch != NOTHING:
-                await self._batches.put((batch, self._freed))
+                await self._put(batch)
 
     async def _read(self) -> Batch:
         keys = self._reads.keys
@@ -157,7 +176,7 @@ class Reader:
         cursors = {stream: self._cursors[partition] for stream, partition in partitions.items()}
         cursors[keys.freed] = self._freed
         count = max(1, self._settings.read_ahead_max // max(1, len(partitions)))
-        read = await self._reads.streams(cursors, count)
+        read = await self._wait_for_entries(cursors, count)
         # Looked at after the read, because a process is most likely paused while it blocks in one.
         now = time.monotonic()
         if (now - self._heard_at) * 1000 > DEAF_MS:
@@ -185,6 +204,21 @@ class Reader:
         handed_over = any(b"partitions" in fields for _, fields in events)
         nodes, limits = _named(b"nodes", events), _named(b"limits", events)
         return Batch(jobs, refused, bindings, tuple(nodes), tuple(limits), handed_over, gap)
+
+    async def _wait_for_entries(self, cursors: Mapping[str, str], count: int) -> dict[str, list[StreamEntry]]:
+        """The read that blocks; nothing when a partition was gained meanwhile. Its connection is not used again then:
+        nobody knows what it still brings.
+        """
+        self._blocked = asyncio.create_task(self._reads.streams(cursors, count))
+        try:
+            return await self._blocked
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._interrupted or (task is not None and task.cancelling()):
+                raise
+            return {}
+        finally:
+            self._blocked, self._interrupted = None, False
 
     def _entries(
         self, read: Mapping[str, list[StreamEntry]], partitions: Mapping[str, int], epochs: Mapping[int, int]
@@ -231,6 +265,19 @@ class Reader:
             return {}
         unknown = list(dict.fromkeys(job.session_id for job in jobs if job.session_id not in self._known))
         return dict(zip(unknown, await self._reads.bindings(unknown), strict=True)) if unknown else {}
+
+
+def _both(first: Batch, second: Batch) -> Batch:
+    """What two reads brought, as if one had."""
+    return Batch(
+        first.jobs + second.jobs,
+        first.refused + second.refused,
+        first.bindings | second.bindings,
+        first.freed + second.freed,
+        first.limits + second.limits,
+        first.handed_over or second.handed_over,
+        first.gap or second.gap,
+    )
 
 
 def _named(field: bytes, events: list[StreamEntry]) -> dict[str, None]:

@@ -5,8 +5,9 @@ Rules (DESIGN.md, guarantees 5 and 7):
 - Newcomers do not pass competing jobs of their class, nor those who wait for a limit that they fall under.
 - A job parks only after `open` said that no eligible node has room. `freed` events are handed in one at a time between
   calls, in stream order, so that none can fall between that question and the parking.
-- A wake (class, node) ends only when no waiter of the class is left, or when a try with that node among its
-  candidates found no room. So one freed slot costs one try too many at most, and never leaves a waiter behind.
+- A wake (class, node) ends only when no waiter of the class is left, when a try with that node among its candidates
+  found no room, or when one took its last slot. So a freed slot that others take costs one try in vain at most, and
+  never leaves a waiter behind.
 - A waiter may park without a question of its own behind one of its class that is to find out. When that one leaves
   although no event had announced room, the next of the class asks: the first who is parked, or who parks again.
 - A job that is limited waits for that limit alone (limits.py), and is tried afresh when its turn comes.
@@ -28,7 +29,6 @@ from scheduler.runtime.lines import Cause, Deadlines, Line, Members, order_of, s
 from scheduler.runtime.lines import Waiter as Waiter
 
 WAKE_CANDIDATES_MAX: Final = 16  # nodes tried by one woken job; others are for other jobs, or stay pending
-TRIES_A_WAKE: Final = 2  # jobs tried at once for each freed node
 
 
 class Waiting:
@@ -196,20 +196,21 @@ class Waiting:
     def _wake_up(self, wanted: Class, limit: int) -> list[Waiter]:
         line = self._lines[wanted]
         hints = shared_out(list(line.wakes), lambda node: self._tier_of(wanted, node), WAKE_CANDIDATES_MAX)
-        line.pace = max(2 * line.pace, TRIES_A_WAKE * sum(map(len, hints)))
-        first = line.parked[: min(line.pace, limit)]
-        del line.parked[: len(first)]
-        woken = []
-        for number, waiter in enumerate(first):
-            hint = hints[number // (TRIES_A_WAKE * WAKE_CANDIDATES_MAX) % len(hints)]
-            waiter.status, waiter.hint, waiter.complete = "trying", hint, True
-            waiter.woken, waiter.swept = True, line.swept
-            full = self._limit_before(waiter.job, wanted) if self.limits and waiter.let_go is None else None
-            if full is None:
-                woken.append(waiter)
-            else:
-                self._stop_competing(waiter)
-                self.limits.park(waiter, full)
+        line.pace = max(2 * line.pace, sum(map(len, hints)))
+        woken: list[Waiter] = []
+        while line.parked and (room := min(line.pace, limit) - len(woken)) > 0:
+            first = line.parked[:room]
+            del line.parked[: len(first)]
+            for waiter in first:
+                hint = hints[len(woken) // WAKE_CANDIDATES_MAX % len(hints)]
+                waiter.status, waiter.hint, waiter.complete = "trying", hint, True
+                waiter.woken, waiter.swept = True, line.swept
+                full = self._limit_before(waiter.job, wanted) if self.limits and waiter.let_go is None else None
+                if full is None:
+                    woken.append(waiter)
+                else:
+                    self._stop_competing(waiter)
+                    self.limits.park(waiter, full)
         return woken
 
     def _let_go(self, limit: int) -> list[Waiter]:
@@ -261,6 +262,13 @@ class Waiting:
             self._park(waiter)
         else:
             self._ask(waiter)
+
+    def filled(self, node: str) -> None:
+        """One of those that wait took the last slot of a node. What frees one after that is told after this: no event
+        is handed in while a call of waiting jobs is under way.
+        """
+        for line in self._lines.values():
+            line.wakes.pop(node, None)
 
     def still_limited(self, waiter: Waiter, limit: str, mark: int) -> None:
         """A try in a call that was sent at `mark` found a limit full; the room that woke its class is for others."""

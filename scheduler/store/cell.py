@@ -42,8 +42,9 @@ def _limits(item: calls.ReserveItem, names: _Group) -> str:
 
 def _reserved(item: calls.ReserveItem, given: Sequence[Any]) -> calls.Reserved | calls.Refused:
     if given[0] == b"reserved":
-        home = given[4].decode() if len(given) > 4 else ""
-        return calls.Reserved(given[1].decode(), int(given[2]), given[3], home)
+        if len(given) == 4:
+            return calls.Reserved(given[1].decode(), int(given[2]), given[3])
+        return calls.Reserved(given[1].decode(), int(given[2]), given[3], given[4], given[5].decode())
     if given[0] == b"limited":
         kind = given[1].decode()
         return calls.Refused("limited", next(f"{kind}:{name}" for each, name, _ in item.limits if each == kind))

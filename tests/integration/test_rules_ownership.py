@@ -29,7 +29,7 @@ async def until_read_ahead(b: Bench) -> None:
     reader = b.dispatcher._reader
     assert reader is not None
     async with asyncio.timeout(PATIENCE_MS / 1000):
-        while reader._batches.empty():
+        while not reader._filled.is_set():
             await b.store.control.time_us()
 
 

@@ -46,7 +46,7 @@ async def test_placement_writes_slot_record_inbox_and_binding_in_one_step(store:
     (answer,) = await reserve(store, [item], pool=POLICY)
 
     assert isinstance(answer, calls.Reserved)
-    assert answer == calls.Reserved(NODE, answer.token, 1, home=NODE)
+    assert answer == calls.Reserved(NODE, answer.token, 1, 2, home=NODE)
     k, after = store.cell.keys, await dump(store)
     ((inbox_id, assignment),) = [
         (entry_id, fields) for entry_id, fields in after[k.inbox(NODE)][1]["entries"].items() if "control" not in fields

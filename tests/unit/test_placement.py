@@ -169,6 +169,19 @@ def test_jobs_of_a_call_share_what_is_drawn_and_have_other_candidates_each() -> 
     assert sum(loads[name] for name in offered) / 36 < 300
 
 
+def test_where_room_is_scarce_each_job_of_a_call_is_offered_some() -> None:
+    """One node in ten is not believed to be full: more of them are looked at, and none that is full is in the way."""
+    nodes = tuple(a_node(f"a{i:03}", slots=8) for i in range(1_000))
+    loads = {node.id: 8 for i, node in enumerate(nodes) if i % 10}
+    index = an_index(*nodes)
+    for seed in range(20):
+        draws = Draws(loads, Random(seed), 10)
+        for _ in range(10):
+            found = place(a_job(), a_class(), None, index, draws)
+            assert found is not None
+            assert any(name not in loads for name in found.candidates)
+
+
 def test_no_node_of_the_pool_serves_the_job() -> None:
     """There is nothing to offer."""
     assert place(a_job(), a_class("b"), None, an_index(*A123), Draws({}, Random(1))) is None

@@ -116,8 +116,9 @@ def test_the_more_urgent_are_tried_first_then_the_earlier() -> None:
     waiting = seed_waiting("j1", "j2")
     add(waiting, "j3", "s3", priority=5)
     add(waiting, "j4", "s4", priority=-1)
-    waiting.wake(["n1", "n2"], everywhere)
-    assert tried(waiting) == dict.fromkeys(["j3", "j1", "j2", "j4"], ("n1", "n2"))
+    nodes = ("n1", "n2", "n3", "n4")
+    waiting.wake(nodes, everywhere)
+    assert tried(waiting) == dict.fromkeys(["j3", "j1", "j2", "j4"], nodes)
 
 
 def test_a_wake_lasts_until_a_try_finds_the_node_full() -> None:
@@ -135,16 +136,26 @@ def test_a_wake_lasts_until_a_try_finds_the_node_full() -> None:
                 waiting.leave(waiter, placed="n1")
             else:
                 waiting.still_full(waiter, waiter.hint or ())
-    assert rounds == [2, 4, 8]
+    assert rounds == [1, 2, 4, 8]
     assert picture(waiting) == {f"j{i}": "parked" for i in range(9, 20)}
 
 
-def test_a_freed_slot_costs_one_try_too_many_at_most() -> None:
-    """Of each wake of a node with one free slot, one job is placed and one is tried in vain, however many events come
-    at once.
-    """
+def test_who_takes_the_last_slot_spends_the_wakes_of_the_node() -> None:
+    """Of every class: nobody is tried in vain for what is known to be taken."""
+    waiting = seed_waiting("j1", "j2")
+    add(waiting, "j3", "s3", DE)
+    settle(waiting)
+    waiting.wake(["n1", "n2"], everywhere)
+    first, *_ = waiting.tries(1)
+    waiting.leave(first, placed="n1")
+    waiting.filled("n1")
+    assert tried(waiting) == {"j2": ("n2",), "j3": ("n2",)}
+
+
+def test_a_freed_slot_that_others_take_costs_one_try_in_vain_at_most() -> None:
+    """Of 60 nodes with one slot each others take every third: 40 jobs are placed, and at most 20 tried in vain."""
     waiting = seed_waiting(*(f"j{i}" for i in range(500)))
-    free = {f"n{i}": 1 for i in range(60)}
+    free = {f"n{i}": int(i % 3 > 0) for i in range(60)}
     waiting.wake(free, everywhere)
     in_vain = 0
     while waiting.busy:
@@ -152,11 +163,13 @@ def test_a_freed_slot_costs_one_try_too_many_at_most() -> None:
             node = next((name for name in waiter.hint or () if free[name]), None)
             if node:
                 free[node] -= 1
-                waiting.leave(waiter, placed="n1")
+                waiting.leave(waiter, placed=node)
+                waiting.filled(node)
             else:
                 in_vain += 1
                 waiting.still_full(waiter, waiter.hint or ())
-    assert (len(waiting), in_vain) == (440, 60)
+    assert len(waiting) == 460
+    assert in_vain <= 20
 
 
 def test_a_refusal_spends_the_wakes_of_its_candidates_only() -> None:
@@ -195,7 +208,7 @@ def test_open_nodes_wake_the_class() -> None:
     add(waiting, "j1", "s1")
     add(waiting, "j2", "s2", priority=1)
     settle(waiting, ("n1",))
-    assert tried(waiting) == {"j2": ("n1",), "j1": ("n1",)}
+    assert tried(waiting) == {"j2": ("n1",)}
 
 
 def test_more_open_nodes_than_a_try_takes_end_all_the_same() -> None:
@@ -235,7 +248,7 @@ def test_many_open_nodes_are_tried_by_many_at_once() -> None:
     settle(waiting, (*(f"fallback{i}" for i in range(9)), *own))
     hints = Counter(waiter.hint for waiter in waiting.tries(128))
     assert sorted(node for hint in hints for node in hint or ()) == sorted(own)
-    assert sorted(hints.values()) == [2, 32, 32]
+    assert sorted(hints.values()) == [1, 16, 16]
 
 
 def test_who_parked_behind_a_question_asks_when_the_asker_leaves() -> None:
@@ -466,9 +479,10 @@ def comparisons_of_a_wake(count: int, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(Waiter, "__lt__", compare)
     monkeypatch.setattr(Waiting, "__iter__", None)
     waiting.wake(["n1"], everywhere)
-    first, second = waiting.tries(128)
+    (first,) = waiting.tries(128)
     waiting.leave(first, placed="n1")
-    waiting.still_full(second, ["n1"])
+    for waiter in waiting.tries(128):
+        waiting.still_full(waiter, ["n1"])
     assert not waiting.busy
     return compared
 
