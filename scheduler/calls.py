@@ -22,7 +22,7 @@ class Layout(msgspec.Struct, frozen=True):
     dead_retention_ms: int
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """An intake entry as it was read. `epoch` is the hold under which it was read."""
 
     partition: int
@@ -31,7 +31,7 @@ class Entry(msgspec.Struct, frozen=True):
     fields: dict[bytes, bytes]
 
 
-class ReserveItem(msgspec.Struct, frozen=True):
+class ReserveItem(msgspec.Struct, frozen=True, gc=False):
     """One job of a reserve call.
 
     candidates: groups of node ids; the freest of the first group that has room is taken. bound: the node that the
@@ -64,7 +64,7 @@ class ReserveItem(msgspec.Struct, frozen=True):
     limits: tuple[tuple[str, str, int], ...] = ()
 
 
-class Reserved(msgspec.Struct, frozen=True):
+class Reserved(msgspec.Struct, frozen=True, gc=False):
     """The slot is taken. used: slots in use on that node after it, of so many `slots`. home: the node that the session
     is bound to now. The answer to a repeat does not tell these: -1, 0 and empty.
     """
@@ -76,7 +76,7 @@ class Reserved(msgspec.Struct, frozen=True):
     home: str = ""
 
 
-class Refused(msgspec.Struct, frozen=True):
+class Refused(msgspec.Struct, frozen=True, gc=False):
     """The job was not placed.
 
     why: full, behind, limited (it waits) | fenced (not our partition) | duplicate, gone (nothing left to do) |
@@ -88,7 +88,7 @@ class Refused(msgspec.Struct, frozen=True):
     limit: str = ""
 
 
-class ReleaseItem(msgspec.Struct, frozen=True, kw_only=True):
+class ReleaseItem(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One ending. `boot` is the caller's boot and only read with verdict `reboot`."""
 
     job_id: str
@@ -108,7 +108,7 @@ class ReleaseItem(msgspec.Struct, frozen=True, kw_only=True):
     result: bytes = b""
 
 
-class Released(msgspec.Struct, frozen=True):
+class Released(msgspec.Struct, frozen=True, gc=False):
     """The reservation has ended; `state` is where the job is now."""
 
     state: State
@@ -122,7 +122,7 @@ class NotReleased(msgspec.Struct, frozen=True):
     why: Literal["stale", "unknown", "busy", "moved", "broken"]
 
 
-class Renewed(msgspec.Struct, frozen=True):
+class Renewed(msgspec.Struct, frozen=True, gc=False):
     """The lease lasts until `lease_until_ms` (server time). cancelling: somebody asked to stop the job."""
 
     lease_until_ms: int
@@ -149,7 +149,7 @@ class RejectItem(msgspec.Struct, frozen=True):
     detail: str
 
 
-class SubmitItem(msgspec.Struct, frozen=True):
+class SubmitItem(msgspec.Struct, frozen=True, gc=False):
     """One job to accept. nonce: the same one again is the same submission."""
 
     partition: int
@@ -162,7 +162,7 @@ class SubmitItem(msgspec.Struct, frozen=True):
     payload: bytes
 
 
-class Submitted(msgspec.Struct, frozen=True):
+class Submitted(msgspec.Struct, frozen=True, gc=False):
     """Accepted: the job is in the intake as `entry` (`<partition>/<entry id>`)."""
 
     job_id: str
@@ -224,7 +224,7 @@ class Taken(msgspec.Struct, frozen=True):
     commands: tuple[Command, ...]
 
 
-class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
+class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """How a life of a job ended. result: the handler's bytes, None when they must be fetched by job id."""
 
     job_id: str

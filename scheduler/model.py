@@ -81,7 +81,7 @@ def transition(state: State, event: str) -> Transition:
 # ---- documents: what producers and nodes write ----------------------------------------------------------------------
 
 
-class JobDocument(msgspec.Struct, frozen=True, omit_defaults=True):
+class JobDocument(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A job as its producer describes it. `deadline_ms` counts from the first submission. Languages: both or none;
     src_lang `auto` is any source. preferred_node: taken when it is eligible and has room.
     """

@@ -30,7 +30,7 @@ class Class(NamedTuple):
     tenant: str = ""
 
 
-class Job(msgspec.Struct, frozen=True):
+class Job(msgspec.Struct, frozen=True, gc=False):
     """A job in the hands of its dispatcher; its body stays in the intake. deadline_at_ms: server time, or None."""
 
     partition: int

@@ -72,7 +72,8 @@ class Draws:
         drawn = self._drawn.get(id(nodes))
         if drawn is None:
             drawn = self._drawn[id(nodes)] = _Drawn(nodes)
-        if not drawn.enough and drawn.turn + count + len(without) > len(drawn.names):
+        served = drawn.turn if drawn.scarce else drawn.turn // _SAMPLE_FACTOR
+        if not drawn.enough and served + count + len(without) > len(drawn.names):
             self._draw(drawn, count)
         names = drawn.names
         start = drawn.turn % (len(names) or 1)
@@ -109,11 +110,16 @@ class Draws:
 
     def _look(self, drawn: _Drawn, size: int) -> tuple[list[str], int]:
         """So many of a group that are not drawn yet, least used first, and how many of them may have room."""
-        loads, known = self._loads, {*drawn.names, *drawn.full}
-        sample = _sample(drawn.group.nodes, size, self._random)
-        used = [(loads.get(node.id, 0) / node.slots, node.id) for node in sample if node.id not in known]
+        loads = self._loads
+        used = [
+            (loads.get(node.id, 0) / node.slots, node.id) for node in _sample(drawn.group.nodes, size, self._random)
+        ]
+        if drawn.names or drawn.full:
+            known = {*drawn.names, *drawn.full}
+            used = [each for each in used if each[1] not in known]
         used.sort(key=_use)
-        return [name for _, name in used], sum([use < 1 for use, _ in used])
+        room = len(used) if not used or used[-1][0] < 1 else sum([use < 1 for use, _ in used])
+        return [name for _, name in used], room
 
 
 def _sample(nodes: Sequence[Node], size: int, random: Random) -> list[Node]:
@@ -131,7 +137,7 @@ def _use(drawn: tuple[float, str]) -> float:
     return drawn[0]
 
 
-class Placement(msgspec.Struct, frozen=True):
+class Placement(msgspec.Struct, frozen=True, gc=False):
     """Candidates for one job: the freest of the first group that has room is taken.
 
     bound: the node that the session is bound to, where its slots at the decision are of interest; why: one word, should

@@ -184,7 +184,7 @@ class Placer:
         for job in jobs:
             if not self._partitions.holds(job.partition, job.epoch):
                 continue
-            binding, _ = self._bindings.get(job.session_id, now_ms)
+            binding, fresh = self._bindings.get(job.session_id, now_ms)
             wanted = placement.classify(job, binding, self.index)
             placed = None
             if job.session_id not in held and not self._waiting.must_wait(job, wanted):
@@ -192,7 +192,7 @@ class Placer:
             if placed is None:
                 held.add(job.session_id)
             follows = last.get(job.session_id) == wanted and not job.avoid
-            tries.append(Try(job, wanted, None, placed, follows))
+            tries.append(Try(job, wanted, None, placed, binding, fresh, follows))
             if self.index.policy(wanted.pool).strategy == "affinity":
                 last[job.session_id] = wanted
         return tries
@@ -223,7 +223,7 @@ class Placer:
 
     def _try_waiter(self, waiter: Waiter) -> Try | None:
         """Candidates for a waiter, None when it parks or asks instead."""
-        binding, _ = self._bindings.get(waiter.job.session_id, _now_ms())
+        binding, fresh = self._bindings.get(waiter.job.session_id, _now_ms())
         if waiter.hint is None:
             wanted = placement.classify(waiter.job, binding, self.index)
             if wanted != waiter.wanted:
@@ -242,7 +242,7 @@ class Placer:
                 waiter.complete = False
                 self._waiting.still_full(waiter, waiter.hint)
                 return None
-        return Try(waiter.job, waiter.wanted, waiter, found)
+        return Try(waiter.job, waiter.wanted, waiter, found, binding, fresh)
 
     async def _ask(self, waiters: list[Waiter]) -> None:
         """Ask `open` for the eligible nodes of every asking class, in one question; the first of a class is told them
@@ -278,8 +278,7 @@ class Placer:
         items = []
         for each in tries:
             if each.placement is not None:
-                binding, fresh = self._bindings.get(each.job.session_id, now_ms)
-                items.append(reserve_item(each, each.placement, binding, fresh, self.index.policy(each.wanted.pool)))
+                items.append(reserve_item(each, each.placement, self.index.policy(each.wanted.pool)))
         partitions = frozenset([each.job.partition for each in tries])
         answers = asyncio.create_task(self._reserve(items, self.index)) if items else None
         return _Call(tries, partitions, answers, now_ms, self.index, self._waiting.limits.mark, again)
@@ -385,9 +384,9 @@ class Placer:
         self.report.placed += 1
         if answer.used >= 0:
             self.loads[answer.node] = answer.used
-            binding, fresh = self._bindings.get(job.session_id, now_ms)
+            binding = self._bindings.peek(job.session_id)
             after = bound_by(each, binding, answer)
-            if not fresh or after != binding:
+            if not each.fresh or after != binding:
                 self._bindings.wrote(job.session_id, after, now_ms)
         if each.waiter is not None:
             self._waiting.leave(each.waiter, placed=answer.node)

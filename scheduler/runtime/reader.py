@@ -16,6 +16,7 @@ import msgspec
 
 from scheduler.calls import Entry, RejectItem
 from scheduler.config import Settings
+from scheduler.loop import end_tasks
 from scheduler.runtime import intake
 from scheduler.runtime.intake import Job
 from scheduler.session.bindings import Bindings
@@ -74,8 +75,8 @@ class Reader:
         self._hand_freed = freed_cursor
         self._filled = asyncio.Event()
         self._taken = asyncio.Event()
-        self._blocked: asyncio.Task[dict[str, list[StreamEntry]]] | None = None
-        self._interrupted = False
+        self._reading: set[asyncio.Task[dict[str, list[StreamEntry]]]] = set()
+        self._read_or_changed: asyncio.Future[None] | None = None
         self._heard_at = time.monotonic()
         self._missed = False
         self._failing = False
@@ -86,8 +87,7 @@ class Reader:
         if self._epochs.get(partition) != epoch:
             self._epochs[partition] = epoch
             self._cursors[partition] = "0"
-            if self._blocked is not None:
-                self._interrupted = self._blocked.cancel()
+            _wake(self._read_or_changed)
 
     def drop(self, partition: int) -> None:
         """Read a partition no more."""
@@ -154,6 +154,12 @@ class Reader:
 
     async def run(self) -> None:
         """Read until `stop`."""
+        try:
+            await self._run()
+        finally:
+            await end_tasks(list(self._reading))
+
+    async def _run(self) -> None:
         while not self._stopping:
             try:
                 batch = await self._read()
@@ -206,19 +212,19 @@ class Reader:
         return Batch(jobs, refused, bindings, tuple(nodes), tuple(limits), handed_over, gap)
 
     async def _wait_for_entries(self, cursors: Mapping[str, str], count: int) -> dict[str, list[StreamEntry]]:
-        """The read that blocks; nothing when a partition was gained meanwhile. Its connection is not used again then:
-        nobody knows what it still brings.
+        """The read that blocks; nothing when a partition was gained meanwhile. That read then ends by itself, beside
+        the next one: to cancel it would be of no use, for the client at times goes on reading all the same.
         """
-        self._blocked = asyncio.create_task(self._reads.streams(cursors, count))
-        try:
-            return await self._blocked
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if not self._interrupted or (task is not None and task.cancelling()):
-                raise
-            return {}
-        finally:
-            self._blocked, self._interrupted = None, False
+        read = asyncio.create_task(self._reads.streams(cursors, count))
+        self._reading.add(read)
+        read.add_done_callback(self._reading.discard)
+        until = self._read_or_changed = asyncio.get_running_loop().create_future()
+        read.add_done_callback(lambda _: _wake(until))
+        await until
+        if read.done():
+            return read.result()
+        read.add_done_callback(_ignore)
+        return {}
 
     def _entries(
         self, read: Mapping[str, list[StreamEntry]], partitions: Mapping[str, int], epochs: Mapping[int, int]
@@ -265,6 +271,17 @@ class Reader:
             return {}
         unknown = list(dict.fromkeys(job.session_id for job in jobs if job.session_id not in self._known))
         return dict(zip(unknown, await self._reads.bindings(unknown), strict=True)) if unknown else {}
+
+
+def _wake(future: asyncio.Future[None] | None) -> None:
+    if future is not None and not future.done():
+        future.set_result(None)
+
+
+def _ignore(read: asyncio.Task[dict[str, list[StreamEntry]]]) -> None:
+    """Whatever a read brought or failed with that nobody waits for any more."""
+    if not read.cancelled():
+        read.exception()
 
 
 def _both(first: Batch, second: Batch) -> Batch:

@@ -15,15 +15,18 @@ from scheduler.runtime.waiting import Waiter
 from scheduler.session.bindings import Binding, prefix, source_to_bind
 
 
-class Try(msgspec.Struct, frozen=True):
-    """One job of a call. waiter: None for a newcomer. placement: None when it is held back from this call. follows: an
-    earlier job of its session is in the call and needs the same.
+class Try(msgspec.Struct, frozen=True, gc=False):
+    """One job of a call. waiter: None for a newcomer. placement: None when it is held back from this call. binding of
+    its session; fresh, whether the stored one may be left alone when it names the node that the session is bound to
+    afterwards. follows: an earlier job of its session is in the call and needs the same.
     """
 
     job: Job
     wanted: Class
     waiter: Waiter | None
     placement: Placement | None
+    binding: Binding | None = None
+    fresh: bool = False
     follows: bool = False
 
 
@@ -45,15 +48,9 @@ def chunks(jobs: Sequence[Job], size: int, lane_of: Callable[[int], int]) -> Ite
                 yield members[start : start + size]
 
 
-def reserve_item(
-    each: Try, placement: Placement, binding: Binding | None, fresh: bool, policy: Pool
-) -> calls.ReserveItem:
-    """What `reserve` is asked.
-
-    Args: each; placement, its candidates; binding of the session; fresh, whether the stored binding may be left alone
-    when it names the node that the session is bound to afterwards; policy of the pool.
-    """
-    job, pool = each.job, each.wanted.pool
+def reserve_item(each: Try, placement: Placement, policy: Pool) -> calls.ReserveItem:
+    """What `reserve` is asked. Args: each; placement, its candidates; policy of the pool."""
+    job, binding, pool = each.job, each.binding, each.wanted.pool
     source = source_to_bind(binding, job.src_lang, job.tgt_lang)
     same = (
         binding is not None and binding.pool == pool and binding.src_lang == source and binding.tgt_lang == job.tgt_lang
@@ -73,7 +70,7 @@ def reserve_item(
         why=placement.why,
         note=placement.note,
         binding=prefix(pool, source, job.tgt_lang),
-        stored_node=binding.node if binding is not None and same and fresh else "",
+        stored_node=binding.node if binding is not None and same and each.fresh else "",
         keeps=placement.keeps,
         follows=each.follows,
         limits=counted_by(job, policy),
@@ -81,9 +78,10 @@ def reserve_item(
 
 
 def bound_by(each: Try, binding: Binding | None, answer: calls.Reserved) -> Binding:
-    """The binding of a session after a job of it was placed."""
+    """The binding of a session after a job of it was placed. binding: before that."""
     job = each.job
-    return Binding(each.wanted.pool, source_to_bind(binding, job.src_lang, job.tgt_lang), job.tgt_lang, answer.home)
+    source = source_to_bind(binding, job.src_lang, job.tgt_lang)
+    return Binding(each.wanted.pool, source, job.tgt_lang, answer.home)
 
 
 def refusal_of(job: Job, answer: calls.Refused, cell: int) -> calls.RejectItem | None:

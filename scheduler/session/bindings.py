@@ -16,7 +16,7 @@ from scheduler.model import ANY_LANGUAGE
 NO_VARIANT: Final = "-"
 
 
-class Binding(msgspec.Struct, frozen=True):
+class Binding(msgspec.Struct, frozen=True, gc=False):
     """preferred_pool, bound_lang_pair (empty strings without languages), node, and a variant."""
 
     pool: str
@@ -55,7 +55,7 @@ def parse(stored: bytes | None) -> Binding | None:
     return Binding(words[0], src_lang, tgt_lang, words[2], words[3])
 
 
-class _Remembered(msgspec.Struct):
+class _Remembered(msgspec.Struct, gc=False):
     binding: Binding | None
     written_ms: float
 
@@ -84,6 +84,11 @@ class Bindings:
             return None, False
         self._known.move_to_end(session_id)
         return remembered.binding, now_ms - remembered.written_ms < self._ttl_ms / 2
+
+    def peek(self, session_id: str) -> Binding | None:
+        """The binding of a session, which is not used by that."""
+        remembered = self._known.get(session_id)
+        return remembered.binding if remembered is not None else None
 
     def learn(self, session_id: str, binding: Binding | None) -> None:
         """Remember what was read from the server; how old it is is not known."""

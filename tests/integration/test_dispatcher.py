@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -11,10 +12,12 @@ import pytest
 from scheduler import calls, keys, model
 from scheduler.calls import CapacityItem
 from scheduler.config import Settings
+from scheduler.loop import end_tasks
 from scheduler.model import JobDocument
 from scheduler.runtime.dispatcher import Dispatcher
 from scheduler.runtime.intake import Job
-from scheduler.runtime.reader import Batch
+from scheduler.runtime.reader import Batch, Reader
+from scheduler.session.bindings import Bindings
 from scheduler.store.cell import Cell
 from scheduler.store.control import Leading
 from scheduler.store.store import Store, open_store
@@ -22,6 +25,7 @@ from tests.system import QUICK
 
 BOOT = "1000-test"
 EPOCH = 1
+PATIENCE_MS = 3_000
 FORGETFUL = msgspec.structs.replace(QUICK, partition_lease_ms=60_000, batch_max=2, sessions_max=4)
 CALM = msgspec.structs.replace(QUICK, partition_lease_ms=60_000, no_node_grace_ms=60_000)
 
@@ -162,6 +166,29 @@ async def test_what_is_read_and_called_is_bounded(url: str, monkeypatch: pytest.
             await b.add(f"s{i % 50}", f"j{i}")
         await b.step_until_read()
         assert (max(taken) <= 64, max(called) <= 16, b.dispatcher.report.placed) == (True, True, 600)
+
+
+async def test_a_partition_that_is_gained_is_read_at_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while the read of the others blocks, for however long that is."""
+    async with bench(url) as b, asyncio.timeout(PATIENCE_MS / 1000):
+        reads = b.store.new_reads()
+        streams = reads.streams
+
+        async def for_long(cursors: Mapping[str, str], count: int) -> object:
+            return await streams(cursors, count, block_ms=60_000)
+
+        monkeypatch.setattr(reads, "streams", for_long)
+        reader = Reader(reads, CALM, "0", Bindings(10, 60_000))
+        reader.own(b.partition_of("s1") ^ 1, 1)
+        reading = asyncio.create_task(reader.run())
+        while not reader._reading:
+            await b.store.control.time_us()
+        await b.add("s1", "j1")
+        reader.own(b.partition_of("s1"), 1)
+        batch = await reader.next(PATIENCE_MS)
+        await end_tasks([reading])
+        await reads.close()
+    assert [job.job_id for job in batch.jobs] == ["j1"]
 
 
 async def test_a_job_that_breaks_the_script_is_dead_alone(url: str) -> None:

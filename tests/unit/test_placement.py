@@ -156,7 +156,7 @@ def test_each_node_is_offered_as_often_as_any_other(count: int) -> None:
 
 
 def test_jobs_of_a_call_share_what_is_drawn_and_have_other_candidates_each() -> None:
-    """Of 1,000 nodes a call of 64 jobs names the less loaded half of a few more than 64; each is offered in turn."""
+    """Of 1,000 nodes a call of 64 jobs names about half as many, the less loaded of those drawn, each in turn."""
     nodes = tuple(a_node(f"a{i:03}", slots=1_000) for i in range(1_000))
     loads = {node.id: i for i, node in enumerate(nodes)}
     index = an_index(*nodes)
@@ -164,9 +164,9 @@ def test_jobs_of_a_call_share_what_is_drawn_and_have_other_candidates_each() -> 
     placements = [place(a_job(), a_class(), None, index, draws) for _ in range(64)]
     offered = Counter(name for placement in placements if placement for name in placement.candidates)
     assert {len(placement.candidates) for placement in placements if placement} == {4}
-    assert len(offered) == 36
-    assert max(offered.values()) <= 9
-    assert sum(loads[name] for name in offered) / 36 < 300
+    assert len(offered) == 31
+    assert max(offered.values()) <= 12
+    assert sum(loads[name] for name in offered) / 31 < 300
 
 
 def test_where_room_is_scarce_each_job_of_a_call_is_offered_some() -> None:

@@ -27,7 +27,7 @@ def test_what_reserve_is_asked() -> None:
     """Everything that the script and the node need to know of the job."""
     job = a_job("j1", "s1", partition=3)
     policy = Pool("a", session_concurrency=1)
-    assert reserve_item(Try(job, a_class(), None, FOUND, True), FOUND, None, False, policy) == ReserveItem(
+    assert reserve_item(Try(job, a_class(), None, FOUND, follows=True), FOUND, policy) == ReserveItem(
         partition=3,
         epoch=1,
         entry_id="j1-0",
@@ -62,8 +62,8 @@ def test_what_becomes_of_the_binding(
     binding: Binding | None, fresh: bool, source: str, expected: tuple[str, str]
 ) -> None:
     """The part that the script stores, and the node for which it need not; memory has the same afterwards."""
-    each = Try(a_job(pair=(source, "zh")), a_class(), None, FOUND)
-    item = reserve_item(each, FOUND, binding, fresh, Pool("a"))
+    each = Try(a_job(pair=(source, "zh")), a_class(), None, FOUND, binding, fresh)
+    item = reserve_item(each, FOUND, Pool("a"))
     assert (item.binding, item.stored_node) == expected
     after = bound_by(each, binding, Reserved("n2", 7, 1, home="n1"))
     assert f"{after.pool} {after.src_lang}:{after.tgt_lang}" == item.binding
