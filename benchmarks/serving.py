@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from benchmarks.history import Hold, Placed
 from benchmarks.measure import BenchmarkFailed
-from scheduler import calls
+from scheduler import calls, keys
 from scheduler.store.reads import StreamEntry
 from scheduler.store.store import Store
 
@@ -91,7 +91,7 @@ class Serving:
         ending = calls.ReleaseItem(
             job_id=job_id,
             node=node,
-            partition=int(fields[b"partition"]),
+            partition=keys.partition_of_entry(fields[b"entry"].decode()),
             session_id=fields[b"session"].decode(),
             tenant_id=fields[b"tenant"].decode(),
             reply_to=fields[b"reply_to"].decode(),

@@ -31,13 +31,13 @@ local function lose_body(job_key, reply_key, job_id, record)
 end
 
 local function promote(job_key, jobs_key, reply_key, job_id, partition, reply_to)
-  local record = redis.call('HMGET', job_key, 'state', 'partition', 'parked_id', 'session', 'entry', 'life', 'token', 'attempts',
+  local record = redis.call('HMGET', job_key, 'state', 'entry', 'parked_id', 'session', 'entry', 'life', 'token', 'attempts',
     'submitted_ms', 'node', 'reply_to', 'nonce')
   if record[1] ~= 'delayed' then
     redis.call('ZREM', delayed_key, job_id)
     return {'stale'}
   end
-  if record[2] ~= partition or (record[11] or '') ~= reply_to then return {'moved'} end
+  if string.match(record[2] or '', '^%d+') ~= partition or (record[11] or '') ~= reply_to then return {'moved'} end
   local due_ms = tonumber(redis.call('ZSCORE', delayed_key, job_id) or 0)
   if due_ms > now_ms then return {'early', due_ms} end
   local parked = record[3] and redis.call('XRANGE', parked_key, record[3], record[3])[1]

@@ -64,7 +64,7 @@ local function reject(jobs_key, job_key, reply_key, item)
   redis.call('HSET', job_key, 'state', state, 'session', session, 'entry', entry, 'life', life, 'token', token, 'reason', reason,
     'attempts', attempts, 'submitted_ms', submitted_ms, 'ended_ms', now_text)
   if record[10] then redis.call('HSET', job_key, 'nonce', record[10]) end
-  if dead_id then redis.call('HSET', job_key, 'dead_id', dead_id, 'partition', partition) end
+  if dead_id then redis.call('HSET', job_key, 'dead_id', dead_id) end
   redis.call('PEXPIRE', job_key, keep_ms)
   feed[#feed + 1] = {reply_key, 'job_id', job_id, 'session', session, 'life', life, 'state', state, 'reason', reason,
     'detail', detail, 'node', node, 'token', token, 'attempts', attempts, 'entry', entry,

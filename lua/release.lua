@@ -129,7 +129,7 @@ local function finish(job, state, after, reason, detail, body)
     'attempts', after.attempts, 'submitted_ms', record.submitted_ms, 'ended_ms', now_text)
   if record.nonce then redis.call('HSET', job.key, 'nonce', record.nonce) end
   if record.decision then redis.call('HSET', job.key, 'decision', record.decision) end
-  if dead_id then redis.call('HSET', job.key, 'dead_id', dead_id, 'partition', job.partition) end
+  if dead_id then redis.call('HSET', job.key, 'dead_id', dead_id) end
   local with_result = state == 'completed' or state == 'failed'
   if with_result then
     redis.call('HSET', job.key, 'content_type', job.content_type)
@@ -149,17 +149,18 @@ local function finish(job, state, after, reason, detail, body)
   return {'released', state}
 end
 
-local FIELDS = {'state', 'token', 'node', 'boot', 'partition', 'session', 'tenant', 'reply_to', 'entry', 'inbox_id', 'attempts',
-  'crashes', 'not_started', 'started_ms', 'life', 'cancel', 'attempts_max', 'crashes_max', 'submitted_ms', 'last_token',
-  'last_verdict', 'nonce', 'held', 'decision'}
+local FIELDS = {'state', 'token', 'node', 'boot', 'session', 'tenant', 'reply_to', 'entry', 'inbox_id', 'attempts', 'crashes',
+  'not_started', 'started_ms', 'life', 'cancel', 'policy', 'submitted_ms', 'last_token', 'last_verdict', 'nonce', 'held',
+  'decision'}
 
 local function read_record(job_key)
   local values = redis.call('HMGET', job_key, unpack(FIELDS))
   local record = {}
   for i, field in ipairs(FIELDS) do record[field] = values[i] or nil end
-  for _, count in ipairs({'attempts', 'crashes', 'not_started', 'attempts_max', 'crashes_max'}) do
-    record[count] = tonumber(record[count] or 0)
-  end
+  for _, count in ipairs({'attempts', 'crashes', 'not_started'}) do record[count] = tonumber(record[count] or 0) end
+  local attempts_max, crashes_max = string.match(record.policy or '', '^%S+ %d+ (%d+) (%d+)')
+  record.attempts_max, record.crashes_max = tonumber(attempts_max or 0), tonumber(crashes_max or 0)
+  record.partition = string.match(record.entry or '', '^%d+')
   record.life = record.life or '1'
   return record
 end
@@ -170,7 +171,7 @@ local function refusal(job, record)
   if record.last_token == job.token and record.last_verdict == job.verdict then return {'released', record.state} end
   if record.state ~= 'reserved' or record.token ~= job.token then return {'stale', record.token or '0'} end
   if record.node ~= job.node or record.partition ~= job.partition or record.session ~= job.session
-    or record.tenant ~= job.tenant or record.reply_to ~= job.reply_to then
+    or (record.tenant or '') ~= job.tenant or (record.reply_to or '') ~= job.reply_to then
     return {'moved'}
   end
   if job.verdict == 'expire' then

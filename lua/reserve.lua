@@ -22,6 +22,7 @@
 -- INVARIANT used slots never exceed the capacity of the boot that the caller saw; a job holds at most one slot; no limit
 --           counts more jobs than it allows; jobs of a session are placed in the order given; the body is in exactly one
 --           stream; the same entry gets the same answer.
+local KEYS, ARGV = KEYS, ARGV
 local owners_key, capacity_key, open_key = KEYS[1], KEYS[2], KEYS[3]
 local partitions, nodes, policies = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local snapshot_version, session_ttl_ms, jobs = ARGV[4], ARGV[5], tonumber(ARGV[6])
@@ -47,15 +48,13 @@ for i = 1, partitions do
   owned[i] = owned[i] and string.match(owned[i], '^%S+') == ARGV[PARTITION + 2 * i] or false
 end
 
--- What a pool says, and when a lease that begins now ends.
-local policy_of = {}
+-- By which policy of a pool a job runs, as one text, and when a lease that begins now ends.
+local policy_of, lease_until_ms_of = {}, {}
 for i = 1, policies do
   local at = POLICY + 8 * (i - 1)
-  policy_of[i] = {
-    pool = ARGV[at + 1], lease_until_ms = string.format('%.0f', now_ms + ARGV[at + 2]), lease_ms = ARGV[at + 3],
-    attempts_max = ARGV[at + 4], crashes_max = ARGV[at + 5], run_ms_max = ARGV[at + 6],
-    backoff_ms = ARGV[at + 7], backoff_ms_max = ARGV[at + 8],
-  }
+  policy_of[i] = table.concat({ARGV[at + 1], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], ARGV[at + 8],
+    snapshot_version}, ' ')
+  lease_until_ms_of[i] = string.format('%.0f', now_ms + ARGV[at + 2])
 end
 
 -- When a job was first submitted, by the id of its entry, but never in the future.
@@ -75,18 +74,18 @@ end
 
 -- The index of the node that would be least used afterwards, of the first group in which one has room.
 local function choose(candidates, except)
-  for group in string.gmatch(candidates, '[^;]+') do
-    local best, least
-    for word in string.gmatch(group, '%d+') do
-      local index = tonumber(word)
-      if not used_of[index] then look_at(index) end
-      if not except[index] and used_of[index] < slots_of[index] then
-        local use = (used_of[index] + 1) / slots_of[index]
-        if not best or use < least then best, least = index, use end
-      end
+  local best, least
+  for word, ends in string.gmatch(candidates, '(%d+)(;?)') do
+    local index = tonumber(word)
+    if not used_of[index] then look_at(index) end
+    local used, slots = used_of[index], slots_of[index]
+    if used < slots and not (except and except[index]) then
+      local use = (used + 1) / slots
+      if not best or use < least then best, least = index, use end
     end
-    if best then return best end
+    if best and ends == ';' then return best end
   end
+  return best
 end
 
 -- Why the job is where it is: one word, and of the node that its session is bound to the slots at this decision.
@@ -123,22 +122,32 @@ local function find(fields, name)
   for i = 1, #fields, 2 do
     if fields[i] == name then return fields[i + 1] end
   end
+  return ''
 end
 
 -- Append the assignment to the inbox: the one write that can fail, so it comes before all others.
-local function assign(index, body, job, policy, token)
-  local inbox_key = KEYS[NODE_KEYS + 2 * index]
-  local payload = find(body, 'payload')
-  return redis.pcall('XADD', inbox_key, '*', 'job', find(body, 'job') or '', 'payload', payload or '',
-    'job_id', job.job_id, 'session', job.session, 'tenant', job.tenant, 'partition', job.partition,
-    'reply_to', job.reply_to, 'entry', job.entry, 'token', token, 'boot', ARGV[NODE + 2 * index],
-    'lease_until_ms', policy.lease_until_ms, 'lease_ms', policy.lease_ms, 'attempt', job.attempt, 'life', job.life,
-    'submitted_ms', job.submitted_ms, 'pool', policy.pool, 'backoff_ms', policy.backoff_ms,
-    'backoff_ms_max', policy.backoff_ms_max, 'decision', job.decision)
+local function assign(index, body, job)
+  return redis.pcall('XADD', KEYS[NODE_KEYS + 2 * index], '*', 'job', find(body, 'job'), 'payload', find(body, 'payload'),
+    'job_id', job.job_id, 'session', job.session, 'tenant', job.tenant, 'reply_to', job.reply_to, 'entry', job.entry,
+    'token', job.token, 'boot', ARGV[NODE + 2 * index], 'lease_until_ms', job.lease_until_ms, 'attempt', job.attempt,
+    'life', job.life, 'submitted_ms', job.submitted_ms, 'policy', job.policy, 'decision', job.decision)
+end
+
+-- The record of a placed job. What is empty is left out, because a record costs the server more than all else here.
+local function record_of(index, job, inbox_id)
+  local record = {'state', 'reserved', 'entry', job.entry, 'session', job.session, 'submitted_ms', job.submitted_ms,
+    'node', ARGV[NODE + 2 * index - 1], 'boot', ARGV[NODE + 2 * index], 'token', job.token, 'inbox_id', inbox_id,
+    'lease_until_ms', job.lease_until_ms, 'policy', job.policy, 'decision', job.decision}
+  local function add(field, value)
+    if value ~= '' then record[#record + 1], record[#record + 2] = field, value end
+  end
+  add('tenant', job.tenant)
+  add('reply_to', job.reply_to)
+  return record
 end
 
 local function reserve(number, item)
-  local entry_id, partition_index, policy = ARGV[item], tonumber(ARGV[item + 1]), policy_of[tonumber(ARGV[item + 2])]
+  local entry_id, partition_index, policy_index = ARGV[item], tonumber(ARGV[item + 1]), tonumber(ARGV[item + 2])
   local session, candidates, limits = ARGV[item + 4], ARGV[item + 7], ARGV[item + 17]
   local job_key, session_key = KEYS[JOB_KEYS + 2 * number - 1], KEYS[JOB_KEYS + 2 * number]
   local jobs_key, partition = KEYS[3 + partition_index], ARGV[PARTITION + 2 * partition_index - 1]
@@ -166,10 +175,10 @@ local function reserve(number, item)
   if limit then blocked[session] = true return {'limited', limit} end
 
   token = math.max(last_token + 1, token + 1)
-  local token_text = string.format('%.0f', token)
   local job = {
-    job_id = ARGV[item + 3], session = session, tenant = ARGV[item + 5], reply_to = ARGV[item + 6], partition = partition,
-    entry = entry, submitted_ms = record[8] or submitted(entry_id), life = record[7] or '1',
+    job_id = ARGV[item + 3], session = session, tenant = ARGV[item + 5], reply_to = ARGV[item + 6], entry = entry,
+    token = string.format('%.0f', token), submitted_ms = record[8] or submitted(entry_id), life = record[7] or '1',
+    policy = policy_of[policy_index], lease_until_ms = lease_until_ms_of[policy_index],
     attempt = state and 1 + (record[6] or 0) + (record[10] or 0) + (record[11] or 0) or '1',
     bound = tonumber(ARGV[item + 8]), preferred = tonumber(ARGV[item + 9]), why = ARGV[item + 10],
   }
@@ -180,26 +189,24 @@ local function reserve(number, item)
   elseif before then
     stored_node = ''
   end
-  local poisoned, index, inbox_id, why, seen = {}, nil, nil, nil, nil
+  local poisoned, index, inbox_id, why, seen
   repeat
     index = choose(candidates, poisoned)
     if not index then blocked[session] = true return {'full'} end
     why, seen = explain(index, job)
     job.decision = why .. (seen or '') .. ARGV[item + 11]
-    inbox_id = assign(index, body[2], job, policy, token_text)
-    if type(inbox_id) == 'table' then poisoned[index], inbox_id = true, nil end
+    inbox_id = assign(index, body[2], job)
+    if type(inbox_id) == 'table' then
+      poisoned, inbox_id = poisoned or {}, nil
+      poisoned[index] = true
+    end
   until inbox_id
 
   last_token = token
   local node = ARGV[NODE + 2 * index - 1]
   redis.call('XDEL', jobs_key, entry_id)
-  redis.call('ZADD', KEYS[NODE_KEYS + 2 * index - 1], policy.lease_until_ms, job.job_id)
-  redis.call('HSET', job_key, 'state', 'reserved', 'entry', entry, 'partition', partition, 'session', session,
-    'tenant', job.tenant, 'reply_to', job.reply_to, 'submitted_ms', job.submitted_ms, 'node', node,
-    'boot', ARGV[NODE + 2 * index], 'token', token_text, 'inbox_id', inbox_id, 'lease_until_ms', policy.lease_until_ms,
-    'pool', policy.pool, 'variant', ARGV[item + 14], 'snapshot_version', snapshot_version, 'lease_ms', policy.lease_ms,
-    'attempts_max', policy.attempts_max, 'crashes_max', policy.crashes_max, 'run_ms_max', policy.run_ms_max,
-    'decision', job.decision)
+  redis.call('ZADD', KEYS[NODE_KEYS + 2 * index - 1], job.lease_until_ms, job.job_id)
+  redis.call('HSET', job_key, unpack(record_of(index, job, inbox_id)))
   if limits ~= '' then redis.call('HSET', job_key, 'held', hold(limits, job.job_id)) end
   local binding, home = ARGV[item + 12], why == ARGV[item + 15] and job.bound or index
   local home_node = ARGV[NODE + 2 * home - 1]
@@ -211,7 +218,7 @@ local function reserve(number, item)
   end
   used_of[index] = used_of[index] + 1
   if used_of[index] >= slots_of[index] then redis.call('SREM', open_key, node) end
-  return {'reserved', node, token_text, used_of[index], slots_of[index], home_node}
+  return {'reserved', node, job.token, used_of[index], slots_of[index], home_node}
 end
 
 local number = 0

@@ -34,8 +34,10 @@ local function submit(jobs_key, job_key, partition, item)
   if type(entry_id) == 'table' then return {'refused', entry_id.err} end
   local entry = partition .. '/' .. entry_id
   local submitted_ms = math.min(tonumber(string.match(entry_id, '^%d+')), now_ms)
-  redis.call('HSET', job_key, 'state', 'queued', 'entry', entry, 'partition', partition, 'session', session,
-    'tenant', tenant, 'reply_to', reply_to, 'nonce', nonce, 'submitted_ms', string.format('%.0f', submitted_ms))
+  redis.call('HSET', job_key, 'state', 'queued', 'entry', entry, 'session', session, 'nonce', nonce,
+    'submitted_ms', string.format('%.0f', submitted_ms))
+  if tenant ~= '' then redis.call('HSET', job_key, 'tenant', tenant) end
+  if reply_to ~= '' then redis.call('HSET', job_key, 'reply_to', reply_to) end
   return {'accepted', entry}
 end
 

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 import msgspec
 
-from scheduler import model
+from scheduler import keys, model
 from scheduler.config import Settings
 from scheduler.errors import Reject, Retry
 from scheduler.runtime import retry
@@ -42,15 +42,12 @@ class Job:
 
     Attributes: job_id, session_id, src_lang, tgt_lang, tenant_id, routing_key, features, priority of the document;
     payload; attempt (from 1, counting lost ones), life, token, node, submitted_ms (server time); decision, why it is on
-    this node; backoff_ms and backoff_ms_max, of its pool (0: as the node's settings say); `stopped`, set when the
-    handler should end because its reservation has.
+    this node; policy, of its pool; `stopped`, set when the handler should end because its reservation has.
     """
 
     __slots__ = (
         "_document",
         "attempt",
-        "backoff_ms",
-        "backoff_ms_max",
         "decision",
         "entry",
         "inbox_id",
@@ -58,7 +55,7 @@ class Job:
         "node",
         "partition",
         "payload",
-        "pool",
+        "policy",
         "reply_to",
         "stopped",
         "submitted_ms",
@@ -77,13 +74,11 @@ class Job:
         self.attempt = int(fields.get(b"attempt", b"1"))
         self.life = int(fields.get(b"life", b"1"))
         self.submitted_ms = int(fields.get(b"submitted_ms", b"0"))
-        self.partition = int(fields[b"partition"])
         self.reply_to = text(b"reply_to")
         self.entry = text(b"entry")
-        self.pool = text(b"pool")
+        self.partition = keys.partition_of_entry(self.entry)
+        self.policy = model.parse_policy(text(b"policy"))
         self.decision = text(b"decision")
-        self.backoff_ms = int(fields.get(b"backoff_ms", b"0"))
-        self.backoff_ms_max = int(fields.get(b"backoff_ms_max", b"0"))
         self.stopped = threading.Event()
 
     @property
@@ -232,7 +227,6 @@ def describe(error: BaseException) -> str:
 
 def failed(job: Job, detail: str, delay_ms: int | None, settings: Settings, random: Random) -> Ending:
     """A failed attempt: another one after `delay_ms`, None for the backoff of the job's pool."""
-    backoff_ms = job.backoff_ms or settings.backoff_ms
-    return retry.failed(
-        job.attempt, detail, delay_ms, backoff_ms, job.backoff_ms_max or settings.backoff_ms_max, random
-    )
+    backoff_ms = job.policy.backoff_ms or settings.backoff_ms
+    backoff_ms_max = job.policy.backoff_ms_max or settings.backoff_ms_max
+    return retry.failed(job.attempt, detail, delay_ms, backoff_ms, backoff_ms_max, random)

@@ -17,7 +17,7 @@ JobId = NewType("JobId", str)
 SessionId = NewType("SessionId", str)
 NodeId = NewType("NodeId", str)
 
-PROTOCOL = 2
+PROTOCOL = 3
 MANAGEMENT_GROUP = "management"
 LEADER_CONSUMER = "leader"
 
@@ -59,6 +59,11 @@ def partition_of(session_id: str, partitions: int, cells: int = 1) -> int:
 def cell_of(partition: int, cells: int = 1) -> int:
     """The cell that a partition lives in."""
     return partition % cells
+
+
+def partition_of_entry(entry: str) -> int:
+    """The partition of an intake entry that is named `<partition>/<entry id>`. Raises: ValueError."""
+    return int(entry.partition("/")[0])
 
 
 def generated_job_id(cell: int, partition: int, entry_id: str) -> JobId:

@@ -184,6 +184,28 @@ class Pool(msgspec.Struct, frozen=True, omit_defaults=True):
     backoff_ms_max: int = 60_000
 
 
+class Policy(NamedTuple):
+    """What a job in a node's hands lives by: of its pool, as it was when the job was placed by a snapshot.
+
+    Written by `reserve` as one text, the words in this order with spaces between.
+    """
+
+    pool: str = ""
+    lease_ms: int = 0
+    attempts_max: int = 0
+    crashes_max: int = 0
+    run_ms_max: int = 0
+    backoff_ms: int = 0
+    backoff_ms_max: int = 0
+    snapshot_version: int = 0
+
+
+def parse_policy(text: str) -> Policy:
+    """A policy from its text; words that a later version adds are ignored. Raises: ValueError."""
+    pool, *numbers = text.split(" ")
+    return Policy(pool, *map(int, numbers[: len(Policy._fields) - 1]))
+
+
 class Node(msgspec.Struct, frozen=True, omit_defaults=True):
     """A node as placement sees it. Nodes that cannot take work (draining, dead) are not in the snapshot.
 

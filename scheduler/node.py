@@ -38,7 +38,7 @@ FIRST_WORD_MS: Final = 2_000  # for telling the server that this node leaves
 LAST_WORD_MS: Final = 5_000  # for reporting the last outcomes while leaving
 THREADS_MIN: Final = 32
 INBOX_COUNT: Final = 128
-_LEASE: Final = ("token", "started_ms", "lease_until_ms", "lease_ms")
+_LEASE: Final = ("token", "started_ms", "lease_until_ms", "policy")
 
 Phase = Literal["joining", "serving", "draining", "left", "replaced", "stopped"]
 
@@ -325,7 +325,7 @@ class Node:
         if boot == self.boot and self._ended.is_set():
             self._end(job, retry.given_back("the node stopped", GIVE_BACK_MS))
         elif boot == self.boot:
-            self._attempts.start(job, int(fields[b"lease_until_ms"]), int(fields[b"lease_ms"]))
+            self._attempts.start(job, int(fields[b"lease_until_ms"]), job.policy.lease_ms)
         elif model.boot_order(boot) < model.boot_order(self.boot):
             self._earlier.append(job)
 
@@ -347,11 +347,12 @@ class Node:
             batch = self._earlier[: self._settings.batch_max]
             records = await self._store.reads.records([job.job_id for job in batch], _LEASE)
             del self._earlier[: len(batch)]
-            for job, (token, *lease) in zip(batch, records, strict=True):
-                started_ms, until_ms, lease_ms = (None if each is None else int(each) for each in lease)
-                if token != str(job.token) or until_ms is None or lease_ms is None:
+            for job, (token, started_ms, until_ms, policy) in zip(batch, records, strict=True):
+                if token != str(job.token) or until_ms is None or policy is None:
                     continue  # given back meanwhile
-                if leases.was_renewed_since(boot_ms, started_ms, until_ms, lease_ms):
+                first_ms = None if started_ms is None else int(started_ms)
+                lease_ms = model.parse_policy(policy).lease_ms
+                if leases.was_renewed_since(boot_ms, first_ms, int(until_ms), lease_ms):
                     logger.info("%s: an earlier life still runs job %s", self.node_id, job.job_id)
                 else:
                     self._end(job, retry.Ending("reboot", reason="reboot", detail="the node was started again"))

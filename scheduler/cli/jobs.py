@@ -252,7 +252,7 @@ async def _look(redis_url: str | None, settings: Settings, job_id: str) -> Pictu
         node=record.get("node") or None,
         boot=record.get("boot") or None,
         token=number("token") or None,
-        pool=record.get("pool") or None,
+        pool=model.parse_policy(record.get("policy", "")).pool or None,
         decision=record.get("decision", ""),
         lease_until_ms=number("lease_until_ms"),
         reason=record.get("reason", ""),

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from scheduler import calls, model
+from scheduler import calls, keys, model
 from scheduler.config import Settings
 from scheduler.store.connection import or_each_alone
 from scheduler.store.store import Store
@@ -23,7 +23,7 @@ logger = logging.getLogger("scheduler.reaper")
 SLICE_NODES_MAX: Final = 1_000
 DEAF_MS: Final = 1_000
 TRIM_EVERY_MS: Final = 60_000
-_FIELDS: Final = ("state", "token", "partition", "session", "tenant", "reply_to", "node")
+_FIELDS: Final = ("state", "token", "entry", "session", "tenant", "reply_to", "node")
 
 
 class Report(msgspec.Struct):
@@ -109,7 +109,7 @@ class Reaper:
                 calls.ReleaseItem(
                     job_id=job_id,
                     node=node,
-                    partition=int(partition or 0),
+                    partition=_partition(entry),
                     session_id=session or "",
                     tenant_id=tenant or "",
                     reply_to=reply_to or "",
@@ -118,7 +118,7 @@ class Reaper:
                     reason="lease_expired",
                     detail=f"the lease on node {node} was not renewed",
                 )
-                for (job_id, node), (state, token, partition, session, tenant, reply_to, holder) in zip(
+                for (job_id, node), (state, token, entry, session, tenant, reply_to, holder) in zip(
                     batch, records, strict=True
                 )
                 if state == "reserved" and holder == node
@@ -142,10 +142,9 @@ class Reaper:
         due = await self._store.reads.due(self._now_ms, self._settings.batch_max)
         if not due:
             return
-        records = await self._store.reads.records(due, ("partition", "reply_to"))
+        records = await self._store.reads.records(due, ("entry", "reply_to"))
         items = [
-            (job_id, int(partition or 0), reply_to or "")
-            for job_id, (partition, reply_to) in zip(due, records, strict=True)
+            (job_id, _partition(entry), reply_to or "") for job_id, (entry, reply_to) in zip(due, records, strict=True)
         ]
         answers = await or_each_alone(
             items, lambda batch: self._store.cell.promote(batch, self._layout.retention_ms), lambda _: "broken"
@@ -158,3 +157,11 @@ class Reaper:
         if now >= self._trim_due:
             self._trim_due = now + TRIM_EVERY_MS / 1000
             await self._store.cell.forget_dead(self._now_ms - self._layout.dead_retention_ms)
+
+
+def _partition(entry: str | None) -> int:
+    """Of the entry that a record names; what is no entry is of none, and the script finds that out."""
+    try:
+        return keys.partition_of_entry(entry or "")
+    except ValueError:
+        return 0

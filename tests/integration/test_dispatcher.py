@@ -118,9 +118,9 @@ class Bench:
             item = calls.ReleaseItem(
                 job_id=job_id,
                 node=node,
-                partition=int(record["partition"]),
+                partition=keys.partition_of_entry(record["entry"]),
                 session_id=record["session"],
-                tenant_id=record["tenant"],
+                tenant_id=record.get("tenant", ""),
                 reply_to="",
                 token=int(record["token"]),
                 verdict="finish",

@@ -369,7 +369,7 @@ async def test_a_raw_producer_hears_why_a_job_is_dead(url: str) -> None:
 # ---- what they are made of -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fields", [{}, {"protocol": "3", "shards": "4"}, {"protocol": "2", "cells": "2"}])
+@pytest.mark.parametrize("fields", [{}, {"protocol": "4", "shards": "4"}, {"protocol": "3", "cells": "2"}])
 def test_raw_clients_refuse_what_they_do_not_know(url: str, fields: dict[str, str]) -> None:
     """No layout, another protocol, more cells: they write nothing."""
     with redis.Redis.from_url(url) as client:

@@ -79,7 +79,6 @@ async def test_rejected_job_is_dead_with_its_body_and_reason(store: Store) -> No
         "attempts": "0",
         "submitted_ms": before["submitted_ms"],
         "dead_id": dead_id,
-        "partition": str(PARTITION),
     }
     assert DEAD_RETENTION_MS - 5_000 < await store.connection.commands.pttl(k.job(JOB)) <= DEAD_RETENTION_MS
     assert {name.decode(): value.decode() for name, value in dead.items()} == {

@@ -54,15 +54,13 @@ async def test_placement_writes_slot_record_inbox_and_binding_in_one_step(store:
     lease_until_ms = str(answer.token // 1000 + POLICY.start_ms)
     shared = {
         "tenant": "t1",
-        "partition": str(PARTITION),
         "reply_to": "r1",
         "entry": f"{PARTITION}/{entry_id}",
         "token": str(answer.token),
         "boot": BOOT,
         "lease_until_ms": lease_until_ms,
-        "lease_ms": "9000",
         "submitted_ms": entry_id.partition("-")[0],
-        "pool": POOL,
+        "policy": f"{POOL} 9000 2 3 70000 1000 60000 1",
         "session": SESSION,
         "decision": "new",
     }
@@ -72,8 +70,6 @@ async def test_placement_writes_slot_record_inbox_and_binding_in_one_step(store:
         "job_id": JOB,
         "attempt": "1",
         "life": "1",
-        "backoff_ms": "1000",
-        "backoff_ms_max": "60000",
     }
     assert after[k.job(JOB)] == (
         "hash",
@@ -83,11 +79,6 @@ async def test_placement_writes_slot_record_inbox_and_binding_in_one_step(store:
             "nonce": f"nonce-{JOB}",
             "node": NODE,
             "inbox_id": inbox_id,
-            "variant": "-",
-            "snapshot_version": "1",
-            "attempts_max": "2",
-            "crashes_max": "3",
-            "run_ms_max": "70000",
         },
         False,
     )
@@ -130,7 +121,7 @@ async def test_rule_12_first_lease_is_start_ms(store: Store) -> None:
 
     assert isinstance(answer, calls.Reserved)
     assert await store.reads.reservations(NODE) == [(JOB, answer.token // 1000 + POLICY.start_ms)]
-    assert (await store.reads.record(JOB))["lease_ms"] == str(POLICY.lease_ms)
+    assert model.parse_policy((await store.reads.record(JOB))["policy"]).lease_ms == POLICY.lease_ms
 
 
 async def test_attempt_counts_every_earlier_placement_that_ended(store: Store) -> None:

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from scheduler import calls, model
+from scheduler import calls, keys, model
 from scheduler.store.store import Store, open_store
 from tests.dumps import dump, job_id_of
 from tests.lua.picture import CELL, Picture
@@ -396,7 +396,7 @@ class Machine(RuleBasedStateMachine):
         if not delayed:
             return
         self.do(self.store.connection.commands.zadd(CELL.delayed, dict.fromkeys(delayed, 1)))
-        items = [(job, int(self.now.records[job]["partition"]), "") for job in delayed]
+        items = [(job, keys.partition_of_entry(self.now.records[job]["entry"]), "") for job in delayed]
         answers = self.act("promote", lambda: self.store.cell.promote(items, RETENTION_MS))
         assert answers == ["dead" if self.now.state(job) == "dead" else "promoted" for job in delayed]
 

@@ -42,7 +42,6 @@ async def test_accepted_job_has_a_record_and_an_intake_entry(store: Store) -> No
     record = {
         "state": "queued",
         "entry": f"{PARTITION}/{entry_id}",
-        "partition": str(PARTITION),
         "session": SESSION,
         "tenant": "t1",
         "reply_to": "r1",

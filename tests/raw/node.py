@@ -232,11 +232,11 @@ class Node:
     def _is_kept(self, assignment: Assignment) -> bool:
         """Whether an earlier life was alive to renew it since this one began."""
         key = self.server.key(f"job:{assignment.job_id}")
-        fields = ("token", "started_ms", "lease_until_ms", "lease_ms")
-        token, started_ms, *lease = self.server.patiently(lambda: self.server.client.hmget(key, *fields))
-        if token != assignment.token.encode() or None in (started_ms, *lease):
+        fields = ("token", "started_ms", "lease_until_ms", "policy")
+        token, started_ms, until_ms, policy = self.server.patiently(lambda: self.server.client.hmget(key, *fields))
+        if token != assignment.token.encode() or None in (started_ms, until_ms, policy):
             return False
-        return int(lease[0]) - int(lease[1]) >= number_of(self.boot) // 1000
+        return int(until_ms) - int(policy.split()[1]) >= number_of(self.boot) // 1000
 
     def _hand_over(self) -> None:
         """Exit when every handler has ended and is reported."""
@@ -344,11 +344,11 @@ def assignment_of(identifier: str, fields: dict[str, bytes]) -> Assignment:
         session=text["session"],
         tenant=text["tenant"],
         reply_to=text["reply_to"],
-        partition=text["partition"],
+        partition=text["entry"].partition("/")[0],
         token=text["token"],
         boot=text["boot"],
         attempt=int(text["attempt"]),
-        lease_ms=int(text["lease_ms"]),
+        lease_ms=int(text["policy"].split(" ")[1]),
         lease_until_ms=int(text["lease_until_ms"]),
         length_ms=int(text["lease_until_ms"]) - int(identifier.partition("-")[0]),
     )

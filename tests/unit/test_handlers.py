@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from scheduler.config import DEFAULTS
 from scheduler.errors import InvalidInput, Reject, Retry
 from scheduler.handlers import BYTES, JSON, TEXT, Job, Threads, attempt, decode_result, encode_result, is_async
+from scheduler.model import Policy
 from scheduler.runtime.retry import Ending
 
-FIELDS = {b"job": b'{"session_id":"s1"}', b"job_id": b"j1", b"token": b"7", b"partition": b"3"}
+FIELDS = {b"job": b'{"session_id":"s1"}', b"job_id": b"j1", b"token": b"7", b"entry": b"3/1-1"}
 SIGNAL_S = 10  # how long a thread waits for what a test is about to do
 
 plain = st.recursive(
@@ -72,16 +73,12 @@ def test_a_job_as_its_handler_sees_it() -> None:
         submitted_ms=b"900",
         reply_to=b"back",
         entry=b"3/900-0",
-        pool=b"fast",
+        policy=b"fast 9000 3 5 70000 10 20 4 more",
         decision=b"full n2 4/4",
-        backoff_ms=b"10",
-        backoff_ms_max=b"20",
     )
     names = [name for name in dir(job) if not name.startswith("_") and name != "stopped"]
     assert {name: getattr(job, name) for name in names} == {
         "attempt": 2,
-        "backoff_ms": 10,
-        "backoff_ms_max": 20,
         "decision": "full n2 4/4",
         "entry": "3/900-0",
         "features": ("gpu",),
@@ -91,7 +88,7 @@ def test_a_job_as_its_handler_sees_it() -> None:
         "node": "n1",
         "partition": 3,
         "payload": b"\x00\xff",
-        "pool": "fast",
+        "policy": Policy("fast", 9000, 3, 5, 70_000, 10, 20, 4),
         "priority": 5,
         "reply_to": "back",
         "routing_key": "r1",
@@ -108,7 +105,12 @@ def test_a_job_as_its_handler_sees_it() -> None:
 
 @pytest.mark.parametrize(
     ("fields", "error"),
-    [({b"job": b"noise"}, InvalidInput), ({b"token": b"x"}, ValueError), ({b"partition": b""}, ValueError)],
+    [
+        ({b"job": b"noise"}, InvalidInput),
+        ({b"token": b"x"}, ValueError),
+        ({b"entry": b""}, ValueError),
+        ({b"policy": b"a x"}, ValueError),
+    ],
 )
 def test_what_is_no_assignment_raises(fields: dict[bytes, bytes], error: type[Exception]) -> None:
     """The node logs it and goes on."""
