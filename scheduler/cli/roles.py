@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
 import time
@@ -106,6 +107,8 @@ def _run_role(redis_url: str | None, start: StartRole, wait_server_ms: int, ling
         if started is None:
             return
         stop_ms_max = STOP_MS_MAX
+        gc.collect()
+        gc.freeze()  # what is there by now stays: no collection looks through it again, for tens of milliseconds
         try:
             print_line("ready")
             await stopping.wait()
