@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from random import Random
 from typing import Final
 
@@ -137,8 +137,11 @@ class Dispatcher:
         self._refusals.add(self._sweep.overdue(self.partitions.server_ms()))
         self._refusals.add(self._sweep.unservable(self._placer.index))
         self._wake(batch)
+        others: Sequence[Job] = newcomers
+        if self.waiting.busy and newcomers:
+            others = await self._placer.waiters_beside(newcomers)
         await self._placer.waiters(self._keep)
-        await self._placer.newcomers(newcomers, self._keep, self._more)
+        await self._placer.newcomers(others, self._keep, self._more)
         await self._placer.waiters(self._keep)
         if self._is_due:
             await self._read_again()

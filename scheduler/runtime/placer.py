@@ -2,7 +2,8 @@
 
 One script call places up to `batch_max` jobs; nothing else is asked on the way. While a call is under way the next one
 is made ready, of other partitions than those in the call: a session is in one partition, so what is sent before the
-answer can pass no job of its session. Jobs that wait are tried in calls of their own, one after the other.
+answer can pass no job of its session. Jobs that wait are tried in calls of their own, one after the other; beside the
+first of these, newcomers that need not wait have theirs.
 """
 
 from __future__ import annotations
@@ -203,23 +204,64 @@ class Placer:
         """Try those that wait and were woken, until nobody is left who should be tried now."""
         while self._waiting.busy:
             await keep()
-            asking = self._waiting.asking()
-            if asking:
-                await self._ask(asking)
-            tries = []
-            chosen = self._waiting.tries(self._settings.batch_max)
-            await self.know([waiter.job.session_id for waiter in chosen])
-            started_s = time.perf_counter()
-            for waiter in chosen:
-                attempt = self._try_waiter(waiter)
-                if attempt is not None:
-                    tries.append(attempt)
-            self.times.decided(started_s, len(chosen))
-            under_way = [self._send(tries)]
+            under_way: list[_Call] = []
             try:
+                await self._send_waiters(under_way)
                 await self._land(under_way)
             finally:
                 await _drop(under_way)
+
+    async def waiters_beside(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """Try those that wait, once, and beside them newcomers that need not wait: a class for which there is hardly
+        any room must not delay the others by an answer each time. Returns: the other newcomers.
+        """
+        first, rest = jobs[: self._settings.batch_max], jobs[self._settings.batch_max :]
+        await self.know([job.session_id for job in first])
+        now, later = self._apart(first)
+        under_way: list[_Call] = []
+        try:
+            if now:
+                started_s = time.perf_counter()
+                tries = self._tries(now)
+                self.times.decided(started_s, len(now))
+                under_way.append(self._send(tries))
+            await self._send_waiters(under_way)
+            await self._land(under_way)
+        finally:
+            await _drop(under_way)
+        return [*later, *rest]
+
+    def _apart(self, jobs: Sequence[Job]) -> tuple[list[Job], list[Job]]:
+        """Newcomers that may be tried now, and those that come after: with a job of a session all later ones of it."""
+        now: list[Job] = []
+        later: list[Job] = []
+        held: set[str] = set()
+        now_ms = _now_ms()
+        for job in jobs:
+            wanted = self.classify(job, now_ms)
+            waits = job.session_id in held or self._waiting.must_wait(job, wanted)
+            if waits or self._passes_over(job, wanted):
+                held.add(job.session_id)
+                later.append(job)
+            else:
+                now.append(job)
+        return now, later
+
+    async def _send_waiters(self, under_way: list[_Call]) -> None:
+        """Ask for those who ask, and send a call for those whose turn it is."""
+        asking = self._waiting.asking()
+        if asking:
+            await self._ask(asking)
+        tries = []
+        chosen = self._waiting.tries(self._settings.batch_max)
+        await self.know([waiter.job.session_id for waiter in chosen])
+        started_s = time.perf_counter()
+        for waiter in chosen:
+            attempt = self._try_waiter(waiter)
+            if attempt is not None:
+                tries.append(attempt)
+        self.times.decided(started_s, len(chosen))
+        under_way.append(self._send(tries))
 
     def _try_waiter(self, waiter: Waiter) -> Try | None:
         """Candidates for a waiter, None when it parks or asks instead."""

@@ -191,6 +191,37 @@ async def test_a_partition_that_is_gained_is_read_at_once(url: str, monkeypatch:
     assert [job.job_id for job in batch.jobs] == ["j1"]
 
 
+async def test_newcomers_of_other_classes_are_called_beside_those_who_wait(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call of a woken job ends only once that of a newcomer has begun."""
+    both, reserve = asyncio.Event(), Cell.reserve
+    under_way: set[str] = set()
+
+    async def together(self: Cell, items: list[calls.ReserveItem], *rest: object) -> object:
+        under_way.update(item.job_id for item in items)
+        if under_way == {"j2", "j3"}:
+            both.set()
+        await both.wait()
+        return await reserve(self, items, *rest)  # type: ignore[arg-type]
+
+    async with bench(url) as b, asyncio.timeout(PATIENCE_MS / 1000):
+        b.pairs["n2"] = ("en", "de")
+        await b.fleet(n1=1, n2=1)
+        for number in (1, 2):
+            await b.add(f"s{number}", f"j{number}")
+        await b.step_until_read()
+        await b.free("n1", "j1")
+        await b.add("s3", "j3", pair=("en", "de"))
+        reader = b.dispatcher._reader
+        assert reader is not None
+        while not (reader._hand.freed and reader._hand.jobs):
+            await b.store.control.time_us()
+        monkeypatch.setattr(Cell, "reserve", together)
+        await b.dispatcher.run_once()
+        assert (await b.inbox("n1"), await b.inbox("n2")) == (["j2"], ["j3"])
+
+
 async def test_a_job_that_breaks_the_script_is_dead_alone(url: str) -> None:
     """RULES 29: what is stored under one job's id is no record; it ends with a reason, the others are placed."""
     async with bench(url) as b:

@@ -88,8 +88,9 @@ class Driver(Placing):
             self._refuse(waiter.job)
             self.waiting.leave(waiter)
         self._wake(batch)
+        others = self._try_waiting_beside(newcomers) if self.waiting.busy and newcomers else newcomers
         self._try_waiting()
-        self._newcomers(newcomers)
+        self._newcomers(others)
         self._try_waiting()
         self._read_again()
         self._try_waiting()

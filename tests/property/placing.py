@@ -170,18 +170,50 @@ class Placing:
             rounds += 1
             assert rounds < ROUNDS_MAX, "the waiting are tried without end"
             self.keep()
-            asking = self.waiting.asking()
-            if asking:
-                self._ask(asking)
-            tries = []
-            chosen = self.waiting.tries(BATCH_MAX)
-            self.check_turns(chosen)
-            self._know([waiter.job.session_id for waiter in chosen])
-            for waiter in chosen:
-                attempt = self._place_waiter(waiter)
-                if attempt is not None:
-                    tries.append(attempt)
-            self._reserve(tries)
+            self._settle_all(self._send_waiters())
+
+    def _try_waiting_beside(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """As placer.py: newcomers that need not wait are in a call of their own meanwhile. Returns: the others."""
+        first, rest = jobs[:BATCH_MAX], jobs[BATCH_MAX:]
+        self._know([job.session_id for job in first])
+        now, later = self._apart(first)
+        under_way: list[Call] = []
+        if now:
+            tries = self._tries(now)
+            self.check_newcomers(tries, False)
+            under_way.append(self._send(tries))
+        under_way.append(self._send_waiters())
+        self._land(under_way)
+        return [*later, *rest]
+
+    def _apart(self, jobs: Sequence[Job]) -> tuple[list[Job], list[Job]]:
+        now: list[Job] = []
+        later: list[Job] = []
+        held: set[str] = set()
+        for job in jobs:
+            binding, _ = self.bindings.get(job.session_id, 0)
+            wanted = placement.classify(job, binding, self.index)
+            waits = job.session_id in held or self.waiting.must_wait(job, wanted)
+            if waits or self._passes_over(job, wanted):
+                held.add(job.session_id)
+                later.append(job)
+            else:
+                now.append(job)
+        return now, later
+
+    def _send_waiters(self) -> Call:
+        asking = self.waiting.asking()
+        if asking:
+            self._ask(asking)
+        tries = []
+        chosen = self.waiting.tries(BATCH_MAX)
+        self.check_turns(chosen)
+        self._know([waiter.job.session_id for waiter in chosen])
+        for waiter in chosen:
+            attempt = self._place_waiter(waiter)
+            if attempt is not None:
+                tries.append(attempt)
+        return self._send(tries)
 
     def _place_waiter(self, waiter: Waiter) -> Try | None:
         binding, _ = self.bindings.get(waiter.job.session_id, 0)
@@ -211,9 +243,6 @@ class Placing:
             nodes = [node.id for node in self.index.eligible(waiter.wanted) if node.id in is_open]
             self._random.shuffle(nodes)
             self.waiting.answer_open(waiter, tuple(nodes))
-
-    def _reserve(self, tries: list[Try]) -> None:
-        self._settle_all(self._send(tries))
 
     def _send(self, tries: list[Try], again: bool = False) -> Call:
         sent = [each for each in tries if each.placement is not None]
