@@ -1,4 +1,4 @@
-"""The commands that show a claim: `waits`, `evenness`, `sessions`, `flood`, `placement` and `snapshot`."""
+"""The commands that show a claim: `waits`, `wait`, `evenness`, `sessions`, `flood`, `placement` and `snapshot`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 import click
 import msgspec
 
-from benchmarks import flood, placement_cost, snapshot, verdict
+from benchmarks import flood, next_waiting, placement_cost, snapshot, verdict
 from benchmarks.load import Load, live
 from benchmarks.measure import machine
 from benchmarks.shown import Show, inputs_of, show_evenness, show_sessions, show_waits
@@ -189,6 +189,35 @@ def _flood(
     verdict.conclude(flood.show(found, plan, measured), as_json=as_json)
 
 
+@click.command(name="wait")
+@common_options
+@click.option("--nodes", type=click.IntRange(1, 1_000), default=10, show_default=True)
+@click.option("--slots", type=click.IntRange(1, 1_000), default=4, show_default=True, help="Of each node.")
+@click.option("--releases", type=click.IntRange(1, 100_000), help="Slots that are freed.  [default: 2000; 50 quick]")
+@click.option("--dispatchers", type=click.IntRange(1, 16), default=1, show_default=True)
+@click.option("--seed", type=int, default=1, show_default=True)
+def _wait(
+    nodes: int,
+    slots: int,
+    releases: int | None,
+    dispatchers: int,
+    seed: int,
+    quick: bool,
+    as_json: bool,
+    redis_url: str | None,
+) -> None:
+    """How soon a freed slot is taken by the next waiting job.
+
+    All slots are in use and jobs wait; one slot at a time is released. Ends with 1 if the median from the release until
+    the next job is in an inbox is above 2 ms, by the server's clock.
+    """
+    plan = next_waiting.Plan(
+        nodes=nodes, slots=slots, releases=releases or (50 if quick else 2_000), dispatchers=dispatchers, seed=seed
+    )
+    found, measured = next_waiting.measure(plan, bench_settings(), redis_url and find_server(redis_url))
+    verdict.conclude(next_waiting.show(found, plan, measured), as_json=as_json)
+
+
 @click.command(name="placement")
 @click.option("--small", type=click.IntRange(1, 1_000_000), default=100, show_default=True, help="Nodes.")
 @click.option("--large", type=click.IntRange(1, 1_000_000), default=10_000, show_default=True, help="Nodes.")
@@ -239,4 +268,4 @@ def _snapshot(seconds: float | None, seed: int, quick: bool, as_json: bool, redi
     )
 
 
-COMMANDS: Final = (_WAITS, _EVENNESS, _SESSIONS, _flood, _placement, _snapshot)
+COMMANDS: Final = (_WAITS, _wait, _EVENNESS, _SESSIONS, _flood, _placement, _snapshot)

@@ -10,7 +10,8 @@ import click
 import msgspec
 from redis.exceptions import RedisError
 
-from benchmarks import report
+from benchmarks import lifecycle as lives
+from benchmarks import report, verdict
 from benchmarks.claims import COMMANDS
 from benchmarks.complexity import complexity
 from benchmarks.run import Plan, run
@@ -182,6 +183,32 @@ def dispatch(
         profile=profile,
     )
     report.conclude(plan, run(plan), as_json=as_json)
+
+
+@bench.command()
+@_options
+def lifecycle(
+    jobs: int | None,
+    rounds: int | None,
+    quick: bool,
+    batch: int,
+    nodes: int,
+    sessions: int,
+    payload_bytes: int,
+    as_json: bool,
+    redis_url: str | None,
+) -> None:
+    """From submission to result by the SDK, and the relay in turns with it.
+
+    One dispatcher in a process of its own; producer, manager and four nodes whose handlers do nothing in this one.
+    --nodes are inboxes of the relay. Ends with 1 if it comes to less than a quarter of the relay's jobs a second.
+    """
+    plan = lives.Plan(
+        workload=_workload(jobs, quick, batch, nodes, sessions, payload_bytes), rounds=_rounds(rounds, quick)
+    )
+    settings = msgspec.structs.replace(settings_of_environment(), batch_max=batch)
+    found, figures = lives.lifecycle(plan, settings, _url(redis_url))
+    verdict.conclude(lives.show(found, plan, figures), as_json=as_json)
 
 
 def _workload(jobs: int | None, quick: bool, batch: int, nodes: int, sessions: int, payload_bytes: int) -> Workload:

@@ -89,6 +89,29 @@ def test_a_quick_flood_stands_beside_the_other_pairs(url: str) -> None:
         assert 0 < only[times]["p50"] <= only[times]["p99"] <= only[times]["max"]
 
 
+def test_a_freed_slot_goes_to_the_next_who_waits(url: str) -> None:
+    """One job is placed for each release; no key is left."""
+    result = run("wait", "--quick", "--releases", "20", "--json", "--redis-url", url)
+    found = document(result.stdout)
+    assert set(found) == {"ok", "claims", "facts", "inputs", "ms"}
+    assert result.exit_code == int(not found["ok"])
+    assert 0 < found["ms"]["p50"] <= found["ms"]["p99"] <= found["ms"]["max"]
+    with redis.Redis.from_url(url, protocol=2) as client:
+        assert client.keys("*") == []
+
+
+def test_a_quick_lifecycle_has_an_outcome_for_every_job(url: str) -> None:
+    """Beside the relay, and judged by their ratio; no key is left."""
+    result = run("lifecycle", *SMALL, "--json", "--redis-url", url)
+    found = document(result.stdout)
+    assert set(found) == {"ok", "claims", "facts", "inputs", "relay", "lifecycle", "ratio"}
+    assert result.exit_code == int(not found["ok"])
+    assert len(found["relay"]) == len(found["lifecycle"]) == 1
+    assert found["ratio"] > 0
+    with redis.Redis.from_url(url, protocol=2) as client:
+        assert client.keys("*") == []
+
+
 def test_quick_placement_measures_every_size() -> None:
     """Pure files alone, so no server is started."""
     result = run("placement", "--quick", "--jobs", "256", "--large", "1000", "--json")
