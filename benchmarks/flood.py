@@ -25,6 +25,7 @@ from benchmarks.verdict import Claim, Shown
 from scheduler.cli.rehearsal import on_own_server
 from scheduler.config import Settings
 from scheduler.loads import LanguagePair
+from scheduler.loop import end_tasks
 
 RARE: Final = LanguagePair("is", "mt")
 STEADY_SESSIONS: Final = 500
@@ -109,8 +110,7 @@ async def _round(stage: Stage, plan: Plan, number: int) -> Round:
     await submitting.pace(flooding, 10 * plan.push_s)
     pushing = Window(pushing_from_us // 1_000, await stage.store.control.time_us() // 1_000)
     standing = await stage.window(plan.seconds)
-    pacing.cancel()
-    await asyncio.wait([pacing])
+    await end_tasks([pacing])
     steady_ids = [job_id for job_id in submitting.submitted if job_id.startswith("c")]
     stood = sum(job_id.startswith("f") and job_id not in stage.serving.placed for job_id in submitting.submitted)
     await stage.until_placed(steady_ids)

@@ -1,4 +1,7 @@
-"""Runs the jobs of a whole fleet in one task: reads every inbox, holds each slot for a while, releases it.
+"""Runs the jobs of a whole fleet: reads every inbox, holds each slot for a while, releases it.
+
+A few readers block on the inboxes of some nodes each. One question for a thousand inboxes would keep the server busy
+for milliseconds, and what is measured would be how long jobs stood behind it; nodes, too, ask for theirs alone.
 
 The nodes exist in the books alone (fleet.py), so nobody renews; no reaper runs either, and a lease that has ended
 stays valid until somebody takes it. Written down is what inbox entries and the answers of `release` say, by the
@@ -16,12 +19,14 @@ from typing import Final, NamedTuple
 from benchmarks.history import Hold, Placed
 from benchmarks.measure import BenchmarkFailed
 from scheduler import calls, keys
-from scheduler.store.reads import StreamEntry
+from scheduler.loop import end_tasks
+from scheduler.store.reads import Reads, StreamEntry
 from scheduler.store.store import Store
 
 POLL_S: Final = 0.005
-"""Between two looks at the inboxes and at what is due: a slot is held for up to so much longer than was planned."""
+"""Between two looks at what is due: a slot is held for up to so much longer than was planned."""
 READ_COUNT: Final = 1_000
+INBOXES_A_READER: Final = 40
 
 
 class _Running(NamedTuple):
@@ -45,7 +50,6 @@ class Serving:
         self._store = store
         self._layout = layout
         self._node_of = {store.reads.keys.inbox(node): node for node in nodes}
-        self._cursors = dict.fromkeys(self._node_of, "0")
         self._running: list[_Running] = []
         self._ahead_ms = 0.0  # the server's clock, of ours
 
@@ -62,25 +66,39 @@ class Serving:
     async def run(self) -> None:
         """Serve until cancelled. Raises: BenchmarkFailed."""
         self._ahead_ms = await self._store.control.time_us() / 1_000 - time.monotonic() * 1_000
-        while True:
-            await self.run_once()
-            await asyncio.sleep(POLL_S)
+        inboxes = list(self._node_of)
+        some = [inboxes[start : start + INBOXES_A_READER] for start in range(0, len(inboxes), INBOXES_A_READER)]
+        readers = [self._store.new_reads() for _ in some]
+        tasks = [asyncio.create_task(self._read(*each)) for each in zip(readers, some, strict=True)]
+        tasks.append(asyncio.create_task(self._end_due()))
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            await end_tasks(tasks)
+            for reads in readers:
+                await reads.close()
 
-    async def run_once(self) -> None:
-        """One look at every inbox, and the release of all that is due."""
-        read = await self._store.reads.streams(self._cursors, READ_COUNT, block_ms=None)
-        for inbox, entries in read.items():
-            self._cursors[inbox] = entries[-1][0]
-            for entry in entries:
-                if b"job_id" in entry[1]:
-                    self._begin(self._node_of[inbox], entry)
-        now_ms = time.monotonic() * 1_000 + self._ahead_ms
-        due: list[_Running] = []
-        while self._running and self._running[0].due_ms <= now_ms:
-            due.append(heapq.heappop(self._running))
+    async def _read(self, reads: Reads, inboxes: Sequence[str]) -> None:
+        """Begin what arrives in some inboxes."""
+        cursors = dict.fromkeys(inboxes, "0")
+        while True:
+            for inbox, entries in (await reads.streams(cursors, READ_COUNT)).items():
+                cursors[inbox] = entries[-1][0]
+                for entry in entries:
+                    if b"job_id" in entry[1]:
+                        self._begin(self._node_of[inbox], entry)
+
+    async def _end_due(self) -> None:
+        """Release what is due, again and again."""
         size = self._store.settings.batch_max
-        for start in range(0, len(due), size):
-            await self._release(due[start : start + size])
+        while True:
+            now_ms = time.monotonic() * 1_000 + self._ahead_ms
+            due: list[_Running] = []
+            while self._running and self._running[0].due_ms <= now_ms:
+                due.append(heapq.heappop(self._running))
+            for start in range(0, len(due), size):
+                await self._release(due[start : start + size])
+            await asyncio.sleep(POLL_S)
 
     def _begin(self, node: str, entry: StreamEntry) -> None:
         identifier, fields = entry

@@ -179,6 +179,35 @@ async def test_leaving_does_not_wait_for_ever_for_a_server_that_is_gone() -> Non
             await system.managers[0][1]._store.control.write_layout()
 
 
+async def test_a_command_that_the_kernel_does_not_take_at_once_arrives_whole(store: Store) -> None:
+    """More bytes than fit into the buffers of a socket."""
+    payload = b"x" * 16_000_000
+    assert await store.connection.commands.echo(payload) == payload
+
+
+async def test_a_server_that_takes_no_more_bytes_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It greets, and then reads nothing: sending ends after the timeout of a command."""
+    over = asyncio.Event()
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while b"ECHO" not in (received := await reader.read(1_000)):
+            writer.write(b"+OK\r\n" * received.count(b"SETINFO"))
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await over.wait()
+        writer.close()
+
+    monkeypatch.setattr(connection, "COMMAND_TIMEOUT_MS", 300)
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        silent = Connection(f"redis://127.0.0.1:{port}/0", patience_ms=0)
+        try:
+            with pytest.raises(ServerUnavailable, match="Timeout writing to socket"):
+                await silent.patiently(lambda: silent.commands.echo(b"x" * 16_000_000))
+        finally:
+            await silent.close()
+            over.set()
+
+
 async def test_one_at_fault_suffers_alone() -> None:
     """After an error inside the script each item is tried alone, in order."""
     calls: list[list[int]] = []
