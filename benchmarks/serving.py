@@ -1,7 +1,8 @@
-"""Runs the jobs of a whole fleet: reads every inbox, holds each slot for a while, releases it.
+"""Runs the jobs of a whole fleet in two tasks: one reads the inboxes, the other releases slots that were held for long
+enough.
 
-A few readers block on the inboxes of some nodes each. One question for a thousand inboxes would keep the server busy
-for milliseconds, and what is measured would be how long jobs stood behind it; nodes, too, ask for theirs alone.
+A few inboxes are read at a time. One question for a thousand of them keeps the server busy for milliseconds, and what
+is measured would be how long jobs stood behind it; to block on each, as nodes do, takes a core of this machine.
 
 The nodes exist in the books alone (fleet.py), so nobody renews; no reaper runs either, and a lease that has ended
 stays valid until somebody takes it. Written down is what inbox entries and the answers of `release` say, by the
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import itertools
 import time
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -20,13 +22,15 @@ from benchmarks.history import Hold, Placed
 from benchmarks.measure import BenchmarkFailed
 from scheduler import calls, keys
 from scheduler.loop import end_tasks
-from scheduler.store.reads import Reads, StreamEntry
+from scheduler.store.reads import StreamEntry
 from scheduler.store.store import Store
 
 POLL_S: Final = 0.005
 """Between two looks at what is due: a slot is held for up to so much longer than was planned."""
 READ_COUNT: Final = 1_000
-INBOXES_A_READER: Final = 40
+INBOXES_AT_ONCE: Final = 50
+ROUND_S: Final = 0.04
+"""In which every inbox is read. When a slot is to be released counts from the entry, not from its reading."""
 
 
 class _Running(NamedTuple):
@@ -66,27 +70,26 @@ class Serving:
     async def run(self) -> None:
         """Serve until cancelled. Raises: BenchmarkFailed."""
         self._ahead_ms = await self._store.control.time_us() / 1_000 - time.monotonic() * 1_000
-        inboxes = list(self._node_of)
-        some = [inboxes[start : start + INBOXES_A_READER] for start in range(0, len(inboxes), INBOXES_A_READER)]
-        readers = [self._store.new_reads() for _ in some]
-        tasks = [asyncio.create_task(self._read(*each)) for each in zip(readers, some, strict=True)]
-        tasks.append(asyncio.create_task(self._end_due()))
+        tasks = [asyncio.create_task(each) for each in (self._read(), self._end_due())]
         try:
             await asyncio.gather(*tasks)
         finally:
             await end_tasks(tasks)
-            for reads in readers:
-                await reads.close()
 
-    async def _read(self, reads: Reads, inboxes: Sequence[str]) -> None:
-        """Begin what arrives in some inboxes."""
-        cursors = dict.fromkeys(inboxes, "0")
-        while True:
-            for inbox, entries in (await reads.streams(cursors, READ_COUNT)).items():
+    async def _read(self) -> None:
+        """Begin what arrives, some inboxes after the other."""
+        inboxes = list(self._node_of)
+        parts = [
+            dict.fromkeys(inboxes[start : start + INBOXES_AT_ONCE], "0")
+            for start in range(0, len(inboxes), INBOXES_AT_ONCE)
+        ]
+        for cursors in itertools.cycle(parts):
+            for inbox, entries in (await self._store.reads.streams(cursors, READ_COUNT, block_ms=None)).items():
                 cursors[inbox] = entries[-1][0]
                 for entry in entries:
                     if b"job_id" in entry[1]:
                         self._begin(self._node_of[inbox], entry)
+            await asyncio.sleep(ROUND_S / len(parts))
 
     async def _end_due(self) -> None:
         """Release what is due, again and again."""

@@ -71,6 +71,14 @@ local function read_body(inbox_key, inbox_id)
   return body
 end
 
+-- Slots in use and slots of a node, looked up once a call. Nobody else changes them meanwhile.
+local used_of, slots_of = {}, {}
+local function count_slots(index, node)
+  slots_of[index] = tonumber(string.match(redis.call('HGET', capacity_key, node) or '', '^%S+'))
+  used_of[index] = redis.call('ZCARD', KEYS[NODE_KEYS + 2 * index - 1])
+  return used_of[index]
+end
+
 -- Free the slot and what was held of limits; the node is news only if it had no room before.
 local function free(job)
   for kind in string.gmatch(job.record.held or '', '%a+') do
@@ -83,11 +91,13 @@ local function free(job)
       end
     end
   end
-  local slots_key = KEYS[NODE_KEYS + 2 * job.node_index - 1]
-  redis.call('XDEL', KEYS[NODE_KEYS + 2 * job.node_index], job.record.inbox_id)
-  if redis.call('ZREM', slots_key, job.job_id) == 0 then return end
-  local slots = string.match(redis.call('HGET', capacity_key, job.node) or '', '^%S+')
-  if slots and redis.call('ZCARD', slots_key) < tonumber(slots) and redis.call('SADD', open_key, job.node) == 1 then
+  local index = job.node_index
+  redis.call('XDEL', KEYS[NODE_KEYS + 2 * index], job.record.inbox_id)
+  local used = used_of[index] or count_slots(index, job.node)
+  if redis.call('ZREM', KEYS[NODE_KEYS + 2 * index - 1], job.job_id) == 0 then return end
+  used_of[index] = used - 1
+  local slots = slots_of[index]
+  if slots and used >= slots and used - 1 < slots and redis.call('SADD', open_key, job.node) == 1 then
     freed_nodes[#freed_nodes + 1] = job.node
   end
 end
@@ -124,17 +134,19 @@ local function finish(job, state, after, reason, detail, body)
   free(job)
   local keep_ms = dead_id and dead_retention_ms or retention_ms
   redis.call('DEL', job.key)
-  redis.call('HSET', job.key, 'state', state, 'session', job.session, 'entry', record.entry, 'life', record.life,
-    'node', job.node, 'token', job.token, 'last_token', job.token, 'last_verdict', job.verdict, 'reason', reason,
-    'attempts', after.attempts, 'submitted_ms', record.submitted_ms, 'ended_ms', now_text)
-  if record.nonce then redis.call('HSET', job.key, 'nonce', record.nonce) end
-  if record.decision then redis.call('HSET', job.key, 'decision', record.decision) end
-  if dead_id then redis.call('HSET', job.key, 'dead_id', dead_id) end
-  local with_result = state == 'completed' or state == 'failed'
-  if with_result then
-    redis.call('HSET', job.key, 'content_type', job.content_type)
-    redis.call('SET', KEYS[job.result_key], job.result, 'PX', keep_ms)
+  local kept = {'state', state, 'session', job.session, 'entry', record.entry, 'life', record.life, 'node', job.node,
+    'token', job.token, 'last_token', job.token, 'last_verdict', job.verdict, 'reason', reason, 'attempts', after.attempts,
+    'submitted_ms', record.submitted_ms, 'ended_ms', now_text}
+  local function keep(field, value)
+    if value then kept[#kept + 1], kept[#kept + 2] = field, value end
   end
+  keep('nonce', record.nonce)
+  keep('decision', record.decision)
+  keep('dead_id', dead_id)
+  local with_result = state == 'completed' or state == 'failed'
+  keep('content_type', with_result and job.content_type)
+  redis.call('HSET', job.key, unpack(kept))
+  if with_result then redis.call('SET', KEYS[job.result_key], job.result, 'PX', keep_ms) end
   redis.call('PEXPIRE', job.key, keep_ms)
   local outcome = {
     KEYS[job.reply_key], 'job_id', job.job_id, 'session', job.session, 'life', record.life, 'state', state, 'reason', reason,
@@ -149,14 +161,10 @@ local function finish(job, state, after, reason, detail, body)
   return {'released', state}
 end
 
-local FIELDS = {'state', 'token', 'node', 'boot', 'session', 'tenant', 'reply_to', 'entry', 'inbox_id', 'attempts', 'crashes',
-  'not_started', 'started_ms', 'life', 'cancel', 'policy', 'submitted_ms', 'last_token', 'last_verdict', 'nonce', 'held',
-  'decision'}
-
+-- All fields: of a record, hardly any is not needed.
 local function read_record(job_key)
-  local values = redis.call('HMGET', job_key, unpack(FIELDS))
-  local record = {}
-  for i, field in ipairs(FIELDS) do record[field] = values[i] or nil end
+  local fields, record = redis.call('HGETALL', job_key), {}
+  for i = 1, #fields, 2 do record[fields[i]] = fields[i + 1] end
   for _, count in ipairs({'attempts', 'crashes', 'not_started'}) do record[count] = tonumber(record[count] or 0) end
   local attempts_max, crashes_max = string.match(record.policy or '', '^%S+ %d+ (%d+) (%d+)')
   record.attempts_max, record.crashes_max = tonumber(attempts_max or 0), tonumber(crashes_max or 0)

@@ -154,22 +154,23 @@ local function reserve(number, item)
   local entry = partition .. '/' .. entry_id
 
   if not owned[partition_index] then blocked[session] = true return {'fenced'} end
-  local record = redis.call('HMGET', job_key, 'state', 'session', 'entry', 'node', 'token', 'attempts', 'life',
-    'submitted_ms', 'cancel', 'crashes', 'not_started')
-  local state, token = record[1], tonumber(record[5] or 0)
-  if state and record[3] == entry and state ~= 'queued' then
+  local record = {}
+  local fields = redis.call('HGETALL', job_key)
+  for i = 1, #fields, 2 do record[fields[i]] = fields[i + 1] end
+  local state, token = record.state, tonumber(record.token or 0)
+  if state and record.entry == entry and state ~= 'queued' then
     -- Placed before, wherever it is now; or ended without ever having been placed.
-    if (record[4] or '') == '' then return {'gone'} end
-    return {'reserved', record[4], record[5] or '0', -1}
+    if (record.node or '') == '' then return {'gone'} end
+    return {'reserved', record.node, record.token or '0', -1}
   end
-  if state and record[2] ~= session then return {'job_id_taken'} end
-  if state and record[3] ~= entry then
+  if state and record.session ~= session then return {'job_id_taken'} end
+  if state and record.entry ~= entry then
     redis.call('XDEL', jobs_key, entry_id)
     return {'duplicate'}
   end
   local body = redis.call('XRANGE', jobs_key, entry_id, entry_id)[1]
   if not body then return {'gone'} end
-  if record[9] then return {'cancelling'} end
+  if record.cancel then return {'cancelling'} end
   if blocked[session] then return {'behind'} end
   local limit = limits ~= '' and limit_of(limits)
   if limit then blocked[session] = true return {'limited', limit} end
@@ -177,9 +178,9 @@ local function reserve(number, item)
   token = math.max(last_token + 1, token + 1)
   local job = {
     job_id = ARGV[item + 3], session = session, tenant = ARGV[item + 5], reply_to = ARGV[item + 6], entry = entry,
-    token = string.format('%.0f', token), submitted_ms = record[8] or submitted(entry_id), life = record[7] or '1',
+    token = string.format('%.0f', token), submitted_ms = record.submitted_ms or submitted(entry_id), life = record.life or '1',
     policy = policy_of[policy_index], lease_until_ms = lease_until_ms_of[policy_index],
-    attempt = state and 1 + (record[6] or 0) + (record[10] or 0) + (record[11] or 0) or '1',
+    attempt = state and 1 + (record.attempts or 0) + (record.crashes or 0) + (record.not_started or 0) or '1',
     bound = tonumber(ARGV[item + 8]), preferred = tonumber(ARGV[item + 9]), why = ARGV[item + 10],
   }
   local stored_node, before = ARGV[item + 13], homes[session]

@@ -17,7 +17,8 @@ SOURCES: Final = {name: script.source for name, script in load_scripts().items()
 LABELS: Final = ("KEYS", "ARGV", "RETURNS", "INVARIANT")
 # Commands that scripts use: those that read, and those that write; where the keys stand, if not as the first argument.
 READS: Final = {
-    "EXISTS", "SCARD", "GET", "HGET", "HMGET", "XLEN", "XRANGE", "ZCARD", "ZRANGE", "ZSCORE", "TIME", "XREVRANGE",
+    "EXISTS", "SCARD", "GET", "HGET", "HGETALL", "HMGET", "XLEN", "XRANGE", "ZCARD", "ZRANGE", "ZSCORE", "TIME",
+    "XREVRANGE",
 }  # fmt: skip
 WRITES: Final = {
     "DEL", "HDEL", "HSET", "PEXPIRE", "SADD", "SET", "SREM", "XACK", "XADD", "XDEL", "XGROUP", "XREADGROUP", "ZADD",
