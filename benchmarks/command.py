@@ -14,7 +14,12 @@ from benchmarks import lifecycle as lives
 from benchmarks import report, verdict
 from benchmarks.claims import COMMANDS
 from benchmarks.complexity import complexity
+from benchmarks.memory import memory
+from benchmarks.paced.command import latency
+from benchmarks.pictures import pictures
 from benchmarks.run import Plan, run
+from benchmarks.tables import tables
+from benchmarks.takeover import owner
 from benchmarks.v2.command import v2
 from benchmarks.workload import Workload
 from scheduler.cli.common import find_server, log_level_option, settings_of_environment
@@ -123,6 +128,11 @@ def _options(command: _Command) -> _Command:
 
 
 bench.add_command(v2)
+bench.add_command(latency)
+bench.add_command(owner)
+bench.add_command(memory)
+bench.add_command(tables)
+bench.add_command(pictures)
 bench.add_command(complexity)
 
 

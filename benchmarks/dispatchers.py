@@ -35,7 +35,7 @@ async def dispatchers(url: str, settings: Settings, store: Store, count: int) ->
                 arguments = ["dispatcher", "--log-level", "warning"]
                 processes.append(await Process.start(url, arguments, settings, log))
             await asyncio.gather(*(process.ready() for process in processes))
-            await _until_shared(store, settings, count)
+            await until_shared(store, settings, count)
             yield [process.pid for process in processes]
             await _stop(processes)
         finally:
@@ -43,7 +43,7 @@ async def dispatchers(url: str, settings: Settings, store: Store, count: int) ->
                 await process.close()
 
 
-async def _until_shared(store: Store, settings: Settings, count: int) -> None:
+async def until_shared(store: Store, settings: Settings, count: int) -> None:
     """Wait until every partition has an owner, and each dispatcher, or each partition, one of its own."""
     until_s = time.monotonic() + READY_S_MAX
     while time.monotonic() < until_s:

@@ -12,13 +12,14 @@ from typing import Final
 
 import msgspec
 
+from benchmarks.endings import ending
 from benchmarks.fleet import COMMON_PAIRS, Member
 from benchmarks.history import Percentiles, percentiles
 from benchmarks.measure import BenchmarkFailed, facts, without_collections
 from benchmarks.stage import Stage, staged
 from benchmarks.traffic import Planned
 from benchmarks.verdict import Claim, Shown
-from scheduler import calls, keys
+from scheduler import calls
 from scheduler.cli.rehearsal import on_own_server
 from scheduler.config import Settings
 from scheduler.store.reads import StreamEntry
@@ -92,7 +93,7 @@ class _Inboxes:
             read = await self._read()
             for inbox, entries in read.items():
                 self._cursors[inbox] = entries[-1][0]
-                found += [_ending(self._node_of[inbox], fields) for _, fields in entries if b"job_id" in fields]
+                found += [ending(self._node_of[inbox], fields) for _, fields in entries if b"job_id" in fields]
         if len(found) > count:
             raise BenchmarkFailed(f"{len(found)} jobs were placed for {count} slots")
         return found
@@ -104,19 +105,6 @@ class _Inboxes:
             if waited_ms > STALL_MS:
                 raise BenchmarkFailed("a slot is free and jobs wait, and none was placed for 10 s")
         return read
-
-
-def _ending(node: str, fields: dict[bytes, bytes]) -> calls.ReleaseItem:
-    return calls.ReleaseItem(
-        job_id=fields[b"job_id"].decode(),
-        node=node,
-        partition=keys.partition_of_entry(fields[b"entry"].decode()),
-        session_id=fields[b"session"].decode(),
-        tenant_id="",
-        reply_to="",
-        token=int(fields[b"token"]),
-        verdict="finish",
-    )
 
 
 def show(machine: dict[str, str | int], plan: Plan, found: Percentiles) -> Shown:

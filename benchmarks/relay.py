@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from benchmarks.measure import STALL_S, BenchmarkFailed, Round, Stopwatch, server_counters
@@ -30,17 +30,37 @@ class _Entry(NamedTuple):
     fields: dict[bytes, bytes]
 
 
-class _Reader:
-    """Reads the intake with as many entries at once as a dispatcher with these settings."""
+class Relay:
+    """Carries: `step` again and again, then `close`. Reads with as many entries at once as a dispatcher does.
 
-    def __init__(self, client: Client, streams: list[str], read_ahead_max: int) -> None:
-        self._client = client
+    Args: store; settings; inboxes, that have their turns; batch, jobs of one round trip.
+    """
+
+    def __init__(self, store: Store, settings: Settings, inboxes: Iterable[str], batch: int) -> None:
+        self._commands = store.connection.commands
+        self._blocking = store.connection.blocking(READ_BLOCK_MS)
+        self._next_inbox = itertools.cycle(inboxes)
+        self._batch = batch
+        streams = intake_streams(store, settings)
         self._cursors: dict[bytes, bytes] = {stream.encode(): b"0" for stream in streams}
-        self._count = max(1, read_ahead_max // len(streams))
+        self._count = max(1, settings.read_ahead_max // len(streams))
+        self._ahead = asyncio.create_task(self._read())
 
-    async def read(self) -> list[_Entry]:
+    async def step(self) -> int:
+        """Carry what has been read, while what comes after it is read. Returns: how many jobs those were."""
+        entries = await self._ahead
+        self._ahead = asyncio.create_task(self._read())
+        for start in range(0, len(entries), self._batch):
+            await _move(self._commands, entries[start : start + self._batch], self._next_inbox)
+        return len(entries)
+
+    async def close(self) -> None:
+        """Read no more."""
+        await end_tasks([self._ahead])
+
+    async def _read(self) -> list[_Entry]:
         """What came after the last read; empty when nothing did."""
-        reply = await self._client.xread(dict(self._cursors), count=self._count, block=READ_BLOCK_MS)
+        reply = await self._blocking.xread(dict(self._cursors), count=self._count, block=READ_BLOCK_MS)
         for stream, found in reply:
             self._cursors[stream] = found[-1][0]
         return [_Entry(stream, identifier, fields) for stream, found in reply for identifier, fields in found]
@@ -63,25 +83,20 @@ async def relay_round(url: str, settings: Settings, workload: Workload) -> Round
 
 
 async def _carry(store: Store, settings: Settings, workload: Workload) -> Round:
-    reader = _Reader(store.connection.blocking(READ_BLOCK_MS), intake_streams(store, settings), settings.read_ahead_max)
-    next_inbox = itertools.cycle(inboxes(store, workload))
     watch = Stopwatch(await server_counters(store))
     watch.start()
     moved, moved_s = 0, time.monotonic()
-    ahead = asyncio.create_task(reader.read())
+    relay = Relay(store, settings, inboxes(store, workload), workload.batch)
     try:
         while moved < workload.jobs:
-            entries = await ahead
-            ahead = asyncio.create_task(reader.read())
-            for start in range(0, len(entries), workload.batch):
-                await _move(store.connection.commands, entries[start : start + workload.batch], next_inbox)
-            if entries:
-                moved, moved_s = moved + len(entries), time.monotonic()
+            count = await relay.step()
+            if count:
+                moved, moved_s = moved + count, time.monotonic()
             elif time.monotonic() - moved_s > STALL_S:
                 raise BenchmarkFailed(f"relay: {moved} of {workload.jobs} jobs were moved, then nothing came")
         watch.stop()
     finally:
-        await end_tasks([ahead])
+        await relay.close()
     return watch.round(moved, await server_counters(store))
 
 

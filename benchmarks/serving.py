@@ -18,9 +18,10 @@ import time
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from benchmarks.endings import ending
 from benchmarks.history import Hold, Placed
 from benchmarks.measure import BenchmarkFailed
-from scheduler import calls, keys
+from scheduler import calls
 from scheduler.loop import end_tasks
 from scheduler.store.reads import StreamEntry
 from scheduler.store.store import Store
@@ -109,17 +110,9 @@ class Serving:
         if job_id in self.placed:
             raise BenchmarkFailed(f"job {job_id} was placed twice: on {self.placed[job_id].node}, then on {node}")
         self.placed[job_id] = Placed(node, inbox_ms, token, fields.get(b"decision", b"").decode())
-        ending = calls.ReleaseItem(
-            job_id=job_id,
-            node=node,
-            partition=keys.partition_of_entry(fields[b"entry"].decode()),
-            session_id=fields[b"session"].decode(),
-            tenant_id=fields[b"tenant"].decode(),
-            reply_to=fields[b"reply_to"].decode(),
-            token=token,
-            verdict="finish",
+        heapq.heappush(
+            self._running, _Running(inbox_ms + int(fields[b"payload"]), token, inbox_ms, ending(node, fields))
         )
-        heapq.heappush(self._running, _Running(inbox_ms + int(fields[b"payload"]), token, inbox_ms, ending))
 
     async def _release(self, due: Sequence[_Running]) -> None:
         endings = [each.ending for each in due]

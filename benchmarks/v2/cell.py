@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
 
-from benchmarks.fleet import Member, register
+from benchmarks.fleet import Member
 from benchmarks.measure import busy_us, without_collections
 from benchmarks.v2.account import Measured, arrivals, completed, errors, latencies_us
 from benchmarks.v2.child import Child
-from benchmarks.v2.closed_loop import ClosedLoop, Sending, watching
+from benchmarks.v2.closed_loop import ClosedLoop
 from benchmarks.v2.rows import Row
+from benchmarks.watching import Sending, fleet, job_ids_in, watching
 from benchmarks.workload import Workload
 from scheduler.config import Settings
 from scheduler.loop import end_tasks
-from scheduler.store.cleanup import remove_namespace
-from scheduler.store.store import Store, open_store
+from scheduler.store.store import Store
 
 _S: Final = 1_000_000_000
 _US: Final = 1_000_000
-_READ_AT_ONCE: Final = 100
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,7 +74,8 @@ class Stage:
 
     async def measure(self, row: Row, in_flight: int) -> Measured:
         """One cell. Raises: BenchmarkFailed."""
-        async with self._fleet() as store:
+        members = [Member(node, self._load.slots) for node in self._workload.node_names()]
+        async with fleet(self._url, self._settings, members) as store:
             layout = await store.layout()
             jobs = [
                 Sending(store.reads.keys.jobs(store.partition_of(session_id, layout)), document)
@@ -84,22 +83,10 @@ class Stage:
             ]
             loop = ClosedLoop(store.connection.commands, jobs, self._workload.payload())
             await self._child.start(row)
-            async with watching(store, loop):
+            async with watching(store, loop.appeared):
                 before, after = await self._window(store, loop, in_flight)
             await self._child.stop()
             return await self._measured(store, loop, before, after)
-
-    @contextlib.asynccontextmanager
-    async def _fleet(self) -> AsyncIterator[Store]:
-        """A registered fleet without a job; nothing is left of it afterwards."""
-        async with await open_store(self._url, self._settings) as store:
-            try:
-                await store.control.write_layout()
-                members = [Member(node, self._load.slots) for node in self._workload.node_names()]
-                await register(store, self._settings, members)
-                yield store
-            finally:
-                await remove_namespace(store)
 
     async def _window(self, store: Store, loop: ClosedLoop, in_flight: int) -> tuple[_Mark, _Mark]:
         """Run the load; the beginning and the end of what counts."""
@@ -129,7 +116,7 @@ class Stage:
 
     async def _measured(self, store: Store, loop: ClosedLoop, before: _Mark, after: _Mark) -> Measured:
         nodes = self._workload.node_names()
-        inboxes = await _inboxes(store, [store.reads.keys.inbox(node) for node in nodes])
+        inboxes = await job_ids_in(store, [store.reads.keys.inbox(node) for node in nodes])
         held = await _held(store, nodes)
         sent_ns = {f"j{number}": at_ns for number, at_ns in enumerate(loop.sent_ns)}
         arrived_ns = arrivals(loop.seen, inboxes)
@@ -147,19 +134,6 @@ class Stage:
             load_us=load_us,
             others_us=others_us,
         )
-
-
-async def _inboxes(store: Store, names: Sequence[str]) -> Mapping[str, Sequence[str]]:
-    """The ids of the jobs in each inbox, in their order. Words to the node are none."""
-    found: dict[str, list[str]] = {}
-    for start in range(0, len(names), _READ_AT_ONCE):
-        some = names[start : start + _READ_AT_ONCE]
-        pipeline = store.connection.commands.pipeline(transaction=False)
-        for name in some:
-            pipeline.xrange(name)
-        for name, entries in zip(some, await pipeline.execute(), strict=True):
-            found[name] = [fields[b"job_id"].decode() for _, fields in entries if b"job_id" in fields]
-    return found
 
 
 async def _held(store: Store, nodes: Sequence[str]) -> Mapping[str, Sequence[str]]:

@@ -4,35 +4,19 @@ A closed loop: who waits longer sends less. So latencies say nothing of a load t
 (there is no arrival that could be late, and none is corrected for); they compare designs under equal numbers of jobs in
 flight.
 
-The clients share two connections. One sends plain XADDs to the intake, those of all clients that are free together. On
-the other the server itself tells of every entry in an inbox (keyspace notifications), whoever wrote it. An XREAD over a
-thousand inboxes would cost the server more than most designs do.
+The clients share two connections: one sends plain XADDs to the intake, those of all clients that are free together; the
+other is that of watching.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, Final, NamedTuple
-
-from redis.asyncio import ConnectionPool
+from collections.abc import Sequence
 
 from benchmarks.measure import STALL_S
-from scheduler.loop import end_tasks
+from benchmarks.watching import Sending
 from scheduler.store.connection import Client
-from scheduler.store.store import Store
-
-NOTIFY: Final = "notify-keyspace-events"
-_STREAM_EVENTS: Final = "Kt"
-
-
-class Sending(NamedTuple):
-    """A job to send: the intake stream, and its document."""
-
-    stream: str
-    document: bytes
 
 
 class ClosedLoop:
@@ -86,31 +70,3 @@ class ClosedLoop:
         for job in jobs:
             pipeline.execute_command("XADD", job.stream, "*", "job", job.document, "payload", self._payload)
         await pipeline.execute()
-
-
-@contextlib.asynccontextmanager
-async def watching(store: Store, loop: ClosedLoop) -> AsyncIterator[None]:
-    """Let the server tell the loop of every entry in an inbox; its configuration is put back afterwards."""
-    before = (await store.connection.commands.config_get(NOTIFY))[NOTIFY]
-    pool: Any = ConnectionPool.from_url(store.connection.url, protocol=2, socket_timeout=None)  # silence is no failure
-    connection = await pool.get_connection()
-    inboxes = store.reads.keys.inbox("")
-
-    async def listen() -> None:
-        while True:
-            _, _, channel, event = await connection.read_response()
-            if event == b"xadd":
-                loop.appeared(channel.partition(b"__:")[2].decode())
-
-    await connection.send_command("PSUBSCRIBE", f"__keyspace@*__:{inboxes}*")
-    await connection.read_response()
-    await store.connection.commands.config_set(NOTIFY, before + _STREAM_EVENTS)
-    listening = asyncio.create_task(listen())
-    try:
-        yield
-        if listening.done():
-            listening.result()
-    finally:
-        await end_tasks([listening])
-        await store.connection.commands.config_set(NOTIFY, before)
-        await pool.disconnect()

@@ -64,7 +64,7 @@ def _figures(rounds: Sequence[Measured]) -> RowFigures:
         jobs_per_s=_spread(rounds, _speed, 1),
         mean_ms=_spread(rounds, _mean_ms, 3),
         p99_ms=_spread(rounds, _p99_ms, 3),
-        latency=_latency([value for each in rounds for value in each.latencies_us]),
+        latency=latency([value for each in rounds for value in each.latencies_us]),
         server_us=_spread(rounds, lambda each: each.server_us / max(1, each.jobs), 1),
         scheduler_us=_spread(rounds, lambda each: each.scheduler_us / max(1, each.jobs), 1),
         load_us=_spread(rounds, lambda each: each.load_us / max(1, each.jobs), 1),
@@ -117,10 +117,10 @@ def _mean_ms(each: Measured) -> float:
 
 
 def _p99_ms(each: Measured) -> float:
-    return _latency(each.latencies_us).p99_ms
+    return latency(each.latencies_us).p99_ms
 
 
-def _latency(values_us: Sequence[int]) -> Latency:
+def latency(values_us: Sequence[int]) -> Latency:
     """By a histogram of three significant digits."""
     histogram: Any = HdrHistogram(1, LATENCY_US_MAX, _DIGITS)
     for value in values_us:

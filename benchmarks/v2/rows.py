@@ -9,7 +9,7 @@ import msgspec
 
 class Row(msgspec.Struct, frozen=True):
     """One design. locked, cached: of v2.0, whether it holds its locks and whether it remembers members of pools; both
-    None for ours.
+    None for others.
     """
 
     name: str
@@ -20,7 +20,7 @@ class Row(msgspec.Struct, frozen=True):
     @property
     def is_ours(self) -> bool:
         """Whether it is this project's dispatcher."""
-        return self.locked is None
+        return self.name == "dispatch"
 
 
 V2: Final = Row("v2", "v2", True, False)
@@ -28,5 +28,7 @@ UNLOCKED: Final = Row("v2_unlocked", "v2, no lock", False, False)
 CACHED: Final = Row("v2_cached", "v2, cached", True, True)
 UNLOCKED_CACHED: Final = Row("v2_unlocked_cached", "v2, both", False, True)
 OURS: Final = Row("dispatch", "dispatch")
+RELAY: Final = Row("relay", "relay")
 ROWS: Final = (V2, UNLOCKED, CACHED, UNLOCKED_CACHED, OURS)
-ROWS_BY_NAME: Final = {row.name: row for row in ROWS}
+"""What `v2` measures; the relay decides nothing, and is measured elsewhere."""
+ROWS_BY_NAME: Final = {row.name: row for row in (*ROWS, RELAY)}

@@ -17,8 +17,9 @@ from collections.abc import AsyncIterator
 from random import Random
 from typing import Final
 
+from benchmarks.relay import Relay
 from benchmarks.v2.baseline import Baseline
-from benchmarks.v2.rows import ROWS_BY_NAME, Row
+from benchmarks.v2.rows import RELAY, ROWS_BY_NAME, Row
 from benchmarks.workload import SEED
 from scheduler.cli.process import run_async
 from scheduler.config import Settings, read_settings
@@ -26,6 +27,7 @@ from scheduler.loop import end_tasks
 from scheduler.runtime.dispatcher import Dispatcher
 from scheduler.store.store import Store, open_store
 
+RELAYED_AT_ONCE: Final = 64
 RESERVATION_MS: Final = 3_600_000
 """Nobody renews: the nodes exist in the books alone. Ours holds a slot until a reaper comes, and none runs."""
 
@@ -51,6 +53,14 @@ async def _design(store: Store, row: Row) -> AsyncIterator[asyncio.Task[None]]:
         finally:
             await dispatcher.close()
         return
+    if row is RELAY:
+        nodes = (await store.control.read_snapshot()).nodes
+        relay = Relay(store, store.settings, [store.reads.keys.inbox(node.id) for node in nodes], RELAYED_AT_ONCE)
+        try:
+            yield asyncio.create_task(_carry(relay))
+        finally:
+            await relay.close()
+        return
     baseline = Baseline(store, await store.control.read_snapshot(), row, RESERVATION_MS)
     await baseline.open()
     try:
@@ -62,6 +72,11 @@ async def _design(store: Store, row: Row) -> AsyncIterator[asyncio.Task[None]]:
 async def _dispatch(dispatcher: Dispatcher) -> None:
     while True:
         await dispatcher.run_once()
+
+
+async def _carry(relay: Relay) -> None:
+    while True:
+        await relay.step()
 
 
 async def serve(url: str, settings: Settings) -> None:
