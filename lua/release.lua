@@ -164,7 +164,9 @@ end
 -- All fields: of a record, hardly any is not needed.
 local function read_record(job_key)
   local fields, record = redis.call('HGETALL', job_key), {}
-  for i = 1, #fields, 2 do record[fields[i]] = fields[i + 1] end
+  for i = 1, #fields, 2 do
+    record[fields[i]] = fields[i + 1]
+  end
   for _, count in ipairs({'attempts', 'crashes', 'not_started'}) do record[count] = tonumber(record[count] or 0) end
   local attempts_max, crashes_max = string.match(record.policy or '', '^%S+ %d+ (%d+) (%d+)')
   record.attempts_max, record.crashes_max = tonumber(attempts_max or 0), tonumber(crashes_max or 0)

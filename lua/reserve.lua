@@ -156,7 +156,9 @@ local function reserve(number, item)
   if not owned[partition_index] then blocked[session] = true return {'fenced'} end
   local record = {}
   local fields = redis.call('HGETALL', job_key)
-  for i = 1, #fields, 2 do record[fields[i]] = fields[i + 1] end
+  for i = 1, #fields, 2 do
+    record[fields[i]] = fields[i + 1]
+  end
   local state, token = record.state, tonumber(record.token or 0)
   if state and record.entry == entry and state ~= 'queued' then
     -- Placed before, wherever it is now; or ended without ever having been placed.

@@ -100,6 +100,46 @@ def test_a_freed_slot_goes_to_the_next_who_waits(url: str) -> None:
         assert client.keys("*") == []
 
 
+def test_quick_latency_measures_the_relay_and_a_dispatcher_at_each_rate(url: str) -> None:
+    """Rates that were asked for, and a share of the most; no key is left, and notifications are as they were."""
+    options = ["--quick", "--rate", "200", "--share", "50", "--seconds", "0.2", "--nodes", "10"]
+    result = run("latency", *options, "--json", "--redis-url", url)
+    found = document(result.stdout)
+    assert set(found) == {"ok", "claims", "facts", "inputs", "most_per_s", "rows"}
+    assert result.exit_code == int(not found["ok"])
+    assert [(row["design"], row["share"]) for row in found["rows"]] == [
+        ("relay", None), ("dispatch", None), ("relay", 50), ("dispatch", 50),
+    ]  # fmt: skip
+    for row in found["rows"]:
+        assert 0 < row["latency"]["p50_ms"] <= row["latency"]["p99_ms"] <= row["latency"]["p999_ms"]
+    with redis.Redis.from_url(url, protocol=2) as client:
+        assert client.keys("*") == []
+        assert client.config_get("notify-keyspace-events") == {"notify-keyspace-events": ""}
+
+
+def test_the_jobs_of_a_dispatcher_that_ends_are_placed_by_another(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Told to stop, and killed; a short lease, so that the second does not take long."""
+    monkeypatch.setenv("SCHED_HEARTBEAT_MS", "200")
+    monkeypatch.setenv("SCHED_PARTITION_LEASE_MS", "1500")
+    result = run("owner", "--quick", "--jobs", "64", "--json", "--redis-url", url)
+    found = document(result.stdout)
+    assert set(found) == {"ok", "claims", "facts", "inputs", "ends", "rounds"}
+    assert result.exit_code == int(not found["ok"])
+    assert [each["end"] for each in found["rounds"]] == ["stop", "kill"]
+    for each in found["rounds"]:
+        assert 0 < each["first_ms"] <= each["last_ms"] <= each["done_ms"]
+    assert [claim["limit"] for claim in found["claims"]] == [1_000, 2_500]
+
+
+def test_memory_is_told_of_each_kind(url: str) -> None:
+    """In the server and in a dispatcher."""
+    result = run("memory", "--count", "200", "--json", "--redis-url", url)
+    found = document(result.stdout)
+    assert result.exit_code == 0
+    assert {each["where"] for each in found["bytes"]} == {"server", "dispatcher"}
+    assert all(20 < each["bytes"] < 100_000 for each in found["bytes"])
+
+
 def test_a_quick_lifecycle_has_an_outcome_for_every_job(url: str) -> None:
     """Beside the relay, and judged by their ratio; no key is left."""
     result = run("lifecycle", *SMALL, "--json", "--redis-url", url)
