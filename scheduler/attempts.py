@@ -121,8 +121,9 @@ class Attempts:
 
     def _is_occupied(self) -> bool:
         """Whether attempts that should have ended, but run on, leave no room: threads, handlers that will not stop."""
-        stuck = any(running.job.stopped.is_set() for running in self.running.values())
-        return stuck and len(self.running) >= self._capacity
+        if len(self.running) < self._capacity:
+            return False
+        return any(running.job.stopped.is_set() for running in self.running.values())
 
     async def _attempt(self, job: Job) -> Ending:
         self._observer.started(job, _monotonic_us())

@@ -66,7 +66,7 @@ class Job:
         def text(name: bytes) -> str:
             return fields.get(name, b"").decode()
 
-        self._document = msgspec.structs.replace(model.decode_job(fields[b"job"]), job_id=text(b"job_id"))
+        self._document = msgspec.structs.replace(model.read_job(fields[b"job"]), job_id=text(b"job_id"))
         self.node = node
         self.inbox_id = inbox_id
         self.payload = fields.get(b"payload", b"")

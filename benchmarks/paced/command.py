@@ -19,7 +19,7 @@ JOBS_MAX: Final = 25_000
 IN_FLIGHT: Final = 512
 MOST_JOBS: Final = 20_000
 NODES: Final = 1_000
-SESSIONS: Final = 20_000
+SESSIONS: Final = 2_000
 PAYLOAD_BYTES: Final = 200
 QUICK_SECONDS: Final = 0.3
 QUICK_JOBS: Final = 1_000
@@ -52,7 +52,7 @@ QUICK_NODES: Final = 40
 @click.option(
     "--nodes", type=click.IntRange(1, 10_000), help=f"In the fleet.  [default: {NODES}; {QUICK_NODES} with --quick]"
 )
-@click.option("--sessions", type=click.IntRange(min=1), default=SESSIONS, show_default=True, help="Of the jobs.")
+@click.option("--sessions", type=click.IntRange(min=1), default=SESSIONS, show_default=True, help="That are live.")
 @click.option(
     "--payload-bytes", type=click.IntRange(0, DEFAULTS.payload_bytes_max), default=PAYLOAD_BYTES, show_default=True,
     help="Of each job, beside its document.",

@@ -25,8 +25,8 @@ from scheduler.config import Settings
 from scheduler.store.store import Store, open_store
 
 FOUND_MS_MAX: Final = 2_000
-WARM_UP_S: Final = 0.5
-"""Jobs that are due so early do not count."""
+WARM_UP_S: Final = 2.0
+"""Jobs that are due so early do not count: by then most of the sessions are known, as live ones are."""
 JUDGED_PER_S: Final = 1_000
 LIMITS_MS: Final = {"p50": 1.0, "p99": 5.0, "p99.9": 50.0}
 _MS: Final = 1_000_000
