@@ -205,7 +205,7 @@ class Policy(NamedTuple):
 
 @functools.lru_cache(maxsize=_POLICIES_MAX)
 def parse_policy(text: str) -> Policy:
-    """A policy from its text, which many jobs share; words that a later version adds are ignored. Raises: ValueError."""
+    """A policy from its text, which many jobs share; words of a later version are ignored. Raises: ValueError."""
     pool, *numbers = text.split(" ")
     return Policy(pool, *map(int, numbers[: len(Policy._fields) - 1]))
 
