@@ -26,11 +26,19 @@ def _bars(axes: Any, labels: Sequence[str], rounds: Sequence[Sequence[float]], c
         middle = sorted(values)[len(values) // 2]
         axes.bar(place, middle, color=colour, width=0.6, zorder=2)
         axes.scatter([place] * len(values), values, color="black", s=9, zorder=3)
-        axes.annotate(f"{middle:,.0f}" if middle >= 100 else f"{middle:.1f}", (place, middle), (18, 3),
-                      textcoords="offset points", fontsize=9)  # fmt: skip
+        text = f"{middle:,.0f}" if middle >= 100 else f"{middle:.1f}"
+        axes.annotate(text, (place, max(values)), (0, 5), textcoords="offset points", ha="center", fontsize=9)
     axes.set_xticks(range(len(labels)), labels)
     axes.set_ylim(0, 1.15 * max(max(values) for values in rounds))
     axes.grid(axis="y", color="#dddddd", zorder=0)
+
+
+def _logarithmic(*sides: Any) -> None:
+    """Axes on which each step is a factor, with plain numbers."""
+    for side in sides:
+        getattr(side.axes, f"set_{side.axis_name}scale")("log")
+        side.set_major_formatter(lambda value, _: f"{value:,g}")
+        side.set_minor_formatter(lambda value, _: f"{value:,g}" if f"{value:e}"[0] in "25" else "")
 
 
 def dispatch(document: Document, figure: Any) -> None:
@@ -58,7 +66,7 @@ def v2(document: Document, figure: Any) -> None:
         speed.bar(places, [each["jobs_per_s"]["median"] for each in found], width, color=colour, label=label, zorder=2)
         slowest.bar(places, [each["latency"]["p99_ms"] for each in found], width, color=colour, label=label, zorder=2)
     for axes, title in ((speed, "jobs a second"), (slowest, "p99 until readable in an inbox, ms")):
-        axes.set_yscale("log")
+        _logarithmic(axes.yaxis)
         axes.set_title(title, fontsize=10)
         axes.set_xticks(range(len(loads)), [f"{load} in flight" for load in loads])
         axes.grid(axis="y", color="#dddddd", zorder=0)
@@ -78,8 +86,7 @@ def latency(document: Document, figure: Any) -> None:
             name = part.removesuffix("_ms").replace("p999", "p99.9")
             axes.plot(rates, [rows[rate][part] for rate in rates], style, color=colour, marker="o", markersize=3,
                       label=f"{design}, {name}")  # fmt: skip
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    _logarithmic(axes.xaxis, axes.yaxis)
     axes.set_xlabel("jobs a second, at set times")
     axes.set_ylabel("ms from the time that was set until readable in an inbox")
     axes.grid(color="#dddddd", which="both", linewidth=0.5)
@@ -97,8 +104,7 @@ def snapshot(document: Document, figure: Any) -> None:
                                (swap, {"get_us": "reading", "swap_us": "replacing"}, "us")):  # fmt: skip
         for (field, label), colour in zip(fields.items(), (OTHERS, OURS), strict=True):
             axes.plot(nodes, [cost[field] for cost in costs], color=colour, marker="o", label=label)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        _logarithmic(axes.xaxis, axes.yaxis)
         axes.set_xlabel("nodes")
         axes.set_ylabel(f"CPU {unit}")
         axes.grid(color="#dddddd", which="both", linewidth=0.5)

@@ -215,16 +215,24 @@ class Reader:
         """The read that blocks; nothing when a partition was gained meanwhile. That read then ends by itself, beside
         the next one: to cancel it would be of no use, for the client at times goes on reading all the same.
         """
-        read = asyncio.create_task(self._reads.streams(cursors, count))
+        until = self._read_or_changed = asyncio.get_running_loop().create_future()
+        read = asyncio.create_task(self._read_and_wake(cursors, count, until))
         self._reading.add(read)
         read.add_done_callback(self._reading.discard)
-        until = self._read_or_changed = asyncio.get_running_loop().create_future()
-        read.add_done_callback(lambda _: _wake(until))
         await until
         if read.done():
             return read.result()
         read.add_done_callback(_ignore)
         return {}
+
+    async def _read_and_wake(
+        self, cursors: Mapping[str, str], count: int, until: asyncio.Future[None]
+    ) -> dict[str, list[StreamEntry]]:
+        """Whoever waits goes on in the next turn of the event loop, not in the one after."""
+        try:
+            return await self._reads.streams(cursors, count)
+        finally:
+            _wake(until)
 
     def _entries(
         self, read: Mapping[str, list[StreamEntry]], partitions: Mapping[str, int], epochs: Mapping[int, int]
