@@ -20,13 +20,12 @@ from scheduler.config import Settings
 from scheduler.loop import end_tasks
 from scheduler.store.cleanup import remove_namespace
 from scheduler.store.connection import Client
-from scheduler.store.reads import READ_BLOCK_MS
 from scheduler.store.store import Store, open_store
 
 
 class _Entry(NamedTuple):
-    stream: bytes
-    identifier: bytes
+    stream: str
+    identifier: str
     fields: dict[bytes, bytes]
 
 
@@ -38,12 +37,11 @@ class Relay:
 
     def __init__(self, store: Store, settings: Settings, inboxes: Iterable[str], batch: int) -> None:
         self._commands = store.connection.commands
-        self._blocking = store.connection.blocking(READ_BLOCK_MS)
+        self._reads = store.new_reads()
         self._next_inbox = itertools.cycle(inboxes)
         self._batch = batch
-        streams = intake_streams(store, settings)
-        self._cursors: dict[bytes, bytes] = {stream.encode(): b"0" for stream in streams}
-        self._count = max(1, settings.read_ahead_max // len(streams))
+        self._cursors = dict.fromkeys(intake_streams(store, settings), "0")
+        self._count = max(1, settings.read_ahead_max // len(self._cursors))
         self._ahead = asyncio.create_task(self._read())
 
     async def step(self) -> int:
@@ -57,13 +55,14 @@ class Relay:
     async def close(self) -> None:
         """Read no more."""
         await end_tasks([self._ahead])
+        await self._reads.close()
 
     async def _read(self) -> list[_Entry]:
         """What came after the last read; empty when nothing did."""
-        reply = await self._blocking.xread(dict(self._cursors), count=self._count, block=READ_BLOCK_MS)
-        for stream, found in reply:
+        reply = await self._reads.streams(self._cursors, self._count)
+        for stream, found in reply.items():
             self._cursors[stream] = found[-1][0]
-        return [_Entry(stream, identifier, fields) for stream, found in reply for identifier, fields in found]
+        return [_Entry(stream, identifier, fields) for stream, found in reply.items() for identifier, fields in found]
 
 
 async def relay_round(url: str, settings: Settings, workload: Workload) -> Round:

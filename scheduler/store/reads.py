@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from scheduler import calls, keys, model
-from scheduler.store.connection import Client, Connection, keeping_cancellation
+from scheduler.store.connection import Client, Connection, ask, keeping_cancellation
 
 READ_BLOCK_MS: Final = 250
 
@@ -42,13 +42,16 @@ class Reads:
                 self._blocking = self._connection.blocking(READ_BLOCK_MS)
             client = self._blocking
 
+        block = () if block_ms is None else ("BLOCK", block_ms)
+        command = ("XREAD", "COUNT", count, *block, "STREAMS", *cursors, *cursors.values())
+
         def read() -> Any:
-            return client.xread(dict(cursors), count=count, block=block_ms)
+            return ask(client, *command)
 
         reply = await (keeping_cancellation(read()) if block_ms is not None else self._connection.patiently(read))
         return {
-            stream.decode(): [(identifier.decode(), fields) for identifier, fields in entries if fields]
-            for stream, entries in reply
+            stream.decode(): [(identifier.decode(), _pairs(fields)) for identifier, fields in entries if fields]
+            for stream, entries in reply or ()
         }
 
     async def bindings(self, session_ids: Sequence[str]) -> list[bytes | None]:
@@ -233,6 +236,11 @@ class Reads:
 
     async def _command(self, run: Any) -> Any:
         return await self._connection.patiently(lambda: run(self._connection.commands))
+
+
+def _pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:
+    """Fields and values, which a reply has in turns."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def parse_outcome(fields: Mapping[bytes, bytes]) -> calls.Outcome:
