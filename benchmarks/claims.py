@@ -224,7 +224,7 @@ def _wait(
 @click.option("--rounds", type=click.IntRange(min=1), help="That count.  [default: 15; 3 with --quick]")
 @click.option("--jobs", type=click.IntRange(1, 1_000_000), help="Of a round.  [default: 12800; 1280 with --quick]")
 @click.option("--seed", type=int, default=1, show_default=True)
-@click.option("--quick", is_flag=True, help="Few and small rounds, without the largest fleet.")
+@click.option("--quick", is_flag=True, help="Few and small rounds, without that of 100,000 nodes.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object alone on standard output.")
 def _placement(
     small: int, large: int, rounds: int | None, jobs: int | None, seed: int, quick: bool, as_json: bool
@@ -232,7 +232,7 @@ def _placement(
     """What choosing candidates costs in small and in large fleets.
 
     No server: classify and place alone, for bound and new sessions, with and without features and languages. Ends with
-    1 if a job costs more than 1.5 times as much in the large fleet; one of 100,000 nodes is told for information.
+    1 if a job costs more than 1.5 times as much in the large fleet, or in one of 100,000 nodes, as in the small.
     """
     plan = placement_cost.Plan(
         sizes=(small, large) if quick else (small, large, placement_cost.HUGE),

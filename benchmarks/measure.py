@@ -9,6 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -145,8 +146,9 @@ async def facts(store: Store) -> dict[str, str | int]:
 
 
 def machine(server: str = "no server") -> dict[str, str | int]:
-    """The same, with a server or without one."""
+    """The same, with a server or without one, and the day."""
     return {
+        "date": datetime.now(UTC).date().isoformat(),
         "cpu": _cpu_name(),
         "cores": os.cpu_count() or 0,
         "system": f"{platform.system()} {platform.release()}",

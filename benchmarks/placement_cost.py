@@ -35,7 +35,7 @@ FEATURE_SHARE: Final = 0.3
 NO_LANGUAGE_SHARE: Final = 0.1
 BATCH: Final = 128
 HUGE: Final = 100_000
-"""Nodes of a fleet that is measured for information."""
+"""Nodes of the largest fleet that is measured."""
 RATIO_MAX: Final = 1.5
 
 
@@ -165,18 +165,20 @@ def _cost(fleet: Fleet, rounds: Sequence[float]) -> Cost:
 
 
 def show(machine: dict[str, str | int], plan: Plan, costs: Sequence[Cost]) -> Shown:
-    """Cost by size of the fleet, and the verdict on the second by the first."""
-    ratio = round(costs[1].us / costs[0].us, 3)
+    """Cost by size of the fleet, and the verdict on every larger one by the first."""
+    ratios = {cost.nodes: round(cost.us / costs[0].us, 3) for cost in costs[1:]}
     lines = [f"{'nodes':>10}{'CPU us/job':>12}{'min':>10}{'max':>10}{'by the first':>15}"]
     for cost in costs:
         by_first = cost.us / costs[0].us
         lines.append(f"{cost.nodes:10,}{cost.us:12.2f}{cost.us_min:10.2f}{cost.us_max:10.2f}{by_first:15.3f}")
     lines.append(f"medians of {plan.rounds} rounds; jobs of {costs[1].classes:,} classes")
-    what = f"cost of a placement with {costs[1].nodes:,} nodes by that with {costs[0].nodes:,}"
     return Shown(
         facts=machine,
         inputs=msgspec.structs.asdict(plan),
-        figures={"costs": costs, "ratio": ratio},
+        figures={"costs": costs, "ratios": ratios},
         lines=lines,
-        claims=[Claim(what, ratio, RATIO_MAX)],
+        claims=[
+            Claim(f"cost of a placement with {nodes:,} nodes by that with {costs[0].nodes:,}", ratio, RATIO_MAX)
+            for nodes, ratio in ratios.items()
+        ],
     )
