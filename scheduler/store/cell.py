@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+import msgspec
+
 from scheduler import calls, keys, model
 from scheduler.config import Settings
 from scheduler.errors import Fenced
 from scheduler.store.connection import Argument, Connection
 
+_encode: Final = msgspec.msgpack.Encoder().encode
 _WHY: Final = {
     word: calls.Refused(word.decode())  # type: ignore[arg-type]
     for word in (b"full", b"behind", b"fenced", b"duplicate", b"gone", b"job_id_taken", b"cancelling")
@@ -30,14 +33,23 @@ class _Group:
             found = self.indices[name] = len(self.names)
         return found
 
-    def groups(self, groups: Iterable[Iterable[Any]]) -> str:
-        """Groups of names as `3;5 7`."""
+    def groups(self, groups: Iterable[Iterable[Any]]) -> list[list[int]]:
+        """Groups of names as groups of indices."""
         known = self.indices  # this is the innermost loop of a dispatcher
-        return ";".join([" ".join([str(known.get(name) or self.index(name)) for name in group]) for group in groups])
+        return [[known.get(name) or self.index(name) for name in group] for group in groups]
 
 
-def _limits(item: calls.ReserveItem, names: _Group) -> str:
-    return " ".join([f"{kind}:{names.index((kind, name))}:{most}" for kind, name, most in item.limits])
+def _policy(name: str, pool: model.Pool) -> tuple[str | int, ...]:
+    return (
+        name,
+        pool.start_ms,
+        pool.lease_ms,
+        pool.attempts_max,
+        pool.crashes_max,
+        pool.run_ms_max,
+        pool.backoff_ms,
+        pool.backoff_ms_max,
+    )
 
 
 def _reserved(item: calls.ReserveItem, given: Sequence[Any]) -> calls.Reserved | calls.Refused:
@@ -146,35 +158,33 @@ class Cell:
         Returns: an answer for each item.
         """
         partitions, nodes, policies, limits = _Group(), _Group(), _Group(), _Group()
-        body: list[Argument] = []
+        jobs: list[Any] = []
         job_keys: list[str] = []
         for item in items:
-            body += [
+            jobs += (
                 item.entry_id, partitions.index((item.partition, item.epoch)), policies.index(item.pool), item.job_id,
                 item.session_id, item.tenant_id, item.reply_to, nodes.groups(item.candidates),
                 nodes.index(item.bound) if item.bound else 0, nodes.index(item.preferred) if item.preferred else 0,
                 item.why, f" {item.note}" if item.note else "", item.binding, item.stored_node, item.variant,
-                item.keeps, int(item.follows), _limits(item, limits) if item.limits else "",
-            ]  # fmt: skip
+                item.keeps, item.follows,
+                [(kind, limits.index((kind, name)), most) for kind, name, most in item.limits],
+            )  # fmt: skip
             job_keys += [self.keys.job(item.job_id), self.keys.session(item.session_id)]
         names = [self.keys.owners, self.keys.capacity, self.keys.open]
         names += [self.keys.jobs(partition) for partition, _ in partitions.names]
-        arguments: list[Argument] = [
-            len(partitions.names), len(nodes.names), len(policies.names), snapshot_version,
-            self._settings.session_ttl_ms, len(items),
-        ]  # fmt: skip
-        for partition, epoch in partitions.names:
-            arguments += [partition, epoch]
         for node in nodes.names:
             names += [self.keys.slots(node), self.keys.inbox(node)]
-            arguments += [node, boots[node]]
-        for name in policies.names:
-            pool = pools[name]
-            arguments += [name, pool.start_ms, pool.lease_ms, pool.attempts_max, pool.crashes_max, pool.run_ms_max]
-            arguments += [pool.backoff_ms, pool.backoff_ms_max]
         names += job_keys
         names += [self.keys.held(kind, name) for kind, name in limits.names]
-        answer = await self._connection.call("reserve", names, arguments + body)
+        request = (
+            str(snapshot_version),
+            str(self._settings.session_ttl_ms),
+            [(str(partition), str(epoch)) for partition, epoch in partitions.names],
+            [(node, boots[node]) for node in nodes.names],
+            [_policy(name, pools[name]) for name in policies.names],
+            jobs,
+        )
+        answer = await self._connection.call("reserve", names, [_encode(request)])
         return [_reserved(item, given) for item, given in zip(items, answer[1:], strict=True)]
 
     async def renew(
