@@ -7,6 +7,7 @@ replaces v2.0 expects 25 % less (sections 6.2.1 and the executive summary).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,8 @@ from benchmarks.report import wrapped
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 EXPECTED_MAX: Final = 0.75
+LENGTH: Final = re.compile(r"#(?=[a-z_])")
+"""Lua's operator for a length, which lizard takes for the beginning of a comment."""
 DECIDING: Final = (
     "scheduler/runtime/intake.py",
     "scheduler/runtime/index.py",
@@ -67,7 +70,13 @@ def measure(names: tuple[str, ...]) -> Complexity:
     """The complexity of some files of this project."""
     import lizard  # of the extra `bench`, which other commands do without
 
-    analyzed: list[Any] = [lizard.analyze_file(str(ROOT / name)) for name in names]
+    def analyze(name: str) -> Any:
+        source = (ROOT / name).read_text(encoding="utf-8")
+        if name.endswith(".lua"):
+            source = LENGTH.sub("len ", source)
+        return lizard.analyze_file.analyze_source_code(name, source)
+
+    analyzed = [analyze(name) for name in names]
     functions = [(each.cyclomatic_complexity, each.name) for file in analyzed for each in file.function_list]
     worst, worst_name = max(functions)
     return Complexity(

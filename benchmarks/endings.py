@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from scheduler import calls, keys
+from scheduler import calls, keys, model
 
 
 def ending(node: str, fields: Mapping[bytes, bytes], result: bytes = b"") -> calls.ReleaseItem:
     """It is finished. Args: node; fields of the entry in its inbox; result."""
+    reservation = model.parse_reservation(fields[b"reservation"].decode())
     return calls.ReleaseItem(
         job_id=fields[b"job_id"].decode(),
         node=node,
-        partition=keys.partition_of_entry(fields[b"entry"].decode()),
+        partition=keys.partition_of_entry(reservation.entry),
         session_id=fields[b"session"].decode(),
-        tenant_id=fields[b"tenant"].decode(),
-        reply_to=fields[b"reply_to"].decode(),
-        token=int(fields[b"token"]),
+        tenant_id=fields.get(b"tenant", b"").decode(),
+        reply_to=fields.get(b"reply_to", b"").decode(),
+        token=reservation.token,
         verdict="finish",
         result=result,
     )

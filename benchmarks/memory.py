@@ -127,7 +127,7 @@ async def _release(store: Store, workload: Workload) -> set[str]:
     read = await store.reads.streams(dict.fromkeys(inboxes(store, workload), "0"), workload.jobs, block_ms=None)
     for inbox, entries in read.items():
         for _, fields in entries:
-            if b"token" in fields:
+            if b"reservation" in fields:
                 endings.append(ending(inbox.rpartition(":")[2], fields, RESULT))
     for start in range(0, len(endings), workload.batch):
         await store.cell.release(endings[start : start + workload.batch], layout.retention_ms, layout.dead_retention_ms)

@@ -106,13 +106,12 @@ class Serving:
 
     def _begin(self, node: str, entry: StreamEntry) -> None:
         identifier, fields = entry
-        job_id, inbox_ms, token = fields[b"job_id"].decode(), int(identifier.partition("-")[0]), int(fields[b"token"])
+        job_id, inbox_ms, ended = fields[b"job_id"].decode(), int(identifier.partition("-")[0]), ending(node, fields)
         if job_id in self.placed:
             raise BenchmarkFailed(f"job {job_id} was placed twice: on {self.placed[job_id].node}, then on {node}")
-        self.placed[job_id] = Placed(node, inbox_ms, token, fields.get(b"decision", b"").decode())
-        heapq.heappush(
-            self._running, _Running(inbox_ms + int(fields[b"payload"]), token, inbox_ms, ending(node, fields))
-        )
+        self.placed[job_id] = Placed(node, inbox_ms, ended.token, fields.get(b"decision", b"").decode())
+        due_ms = inbox_ms + int(fields[b"payload"])
+        heapq.heappush(self._running, _Running(due_ms, ended.token, inbox_ms, ended))
 
     async def _release(self, due: Sequence[_Running]) -> None:
         endings = [each.ending for each in due]

@@ -27,7 +27,7 @@ from benchmarks.verdict import Claim, Shown, conclude
 from benchmarks.watching import fleet
 from benchmarks.workload import Workload
 from chaos.processes import Process
-from scheduler import keys
+from scheduler import keys, model
 from scheduler.cli.common import find_server
 from scheduler.cli.rehearsal import on_own_server
 from scheduler.config import Settings
@@ -152,9 +152,9 @@ async def _placed(store: Store, workload: Workload) -> Mapping[int, list[int]]:
         for inbox, entries in (await store.reads.streams(inboxes, workload.jobs, block_ms=None)).items():
             inboxes[inbox] = entries[-1][0]
             for _, fields in entries:
-                if b"token" in fields:
-                    partition = keys.partition_of_entry(fields[b"entry"].decode())
-                    found.setdefault(partition, []).append(int(fields[b"token"]))
+                if b"reservation" in fields:
+                    reservation = model.parse_reservation(fields[b"reservation"].decode())
+                    found.setdefault(keys.partition_of_entry(reservation.entry), []).append(reservation.token)
                     count += 1
         await asyncio.sleep(POLL_S)
     return found

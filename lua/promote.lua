@@ -16,28 +16,34 @@ local now_text = string.format('%.0f', now_ms)
 local answers, feed = {now_ms}, {}
 
 local function lose_body(job_key, reply_key, job_id, record)
-  local session, entry, life, token = record[4], record[5], record[6] or '1', record[7] or '0'
-  local attempts, submitted_ms, node = record[8] or '0', record[9] or '0', record[10] or ''
+  local node, token = string.match(record[7] or '', '^(%S+) %S+ (%S+)')
   redis.call('ZREM', delayed_key, job_id)
   redis.call('DEL', job_key)
-  redis.call('HSET', job_key, 'state', 'dead', 'session', session, 'entry', entry, 'life', life, 'token', token,
-    'reason', 'body_lost', 'attempts', attempts, 'submitted_ms', submitted_ms, 'ended_ms', now_text)
-  if record[12] then redis.call('HSET', job_key, 'nonce', record[12]) end
+  local told = {'state', 'dead', 'reason', 'body_lost', 'session', record[4], 'entry', record[5], 'ended_ms', now_text}
+  for name, value in pairs({life = record[6], attempts = record[8], submitted_ms = record[9]}) do
+    if value then
+      told[#told + 1], told[#told + 2] = name, value
+    end
+  end
+  redis.call('HSET', job_key, unpack(told))
+  if record[7] then redis.call('HSET', job_key, 'holder', record[7]) end
+  if record[11] then redis.call('HSET', job_key, 'nonce', record[11]) end
   redis.call('PEXPIRE', job_key, retention_ms)
-  feed[#feed + 1] = {reply_key, 'job_id', job_id, 'session', session, 'life', life, 'state', 'dead', 'reason', 'body_lost',
-    'detail', 'the parked entry is missing', 'node', node, 'token', token, 'attempts', attempts, 'entry', entry,
-    'submitted_ms', submitted_ms, 'ended_ms', now_text, 'content_type', ''}
+  if node then
+    told[#told + 1], told[#told + 2], told[#told + 3], told[#told + 4] = 'node', node, 'token', token
+  end
+  feed[#feed + 1] = {reply_key, 'job_id', job_id, 'detail', 'the parked entry is missing', unpack(told)}
   return {'dead'}
 end
 
 local function promote(job_key, jobs_key, reply_key, job_id, partition, reply_to)
-  local record = redis.call('HMGET', job_key, 'state', 'entry', 'parked_id', 'session', 'entry', 'life', 'token', 'attempts',
-    'submitted_ms', 'node', 'reply_to', 'nonce')
+  local record = redis.call('HMGET', job_key, 'state', 'entry', 'parked_id', 'session', 'entry', 'life', 'holder', 'attempts',
+    'submitted_ms', 'reply_to', 'nonce')
   if record[1] ~= 'delayed' then
     redis.call('ZREM', delayed_key, job_id)
     return {'stale'}
   end
-  if string.match(record[2] or '', '^%d+') ~= partition or (record[11] or '') ~= reply_to then return {'moved'} end
+  if string.match(record[2] or '', '^%d+') ~= partition or (record[10] or '') ~= reply_to then return {'moved'} end
   local due_ms = tonumber(redis.call('ZSCORE', delayed_key, job_id) or 0)
   if due_ms > now_ms then return {'early', due_ms} end
   local parked = record[3] and redis.call('XRANGE', parked_key, record[3], record[3])[1]

@@ -28,7 +28,9 @@ local function bury(fields, known)
     end
     if #arguments > 4000 then break end
   end
-  for _, value in ipairs(known) do arguments[#arguments + 1] = value end
+  for _, value in ipairs(known) do
+    arguments[#arguments + 1] = value
+  end
   local id = redis.pcall('XADD', dead_key, '*', unpack(arguments))
   if type(id) == 'table' then return nil end
   return id
@@ -40,35 +42,47 @@ local function reject(jobs_key, job_key, reply_key, item)
   local entry = partition .. '/' .. entry_id
   local held = redis.call('HGET', owners_key, partition)
   if not held or string.match(held, '^%S+') ~= epoch then return {'fenced'} end
-  local record = redis.call('HMGET', job_key, 'state', 'entry', 'life', 'attempts', 'submitted_ms', 'token', 'crashes',
-    'not_started', 'node', 'nonce')
+  local record = redis.call('HMGET', job_key, 'state', 'entry', 'life', 'attempts', 'submitted_ms', 'holder', 'crashes',
+    'not_started', 'nonce')
   if record[1] and record[2] == entry and record[1] ~= 'queued' then return {'rejected'} end
   if record[1] and record[2] ~= entry then return {'duplicate'} end
   local body = redis.call('XRANGE', jobs_key, entry_id, entry_id)[1]
   if not body then return {'gone'} end
 
   local cancelled = reason == 'cancelled'
-  local life, attempts, token = record[3] or '1', record[4] or '0', record[6] or '0'
-  local crashes, not_started, node = record[7] or '0', record[8] or '0', record[9] or ''
+  local life, attempts, crashes, not_started = record[3] or '1', record[4] or '0', record[7] or '0', record[8] or '0'
+  local node, token = string.match(record[6] or '', '^(%S+) %S+ (%S+)')
   local submitted_ms = record[5] or string.format('%.0f', math.min(tonumber(string.match(entry_id, '^%d+')), now_ms))
   local dead_id
   if not cancelled then
     dead_id = bury(body[2], {'job_id', job_id, 'submitted_ms', submitted_ms, 'reason', reason, 'detail', detail, 'session', session,
-      'partition', partition, 'tenant', tenant, 'node', node, 'attempts', attempts, 'crashes', crashes,
+      'partition', partition, 'tenant', tenant, 'node', node or '', 'attempts', attempts, 'crashes', crashes,
       'not_started', not_started, 'life', life})
     if not dead_id then return {'busy', 'no stream takes the body'} end
   end
   redis.call('XDEL', jobs_key, entry_id)
   local state, keep_ms = cancelled and 'cancelled' or 'dead', cancelled and retention_ms or dead_retention_ms
   redis.call('DEL', job_key)
-  redis.call('HSET', job_key, 'state', state, 'session', session, 'entry', entry, 'life', life, 'token', token, 'reason', reason,
-    'attempts', attempts, 'submitted_ms', submitted_ms, 'ended_ms', now_text)
-  if record[10] then redis.call('HSET', job_key, 'nonce', record[10]) end
+  local told = {'state', state, 'reason', reason, 'session', session, 'entry', entry, 'submitted_ms', submitted_ms,
+    'ended_ms', now_text}
+  if life ~= '1' then
+    told[#told + 1], told[#told + 2] = 'life', life
+  end
+  if attempts ~= '0' then
+    told[#told + 1], told[#told + 2] = 'attempts', attempts
+  end
+  redis.call('HSET', job_key, unpack(told))
+  if record[6] then redis.call('HSET', job_key, 'holder', record[6]) end
+  if record[9] then redis.call('HSET', job_key, 'nonce', record[9]) end
   if dead_id then redis.call('HSET', job_key, 'dead_id', dead_id) end
   redis.call('PEXPIRE', job_key, keep_ms)
-  feed[#feed + 1] = {reply_key, 'job_id', job_id, 'session', session, 'life', life, 'state', state, 'reason', reason,
-    'detail', detail, 'node', node, 'token', token, 'attempts', attempts, 'entry', entry,
-    'submitted_ms', submitted_ms, 'ended_ms', now_text, 'content_type', ''}
+  if detail ~= '' then
+    told[#told + 1], told[#told + 2] = 'detail', detail
+  end
+  if node then
+    told[#told + 1], told[#told + 2], told[#told + 3], told[#told + 4] = 'node', node, 'token', token
+  end
+  feed[#feed + 1] = {reply_key, 'job_id', job_id, unpack(told)}
   return {'rejected'}
 end
 

@@ -66,7 +66,9 @@ local function read_body(inbox_key, inbox_id)
   local body = {job = '', payload = ''}
   for i = 1, #entry[2], 2 do
     local field = entry[2][i]
-    if field == 'job' or field == 'payload' then body[field] = entry[2][i + 1] end
+    if field == 'job' or field == 'payload' then
+      body[field] = entry[2][i + 1]
+    end
   end
   return body
 end
@@ -110,8 +112,8 @@ local function go_back(job, after, body)
   local state = entry_id and 'queued' or 'delayed'
   free(job)
   redis.call('HSET', job.key, 'state', state, 'attempts', after.attempts, 'crashes', after.crashes,
-    'not_started', after.not_started, 'avoid', job.avoid, 'last_token', job.token, 'last_verdict', job.verdict, 'reason', reason)
-  redis.call('HDEL', job.key, 'started_ms', 'inbox_id', 'lease_until_ms', 'held')
+    'not_started', after.not_started, 'avoid', job.avoid, 'last_ending', job.ending, 'reason', reason)
+  redis.call('HDEL', job.key, 'started_ms', 'held')
   if entry_id then
     redis.call('HSET', job.key, 'entry', job.partition .. '/' .. entry_id)
   else
@@ -123,6 +125,17 @@ local function go_back(job, after, body)
   return {'released', state}
 end
 
+-- Add a field, unless it is nil or what is meant without it.
+local function add(fields, name, value, default)
+  if value and value ~= default then
+    fields[#fields + 1], fields[#fields + 2] = name, value
+  end
+end
+
+-- What the record of an ended job still says of its way, beside how it ended.
+local KEPT = {session = true, entry = true, submitted_ms = true, nonce = true, holder = true, decision = true, life = true,
+  attempts = true}
+
 local function finish(job, state, after, reason, detail, body)
   local record, dead_id = job.record, nil
   if body then
@@ -133,31 +146,30 @@ local function finish(job, state, after, reason, detail, body)
   end
   free(job)
   local keep_ms = dead_id and dead_retention_ms or retention_ms
-  redis.call('DEL', job.key)
-  local kept = {'state', state, 'session', job.session, 'entry', record.entry, 'life', record.life, 'node', job.node,
-    'token', job.token, 'last_token', job.token, 'last_verdict', job.verdict, 'reason', reason, 'attempts', after.attempts,
-    'submitted_ms', record.submitted_ms, 'ended_ms', now_text}
-  local function keep(field, value)
-    if value then kept[#kept + 1], kept[#kept + 2] = field, value end
-  end
-  keep('nonce', record.nonce)
-  keep('decision', record.decision)
-  keep('dead_id', dead_id)
   local with_result = state == 'completed' or state == 'failed'
-  keep('content_type', with_result and job.content_type)
-  redis.call('HSET', job.key, unpack(kept))
+  local dropped = {}
+  for i = 1, #record.fields, 2 do
+    if not KEPT[record.fields[i]] then
+      dropped[#dropped + 1] = record.fields[i]
+    end
+  end
+  redis.call('HDEL', job.key, unpack(dropped))
+  local ended = {'state', state, 'ended_ms', now_text}
+  add(ended, 'reason', reason, '')
+  add(ended, 'content_type', with_result and job.content_type, '')
+  local outcome = {KEYS[job.reply_key], 'job_id', job.job_id, 'session', job.session, 'entry', record.entry,
+    'submitted_ms', record.submitted_ms, 'node', job.node, 'token', job.token, unpack(ended)}
+  add(outcome, 'life', record.life, '1')
+  add(outcome, 'attempts', after.attempts, 0)
+  add(outcome, 'detail', detail, '')
+  if with_result and #job.result <= result_inline_bytes_max then add(outcome, 'result', job.result) end
+  feed[#feed + 1] = outcome
+  add(ended, 'last_ending', job.ending)
+  if after.attempts ~= record.attempts then add(ended, 'attempts', after.attempts) end
+  add(ended, 'dead_id', dead_id)
+  redis.call('HSET', job.key, unpack(ended))
   if with_result then redis.call('SET', KEYS[job.result_key], job.result, 'PX', keep_ms) end
   redis.call('PEXPIRE', job.key, keep_ms)
-  local outcome = {
-    KEYS[job.reply_key], 'job_id', job.job_id, 'session', job.session, 'life', record.life, 'state', state, 'reason', reason,
-    'detail', detail, 'node', job.node, 'token', job.token, 'attempts', after.attempts, 'entry', record.entry,
-    'submitted_ms', record.submitted_ms, 'ended_ms', now_text, 'content_type', with_result and job.content_type or '',
-  }
-  if with_result and #job.result <= result_inline_bytes_max then
-    outcome[#outcome + 1] = 'result'
-    outcome[#outcome + 1] = job.result
-  end
-  feed[#feed + 1] = outcome
   return {'released', state}
 end
 
@@ -167,18 +179,22 @@ local function read_record(job_key)
   for i = 1, #fields, 2 do
     record[fields[i]] = fields[i + 1]
   end
-  for _, count in ipairs({'attempts', 'crashes', 'not_started'}) do record[count] = tonumber(record[count] or 0) end
+  record.fields = fields
+  for _, count in ipairs({'attempts', 'crashes', 'not_started'}) do
+    record[count] = tonumber(record[count] or 0)
+  end
   local attempts_max, crashes_max = string.match(record.policy or '', '^%S+ %d+ (%d+) (%d+)')
   record.attempts_max, record.crashes_max = tonumber(attempts_max or 0), tonumber(crashes_max or 0)
   record.partition = string.match(record.entry or '', '^%d+')
   record.life = record.life or '1'
+  record.node, record.boot, record.token, record.inbox_id = string.match(record.holder or '', '^(%S+) (%S+) (%S+) (%S+)$')
   return record
 end
 
 -- Why this ending may not be: an answer, or nil.
 local function refusal(job, record)
   if not record.state then return {'unknown'} end
-  if record.last_token == job.token and record.last_verdict == job.verdict then return {'released', record.state} end
+  if record.last_ending == job.ending then return {'released', record.state} end
   if record.state ~= 'reserved' or record.token ~= job.token then return {'stale', record.token or '0'} end
   if record.node ~= job.node or record.partition ~= job.partition or record.session ~= job.session
     or (record.tenant or '') ~= job.tenant or (record.reply_to or '') ~= job.reply_to then
@@ -227,7 +243,7 @@ for item = 8 + partitions + nodes + 1, #ARGV, JOB do
     job_id = ARGV[item + 2], session = ARGV[item + 3], tenant = ARGV[item + 4], reply_to = ARGV[item + 5],
     token = ARGV[item + 6], verdict = ARGV[item + 7], boot = ARGV[item + 8], delay_ms = tonumber(ARGV[item + 9]),
     state = ARGV[item + 10], reason = ARGV[item + 11], detail = ARGV[item + 12], content_type = ARGV[item + 13],
-    result = ARGV[item + 14],
+    result = ARGV[item + 14], ending = ARGV[item + 6] .. ' ' .. ARGV[item + 7],
   })
 end
 

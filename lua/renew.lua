@@ -13,17 +13,17 @@ local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local answers = {now_ms}
 
 local function renew(job_key, job_id, token)
-  local record = redis.call('HMGET', job_key, 'state', 'token', 'policy', 'started_ms', 'cancel')
+  local record = redis.call('HMGET', job_key, 'state', 'holder', 'policy', 'started_ms', 'cancel')
   if not record[1] then return {'unknown'} end
-  if record[1] ~= 'reserved' or record[2] ~= token then return {'stale', record[2] or '0'} end
-  if not redis.call('ZSCORE', slots_key, job_id) then return {'stale', record[2]} end
+  local last = string.match(record[2] or '', '^%S+ %S+ (%S+)')
+  if record[1] ~= 'reserved' or last ~= token then return {'stale', last or '0'} end
+  if not redis.call('ZSCORE', slots_key, job_id) then return {'stale', last} end
   local lease_ms, run_ms_max = string.match(record[3], '^%S+ (%d+) %d+ %d+ (%d+)')
   local started_ms = tonumber(record[4])
   if started_ms and now_ms > started_ms + run_ms_max then return {'overrun', record[4]} end
 
   local lease_until_ms = string.format('%.0f', now_ms + lease_ms)
   redis.call('ZADD', slots_key, 'XX', lease_until_ms, job_id)
-  redis.call('HSET', job_key, 'lease_until_ms', lease_until_ms)
   if not started_ms then redis.call('HSET', job_key, 'started_ms', string.format('%.0f', now_ms)) end
   return {record[5] and 'cancelling' or 'renewed', lease_until_ms}
 end

@@ -16,7 +16,8 @@
 --     binding (empty: leave it), stored_node (the node in the stored binding, empty: write it anew), variant,
 --     keeps (the session stays bound to `bound` although it is placed elsewhere, if that is why; empty: never),
 --     follows (before its candidates it is tried where the session's last job of this call went),
---     limits ({{kind, index, max}, ...}; index counts the limits' keys). An index counts from 1; whatever may have more
+--     limits ({{kind, index, max}, ...}; index counts the limits' keys),
+--     document, payload (of the entry; false: to be read from it). An index counts from 1; whatever may have more
 --   than nine digits is text.
 -- RETURNS {now_ms, answer, ...}, one a job: {"reserved", node, token, used, its slots, node that the session is bound to}
 --         | {"full"} | {"limited", kind} | {"behind"} | {"fenced"} | {"duplicate"} | {"gone"} | {"job_id_taken"} | {"cancelling"}
@@ -27,7 +28,8 @@ local KEYS, ARGV = KEYS, ARGV
 local owners_key, capacity_key, open_key = KEYS[1], KEYS[2], KEYS[3]
 local snapshot_version, session_ttl_ms, partitions, nodes, policies, jobs = unpack(cmsgpack.unpack(ARGV[1]))
 local PARTITION_KEYS, NODE_KEYS = 3, 3 + #partitions
-local JOB = 18
+local JOB = 20
+local OF_JOB, NOT_EVERYWHERE = {'entry', 'session', 'submitted_ms', 'tenant', 'reply_to'}, {'tenant', 'reply_to'}
 local JOB_KEYS, LIMIT_KEYS = NODE_KEYS + 2 * #nodes, NODE_KEYS + 2 * #nodes + 2 * #jobs / JOB
 
 local time = redis.call('TIME')
@@ -39,7 +41,9 @@ local answers, blocked, homes = {now_ms}, {}, {}
 -- What a hash says of the first words of `rows`; one call for all of them.
 local function read_all(key, rows)
   local fields = {}
-  for i = 1, #rows do fields[i] = rows[i][1] end
+  for i = 1, #rows do
+    fields[i] = rows[i][1]
+  end
   return #rows > 0 and redis.call('HMGET', key, unpack(fields)) or {}
 end
 
@@ -126,72 +130,127 @@ local function hold(limits, job_id)
   return table.concat(kinds, ' ')
 end
 
-local function find(fields, name)
-  for i = 1, #fields, 2 do
-    if fields[i] == name then return fields[i + 1] end
+-- Document and payload of an intake entry, nothing when it is gone.
+local function read_body(jobs_key, entry_id)
+  local entry = redis.call('XRANGE', jobs_key, entry_id, entry_id)[1]
+  if not entry then return end
+  local body = {job = '', payload = ''}
+  for i = 1, #entry[2], 2 do
+    if body[entry[2][i]] then
+      body[entry[2][i]] = entry[2][i + 1]
+    end
   end
-  return ''
+  return body.job, body.payload
 end
 
--- Append the assignment to the inbox: the one write that can fail, so it comes before all others.
-local function assign(index, body, job)
-  return redis.pcall('XADD', KEYS[NODE_KEYS + 2 * index], '*', 'job', find(body, 'job'), 'payload', find(body, 'payload'),
-    'job_id', job.job_id, 'session', job.session, 'tenant', job.tenant, 'reply_to', job.reply_to, 'entry', job.entry,
-    'token', job.token, 'boot', nodes[index][2], 'lease_until_ms', job.lease_until_ms, 'attempt', job.attempt,
-    'life', job.life, 'submitted_ms', job.submitted_ms, 'policy', job.policy, 'decision', job.decision)
+-- Append the assignment to the inbox: the one write that can fail, so it comes before all others. Here and in the record
+-- words that belong together are one text, because each field costs the server more than a word.
+local function assign(index, job)
+  local reservation = table.concat({job.token, nodes[index][2], job.lease_until_ms, job.entry, job.attempt, job.life,
+    job.submitted_ms}, ' ')
+  local assignment = {'job', job.document, 'payload', job.payload, 'job_id', job.job_id, 'session', job.session,
+    'reservation', reservation, 'policy', job.policy, 'decision', job.decision}
+  for i = 1, #NOT_EVERYWHERE do
+    local name = NOT_EVERYWHERE[i]
+    if job[name] ~= '' then
+      assignment[#assignment + 1], assignment[#assignment + 2] = name, job[name]
+    end
+  end
+  return redis.pcall('XADD', KEYS[NODE_KEYS + 2 * index], '*', unpack(assignment))
 end
 
--- The record of a placed job. What is empty is left out, because a record costs the server more than all else here.
-local function record_of(index, job, inbox_id)
-  local record = {'state', 'reserved', 'entry', job.entry, 'session', job.session, 'submitted_ms', job.submitted_ms,
-    'node', nodes[index][1], 'boot', nodes[index][2], 'token', job.token, 'inbox_id', inbox_id,
-    'lease_until_ms', job.lease_until_ms, 'policy', job.policy, 'decision', job.decision}
-  local function add(field, value)
-    if value ~= '' then record[#record + 1], record[#record + 2] = field, value end
+-- Write what is new in the record of a placed job.
+local function write_record(job_key, index, job, inbox_id, before)
+  local holder = table.concat({nodes[index][1], nodes[index][2], job.token, inbox_id}, ' ')
+  local record = {'state', 'reserved', 'holder', holder, 'policy', job.policy, 'decision', job.decision}
+  for i = 1, #OF_JOB do
+    local name = OF_JOB[i]
+    if job[name] ~= (before[name] or '') then
+      record[#record + 1], record[#record + 2] = name, job[name]
+    end
   end
-  add('tenant', job.tenant)
-  add('reply_to', job.reply_to)
-  return record
+  if #job.limits > 0 then
+    record[#record + 1], record[#record + 2] = 'held', hold(job.limits, job.job_id)
+  end
+  redis.call('HSET', job_key, unpack(record))
+end
+
+-- What the record answers, whoever asks; nil when the job may be placed.
+local function answer_of(record, entry, session, jobs_key, entry_id)
+  if not record.state then return end
+  if record.entry == entry and record.state ~= 'queued' then
+    -- Placed before, wherever it is now; or ended without having been placed since it came into the intake.
+    if record.state ~= 'reserved' and not record.last_ending then return {'gone'} end
+    local node, token = string.match(record.holder or '', '^(%S+) %S+ (%S+)')
+    return {'reserved', node, token, -1}
+  end
+  if record.session ~= session then return {'job_id_taken'} end
+  if record.entry ~= entry then
+    redis.call('XDEL', jobs_key, entry_id)
+    return {'duplicate'}
+  end
+end
+
+-- Assign the job to the freest node whose inbox takes it. Returns the node's index, the entry in its inbox, and why there.
+local function place(job, candidates, note)
+  local poisoned
+  repeat
+    local index = choose(candidates, poisoned)
+    if not index then return end
+    local why, seen = explain(index, job)
+    job.decision = why .. (seen or '') .. note
+    local inbox_id = assign(index, job)
+    if type(inbox_id) ~= 'table' then return index, inbox_id, why end
+    poisoned = poisoned or {}
+    poisoned[index] = true
+  until false
+end
+
+-- The answer for a job that is not placed now, and so holds back what comes after it in its session.
+local function wait(session, ...)
+  blocked[session] = true
+  return {...}
+end
+
+-- Bind the session to a node. Not written when it is stored so.
+local function bind(session_key, session, binding, home, stored_node, variant)
+  if binding == '' then return end
+  homes[session] = home
+  local node = nodes[home][1]
+  if node ~= stored_node then
+    redis.call('SET', session_key, binding .. ' ' .. node .. ' ' .. variant, 'PX', session_ttl_ms)
+  end
 end
 
 local function reserve(number)
   local entry_id, partition_index, policy_index, job_id, session, tenant, reply_to, candidates, bound, preferred, why, note,
-    binding, stored_node, variant, keeps, follows, limits = unpack(jobs, JOB * number - JOB + 1, JOB * number)
+    binding, stored_node, variant, keeps, follows, limits, document, payload = unpack(jobs, JOB * number - JOB + 1, JOB * number)
   local job_key, session_key = KEYS[JOB_KEYS + 2 * number - 1], KEYS[JOB_KEYS + 2 * number]
-  local jobs_key, partition = KEYS[PARTITION_KEYS + partition_index], partitions[partition_index][1]
-  local entry = partition .. '/' .. entry_id
+  local jobs_key, entry = KEYS[PARTITION_KEYS + partition_index], partitions[partition_index][1] .. '/' .. entry_id
 
-  if not owned[partition_index] then blocked[session] = true return {'fenced'} end
-  local record = {}
-  local fields = redis.call('HGETALL', job_key)
+  if not owned[partition_index] then return wait(session, 'fenced') end
+  local record, fields = {}, redis.call('HGETALL', job_key)
   for i = 1, #fields, 2 do
     record[fields[i]] = fields[i + 1]
   end
-  local state, token = record.state, tonumber(record.token or 0)
-  if state and record.entry == entry and state ~= 'queued' then
-    -- Placed before, wherever it is now; or ended without ever having been placed.
-    if (record.node or '') == '' then return {'gone'} end
-    return {'reserved', record.node, record.token or '0', -1}
+  local answer = answer_of(record, entry, session, jobs_key, entry_id)
+  if answer then return answer end
+  if not document then
+    document, payload = read_body(jobs_key, entry_id)
+    if not document then return {'gone'} end
   end
-  if state and record.session ~= session then return {'job_id_taken'} end
-  if state and record.entry ~= entry then
-    redis.call('XDEL', jobs_key, entry_id)
-    return {'duplicate'}
-  end
-  local body = redis.call('XRANGE', jobs_key, entry_id, entry_id)[1]
-  if not body then return {'gone'} end
   if record.cancel then return {'cancelling'} end
   if blocked[session] then return {'behind'} end
   local limit = limit_of(limits)
-  if limit then blocked[session] = true return {'limited', limit} end
+  if limit then return wait(session, 'limited', limit) end
 
-  token = math.max(last_token + 1, token + 1)
+  local token = math.max(last_token, tonumber(string.match(record.holder or '', '^%S+ %S+ (%d+)')) or 0) + 1
   local job = {
-    job_id = job_id, session = session, tenant = tenant, reply_to = reply_to, entry = entry,
+    job_id = job_id, session = session, tenant = tenant, reply_to = reply_to, entry = entry, document = document,
+    payload = payload, limits = limits, bound = bound, preferred = preferred, why = why,
     token = string.format('%.0f', token), submitted_ms = record.submitted_ms or submitted(entry_id), life = record.life or '1',
     policy = policy_of[policy_index], lease_until_ms = lease_until_ms_of[policy_index],
-    attempt = state and 1 + (record.attempts or 0) + (record.crashes or 0) + (record.not_started or 0) or '1',
-    bound = bound, preferred = preferred, why = why,
+    attempt = 1 + (record.attempts or 0) + (record.crashes or 0) + (record.not_started or 0),
   }
   local before = homes[session]
   if before and follows then
@@ -201,36 +260,21 @@ local function reserve(number)
   elseif before then
     stored_node = ''
   end
-  local poisoned, index, inbox_id, seen
-  repeat
-    index = choose(candidates, poisoned)
-    if not index then blocked[session] = true return {'full'} end
-    why, seen = explain(index, job)
-    job.decision = why .. (seen or '') .. note
-    inbox_id = assign(index, body[2], job)
-    if type(inbox_id) == 'table' then
-      poisoned, inbox_id = poisoned or {}, nil
-      poisoned[index] = true
-    end
-  until inbox_id
+  local index, inbox_id, decided = place(job, candidates, note)
+  if not index then return wait(session, 'full') end
+  if redis.call('XDEL', jobs_key, entry_id) == 0 then
+    redis.call('XDEL', KEYS[NODE_KEYS + 2 * index], inbox_id)
+    return {'gone'}
+  end
 
   last_token = token
-  local node = nodes[index][1]
-  redis.call('XDEL', jobs_key, entry_id)
-  redis.call('ZADD', KEYS[NODE_KEYS + 2 * index - 1], job.lease_until_ms, job.job_id)
-  redis.call('HSET', job_key, unpack(record_of(index, job, inbox_id)))
-  if #limits > 0 then redis.call('HSET', job_key, 'held', hold(limits, job.job_id)) end
-  local home = why == keeps and job.bound or index
-  local home_node = nodes[home][1]
-  if binding ~= '' then
-    homes[session] = home
-    if home_node ~= stored_node then
-      redis.call('SET', session_key, binding .. ' ' .. home_node .. ' ' .. variant, 'PX', session_ttl_ms)
-    end
-  end
+  redis.call('ZADD', KEYS[NODE_KEYS + 2 * index - 1], job.lease_until_ms, job_id)
+  write_record(job_key, index, job, inbox_id, record)
+  local home = decided == keeps and job.bound or index
+  bind(session_key, session, binding, home, stored_node, variant)
   used_of[index] = used_of[index] + 1
-  if used_of[index] >= slots_of[index] then redis.call('SREM', open_key, node) end
-  return {'reserved', node, job.token, used_of[index], slots_of[index], home_node}
+  if used_of[index] >= slots_of[index] then redis.call('SREM', open_key, nodes[index][1]) end
+  return {'reserved', nodes[index][1], job.token, used_of[index], slots_of[index], nodes[home][1]}
 end
 
 for number = 1, #jobs / JOB do

@@ -34,10 +34,15 @@ local function submit(jobs_key, job_key, partition, item)
   if type(entry_id) == 'table' then return {'refused', entry_id.err} end
   local entry = partition .. '/' .. entry_id
   local submitted_ms = math.min(tonumber(string.match(entry_id, '^%d+')), now_ms)
-  redis.call('HSET', job_key, 'state', 'queued', 'entry', entry, 'session', session, 'nonce', nonce,
-    'submitted_ms', string.format('%.0f', submitted_ms))
-  if tenant ~= '' then redis.call('HSET', job_key, 'tenant', tenant) end
-  if reply_to ~= '' then redis.call('HSET', job_key, 'reply_to', reply_to) end
+  local written = {'state', 'queued', 'entry', entry, 'session', session, 'nonce', nonce,
+    'submitted_ms', string.format('%.0f', submitted_ms)}
+  if tenant ~= '' then
+    written[#written + 1], written[#written + 2] = 'tenant', tenant
+  end
+  if reply_to ~= '' then
+    written[#written + 1], written[#written + 2] = 'reply_to', reply_to
+  end
+  redis.call('HSET', job_key, unpack(written))
   return {'accepted', entry}
 end
 

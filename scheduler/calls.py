@@ -5,7 +5,7 @@ store/ turns these into KEYS and ARGV and back; nobody else sees a script's word
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -20,6 +20,11 @@ class Layout(msgspec.Struct, frozen=True):
     protocol: int
     retention_ms: int
     dead_retention_ms: int
+
+
+Body = tuple[bytes, bytes] | tuple[Literal[False], Literal[False]]
+"""Document and payload of an intake entry, or NO_BODY."""
+NO_BODY: Final[Body] = (False, False)
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -40,7 +45,7 @@ class ReserveItem(msgspec.Struct, frozen=True, gc=False):
     binding: `pool src:tgt`, empty to leave the session's binding alone; stored_node: the node that the stored binding
     names, so that it is written only on change. keeps: the session stays bound to `bound` although it is placed
     elsewhere, if that is why; empty: never. follows: it is tried first where the session's last job of this call went.
-    limits: (kind, id, most) of each limit that it counts against.
+    limits: (kind, id, most) of each limit that it counts against. body: the entry's, if it is at hand.
     """
 
     partition: int
@@ -62,6 +67,7 @@ class ReserveItem(msgspec.Struct, frozen=True, gc=False):
     keeps: str = ""
     follows: bool = False
     limits: tuple[tuple[str, str, int], ...] = ()
+    body: Body = NO_BODY
 
 
 class Reserved(msgspec.Struct, frozen=True, gc=False):

@@ -47,19 +47,15 @@ class Job:
 
     __slots__ = (
         "_document",
-        "attempt",
         "decision",
-        "entry",
         "inbox_id",
-        "life",
         "node",
         "partition",
         "payload",
         "policy",
         "reply_to",
+        "reservation",
         "stopped",
-        "submitted_ms",
-        "token",
     )
 
     def __init__(self, node: str, inbox_id: str, fields: dict[bytes, bytes]) -> None:
@@ -70,16 +66,37 @@ class Job:
         self.node = node
         self.inbox_id = inbox_id
         self.payload = fields.get(b"payload", b"")
-        self.token = int(fields[b"token"])
-        self.attempt = int(fields.get(b"attempt", b"1"))
-        self.life = int(fields.get(b"life", b"1"))
-        self.submitted_ms = int(fields.get(b"submitted_ms", b"0"))
+        self.reservation = model.parse_reservation(text(b"reservation"))
         self.reply_to = text(b"reply_to")
-        self.entry = text(b"entry")
         self.partition = keys.partition_of_entry(self.entry)
         self.policy = model.parse_policy(text(b"policy"))
         self.decision = text(b"decision")
         self.stopped = threading.Event()
+
+    @property
+    def token(self) -> int:
+        """Of the reservation; rises with each."""
+        return self.reservation.token
+
+    @property
+    def attempt(self) -> int:
+        """From 1; counts failed, lost and not started ones."""
+        return self.reservation.attempt
+
+    @property
+    def life(self) -> int:
+        """1, and one more each time that a dead job is brought back."""
+        return self.reservation.life
+
+    @property
+    def submitted_ms(self) -> int:
+        """Server time of the first submission."""
+        return self.reservation.submitted_ms
+
+    @property
+    def entry(self) -> str:
+        """The intake entry, `<partition>/<entry id>`."""
+        return self.reservation.entry
 
     @property
     def job_id(self) -> str:

@@ -66,6 +66,6 @@ def was_renewed_since(boot_ms: int, started_ms: int | None, lease_until_ms: int,
     A renewal gives `lease_ms` from its own time on, so it took place that long before the lease ends. Only the first
     lease has another length; it is the one in force as long as nothing is started.
 
-    Args: boot_ms, server time; started_ms, lease_until_ms and lease_ms, as the record has them.
+    Args: boot_ms, server time; started_ms and lease_ms, as the record has them; lease_until_ms, as the slot has it.
     """
     return started_ms is not None and lease_until_ms - lease_ms >= boot_ms

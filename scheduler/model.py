@@ -210,6 +210,44 @@ def parse_policy(text: str) -> Policy:
     return Policy(pool, *map(int, numbers[: len(Policy._fields) - 1]))
 
 
+class Reservation(NamedTuple):
+    """What an assignment says of its reservation. boot: of the node; lease_until_ms: server time, the end of the first
+    lease; entry: the intake entry; attempt: from 1; submitted_ms: server time of the first submission.
+    """
+
+    token: int
+    boot: str
+    lease_until_ms: int
+    entry: str
+    attempt: int
+    life: int
+    submitted_ms: int
+
+
+def parse_reservation(text: str) -> Reservation:
+    """A reservation from its text; words of a later version are ignored. Raises: ValueError."""
+    words = text.split(" ")
+    if len(words) < len(Reservation._fields):
+        raise ValueError(f"reservation = {text[:200]!r}: expected {len(Reservation._fields)} words")
+    token, boot, lease_until_ms, entry, attempt, life, submitted_ms = words[: len(Reservation._fields)]
+    return Reservation(int(token), boot, int(lease_until_ms), entry, int(attempt), int(life), int(submitted_ms))
+
+
+class Holder(NamedTuple):
+    """Who holds a job, or was the last to hold it, as its record says. inbox_id: of the assignment."""
+
+    node: str
+    boot: str
+    token: int
+    inbox_id: str
+
+
+def parse_holder(text: str | None) -> Holder | None:
+    """A holder from its text, None when there is none or it is no text of a script."""
+    words = (text or "").split(" ")
+    return Holder(words[0], words[1], int(words[2]), words[3]) if len(words) == 4 and words[2].isdigit() else None
+
+
 class Node(msgspec.Struct, frozen=True, omit_defaults=True):
     """A node as placement sees it. Nodes that cannot take work (draining, dead) are not in the snapshot.
 

@@ -38,7 +38,6 @@ FIRST_WORD_MS: Final = 2_000  # for telling the server that this node leaves
 LAST_WORD_MS: Final = 5_000  # for reporting the last outcomes while leaving
 THREADS_MIN: Final = 32
 INBOX_COUNT: Final = 128
-_LEASE: Final = ("token", "started_ms", "lease_until_ms", "policy")
 
 Phase = Literal["joining", "serving", "draining", "left", "replaced", "stopped"]
 
@@ -276,7 +275,7 @@ class Node:
                 if b"control" in fields:
                     self._obey(fields)
                 else:
-                    self._assign(Job(self.node_id, identifier, fields), fields)
+                    self._assign(Job(self.node_id, identifier, fields))
             except (KeyError, ValueError, SchedulerError) as error:
                 logger.error("%s: inbox entry %s is ignored: %r", self.node_id, identifier, error)
 
@@ -319,13 +318,13 @@ class Node:
         self._renew_loop.wake()
         self._end_life("replaced")
 
-    def _assign(self, job: Job, fields: dict[bytes, bytes]) -> None:
+    def _assign(self, job: Job) -> None:
         """Start what is ours, while this life lasts; entries of lower boots wait until our own boot is confirmed."""
-        boot = fields.get(b"boot", b"").decode()
+        boot = job.reservation.boot
         if boot == self.boot and self._ended.is_set():
             self._end(job, retry.given_back("the node stopped", GIVE_BACK_MS))
         elif boot == self.boot:
-            self._attempts.start(job, int(fields[b"lease_until_ms"]), job.policy.lease_ms)
+            self._attempts.start(job, job.reservation.lease_until_ms, job.policy.lease_ms)
         elif model.boot_order(boot) < model.boot_order(self.boot):
             self._earlier.append(job)
 
@@ -345,14 +344,12 @@ class Node:
         boot_ms = model.boot_order(self.boot) // 1_000
         while self._earlier:
             batch = self._earlier[: self._settings.batch_max]
-            records = await self._store.reads.records([job.job_id for job in batch], _LEASE)
+            found = await self._store.reads.leases(self.node_id, [job.job_id for job in batch])
             del self._earlier[: len(batch)]
-            for job, (token, started_ms, until_ms, policy) in zip(batch, records, strict=True):
-                if token != str(job.token) or until_ms is None or policy is None:
+            for job, lease in zip(batch, found, strict=True):
+                if lease.holder is None or lease.holder.token != job.token or lease.until_ms is None:
                     continue  # given back meanwhile
-                first_ms = None if started_ms is None else int(started_ms)
-                lease_ms = model.parse_policy(policy).lease_ms
-                if leases.was_renewed_since(boot_ms, first_ms, int(until_ms), lease_ms):
+                if leases.was_renewed_since(boot_ms, lease.started_ms, lease.until_ms, lease.policy.lease_ms):
                     logger.info("%s: an earlier life still runs job %s", self.node_id, job.job_id)
                 else:
                     self._end(job, retry.Ending("reboot", reason="reboot", detail="the node was started again"))

@@ -226,6 +226,7 @@ async def _look(redis_url: str | None, settings: Settings, job_id: str) -> Pictu
         outcome = await reads.outcome(job_id)
         (bound,) = await reads.bindings([record.get("session", "")])
         due_ms = await reads.due_ms(job_id)
+        (lease,) = await reads.leases(record.get("node", ""), [job_id])
         now_ms = await store.control.time_us() // 1000
 
     def number(name: str) -> int | None:
@@ -254,7 +255,7 @@ async def _look(redis_url: str | None, settings: Settings, job_id: str) -> Pictu
         token=number("token") or None,
         pool=model.parse_policy(record.get("policy", "")).pool or None,
         decision=record.get("decision", ""),
-        lease_until_ms=number("lease_until_ms"),
+        lease_until_ms=lease.until_ms,
         reason=record.get("reason", ""),
         detail=outcome.detail if outcome else "",
         binding=parse(bound),

@@ -190,20 +190,21 @@ async def _read_reservations(redis_url: str | None, settings: Settings, node_id:
             raise Failure(f"no node {node_id!r}; there is {names or 'none'}")
         asked = known if node_id is None else [node_id]
         slots = await reads.held(asked, NODE_RESERVATIONS_MAX)
-        records = await reads.records([job_id for job_id, _, _ in slots], ("state", "token", "session"))
+        records = await reads.records([job_id for job_id, _, _ in slots], ("state", "holder", "session"))
         now_us = await store.control.time_us()
     return [
         HeldSlot(
             job_id=job_id,
             node=node,
-            token=int(token or 0),
+            token=held.token,
             session_id=session or "",
             # A token is the server's time in microseconds, save where several were given out in one.
-            age_ms=max(0, now_us - int(token or now_us)) // 1000,
+            age_ms=max(0, now_us - held.token) // 1000,
             lease_left_ms=until_ms - now_us // 1000,
         )
-        for (job_id, node, until_ms), (state, token, session) in zip(slots, records, strict=True)
-        if state == "reserved"  # it may have ended between the two reads
+        for (job_id, node, until_ms), (state, holder, session) in zip(slots, records, strict=True)
+        # It may have ended between the two reads.
+        if state == "reserved" and (held := model.parse_holder(holder)) is not None
     ]
 
 

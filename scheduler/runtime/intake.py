@@ -13,6 +13,8 @@ from scheduler.config import Settings
 from scheduler.errors import InvalidInput
 
 _DETAIL_LENGTH_MAX: Final = 500
+BODY_BYTES_MAX: Final = 2_048
+"""A body up to here goes with its reservation, which costs the server less than to read it from the intake."""
 _DIGITS_MAX: Final = 16  # of a time in milliseconds
 
 
@@ -31,7 +33,9 @@ class Class(NamedTuple):
 
 
 class Job(msgspec.Struct, frozen=True, gc=False):
-    """A job in the hands of its dispatcher; its body stays in the intake. deadline_at_ms: server time, or None."""
+    """A job in the hands of its dispatcher. deadline_at_ms: server time, or None. body: a small one that was just read;
+    others are in the intake only.
+    """
 
     partition: int
     epoch: int
@@ -48,6 +52,11 @@ class Job(msgspec.Struct, frozen=True, gc=False):
     deadline_at_ms: int | None
     avoid: str
     preferred_node: str = ""
+    body: calls.Body = calls.NO_BODY
+
+    def without_body(self) -> Job:
+        """The same job, to be kept for a while."""
+        return msgspec.structs.replace(self, body=calls.NO_BODY) if self.body is not calls.NO_BODY else self
 
 
 def decode(entry: calls.Entry, cell: int, settings: Settings) -> Job | calls.RejectItem:
@@ -55,7 +64,7 @@ def decode(entry: calls.Entry, cell: int, settings: Settings) -> Job | calls.Rej
 
     The field `job_id` of an entry that a script wrote overrides the document's; without either the id is generated.
     """
-    body = entry.fields.get(b"job")
+    body, payload = entry.fields.get(b"job"), entry.fields.get(b"payload", b"")
     try:
         _check_sizes(entry, body, settings)
     except InvalidInput as error:
@@ -87,6 +96,7 @@ def decode(entry: calls.Entry, cell: int, settings: Settings) -> Job | calls.Rej
         deadline_at_ms=None if document.deadline_ms is None else submitted_ms + document.deadline_ms,
         avoid=entry.fields.get(b"avoid", b"").decode(errors="replace"),
         preferred_node=document.preferred_node,
+        body=(body, payload) if len(body) + len(payload) <= BODY_BYTES_MAX else calls.NO_BODY,
     )
 
 

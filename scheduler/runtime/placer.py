@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from random import Random
+from typing import Final
 
 import msgspec
 
@@ -34,6 +35,8 @@ from scheduler.store.connection import or_each_alone
 from scheduler.store.store import Store
 
 Answer = calls.Reserved | calls.Refused
+AT_ONCE_MAX: Final = 32
+"""Jobs of a call that is not worth a task of its own, beside which the next one would be made ready."""
 
 
 class _Call(msgspec.Struct):
@@ -125,7 +128,11 @@ class Placer:
         started_s = time.perf_counter()
         tries = self._tries(jobs if again else self._scan_past(jobs))
         self.times.decided(started_s, len(jobs))
-        under_way.append(self._send(tries, again))
+        call, items = self._prepare(tries, again)
+        if not under_way and len(items) <= AT_ONCE_MAX:
+            await self._settle_all(call, await self._reserve(items, call.index) if items else [])
+            return
+        under_way.append(self._sent(call, items))
         if len(under_way) > 1:
             await self._land(under_way, 1)
 
@@ -314,16 +321,25 @@ class Placer:
 
     # ---- reserve ----
 
-    def _send(self, tries: list[Try], again: bool = False) -> _Call:
-        """Begin one script call for those that have candidates."""
+    def _prepare(self, tries: list[Try], again: bool = False) -> tuple[_Call, list[calls.ReserveItem]]:
+        """A script call, and what is asked in it: those that have candidates."""
         now_ms = _now_ms()
         items = []
         for each in tries:
             if each.placement is not None:
                 items.append(reserve_item(each, each.placement, self.index.policy(each.wanted.pool)))
         partitions = frozenset([each.job.partition for each in tries])
-        answers = asyncio.create_task(self._reserve(items, self.index)) if items else None
-        return _Call(tries, partitions, answers, now_ms, self.index, self._waiting.limits.mark, again)
+        return _Call(tries, partitions, None, now_ms, self.index, self._waiting.limits.mark, again), items
+
+    def _sent(self, call: _Call, items: list[calls.ReserveItem]) -> _Call:
+        """Begin a call, to be settled later."""
+        if items:
+            call.answers = asyncio.create_task(self._reserve(items, call.index))
+        return call
+
+    def _send(self, tries: list[Try]) -> _Call:
+        """Begin one script call for those that have candidates."""
+        return self._sent(*self._prepare(tries))
 
     async def _reserve(self, items: list[calls.ReserveItem], index: Index) -> list[Answer]:
         """Reserve; after an error inside the script each job alone, still in the order of each session.
@@ -377,7 +393,7 @@ class Placer:
 
     def _wait(self, each: Try, answer: calls.Refused | None, call: _Call) -> None:
         """A newcomer that was not placed. answer: None when it was held back behind others, or no node can serve it."""
-        job, wanted, waiting = each.job, each.wanted, self._waiting
+        job, wanted, waiting = each.job.without_body(), each.wanted, self._waiting
         self._count(answer)
         if call.index is not self.index:
             # Another snapshot came while the call was under way: what it said of another class is of no use.

@@ -107,11 +107,11 @@ class Reader:
         if timeout_ms <= 0:
             await asyncio.sleep(0)
         elif not self._filled.is_set():
+            late = asyncio.get_running_loop().call_later(timeout_ms / 1000, self.nudge)
             try:
-                async with asyncio.timeout(timeout_ms / 1000):
-                    await self._filled.wait()
-            except TimeoutError:
-                return NOTHING
+                await self._filled.wait()
+            finally:
+                late.cancel()
         return self.next_ready() or NOTHING
 
     def next_ready(self) -> Batch | None:

@@ -23,7 +23,7 @@ logger = logging.getLogger("scheduler.reaper")
 SLICE_NODES_MAX: Final = 1_000
 DEAF_MS: Final = 1_000
 TRIM_EVERY_MS: Final = 60_000
-_FIELDS: Final = ("state", "token", "entry", "session", "tenant", "reply_to", "node")
+_FIELDS: Final = ("state", "holder", "entry", "session", "tenant", "reply_to")
 
 
 class Report(msgspec.Struct):
@@ -113,15 +113,15 @@ class Reaper:
                     session_id=session or "",
                     tenant_id=tenant or "",
                     reply_to=reply_to or "",
-                    token=int(token or 0),
+                    token=held.token,
                     verdict="expire",
                     reason="lease_expired",
                     detail=f"the lease on node {node} was not renewed",
                 )
-                for (job_id, node), (state, token, entry, session, tenant, reply_to, holder) in zip(
+                for (job_id, node), (state, holder, entry, session, tenant, reply_to) in zip(
                     batch, records, strict=True
                 )
-                if state == "reserved" and holder == node
+                if state == "reserved" and (held := model.parse_holder(holder)) is not None and held.node == node
             ]
             if items:
                 await self._release(items)

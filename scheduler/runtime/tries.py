@@ -74,6 +74,7 @@ def reserve_item(each: Try, placement: Placement, policy: Pool) -> calls.Reserve
         keeps=placement.keeps,
         follows=each.follows,
         limits=counted_by(job, policy),
+        body=job.body,
     )
 
 

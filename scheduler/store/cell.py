@@ -39,6 +39,11 @@ class _Group:
         return [[known.get(name) or self.index(name) for name in group] for group in groups]
 
 
+def _text_of(part: bytes) -> msgspec.Raw:
+    """Bytes as msgpack's text of up to 65,535 bytes: the server's decoder knows no type for bytes."""
+    return msgspec.Raw(b"\xda" + len(part).to_bytes(2, "big") + part)
+
+
 def _policy(name: str, pool: model.Pool) -> tuple[str | int, ...]:
     return (
         name,
@@ -168,6 +173,7 @@ class Cell:
                 item.why, f" {item.note}" if item.note else "", item.binding, item.stored_node, item.variant,
                 item.keeps, item.follows,
                 [(kind, limits.index((kind, name)), most) for kind, name, most in item.limits],
+                *[part if part is False else _text_of(part) for part in item.body],
             )  # fmt: skip
             job_keys += [self.keys.job(item.job_id), self.keys.session(item.session_id)]
         names = [self.keys.owners, self.keys.capacity, self.keys.open]

@@ -186,6 +186,21 @@ class Connection:
             self.heard(answer[0], sent_ms)
         return answer
 
+    async def all_of(self, commands: Sequence[Sequence[Argument]], *, at_once: bool = False) -> list[Any]:
+        """Answers of several commands in one round trip. at_once: at one moment, without others in between.
+
+        Each try has a pipeline of its own: one that failed has forgotten its commands, and would answer nothing.
+        """
+
+        async def once() -> list[Any]:
+            pipeline = self.commands.pipeline(transaction=at_once)
+            for command in commands:
+                pipeline.execute_command(*command)
+            answers: list[Any] = await pipeline.execute()
+            return answers
+
+        return await self.patiently(once) if commands else []
+
     async def patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Repeat `attempt` while its failure is temporary and patience lasts. It must be safe to repeat."""
         started = time.monotonic()

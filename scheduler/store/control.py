@@ -218,11 +218,10 @@ class Control:
 
         Raises: InvalidInput when something of it is missing or cannot be read.
         """
-        pipeline = self._connection.commands.pipeline(transaction=True)
-        pipeline.get(self.keys.snapshot)
-        pipeline.get(self.keys.version)
-        pipeline.xrange(self.keys.deltas)
-        data, stored_version, entries = await self._connection.patiently(pipeline.execute)
+        data, stored_version, entries = await self._connection.all_of(
+            [("GET", self.keys.snapshot), ("GET", self.keys.version), ("XRANGE", self.keys.deltas, "-", "+")],
+            at_once=True,
+        )
         stored = model.EMPTY_SNAPSHOT if data is None else model.decode_snapshot(data)
         version = int(stored_version or stored.version)
         after = [_delta(fields) for entry, fields in entries if stored.version < _version_of(entry) <= version]
@@ -292,11 +291,10 @@ class Control:
 
     async def stored_version(self) -> int | None:
         """The published version, 0 while there is none; None when something that leads to it is missing."""
-        pipeline = self._connection.commands.pipeline(transaction=True)
-        pipeline.get(self.keys.version)
-        pipeline.exists(self.keys.snapshot)
-        pipeline.xrevrange(self.keys.deltas, count=1)
-        stored, snapshots, newest = await self._connection.patiently(pipeline.execute)
+        newest_entry = ("XREVRANGE", self.keys.deltas, "+", "-", "COUNT", 1)
+        stored, snapshots, newest = await self._connection.all_of(
+            [("GET", self.keys.version), ("EXISTS", self.keys.snapshot), newest_entry], at_once=True
+        )
         version = int(stored or 0)
         is_whole = snapshots == 1 and bool(newest) and newest[0][0].decode() == version_entry(version)
         return version if is_whole or not (version or snapshots or newest) else None

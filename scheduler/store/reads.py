@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from scheduler import calls, keys, model
-from scheduler.store.connection import Client, Connection, ask, keeping_cancellation
+from scheduler.store.connection import Argument, Client, Connection, ask, keeping_cancellation
 
 READ_BLOCK_MS: Final = 250
 
 
 StreamEntry = tuple[str, dict[bytes, bytes]]
+
+
+class Lease(NamedTuple):
+    """What is known of a reservation. until_ms: the end of its lease, None when its node has no slot for it."""
+
+    holder: model.Holder | None
+    until_ms: int | None
+    started_ms: int | None
+    policy: model.Policy
 
 
 class Reads:
@@ -67,31 +76,43 @@ class Reads:
 
     async def held_sizes(self, limits: Sequence[str]) -> list[int]:
         """How many jobs count against each limit (`<kind>:<id>`), in one round trip."""
-        pipeline = self._connection.commands.pipeline(transaction=False)
-        for limit in limits:
-            kind, _, name = limit.partition(":")
-            pipeline.scard(self.keys.held(kind, name))
-        return [int(size) for size in await self._connection.patiently(pipeline.execute)] if limits else []
+        names = [limit.partition(":") for limit in limits]
+        sizes = await self._connection.all_of([("SCARD", self.keys.held(kind, name)) for kind, _, name in names])
+        return [int(size) for size in sizes]
 
     async def rest_of(self, stream: str, since: str, after: str, count: int) -> tuple[list[StreamEntry], bool]:
         """At most `count` entries after `after`, and whether all that came since `since` is still there."""
-        pipeline = self._connection.commands.pipeline(transaction=False)
-        pipeline.xrange(stream, f"({after}", "+", count)
-        pipeline.xrange(stream, since, since)
-        rows, first = await self._connection.patiently(pipeline.execute)
+        rows, first = await self._connection.all_of(
+            [("XRANGE", stream, f"({after}", "+", "COUNT", count), ("XRANGE", stream, since, since)]
+        )
         return [(identifier.decode(), fields) for identifier, fields in rows], bool(first)
 
     async def record(self, job_id: str) -> dict[str, str]:
-        """The job record, empty when there is none."""
-        return _text(await self._command(lambda client: client.hgetall(self.keys.job(job_id))))
+        """The job record, empty when there is none; the words of `holder` and `last_ending` are fields too."""
+        return unfold(_text(await self._command(lambda client: client.hgetall(self.keys.job(job_id)))))
 
     async def records(self, job_ids: Sequence[str], fields: Sequence[str]) -> list[list[str | None]]:
         """Some fields of several records, in one round trip."""
-        pipeline = self._connection.commands.pipeline(transaction=False)
-        for job_id in job_ids:
-            pipeline.hmget(self.keys.job(job_id), list(fields))
-        rows = await self._connection.patiently(pipeline.execute)
+        rows = await self._connection.all_of([("HMGET", self.keys.job(job_id), *fields) for job_id in job_ids])
         return [[None if value is None else value.decode() for value in row] for row in rows]
+
+    async def leases(self, node: str, job_ids: Sequence[str]) -> list[Lease]:
+        """What is known of each job's reservation on that node, all at one moment."""
+        commands = [("HMGET", self.keys.job(job_id), "holder", "started_ms", "policy") for job_id in job_ids]
+        ends = ("ZMSCORE", self.keys.slots(node), *job_ids)
+        scores, *rows = await self._connection.all_of([ends, *commands], at_once=True)
+        leases = []
+        for score, row in zip(scores, rows, strict=True):
+            holder, started_ms, policy = (None if value is None else value.decode() for value in row)
+            leases.append(
+                Lease(
+                    model.parse_holder(holder),
+                    None if score is None else int(score),
+                    None if started_ms is None else int(started_ms),
+                    model.parse_policy(policy or ""),
+                )
+            )
+        return leases
 
     async def result(self, job_id: str) -> bytes | None:
         """What the handler returned, None when there is nothing (any more)."""
@@ -140,10 +161,8 @@ class Reads:
 
     async def used(self, nodes: Sequence[str]) -> list[int]:
         """Slots in use on each node."""
-        pipeline = self._connection.commands.pipeline(transaction=False)
-        for node in nodes:
-            pipeline.zcard(self.keys.slots(node))
-        return [int(count) for count in await self._connection.patiently(pipeline.execute)] if nodes else []
+        counts = await self._connection.all_of([("ZCARD", self.keys.slots(node)) for node in nodes])
+        return [int(count) for count in counts]
 
     async def reservations(self, node: str, until_ms: int | None = None, count: int = 1_000) -> list[tuple[str, int]]:
         """(job_id, lease deadline) of a node, earliest first; only those that end by `until_ms` if it is given."""
@@ -155,22 +174,20 @@ class Reads:
 
     async def lapsed(self, nodes: Sequence[str], now_ms: int, count: int) -> list[tuple[str, str]]:
         """(job_id, node) of the reservations of these nodes whose lease has ended, at most `count` a node."""
-        pipeline = self._connection.commands.pipeline(transaction=False)
-        for node in nodes:
-            pipeline.zrangebyscore(self.keys.slots(node), "-inf", now_ms, 0, count)
-        rows = await self._connection.patiently(pipeline.execute) if nodes else []
+        rows = await self._connection.all_of(
+            [("ZRANGEBYSCORE", self.keys.slots(node), "-inf", now_ms, "LIMIT", 0, count) for node in nodes]
+        )
         return [(member.decode(), node) for node, members in zip(nodes, rows, strict=True) for member in members]
 
     async def held(self, nodes: Sequence[str], count: int) -> list[tuple[str, str, int]]:
         """(job_id, node, lease deadline) of the reservations of these nodes, at most `count` a node."""
-        pipeline = self._connection.commands.pipeline(transaction=False)
-        for node in nodes:
-            pipeline.zrange(self.keys.slots(node), 0, count - 1, withscores=True)
-        rows = await self._connection.patiently(pipeline.execute) if nodes else []
+        rows = await self._connection.all_of(
+            [("ZRANGE", self.keys.slots(node), 0, count - 1, "WITHSCORES") for node in nodes]
+        )
         return [
             (member.decode(), node, int(score))
             for node, members in zip(nodes, rows, strict=True)
-            for member, score in members
+            for member, score in zip(members[::2], members[1::2], strict=True)
         ]
 
     async def due_ms(self, job_id: str) -> int | None:
@@ -193,18 +210,15 @@ class Reads:
 
     async def lengths(self, streams: Sequence[str]) -> list[int]:
         """Entries of each stream, in one round trip."""
-        pipeline = self._connection.commands.pipeline(transaction=False)
-        for stream in streams:
-            pipeline.xlen(stream)
-        return [int(count) for count in await self._connection.patiently(pipeline.execute)] if streams else []
+        return [int(count) for count in await self._connection.all_of([("XLEN", stream) for stream in streams])]
 
     async def backlogs(self, partitions: Iterable[int]) -> list[tuple[int, str]]:
         """(entries, id of the oldest one or "") of each partition's intake, in one round trip."""
-        pipeline = self._connection.commands.pipeline(transaction=False)
+        commands: list[Sequence[Argument]] = []
         for partition in partitions:
-            pipeline.xlen(self.keys.jobs(partition))
-            pipeline.xrange(self.keys.jobs(partition), count=1)
-        answers = await self._connection.patiently(pipeline.execute)
+            jobs = self.keys.jobs(partition)
+            commands += [("XLEN", jobs), ("XRANGE", jobs, "-", "+", "COUNT", 1)]
+        answers = await self._connection.all_of(commands)
         return [
             (int(length), oldest[0][0].decode() if oldest else "")
             for length, oldest in zip(answers[::2], answers[1::2], strict=True)
@@ -243,6 +257,16 @@ def _pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
+def unfold(record: Mapping[str, str]) -> dict[str, str]:
+    """A record and beside its fields their words: node, boot, token and inbox_id, last_token and last_verdict."""
+    words = dict(record)
+    holder = model.parse_holder(record.get("holder"))
+    if holder is not None:
+        words |= zip(holder._fields, map(str, holder), strict=True)
+    token, _, verdict = record.get("last_ending", "").partition(" ")
+    return words | {"last_token": token, "last_verdict": verdict} if verdict else words
+
+
 def parse_outcome(fields: Mapping[bytes, bytes]) -> calls.Outcome:
     """An outcome from an entry of a results stream."""
 
@@ -256,7 +280,7 @@ def parse_outcome(fields: Mapping[bytes, bytes]) -> calls.Outcome:
     return calls.Outcome(
         job_id=text(b"job_id"),
         session_id=text(b"session"),
-        life=number(b"life"),
+        life=number(b"life") or 1,
         state=text(b"state"),
         reason=text(b"reason"),
         detail=text(b"detail"),

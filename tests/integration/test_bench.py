@@ -156,7 +156,7 @@ def test_quick_placement_measures_every_size() -> None:
     """Pure files alone, so no server is started."""
     result = run("placement", "--quick", "--jobs", "256", "--large", "1000", "--json")
     found = document(result.stdout)
-    assert set(found) == {"ok", "claims", "facts", "inputs", "costs", "ratio"}
+    assert set(found) == {"ok", "claims", "facts", "inputs", "costs", "ratios"}
     assert result.exit_code == int(not found["ok"])
     assert [(cost["nodes"], len(cost["rounds"]), cost["placed"]) for cost in found["costs"]] == [
         (100, 3, 1.0),

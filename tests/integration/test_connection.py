@@ -72,6 +72,19 @@ async def test_an_evicting_server_is_refused(store: Store) -> None:
         await client.config_set("maxmemory-policy", "noeviction")
 
 
+async def test_several_commands_in_one_round_trip_are_repeated_whole(store: Store) -> None:
+    """A connection that is lost while they are under way costs none of them its answer."""
+    async with await open_store(store.connection.url, store.settings) as other:
+        under_way = asyncio.create_task(other.connection.all_of([("BLPOP", "nothing", 0.3), ("ECHO", "last")]))
+        client = store.connection.commands
+        while not (blocked := [each for each in await client.client_list() if each["cmd"] == "blpop"]):
+            assert not under_way.done()
+            await asyncio.sleep(0)
+        await client.client_kill_filter(_id=blocked[0]["id"])
+
+        assert await under_way == [None, b"last"]
+
+
 @pytest.mark.parametrize("patience_ms", [None, PATIENCE_MS])
 async def test_whoever_waits_for_a_server_is_told_so(
     monkeypatch: pytest.MonkeyPatch, listener: Listener, patience_ms: int | None

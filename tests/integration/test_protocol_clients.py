@@ -19,7 +19,7 @@ from scheduler.handlers import Job
 from tests.raw import node as raw_node
 from tests.raw.node import Assignment, Node, Work
 from tests.raw.producer import Document, Outcome, Producer
-from tests.raw.server import Refused, Server
+from tests.raw.server import PROTOCOL, Refused, Server
 from tests.system import HASTY, QUICK, System, running
 
 RAW = Path(__file__).resolve().parents[1] / "raw"
@@ -232,7 +232,9 @@ async def test_a_raw_node_renews_the_lease_of_a_long_job(url: str) -> None:
         await system.until(lambda: len(held.runs) == 1)
 
         async def lease_until_ms() -> int:
-            return int((await system.store.reads.record("j0"))["lease_until_ms"])
+            record = await system.store.reads.record("j0")
+            (lease,) = await system.store.reads.leases(record["node"], ["j0"])
+            return lease.until_ms or 0
 
         first_ms = await lease_until_ms()
 
@@ -369,7 +371,9 @@ async def test_a_raw_producer_hears_why_a_job_is_dead(url: str) -> None:
 # ---- what they are made of -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fields", [{}, {"protocol": "4", "shards": "4"}, {"protocol": "3", "cells": "2"}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"protocol": str(PROTOCOL + 1), "shards": "4"}, {"protocol": str(PROTOCOL), "cells": "2"}]
+)
 def test_raw_clients_refuse_what_they_do_not_know(url: str, fields: dict[str, str]) -> None:
     """No layout, another protocol, more cells: they write nothing."""
     with redis.Redis.from_url(url) as client:

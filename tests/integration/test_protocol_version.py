@@ -23,10 +23,13 @@ from tests.raw.server import Refused
 from tests.system import QUICK, running
 
 LAYOUT: Final = "{sched}:layout"
-OTHER: Final = {"protocol": "4", "partitions": "a tree", "shards": "4"}
+OURS: Final = keys.PROTOCOL
+LATER: Final = OURS + 1
+OTHER: Final = {"protocol": str(LATER), "partitions": "a tree", "shards": "4"}
 """What a later version may have made of the layout: other fields, and another meaning of known ones."""
 REFUSED: Final = (
-    "protocol 4 is in use in namespace 'sched': expected 3, .*install the version that speaks 4, or use another"
+    f"protocol {LATER} is in use in namespace 'sched': expected {keys.PROTOCOL}, "
+    f".*install the version that speaks {LATER}, or use another"
 )
 
 
@@ -97,7 +100,9 @@ def test_a_command_refuses_another_protocol(empty_url: str, command: tuple[str, 
         exit_code, stderr = refusal(run(*command, "--redis-url", empty_url))
 
         assert exit_code == 1
-        assert f"Error: {empty_url}: protocol 4 is in use in namespace 'sched': expected {keys.PROTOCOL}" in stderr
+        assert (
+            f"Error: {empty_url}: protocol {LATER} is in use in namespace 'sched': expected {keys.PROTOCOL}" in stderr
+        )
         assert (client.keys(), client.hgetall(LAYOUT)) == ([LAYOUT], OTHER)
 
 
@@ -109,8 +114,10 @@ async def test_a_manager_of_another_protocol_that_comes_later_changes_nothing(
         await system.add_node("n1", echo)
         before = await system.store.connection.commands.hgetall(LAYOUT)
         with monkeypatch.context() as later:
-            later.setattr(keys, "PROTOCOL", keys.PROTOCOL + 1)
-            with pytest.raises(ServerRefused, match=r"protocol 3 is in use .*: expected 4, .*that speaks 3"):
+            later.setattr(keys, "PROTOCOL", LATER)
+            with pytest.raises(
+                ServerRefused, match=rf"protocol {OURS} is in use .*: expected {LATER}, .*speaks {OURS}"
+            ):
                 await start_manager(url, QUICK)
 
         assert await system.store.connection.commands.hgetall(LAYOUT) == before
@@ -126,7 +133,7 @@ async def test_of_two_first_managers_of_different_protocols_one_is_refused(
         await one.control.write_layout()
         written = await one.connection.commands.hgetall(LAYOUT)
         monkeypatch.setattr(keys, "PROTOCOL", keys.PROTOCOL + 1)
-        with pytest.raises(ServerRefused, match="protocol 3 is in use"):
+        with pytest.raises(ServerRefused, match=f"protocol {OURS} is in use"):
             await other.control.write_layout()
         assert await one.connection.commands.hgetall(LAYOUT) == written
 
@@ -145,7 +152,7 @@ async def test_a_raw_peer_notices_by_the_layout(url: str, client: Any) -> None:
     """It reads `protocol` first, and refuses likewise."""
     client.hset(LAYOUT, mapping=OTHER)
 
-    with pytest.raises(Refused, match="protocol 4 is in use there: expected 3"):
+    with pytest.raises(Refused, match=f"protocol {LATER} is in use there: expected {keys.PROTOCOL}"):
         await asyncio.to_thread(RawProducer, url)
 
 

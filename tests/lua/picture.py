@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any, Final
 
 from scheduler import keys, model
+from scheduler.store.reads import unfold
 from tests.dumps import Dump
 
 CELL: Final = keys.CellKeys()
@@ -18,7 +19,8 @@ _JOBS: Final = CELL.jobs(0).removesuffix("0")
 class Picture:
     """A dump, sorted by meaning.
 
-    records: job_id -> fields. slots: node -> {job_id: deadline_ms}. capacities: node -> (slots, boot). open: nodes.
+    records: job_id -> fields, unfolded. slots: node -> {job_id: deadline_ms}. capacities: node -> (slots, boot).
+    open: nodes.
     owners: partition -> (epoch, who holds it), "-" after it was given up.
     intake: entries as `<partition>/<id>`. inbox: (node, entry id) of assignments. parked, dead: entry ids.
     freed, freed_limits: the nodes and the limits of each entry. held: (kind, name) -> jobs that count against a limit.
@@ -27,7 +29,7 @@ class Picture:
 
     def __init__(self, dump: Dump) -> None:
         self.dump = dump
-        self.records: dict[str, dict[str, str]] = _by_name(dump, _JOB)
+        self.records = {job_id: unfold(record) for job_id, record in _by_name(dump, _JOB).items()}
         self.slots = {node: dict(members) for node, members in _by_name(dump, _SLOTS).items()}
         self.capacities = {
             node: (int(value.split(" ")[0]), value.split(" ")[1]) for node, value in _value(dump, CELL.capacity).items()
@@ -76,9 +78,6 @@ class Picture:
     def timeless(self) -> Dump:
         """The dump without what moves with the clock alone: ends of leases."""
         still = dict(self.dump)
-        for job_id, fields in self.records.items():
-            key = CELL.job(job_id)
-            still[key] = (still[key][0], {**fields, "lease_until_ms": ""}, still[key][2])
         for node, members in self.slots.items():
             still[CELL.slots(node)] = ("zset", sorted(members), False)
         owners = {partition: value.split(" ")[:2] for partition, value in _value(self.dump, CELL.owners).items()}

@@ -11,6 +11,7 @@ from scheduler.store.store import Store
 from tests.dumps import bodies, dump, standing, stands, transitions, unchanged
 from tests.lua.endings import BUSY, GOING_BACK, STALE, UNKNOWN, VERDICTS, ending, only, seed, text
 from tests.seeds import (
+    BOOT,
     DEAD_RETENTION_MS,
     JOB,
     NODE,
@@ -125,16 +126,18 @@ async def test_rule_23_terminal_record_is_small_and_the_result_has_its_own_key(s
         "state": state,
         "session": SESSION,
         "entry": before["entry"],
-        "life": "1",
         "node": NODE,
         "token": str(token),
         "reason": "why",
-        "attempts": "0",
         "submitted_ms": before["submitted_ms"],
         "ended_ms": record["ended_ms"],
         "content_type": "text/plain",
     }
     assert record == shared | {
+        "holder": before["holder"],
+        "boot": BOOT,
+        "inbox_id": before["inbox_id"],
+        "last_ending": f"{token} finish",
         "last_token": str(token),
         "last_verdict": "finish",
         "nonce": before["nonce"],
@@ -177,8 +180,7 @@ async def test_requeued_job_has_its_body_and_history_in_the_intake(store: Store)
         "submitted_ms": before["submitted_ms"],
         "avoid": NODE,
     }
-    for gone in ("started_ms", "inbox_id", "lease_until_ms"):
-        del before[gone]
+    del before["started_ms"]
     assert await store.reads.record(JOB) == before | {
         "state": "queued",
         "entry": f"{PARTITION}/{entry_id}",
@@ -186,6 +188,7 @@ async def test_requeued_job_has_its_body_and_history_in_the_intake(store: Store)
         "crashes": "0",
         "not_started": "0",
         "avoid": NODE,
+        "last_ending": f"{token} retry",
         "last_token": str(token),
         "last_verdict": "retry",
         "reason": "flaky",

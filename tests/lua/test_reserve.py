@@ -18,6 +18,8 @@ from tests.seeds import (
     POOL,
     SESSION,
     document,
+    release,
+    release_item,
     reserve,
     reserve_item,
     seed_entry,
@@ -51,15 +53,11 @@ async def test_placement_writes_slot_record_inbox_and_binding_in_one_step(store:
     ((inbox_id, assignment),) = [
         (entry_id, fields) for entry_id, fields in after[k.inbox(NODE)][1]["entries"].items() if "control" not in fields
     ]
+    entry_ms = entry_id.partition("-")[0]
     lease_until_ms = str(answer.token // 1000 + POLICY.start_ms)
     shared = {
         "tenant": "t1",
         "reply_to": "r1",
-        "entry": f"{PARTITION}/{entry_id}",
-        "token": str(answer.token),
-        "boot": BOOT,
-        "lease_until_ms": lease_until_ms,
-        "submitted_ms": entry_id.partition("-")[0],
         "policy": f"{POOL} 9000 2 3 70000 1000 60000 1",
         "session": SESSION,
         "decision": "new",
@@ -68,17 +66,17 @@ async def test_placement_writes_slot_record_inbox_and_binding_in_one_step(store:
         "job": document().decode(),
         "payload": "body",
         "job_id": JOB,
-        "attempt": "1",
-        "life": "1",
+        "reservation": f"{answer.token} {BOOT} {lease_until_ms} {PARTITION}/{entry_id} 1 1 {entry_ms}",
     }
     assert after[k.job(JOB)] == (
         "hash",
         shared
         | {
             "state": "reserved",
+            "entry": f"{PARTITION}/{entry_id}",
+            "submitted_ms": entry_ms,
             "nonce": f"nonce-{JOB}",
-            "node": NODE,
-            "inbox_id": inbox_id,
+            "holder": f"{NODE} {BOOT} {answer.token} {inbox_id}",
         },
         False,
     )
@@ -86,6 +84,58 @@ async def test_placement_writes_slot_record_inbox_and_binding_in_one_step(store:
     assert after[k.session(SESSION)] == ("string", "default en:zh n1 -", True)
     assert after[k.jobs(PARTITION)][1]["entries"] == {}
     assert await store.reads.are_open([NODE]) == [True]
+
+
+@pytest.mark.parametrize("payload", [b"", b"\x00\xff{", b"x" * 300, b"\xc3" * 2_000])
+async def test_body_that_the_caller_has_is_handed_over_as_it_is(store: Store, payload: bytes) -> None:
+    """The node gets the same bytes as when the body is read from the intake, and they are gone from there."""
+    epoch = await seed_owner(store)
+    await seed_node(store, slots=2)
+    entries = [await seed_job(store, job_id, job_id, payload=payload) for job_id in ("j1", "j2")]
+    bodies = [(document("j1", "j1"), payload), calls.NO_BODY]
+
+    answers = await reserve(
+        store,
+        [
+            reserve_item(entry_id, epoch, job_id, job_id, body=body)
+            for entry_id, job_id, body in zip(entries, ("j1", "j2"), bodies, strict=True)
+        ],
+    )
+
+    assert placed(answers) == [NODE, NODE]
+    inbox = [fields for _, fields in await store.reads.entries(store.cell.keys.inbox(NODE)) if b"job" in fields]
+    assert [(fields[b"job"], fields[b"payload"]) for fields in inbox] == [
+        (document("j1", "j1"), payload),
+        (document("j2", "j2"), payload),
+    ]
+    assert await store.reads.entries(store.cell.keys.jobs(PARTITION)) == []
+
+
+async def test_body_whose_entry_is_gone_is_not_handed_over(store: Store) -> None:
+    """Somebody deleted the entry after it was read: nothing is placed, and no slot is taken."""
+    epoch, entry_id = await seed_all(store)
+    await store.connection.commands.xdel(store.cell.keys.jobs(PARTITION), entry_id)
+    before = await store.reads.record(JOB)
+
+    answers = await reserve(store, [reserve_item(entry_id, epoch, body=(document(), b"body"))])
+
+    assert answers == [calls.Refused("gone")]
+    assert await store.reads.record(JOB) == before
+    assert await store.reads.used([NODE]) == [0]
+    assert all(b"control" in fields for _, fields in await store.reads.entries(store.cell.keys.inbox(NODE)))
+
+
+async def test_record_names_what_the_document_says(store: Store) -> None:
+    """What was submitted with other words than those of its document can still be ended by its node."""
+    epoch = await seed_owner(store)
+    await seed_node(store)
+    entry_id = await seed_job(store, tenant="t1", reply_to="r1")
+
+    (answer,) = await reserve(store, [reserve_item(entry_id, epoch, tenant="t2")])
+
+    assert isinstance(answer, calls.Reserved)
+    item = release_item(answer.token, "finish", tenant_id="t2")
+    assert await release(store, item) == [calls.Released("completed")]
 
 
 @pytest.mark.parametrize("state", ["none", "queued"])
@@ -132,7 +182,8 @@ async def test_attempt_counts_every_earlier_placement_that_ended(store: Store) -
     await reserve(store, [reserve_item(entry_id, epoch)])
 
     entries = await store.reads.entries(store.cell.keys.inbox(NODE))
-    assert (entries[-1][1][b"attempt"], entries[-1][1][b"life"]) == (b"7", b"4")
+    assigned = model.parse_reservation(entries[-1][1][b"reservation"].decode())
+    assert (assigned.attempt, assigned.life) == (7, 4)
 
 
 async def test_submission_time_of_a_raw_entry_is_never_in_the_future(store: Store) -> None:

@@ -232,9 +232,11 @@ class Node:
     def _is_kept(self, assignment: Assignment) -> bool:
         """Whether an earlier life was alive to renew it since this one began."""
         key = self.server.key(f"job:{assignment.job_id}")
-        fields = ("token", "started_ms", "lease_until_ms", "policy")
-        token, started_ms, until_ms, policy = self.server.patiently(lambda: self.server.client.hmget(key, *fields))
-        if token != assignment.token.encode() or None in (started_ms, until_ms, policy):
+        slots = self.server.key(f"slots:{self.node_id}")
+        fields = ("holder", "started_ms", "policy")
+        both = self.server.client.pipeline(transaction=True).hmget(key, *fields).zscore(slots, assignment.job_id)
+        (holder, started_ms, policy), until_ms = self.server.patiently(both.execute)
+        if None in (holder, started_ms, policy, until_ms) or holder.split()[2] != assignment.token.encode():
             return False
         return int(until_ms) - int(policy.split()[1]) >= number_of(self.boot) // 1000
 
@@ -338,19 +340,20 @@ class Node:
 def assignment_of(identifier: str, fields: dict[str, bytes]) -> Assignment:
     """An inbox entry."""
     text = {name: value.decode() for name, value in fields.items() if name not in ("job", "payload")}
+    token, boot, lease_until_ms, entry, attempt = text["reservation"].split(" ")[:5]
     return Assignment(
         job_id=text["job_id"],
         payload=fields["payload"],
         session=text["session"],
-        tenant=text["tenant"],
-        reply_to=text["reply_to"],
-        partition=text["entry"].partition("/")[0],
-        token=text["token"],
-        boot=text["boot"],
-        attempt=int(text["attempt"]),
+        tenant=text.get("tenant", ""),
+        reply_to=text.get("reply_to", ""),
+        partition=entry.partition("/")[0],
+        token=token,
+        boot=boot,
+        attempt=int(attempt),
         lease_ms=int(text["policy"].split(" ")[1]),
-        lease_until_ms=int(text["lease_until_ms"]),
-        length_ms=int(text["lease_until_ms"]) - int(identifier.partition("-")[0]),
+        lease_until_ms=int(lease_until_ms),
+        length_ms=int(lease_until_ms) - int(identifier.partition("-")[0]),
     )
 
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from scheduler.config import DEFAULTS
 from scheduler.errors import InvalidInput, Reject, Retry
 from scheduler.handlers import BYTES, JSON, TEXT, Job, Threads, attempt, decode_result, encode_result, is_async
-from scheduler.model import Policy
+from scheduler.model import Policy, Reservation
 from scheduler.runtime.retry import Ending
 
-FIELDS = {b"job": b'{"session_id":"s1"}', b"job_id": b"j1", b"token": b"7", b"entry": b"3/1-1"}
+FIELDS = {b"job": b'{"session_id":"s1"}', b"job_id": b"j1", b"reservation": b"7 1-a 5000 3/1-1 1 1 1"}
 SIGNAL_S = 10  # how long a thread waits for what a test is about to do
 
 plain = st.recursive(
@@ -68,11 +68,8 @@ def test_a_job_as_its_handler_sees_it() -> None:
     job = a_job(
         job=document,
         payload=b"\x00\xff",
-        attempt=b"2",
-        life=b"3",
-        submitted_ms=b"900",
+        reservation=b"7 1-a 5000 3/900-0 2 3 900 more",
         reply_to=b"back",
-        entry=b"3/900-0",
         policy=b"fast 9000 3 5 70000 10 20 4 more",
         decision=b"full n2 4/4",
     )
@@ -91,6 +88,7 @@ def test_a_job_as_its_handler_sees_it() -> None:
         "policy": Policy("fast", 9000, 3, 5, 70_000, 10, 20, 4),
         "priority": 5,
         "reply_to": "back",
+        "reservation": Reservation(7, "1-a", 5_000, "3/900-0", 2, 3, 900),
         "routing_key": "r1",
         "session_id": "s1",
         "src_lang": "en",
@@ -107,8 +105,9 @@ def test_a_job_as_its_handler_sees_it() -> None:
     ("fields", "error"),
     [
         ({b"job": b"noise"}, InvalidInput),
-        ({b"token": b"x"}, ValueError),
-        ({b"entry": b""}, ValueError),
+        ({b"reservation": b"7 1-a 5000 3/1-1 1 1"}, ValueError),
+        ({b"reservation": b"x 1-a 5000 3/1-1 1 1 1"}, ValueError),
+        ({b"reservation": b"7 1-a 5000 - 1 1 1"}, ValueError),
         ({b"policy": b"a x"}, ValueError),
     ],
 )
@@ -197,7 +196,7 @@ async def test_verdicts(error: BaseException, expected: Ending, threads: Threads
 
 async def test_a_later_attempt_waits_longer(threads: Threads) -> None:
     """Attempts lost with a node count as well."""
-    ending = await judged(lambda job: raises(ValueError()), threads, a_job(attempt=b"4"))
+    ending = await judged(lambda job: raises(ValueError()), threads, a_job(reservation=b"7 1-a 5000 3/1-1 4 1 1"))
     assert 8_000 * 0.8 <= ending.delay_ms <= 8_000 * 1.2
 
 

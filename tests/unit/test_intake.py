@@ -59,13 +59,14 @@ def test_a_full_document() -> None:
         priority=7,
         deadline_at_ms=1_500,
         avoid="",
+        body=(msgspec.json.encode(FULL), b"audio"),
     )
 
 
 def test_the_smallest_document() -> None:
     """The id is made of the entry, and the session is the routing key."""
     assert decode(entry({"session_id": "s1"}), CELL, DEFAULTS) == Job(
-        3, 9, "1000-5", "~2-3-1000-5", "s1", "", "", "", "", (), "s1", 0, None, ""
+        3, 9, "1000-5", "~2-3-1000-5", "s1", "", "", "", "", (), "s1", 0, None, "", "", (b'{"session_id":"s1"}', b"")
     )
 
 

@@ -45,14 +45,13 @@ def cell() -> SlowCell:
 @pytest.fixture
 def reporter(cell: SlowCell) -> Reporter:
     """A reporter of three batches' worth of endings, but for one."""
-    layout = Layout(partitions=16, cells=1, protocol=3, retention_ms=1, dead_retention_ms=1)
+    layout = Layout(partitions=16, cells=1, protocol=4, retention_ms=1, dead_retention_ms=1)
     reporter = Reporter(cast(Cell, cell), DEFAULTS, layout, "n1", "1-a")
     for token in range(3 * DEFAULTS.batch_max - 1):
         fields = {
             b"job": b'{"session_id":"s1"}',
             b"job_id": b"j%d" % token,
-            b"entry": b"0/1-1",
-            b"token": b"%d" % token,
+            b"reservation": b"%d 1-a 5000 0/1-1 1 1 1" % token,
         }
         reporter.add(Job("n1", "1000-0", fields), retry.completed("", b""))
     return reporter
