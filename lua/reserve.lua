@@ -14,13 +14,15 @@
 --     candidates (groups of node indices, {{3}, {5, 7}}: the freest of the first group that has room is taken),
 --     bound, preferred (node indices, 0: none; see `explain`), why (it is placed elsewhere than on `bound`), note,
 --     binding (empty: leave it), stored_node (the node in the stored binding, empty: write it anew), variant,
+--     unread (the caller does not know whether the session is bound: if it is, that is the answer),
 --     keeps (the session stays bound to `bound` although it is placed elsewhere, if that is why; empty: never),
 --     follows (before its candidates it is tried where the session's last job of this call went),
 --     limits ({{kind, index, max}, ...}; index counts the limits' keys),
 --     document, payload (of the entry; false: to be read from it). An index counts from 1; whatever may have more
 --   than nine digits is text.
 -- RETURNS {now_ms, answer, ...}, one a job: {"reserved", node, token, used, its slots, node that the session is bound to}
---         | {"full"} | {"limited", kind} | {"behind"} | {"fenced"} | {"duplicate"} | {"gone"} | {"job_id_taken"} | {"cancelling"}
+--         | {"full"} | {"limited", kind} | {"bound"} | {"behind"} | {"fenced"} | {"duplicate"} | {"gone"} | {"job_id_taken"}
+--         | {"cancelling"}
 -- INVARIANT used slots never exceed the capacity of the boot that the caller saw; a job holds at most one slot; no limit
 --           counts more jobs than it allows; jobs of a session are placed in the order given; the body is in exactly one
 --           stream; the same entry gets the same answer.
@@ -28,7 +30,7 @@ local KEYS, ARGV = KEYS, ARGV
 local owners_key, capacity_key, open_key = KEYS[1], KEYS[2], KEYS[3]
 local snapshot_version, session_ttl_ms, partitions, nodes, policies, jobs = unpack(cmsgpack.unpack(ARGV[1]))
 local PARTITION_KEYS, NODE_KEYS = 3, 3 + #partitions
-local JOB = 20
+local JOB = 21
 local OF_JOB, NOT_EVERYWHERE = {'entry', 'session', 'submitted_ms', 'tenant', 'reply_to'}, {'tenant', 'reply_to'}
 local JOB_KEYS, LIMIT_KEYS = NODE_KEYS + 2 * #nodes, NODE_KEYS + 2 * #nodes + 2 * #jobs / JOB
 
@@ -224,7 +226,7 @@ end
 
 local function reserve(number)
   local entry_id, partition_index, policy_index, job_id, session, tenant, reply_to, candidates, bound, preferred, why, note,
-    binding, stored_node, variant, keeps, follows, limits, document, payload = unpack(jobs, JOB * number - JOB + 1, JOB * number)
+    binding, stored_node, variant, unread, keeps, follows, limits, document, payload = unpack(jobs, JOB * number - JOB + 1, JOB * number)
   local job_key, session_key = KEYS[JOB_KEYS + 2 * number - 1], KEYS[JOB_KEYS + 2 * number]
   local jobs_key, entry = KEYS[PARTITION_KEYS + partition_index], partitions[partition_index][1] .. '/' .. entry_id
 
@@ -241,6 +243,8 @@ local function reserve(number)
   end
   if record.cancel then return {'cancelling'} end
   if blocked[session] then return {'behind'} end
+  local before = homes[session]
+  if unread and not before and redis.call('EXISTS', session_key) == 1 then return wait(session, 'bound') end
   local limit = limit_of(limits)
   if limit then return wait(session, 'limited', limit) end
 
@@ -252,7 +256,6 @@ local function reserve(number)
     policy = policy_of[policy_index], lease_until_ms = lease_until_ms_of[policy_index],
     attempt = 1 + (record.attempts or 0) + (record.crashes or 0) + (record.not_started or 0),
   }
-  local before = homes[session]
   if before and follows then
     job.bound, job.why, stored_node = before, 'full', nodes[before][1]
     table.insert(candidates, 1, {before})

@@ -43,7 +43,8 @@ class ReserveItem(msgspec.Struct, frozen=True, gc=False):
     session is bound to, where its slots are of interest, and preferred: the node that the job asked for, each empty for
     none. why: one word, should the job not be placed on `bound`; note: what more there is to say.
     binding: `pool src:tgt`, empty to leave the session's binding alone; stored_node: the node that the stored binding
-    names, so that it is written only on change. keeps: the session stays bound to `bound` although it is placed
+    names, so that it is written only on change. unread: whether the session is bound is not known: if so, the job is
+    not placed. keeps: the session stays bound to `bound` although it is placed
     elsewhere, if that is why; empty: never. follows: it is tried first where the session's last job of this call went.
     limits: (kind, id, most) of each limit that it counts against. body: the entry's, if it is at hand.
     """
@@ -64,6 +65,7 @@ class ReserveItem(msgspec.Struct, frozen=True, gc=False):
     binding: str = ""
     stored_node: str = ""
     variant: str = "-"
+    unread: bool = False
     keeps: str = ""
     follows: bool = False
     limits: tuple[tuple[str, str, int], ...] = ()
@@ -85,12 +87,15 @@ class Reserved(msgspec.Struct, frozen=True, gc=False):
 class Refused(msgspec.Struct, frozen=True, gc=False):
     """The job was not placed.
 
-    why: full, behind, limited (it waits) | fenced (not our partition) | duplicate, gone (nothing left to do) |
-    job_id_taken, cancelling, broken (to be rejected; broken: the script failed because of this job).
+    why: full, behind, limited (it waits) | bound (its session is, and the caller did not know) | fenced (not our
+    partition) | duplicate, gone (nothing left to do) | job_id_taken, cancelling, broken (to be rejected; broken: the
+    script failed because of this job).
     limit: with `limited`, which one, as `<kind>:<id>`.
     """
 
-    why: Literal["full", "behind", "limited", "fenced", "duplicate", "gone", "job_id_taken", "cancelling", "broken"]
+    why: Literal[
+        "full", "bound", "behind", "limited", "fenced", "duplicate", "gone", "job_id_taken", "cancelling", "broken"
+    ]
     limit: str = ""
 
 

@@ -1,8 +1,8 @@
 """The dispatcher shell: read -> decode -> place -> reserve -> settle. No lock, no round trip a job.
 
-A batch costs one blocking read, made ahead by reader.py, and one script call, made by placer.py. Sessions that are new
-to this dispatcher cost one read of their bindings a batch, and jobs that find no room one question to `open`. What this
-shell remembers of a partition is dropped when the partition is lost or gained.
+A batch costs one blocking read, made ahead by reader.py, and one script call, made by placer.py. Sessions that turn out
+to be bound cost one read of their bindings a batch, and jobs that find no room one question to `open`. What this shell
+remembers of a partition is dropped when the partition is lost or gained.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ class Dispatcher:
     async def open(self) -> None:
         """Take the cursor of `freed`, the snapshot and our share of the partitions, and begin to read ahead."""
         freed_cursor = await self._store.reads.last_id(self._store.cell.keys.freed)
-        self._reader = Reader(self._store.reads, self._settings, freed_cursor, self.bindings)
+        self._reader = Reader(
+            self._store.reads, self._settings, freed_cursor, self.bindings, lambda: self._placer.must_know
+        )
         await self.snapshots.load()
         await self._beat()
         await self._keep()

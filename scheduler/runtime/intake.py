@@ -54,6 +54,11 @@ class Job(msgspec.Struct, frozen=True, gc=False):
     preferred_node: str = ""
     body: calls.Body = calls.NO_BODY
 
+    @property
+    def key(self) -> tuple[int, str]:
+        """The entry that it is."""
+        return self.partition, self.entry_id
+
     def without_body(self) -> Job:
         """The same job, to be kept for a while."""
         return msgspec.structs.replace(self, body=calls.NO_BODY) if self.body is not calls.NO_BODY else self

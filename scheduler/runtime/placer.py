@@ -48,7 +48,7 @@ class _Call(msgspec.Struct):
 
     tries: list[Try]
     partitions: frozenset[int]
-    answers: asyncio.Task[list[Answer]] | None
+    answers: asyncio.Task[list[Answer | None]] | None
     sent_ms: float
     index: Index
     mark: int
@@ -124,13 +124,18 @@ class Placer:
         if self._waiting.busy:
             await self._land(under_way)
             await self.waiters(keep)
-        await self.know([job.session_id for job in jobs])
+        if self.must_know:
+            await self.know([job.session_id for job in jobs])
         started_s = time.perf_counter()
         tries = self._tries(jobs if again else self._scan_past(jobs))
         self.times.decided(started_s, len(jobs))
+        if any(each.unread and each.placement is None for each in tries):
+            # For a new session there is no node, but perhaps there is where it is bound.
+            await self.know([job.session_id for job in jobs])
+            tries = self._tries(jobs)
         call, items = self._prepare(tries, again)
         if not under_way and len(items) <= AT_ONCE_MAX:
-            await self._settle_all(call, await self._reserve(items, call.index) if items else [])
+            await self._settle_all(call, await self._answer(call, items))
             return
         under_way.append(self._sent(call, items))
         if len(under_way) > 1:
@@ -143,7 +148,12 @@ class Placer:
             if answers is not None:
                 await asyncio.wait([answers])
             call = under_way.pop(0)
-            await self._settle_all(call, answers.result() if answers is not None else [])
+            await self._settle_all(call, answers.result() if answers is not None else [None] * len(call.tries))
+
+    @property
+    def must_know(self) -> bool:
+        """Whether bindings are read before jobs are tried: while most are stored, or jobs wait, which is by class."""
+        return self._bindings.likely_stored or len(self._waiting) > 0 or bool(self._skipped)
 
     async def know(self, sessions: Sequence[str]) -> None:
         """Read the bindings that memory has no more, for a session without one would move. The others are used, so that
@@ -200,7 +210,8 @@ class Placer:
             if placed is None:
                 held.add(job.session_id)
             follows = last.get(job.session_id) == wanted and not job.avoid
-            tries.append(Try(job, wanted, None, placed, binding, fresh, follows))
+            unread = job.session_id not in self._bindings
+            tries.append(Try(job, wanted, None, placed, binding, fresh, unread, follows))
             if self.index.policy(wanted.pool).strategy == "affinity":
                 last[job.session_id] = wanted
         return tries
@@ -334,12 +345,42 @@ class Placer:
     def _sent(self, call: _Call, items: list[calls.ReserveItem]) -> _Call:
         """Begin a call, to be settled later."""
         if items:
-            call.answers = asyncio.create_task(self._reserve(items, call.index))
+            call.answers = asyncio.create_task(self._answer(call, items))
         return call
 
     def _send(self, tries: list[Try]) -> _Call:
         """Begin one script call for those that have candidates."""
         return self._sent(*self._prepare(tries))
+
+    async def _answer(self, call: _Call, items: list[calls.ReserveItem]) -> list[Answer | None]:
+        """The answer to each try of a call, None for one that was held back.
+
+        Sessions that are not known are taken for new ones, because most of them are, and the script says which are
+        not: these are placed once more, where they are bound.
+        """
+        answered = iter(await self._reserve(items, call.index) if items else [])
+        answers = [None if each.placement is None else next(answered) for each in call.tries]
+        bound: set[str] = set()
+        for each, answer in zip(call.tries, answers, strict=True):
+            if isinstance(answer, calls.Refused) and answer.why == "bound":
+                bound.add(each.job.session_id)
+            elif each.unread and _was_looked_up(answer):
+                self._bindings.learn(each.job.session_id, None)
+        if bound:
+            await self._place_bound(call, answers, bound)
+        return answers
+
+    async def _place_bound(self, call: _Call, answers: list[Answer | None], bound: set[str]) -> None:
+        """Place those jobs of a call again whose sessions turned out to be bound, and note what came of it."""
+        await self.know(list(bound))
+        numbers = {each.job.key: number for number, each in enumerate(call.tries) if each.job.session_id in bound}
+        tries = self._tries([call.tries[number].job for number in numbers.values()])
+        again, items = self._prepare(tries)
+        answered = iter(await self._reserve(items, again.index) if items else [])
+        for each in tries:
+            number = numbers[each.job.key]
+            call.tries[number] = each
+            answers[number] = None if each.placement is None else next(answered)
 
     async def _reserve(self, items: list[calls.ReserveItem], index: Index) -> list[Answer]:
         """Reserve; after an error inside the script each job alone, still in the order of each session.
@@ -353,7 +394,7 @@ class Placer:
                 return [calls.Refused("behind")]
             self.report.calls += 1
             answers = await self._store.cell.reserve(batch, index.boots, index.pools, index.version)
-            if isinstance(answers[0], calls.Refused) and answers[0].why in ("full", "behind", "limited"):
+            if isinstance(answers[0], calls.Refused) and answers[0].why in ("full", "bound", "behind", "limited"):
                 blocked.add(batch[0].session_id)
             return answers
 
@@ -361,10 +402,9 @@ class Placer:
 
     # ---- settle ----
 
-    async def _settle_all(self, call: _Call, answers: Sequence[Answer]) -> None:
-        answered = iter(answers)
-        for each in call.tries:
-            self._settle(each, next(answered) if each.placement is not None else None, call)
+    async def _settle_all(self, call: _Call, answers: Sequence[Answer | None]) -> None:
+        for each, answer in zip(call.tries, answers, strict=True):
+            self._settle(each, answer, call)
         self.times.settled(call.tries, answers)
         self.times.promoted(self._waiting.promoted)
         await self._refusals.end()
@@ -375,7 +415,7 @@ class Placer:
             return
         if isinstance(answer, calls.Reserved):
             self._placed(each, answer, call.sent_ms)
-        elif answer is None or answer.why in ("full", "behind", "limited"):
+        elif answer is None or answer.why in ("full", "bound", "behind", "limited"):
             if answer is not None and answer.why == "full" and each.placement is not None:
                 self._believe(dict.fromkeys(each.placement.candidates, False))
             if waiter is None:
@@ -450,6 +490,13 @@ class Placer:
             self._waiting.leave(each.waiter, placed=answer.node)
             if answer.used >= answer.slots > 0:
                 self._waiting.filled(answer.node)
+
+
+def _was_looked_up(answer: Answer | None) -> bool:
+    """Whether the script came as far as to ask for the binding, and found none."""
+    if isinstance(answer, calls.Reserved):
+        return answer.used >= 0
+    return answer is not None and answer.why in ("full", "limited")
 
 
 async def _drop(under_way: Sequence[_Call]) -> None:

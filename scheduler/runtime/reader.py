@@ -1,5 +1,5 @@
 """Reads ahead: what comes next is read and decoded while the last batch is placed. One blocking XREAD for intake and
-`freed`, and one read of bindings for the sessions that are not known yet. Whatever was read meanwhile is one batch.
+`freed`, and where bindings must be known one read of those that are not yet. Whatever was read meanwhile is one batch.
 
 Reading has no effect on the stream, so a batch that is thrown away is no loss: the next owner reads from the start.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -60,13 +60,17 @@ NOTHING: Final = Batch()
 class Reader:
     """Cursors over the owned partitions and over `freed`, and in hand what was read and not taken yet.
 
-    Args: reads; settings; freed_cursor, taken before the first reserve; known, the bindings that are remembered.
+    Args: reads; settings; freed_cursor, taken before the first reserve; known, the bindings that are remembered;
+    must_know, whether those that are not are to be read.
     """
 
-    def __init__(self, reads: Reads, settings: Settings, freed_cursor: str, known: Bindings) -> None:
+    def __init__(
+        self, reads: Reads, settings: Settings, freed_cursor: str, known: Bindings, must_know: Callable[[], bool]
+    ) -> None:
         self._reads = reads
         self._settings = settings
         self._known = known
+        self._must_know = must_know
         self._epochs: dict[int, int] = {}
         self._cursors: dict[int, str] = {}
         self._freed = freed_cursor
@@ -275,7 +279,7 @@ class Reader:
         """As owner of their partitions nobody but we can change them after this. Once memory is full, what we change
         may be forgotten before the batch is placed: then they are read when it is.
         """
-        if len(self._known) >= self._settings.sessions_max:
+        if len(self._known) >= self._settings.sessions_max or not self._must_know():
             return {}
         unknown = list(dict.fromkeys(job.session_id for job in jobs if job.session_id not in self._known))
         return dict(zip(unknown, await self._reads.bindings(unknown), strict=True)) if unknown else {}

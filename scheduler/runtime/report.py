@@ -53,12 +53,11 @@ class Times:
             if self.decisions.add(took_us, time.monotonic() * 1000, jobs):
                 logger.warning("choosing candidates took %d us a job, for %d jobs", took_us, jobs)
 
-    def settled(self, tries: Sequence[Try], answers: Sequence[calls.Reserved | calls.Refused]) -> None:
+    def settled(self, tries: Sequence[Try], answers: Sequence[calls.Reserved | calls.Refused | None]) -> None:
         """A call was answered: for how long had those that were placed waited for their session?"""
         now_ms = time.monotonic() * 1000
         at_once = 0
-        sent = (each for each in tries if each.placement is not None)
-        for each, answer in zip(sent, answers, strict=True):
+        for each, answer in zip(tries, answers, strict=True):
             if isinstance(answer, calls.Reserved):
                 waited_ms = each.waiter.first_ms - each.waiter.since_ms if each.waiter is not None else 0
                 if waited_ms < 1:

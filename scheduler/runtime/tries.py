@@ -18,7 +18,8 @@ from scheduler.session.bindings import Binding, prefix, source_to_bind
 class Try(msgspec.Struct, frozen=True, gc=False):
     """One job of a call. waiter: None for a newcomer. placement: None when it is held back from this call. binding of
     its session; fresh, whether the stored one may be left alone when it names the node that the session is bound to
-    afterwards. follows: an earlier job of its session is in the call and needs the same.
+    afterwards; unread, whether it is not known. follows: an earlier job of its session is in the call and needs the
+    same.
     """
 
     job: Job
@@ -27,6 +28,7 @@ class Try(msgspec.Struct, frozen=True, gc=False):
     placement: Placement | None
     binding: Binding | None = None
     fresh: bool = False
+    unread: bool = False
     follows: bool = False
 
 
@@ -72,6 +74,7 @@ def reserve_item(each: Try, placement: Placement, policy: Pool) -> calls.Reserve
         binding=prefix(pool, source, job.tgt_lang),
         stored_node=binding.node if binding is not None and same and each.fresh else "",
         keeps=placement.keeps,
+        unread=each.unread,
         follows=each.follows,
         limits=counted_by(job, policy),
         body=job.body,

@@ -14,6 +14,7 @@ import msgspec
 from scheduler.model import ANY_LANGUAGE
 
 NO_VARIANT: Final = "-"
+BALANCE_MAX: Final = 64  # answers that outweigh each other: so soon is noticed that sessions are others than before
 
 
 class Binding(msgspec.Struct, frozen=True, gc=False):
@@ -70,6 +71,12 @@ class Bindings:
         self._sessions_max = sessions_max
         self._ttl_ms = ttl_ms
         self._known: OrderedDict[str, _Remembered] = OrderedDict()
+        self._balance = 0
+
+    @property
+    def likely_stored(self) -> bool:
+        """Whether of the sessions that were asked about of late more were bound than not, as after a take-over."""
+        return self._balance > 0
 
     def __len__(self) -> int:
         return len(self._known)
@@ -93,6 +100,8 @@ class Bindings:
     def learn(self, session_id: str, binding: Binding | None) -> None:
         """Remember what was read from the server; how old it is is not known."""
         self._put(session_id, _Remembered(binding, float("-inf")))
+        step = -1 if binding is None else 1
+        self._balance = max(-BALANCE_MAX, min(BALANCE_MAX, self._balance + step))
 
     def wrote(self, session_id: str, binding: Binding, now_ms: float) -> None:
         """Remember what `reserve` wrote, or what it found unchanged."""

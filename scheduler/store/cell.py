@@ -15,7 +15,7 @@ from scheduler.store.connection import Argument, Connection
 _encode: Final = msgspec.msgpack.Encoder().encode
 _WHY: Final = {
     word: calls.Refused(word.decode())  # type: ignore[arg-type]
-    for word in (b"full", b"behind", b"fenced", b"duplicate", b"gone", b"job_id_taken", b"cancelling")
+    for word in (b"full", b"bound", b"behind", b"fenced", b"duplicate", b"gone", b"job_id_taken", b"cancelling")
 }
 
 
@@ -171,7 +171,7 @@ class Cell:
                 item.session_id, item.tenant_id, item.reply_to, nodes.groups(item.candidates),
                 nodes.index(item.bound) if item.bound else 0, nodes.index(item.preferred) if item.preferred else 0,
                 item.why, f" {item.note}" if item.note else "", item.binding, item.stored_node, item.variant,
-                item.keeps, item.follows,
+                item.unread, item.keeps, item.follows,
                 [(kind, limits.index((kind, name)), most) for kind, name, most in item.limits],
                 *[part if part is False else _text_of(part) for part in item.body],
             )  # fmt: skip

@@ -178,7 +178,7 @@ async def test_a_partition_that_is_gained_is_read_at_once(url: str, monkeypatch:
             return await streams(cursors, count, block_ms=60_000)
 
         monkeypatch.setattr(reads, "streams", for_long)
-        reader = Reader(reads, CALM, "0", Bindings(10, 60_000))
+        reader = Reader(reads, CALM, "0", Bindings(10, 60_000), lambda: True)
         reader.own(b.partition_of("s1") ^ 1, 1)
         reading = asyncio.create_task(reader.run())
         while not reader._reading:

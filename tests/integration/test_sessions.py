@@ -266,3 +266,30 @@ async def test_a_new_owner_finds_what_sessions_are_bound_to(url: str) -> None:
                 await submit(after, a_job(f"s{number}"), f"k{number}")
             found = [await where(after, f"k{number}") for number in range(8)]
         assert found == [(node, "stayed") for node in nodes]
+
+
+async def test_bound_sessions_among_new_ones_are_placed_where_they_are_bound(url: str) -> None:
+    """One batch of a new owner: it takes all for new, is told of those that are not, and keeps the order of each."""
+    async with bench(url, CALM, owner="d+1") as before:
+        await publish(before, tuple(a_node(f"p{number}", slots=99) for number in range(20)), (PLAIN,))
+        for number in range(4):
+            await submit(before, a_job(f"s{number}"), f"j{number}")
+        nodes = [(await where(before, f"j{number}"))[0] for number in range(4)]
+        await before.pause()
+        async with bench(url, CALM, owner="d+2") as after:
+            partitions = [keys.partition_of(f"s{number}", after.layout.partitions) for number in range(40)]
+            pipeline = after.store.connection.commands.pipeline()
+            for turn in range(2):
+                for number, partition in enumerate(partitions):
+                    document = model.encode_job(
+                        msgspec.structs.replace(a_job(f"s{number}"), job_id=f"k{number}-{turn}")
+                    )
+                    pipeline.xadd(after.store.cell.keys.jobs(partition), {"job": document})
+            await pipeline.execute()
+            after.entries += 80
+            await after.step_until_read()
+            for number, node in enumerate(nodes):
+                assert [await where(after, f"k{number}-{turn}") for turn in range(2)] == [(node, "stayed")] * 2
+            for number in range(4, 40):
+                (first, why), (second, then) = [await where(after, f"k{number}-{turn}") for turn in range(2)]
+                assert (why, then, first) == ("new", "stayed", second)

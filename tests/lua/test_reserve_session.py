@@ -169,6 +169,26 @@ async def test_a_session_that_spills_is_bound_as_its_pool_says(store: Store, kee
     assert await binding(store) == f"default en:zh {home} -".encode()
 
 
+async def test_a_session_that_the_caller_does_not_know_is_looked_up(store: Store) -> None:
+    """A bound one is the answer, nothing is placed, and later jobs of it are behind; a new one is placed and bound."""
+    epoch = await seed_fleet(store, 9, 9)
+    unread: dict[str, Any] = {"binding": "default en:zh", "unread": True}
+    first = reserve_item(await seed_job(store, "j1"), epoch, "j1", **unread)
+    assert placed(await reserve(store, [first])) == ["n1"]
+    named = (("j2", SESSION), ("j3", SESSION), ("j4", "new"), ("j5", "new"))
+    entries = [await seed_job(store, job_id, session) for job_id, session in named]
+    items = [
+        reserve_item(entry_id, epoch, job_id, session, candidates=("n2",), **unread)
+        for entry_id, (job_id, session) in zip(entries, named, strict=True)
+    ]
+
+    assert placed(await reserve(store, items)) == ["bound", "behind", "n2", "n2"]
+
+    assert (await binding(store), await binding(store, "new")) == (b"default en:zh n1 -", b"default en:zh n2 -")
+    assert (await store.reads.record("j2"))["state"] == "queued"
+    assert placed(await reserve(store, items[2:])) == ["n2", "n2"]  # a repeat, with the same answer
+
+
 async def test_jobs_of_a_new_session_in_one_call_follow_each_other(store: Store) -> None:
     """The second goes where the first went, although the caller knew of no binding; it is written once."""
     epoch = await seed_fleet(store, 4, 9)
