@@ -141,7 +141,7 @@ async def run_submit(store: Store) -> None:
 
 
 async def run_reserve(store: Store) -> None:
-    """Reserved and its repeat, full, limited, behind, fenced, duplicate, gone, taken, cancelling, a poisoned inbox."""
+    """Reserved and its repeat, full, limited, bound, behind, fenced, duplicate, gone, taken, cancelling, a poisoned inbox."""
     epoch = await seed_owner(store)
     await seed_node(store)
     await seed_node(store, "n2")
@@ -171,6 +171,7 @@ async def run_reserve(store: Store) -> None:
             for i, entry in enumerate(entries)
         ],
     )
+    await reserve(store, [reserve_item(await seed_job(store, "b0", "s1"), epoch, "b0", "s1", unread=True)])
 
 
 async def run_renew(store: Store) -> None:

@@ -91,7 +91,8 @@ def test_the_wait_for_the_session_is_counted_for_each_that_was_placed(caplog: py
     tries = [Try(a_job(), a_class(), waiter, FOUND) for waiter in waiters]
     tries.insert(2, Try(a_job(), a_class(), None, None))
     with caplog.at_level(logging.WARNING):
-        Times(report).settled(tries, [*[Reserved("n1", 1, 1)] * 4, Refused("full"), Reserved("n1", 1, 1)])
+        placed = Reserved("n1", 1, 1)
+        Times(report).settled(tries, [placed, placed, None, placed, placed, Refused("full"), placed])
     waits = report.session_wait_ms
     assert (waits.count, waits.p50, waits.max) == (5, 0, 90)
     assert [record.message for record in caplog.records] == ["job j1 waited 40 ms for an earlier one of its session"]
