@@ -7,7 +7,8 @@
 -- then a node each (N): {cell}:slots:<node> zset, {cell}:inbox:<node> stream
 -- then a job each (J): {cell}:job:<job_id> hash, {cell}:session:<id> string
 -- then a limit each: {cell}:held:<kind>:<id> set
--- ARGV[1] the request as one msgpack array: {snapshot_version, session_ttl_ms, partitions, nodes, policies, jobs}, with
+-- ARGV[1] the request as one msgpack array, ARGV[2..] bodies. The request is
+--   {snapshot_version, session_ttl_ms, partitions, nodes, policies, jobs}, with
 --   partitions {{partition, epoch}, ...}, nodes {{node, boot}, ...},
 --   policies {{pool, start_ms, lease_ms, attempts_max, crashes_max, run_ms_max, backoff_ms, backoff_ms_max}, ...},
 --   jobs, of each without an array of its own: entry_id, partition index, policy index, job_id, session, tenant, reply_to,
@@ -18,8 +19,8 @@
 --     keeps (the session stays bound to `bound` although it is placed elsewhere, if that is why; empty: never),
 --     follows (before its candidates it is tried where the session's last job of this call went),
 --     limits ({{kind, index, max}, ...}; index counts the limits' keys),
---     document, payload (of the entry; false: to be read from it). An index counts from 1; whatever may have more
---   than nine digits is text.
+--     body (where in ARGV document and payload of the entry are; 0: to be read from it).
+--   An index counts from 1; whatever may have more than nine digits is text.
 -- RETURNS {now_ms, answer, ...}, one a job: {"reserved", node, token, used, its slots, node that the session is bound to}
 --         | {"full"} | {"limited", kind} | {"bound"} | {"behind"} | {"fenced"} | {"duplicate"} | {"gone"} | {"job_id_taken"}
 --         | {"cancelling"}
@@ -30,7 +31,7 @@ local KEYS, ARGV = KEYS, ARGV
 local owners_key, capacity_key, open_key = KEYS[1], KEYS[2], KEYS[3]
 local snapshot_version, session_ttl_ms, partitions, nodes, policies, jobs = unpack(cmsgpack.unpack(ARGV[1]))
 local PARTITION_KEYS, NODE_KEYS = 3, 3 + #partitions
-local JOB = 21
+local JOB = 20
 local OF_JOB, NOT_EVERYWHERE = {'entry', 'session', 'submitted_ms', 'tenant', 'reply_to'}, {'tenant', 'reply_to'}
 local JOB_KEYS, LIMIT_KEYS = NODE_KEYS + 2 * #nodes, NODE_KEYS + 2 * #nodes + 2 * #jobs / JOB
 
@@ -226,7 +227,7 @@ end
 
 local function reserve(number)
   local entry_id, partition_index, policy_index, job_id, session, tenant, reply_to, candidates, bound, preferred, why, note,
-    binding, stored_node, variant, unread, keeps, follows, limits, document, payload = unpack(jobs, JOB * number - JOB + 1, JOB * number)
+    binding, stored_node, variant, unread, keeps, follows, limits, body = unpack(jobs, JOB * number - JOB + 1, JOB * number)
   local job_key, session_key = KEYS[JOB_KEYS + 2 * number - 1], KEYS[JOB_KEYS + 2 * number]
   local jobs_key, entry = KEYS[PARTITION_KEYS + partition_index], partitions[partition_index][1] .. '/' .. entry_id
 
@@ -237,7 +238,8 @@ local function reserve(number)
   end
   local answer = answer_of(record, entry, session, jobs_key, entry_id)
   if answer then return answer end
-  if not document then
+  local document, payload = ARGV[body], ARGV[body + 1]
+  if body == 0 then
     document, payload = read_body(jobs_key, entry_id)
     if not document then return {'gone'} end
   end

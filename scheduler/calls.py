@@ -5,7 +5,7 @@ store/ turns these into KEYS and ARGV and back; nobody else sees a script's word
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Literal
 
 import msgspec
 
@@ -22,9 +22,8 @@ class Layout(msgspec.Struct, frozen=True):
     dead_retention_ms: int
 
 
-Body = tuple[bytes, bytes] | tuple[Literal[False], Literal[False]]
-"""Document and payload of an intake entry, or NO_BODY."""
-NO_BODY: Final[Body] = (False, False)
+Body = tuple[bytes, bytes]
+"""Document and payload of an intake entry."""
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -69,7 +68,7 @@ class ReserveItem(msgspec.Struct, frozen=True, gc=False):
     keeps: str = ""
     follows: bool = False
     limits: tuple[tuple[str, str, int], ...] = ()
-    body: Body = NO_BODY
+    body: Body | None = None
 
 
 class Reserved(msgspec.Struct, frozen=True, gc=False):

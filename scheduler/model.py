@@ -22,6 +22,7 @@ Pressure = Literal["stay", "return"]
 Reason = Literal["ready", "suspect", "draining", "quarantined", "dead"]
 
 _POLICIES_MAX: Final = 128
+_PAIRS_MAX: Final = 4_096  # that are remembered as checked
 
 TERMINAL: Final[frozenset[str]] = frozenset({"completed", "failed", "dead", "cancelled"})
 
@@ -378,6 +379,7 @@ def decode_beat(data: bytes) -> Beat:
     return beat
 
 
+@functools.lru_cache(maxsize=_PAIRS_MAX)
 def check_pair(source: str, target: str) -> tuple[str, str]:
     """Return the pair if both are language tags. Raises: InvalidInput."""
     for what, value in (("src_lang", source), ("tgt_lang", target)):

@@ -52,7 +52,7 @@ class Job(msgspec.Struct, frozen=True, gc=False):
     deadline_at_ms: int | None
     avoid: str
     preferred_node: str = ""
-    body: calls.Body = calls.NO_BODY
+    body: calls.Body | None = None
 
     @property
     def key(self) -> tuple[int, str]:
@@ -61,7 +61,7 @@ class Job(msgspec.Struct, frozen=True, gc=False):
 
     def without_body(self) -> Job:
         """The same job, to be kept for a while."""
-        return msgspec.structs.replace(self, body=calls.NO_BODY) if self.body is not calls.NO_BODY else self
+        return self if self.body is None else msgspec.structs.replace(self, body=None)
 
 
 def decode(entry: calls.Entry, cell: int, settings: Settings) -> Job | calls.RejectItem:
@@ -95,13 +95,13 @@ def decode(entry: calls.Entry, cell: int, settings: Settings) -> Job | calls.Rej
         reply_to=document.reply_to,
         src_lang=document.src_lang,
         tgt_lang=document.tgt_lang,
-        features=tuple(sorted(set(document.features))),
+        features=tuple(sorted(set(document.features))) if document.features else (),
         routing_key=document.routing_key or document.tenant_id or document.session_id,
         priority=document.priority,
         deadline_at_ms=None if document.deadline_ms is None else submitted_ms + document.deadline_ms,
         avoid=entry.fields.get(b"avoid", b"").decode(errors="replace"),
         preferred_node=document.preferred_node,
-        body=(body, payload) if len(body) + len(payload) <= BODY_BYTES_MAX else calls.NO_BODY,
+        body=(body, payload) if len(body) + len(payload) <= BODY_BYTES_MAX else None,
     )
 
 

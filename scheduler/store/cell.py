@@ -39,11 +39,6 @@ class _Group:
         return [[known.get(name) or self.index(name) for name in group] for group in groups]
 
 
-def _text_of(part: bytes) -> msgspec.Raw:
-    """Bytes as msgpack's text of up to 65,535 bytes: the server's decoder knows no type for bytes."""
-    return msgspec.Raw(b"\xda" + len(part).to_bytes(2, "big") + part)
-
-
 def _policy(name: str, pool: model.Pool) -> tuple[str | int, ...]:
     return (
         name,
@@ -164,6 +159,7 @@ class Cell:
         """
         partitions, nodes, policies, limits = _Group(), _Group(), _Group(), _Group()
         jobs: list[Any] = []
+        bodies: list[Argument] = []
         job_keys: list[str] = []
         for item in items:
             jobs += (
@@ -173,8 +169,10 @@ class Cell:
                 item.why, f" {item.note}" if item.note else "", item.binding, item.stored_node, item.variant,
                 item.unread, item.keeps, item.follows,
                 [(kind, limits.index((kind, name)), most) for kind, name, most in item.limits],
-                *[part if part is False else _text_of(part) for part in item.body],
+                len(bodies) + 2 if item.body is not None else 0,
             )  # fmt: skip
+            if item.body is not None:
+                bodies += item.body
             job_keys += [self.keys.job(item.job_id), self.keys.session(item.session_id)]
         names = [self.keys.owners, self.keys.capacity, self.keys.open]
         names += [self.keys.jobs(partition) for partition, _ in partitions.names]
@@ -190,7 +188,7 @@ class Cell:
             [_policy(name, pools[name]) for name in policies.names],
             jobs,
         )
-        answer = await self._connection.call("reserve", names, [_encode(request)])
+        answer = await self._connection.call("reserve", names, [_encode(request), *bodies])
         return [_reserved(item, given) for item, given in zip(items, answer[1:], strict=True)]
 
     async def renew(

@@ -254,7 +254,8 @@ class Reads:
 
 def _pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:
     """Fields and values, which a reply has in turns."""
-    return dict(zip(flat[::2], flat[1::2], strict=True))
+    turns = iter(flat)
+    return dict(zip(turns, turns, strict=True))
 
 
 def unfold(record: Mapping[str, str]) -> dict[str, str]:

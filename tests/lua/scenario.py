@@ -141,7 +141,7 @@ async def run_submit(store: Store) -> None:
 
 
 async def run_reserve(store: Store) -> None:
-    """Reserved and its repeat, full, limited, bound, behind, fenced, duplicate, gone, taken, cancelling, a full inbox."""
+    """Reserved and its repeat, full, limited, bound, behind, fenced, duplicate, gone, taken, cancelling, poison."""
     epoch = await seed_owner(store)
     await seed_node(store)
     await seed_node(store, "n2")

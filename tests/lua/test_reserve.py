@@ -92,7 +92,7 @@ async def test_body_that_the_caller_has_is_handed_over_as_it_is(store: Store, pa
     epoch = await seed_owner(store)
     await seed_node(store, slots=2)
     entries = [await seed_job(store, job_id, job_id, payload=payload) for job_id in ("j1", "j2")]
-    bodies = [(document("j1", "j1"), payload), calls.NO_BODY]
+    bodies = [(document("j1", "j1"), payload), None]
 
     answers = await reserve(
         store,
