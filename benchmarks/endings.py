@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from scheduler import calls, keys, model
+from scheduler import calls, keys, words
 
 
 def ending(node: str, fields: Mapping[bytes, bytes], result: bytes = b"") -> calls.ReleaseItem:
     """It is finished. Args: node; fields of the entry in its inbox; result."""
-    reservation = model.parse_reservation(fields[b"reservation"].decode())
+    reservation = words.parse_reservation(fields[b"reservation"].decode())
     return calls.ReleaseItem(
         job_id=fields[b"job_id"].decode(),
         node=node,

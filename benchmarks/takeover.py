@@ -27,7 +27,7 @@ from benchmarks.verdict import Claim, Shown, conclude
 from benchmarks.watching import fleet
 from benchmarks.workload import Workload
 from chaos.processes import Process
-from scheduler import keys, model
+from scheduler import keys, words
 from scheduler.cli.common import find_server
 from scheduler.cli.rehearsal import on_own_server
 from scheduler.config import Settings
@@ -153,7 +153,7 @@ async def _placed(store: Store, workload: Workload) -> Mapping[int, list[int]]:
             inboxes[inbox] = entries[-1][0]
             for _, fields in entries:
                 if b"reservation" in fields:
-                    reservation = model.parse_reservation(fields[b"reservation"].decode())
+                    reservation = words.parse_reservation(fields[b"reservation"].decode())
                     found.setdefault(keys.partition_of_entry(reservation.entry), []).append(reservation.token)
                     count += 1
         await asyncio.sleep(POLL_S)

@@ -5,7 +5,7 @@ store/ turns these into KEYS and ARGV and back; nobody else sees a script's word
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -42,10 +42,10 @@ class ReserveItem(msgspec.Struct, frozen=True, gc=False):
     session is bound to, where its slots are of interest, and preferred: the node that the job asked for, each empty for
     none. why: one word, should the job not be placed on `bound`; note: what more there is to say.
     binding: `pool src:tgt`, empty to leave the session's binding alone; stored_node: the node that the stored binding
-    names, so that it is written only on change. unread: whether the session is bound is not known: if so, the job is
-    not placed. keeps: the session stays bound to `bound` although it is placed
-    elsewhere, if that is why; empty: never. follows: it is tried first where the session's last job of this call went.
-    limits: (kind, id, most) of each limit that it counts against. body: the entry's, if it is at hand.
+    names, so that it is written only on change. unread: the session was never asked about, and if it is bound the job
+    is not placed. keeps: the session stays bound to `bound` although it is placed elsewhere, if that is why; empty:
+    never. follows: it is tried first where the session's last job of this call went. limits: (kind, id, most) of each
+    limit that it counts against. body: the entry's, if it is at hand.
     """
 
     partition: int
@@ -96,6 +96,10 @@ class Refused(msgspec.Struct, frozen=True, gc=False):
         "full", "bound", "behind", "limited", "fenced", "duplicate", "gone", "job_id_taken", "cancelling", "broken"
     ]
     limit: str = ""
+
+
+HOLDS_BACK: Final = ("full", "bound", "behind", "limited")
+"""Why a job was refused that is still to be placed: later ones of its session are behind it."""
 
 
 class ReleaseItem(msgspec.Struct, frozen=True, kw_only=True, gc=False):

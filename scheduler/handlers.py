@@ -24,7 +24,7 @@ from typing import Any, Final
 
 import msgspec
 
-from scheduler import keys, model
+from scheduler import keys, model, words
 from scheduler.config import Settings
 from scheduler.errors import Reject, Retry
 from scheduler.runtime import retry
@@ -66,10 +66,10 @@ class Job:
         self.node = node
         self.inbox_id = inbox_id
         self.payload = fields.get(b"payload", b"")
-        self.reservation = model.parse_reservation(text(b"reservation"))
+        self.reservation = words.parse_reservation(text(b"reservation"))
         self.reply_to = text(b"reply_to")
         self.partition = keys.partition_of_entry(self.entry)
-        self.policy = model.parse_policy(text(b"policy"))
+        self.policy = words.parse_policy(text(b"policy"))
         self.decision = text(b"decision")
         self.stopped = threading.Event()
 

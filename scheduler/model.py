@@ -21,7 +21,6 @@ Strategy = Literal["affinity", "spread", "least_loaded"]
 Pressure = Literal["stay", "return"]
 Reason = Literal["ready", "suspect", "draining", "quarantined", "dead"]
 
-_POLICIES_MAX: Final = 128
 _PAIRS_MAX: Final = 4_096  # that are remembered as checked
 
 TERMINAL: Final[frozenset[str]] = frozenset({"completed", "failed", "dead", "cancelled"})
@@ -186,67 +185,6 @@ class Pool(msgspec.Struct, frozen=True, omit_defaults=True):
     tenant_concurrency: int = 0
     backoff_ms: int = 1_000
     backoff_ms_max: int = 60_000
-
-
-class Policy(NamedTuple):
-    """What a job in a node's hands lives by: of its pool, as it was when the job was placed by a snapshot.
-
-    Written by `reserve` as one text, the words in this order with spaces between.
-    """
-
-    pool: str = ""
-    lease_ms: int = 0
-    attempts_max: int = 0
-    crashes_max: int = 0
-    run_ms_max: int = 0
-    backoff_ms: int = 0
-    backoff_ms_max: int = 0
-    snapshot_version: int = 0
-
-
-@functools.lru_cache(maxsize=_POLICIES_MAX)
-def parse_policy(text: str) -> Policy:
-    """A policy from its text, which many jobs share; words of a later version are ignored. Raises: ValueError."""
-    pool, *numbers = text.split(" ")
-    return Policy(pool, *map(int, numbers[: len(Policy._fields) - 1]))
-
-
-class Reservation(NamedTuple):
-    """What an assignment says of its reservation. boot: of the node; lease_until_ms: server time, the end of the first
-    lease; entry: the intake entry; attempt: from 1; submitted_ms: server time of the first submission.
-    """
-
-    token: int
-    boot: str
-    lease_until_ms: int
-    entry: str
-    attempt: int
-    life: int
-    submitted_ms: int
-
-
-def parse_reservation(text: str) -> Reservation:
-    """A reservation from its text; words of a later version are ignored. Raises: ValueError."""
-    words = text.split(" ")
-    if len(words) < len(Reservation._fields):
-        raise ValueError(f"reservation = {text[:200]!r}: expected {len(Reservation._fields)} words")
-    token, boot, lease_until_ms, entry, attempt, life, submitted_ms = words[: len(Reservation._fields)]
-    return Reservation(int(token), boot, int(lease_until_ms), entry, int(attempt), int(life), int(submitted_ms))
-
-
-class Holder(NamedTuple):
-    """Who holds a job, or was the last to hold it, as its record says. inbox_id: of the assignment."""
-
-    node: str
-    boot: str
-    token: int
-    inbox_id: str
-
-
-def parse_holder(text: str | None) -> Holder | None:
-    """A holder from its text, None when there is none or it is no text of a script."""
-    words = (text or "").split(" ")
-    return Holder(words[0], words[1], int(words[2]), words[3]) if len(words) == 4 and words[2].isdigit() else None
 
 
 class Node(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scheduler import model
+from scheduler import model, words
 from scheduler.calls import Outcome
 from scheduler.cli.common import (
     duration,
@@ -208,8 +208,8 @@ def show(redis_url: str | None, job_id: str, as_json: bool) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, words in _in_words(picture):
-        table.add_row(name, Text(words))
+    for name, text in _in_words(picture):
+        table.add_row(name, Text(text))
     Console(highlight=False).print(table)
 
 
@@ -253,7 +253,7 @@ async def _look(redis_url: str | None, settings: Settings, job_id: str) -> Pictu
         node=record.get("node") or None,
         boot=record.get("boot") or None,
         token=number("token") or None,
-        pool=model.parse_policy(record.get("policy", "")).pool or None,
+        pool=words.parse_policy(record.get("policy", "")).pool or None,
         decision=record.get("decision", ""),
         lease_until_ms=lease.until_ms,
         reason=record.get("reason", ""),

@@ -10,7 +10,7 @@ import click
 import msgspec
 from rich.text import Text
 
-from scheduler import calls, model
+from scheduler import calls, model, words
 from scheduler.cli.common import (
     duration,
     json_option,
@@ -204,7 +204,7 @@ async def _read_reservations(redis_url: str | None, settings: Settings, node_id:
         )
         for (job_id, node, until_ms), (state, holder, session) in zip(slots, records, strict=True)
         # It may have ended between the two reads.
-        if state == "reserved" and (held := model.parse_holder(holder)) is not None
+        if state == "reserved" and (held := words.parse_holder(holder)) is not None
     ]
 
 

@@ -101,6 +101,7 @@ def _run_role(redis_url: str | None, start: StartRole, wait_server_ms: int, ling
         return
 
     async def serve(stopping: asyncio.Event) -> None:
+        """Run the role until it is told to stop."""
         if await unless_stopped(stopping, check_server(url, settings, wait_server_ms)) is None:
             return
         started = await unless_stopped(stopping, start(url, settings))

@@ -14,11 +14,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from random import Random
 from typing import Final
 
-import msgspec
-
 from scheduler import calls
 from scheduler.config import Settings
 from scheduler.runtime import placement
+from scheduler.runtime.calling import Answer, Call, Caller
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Class, Job
 from scheduler.runtime.limits import limits_of
@@ -28,31 +27,13 @@ from scheduler.runtime.placement import Draws
 from scheduler.runtime.refusals import Refusals
 from scheduler.runtime.report import Report, Times
 from scheduler.runtime.skipped import Skipped
-from scheduler.runtime.tries import Try, bound_by, chunks, refusal_of, reserve_item
+from scheduler.runtime.tries import Try, bound_by, chunks, refusal_of
 from scheduler.runtime.waiting import Waiter, Waiting
 from scheduler.session.bindings import Bindings, parse
-from scheduler.store.connection import or_each_alone
 from scheduler.store.store import Store
 
-Answer = calls.Reserved | calls.Refused
 AT_ONCE_MAX: Final = 32
 """Jobs of a call that is not worth a task of its own, beside which the next one would be made ready."""
-
-
-class _Call(msgspec.Struct):
-    """A call under way: what is tried, of which partitions, and the answers for those that have candidates.
-
-    index: the snapshot by which they were chosen. mark: what had been told of limits when it was sent. again: its jobs
-    had been scanned past, and there is memory for them now.
-    """
-
-    tries: list[Try]
-    partitions: frozenset[int]
-    answers: asyncio.Task[list[Answer | None]] | None
-    sent_ms: float
-    index: Index
-    mark: int
-    again: bool
 
 
 class Placer:
@@ -84,6 +65,7 @@ class Placer:
         self._bindings = bindings
         self._refusals = refusals
         self._random = random
+        self._caller = Caller(store.cell, self.report, bindings, self._tries_as_bound)
 
     # ---- newcomers ----
 
@@ -101,7 +83,7 @@ class Placer:
         asked for jobs that were read meanwhile, none when something else is to be done first; again, whether these were
         scanned past before.
         """
-        under_way: list[_Call] = []
+        under_way: list[Call] = []
         try:
             while jobs:
                 if self._skipped and not again:
@@ -116,7 +98,7 @@ class Placer:
             await _drop(under_way)
 
     async def _place(
-        self, jobs: Sequence[Job], under_way: list[_Call], keep: Callable[[], Awaitable[None]], again: bool
+        self, jobs: Sequence[Job], under_way: list[Call], keep: Callable[[], Awaitable[None]], again: bool
     ) -> None:
         """Send a call for these jobs, and settle the one before it meanwhile."""
         if under_way and any(job.partition in under_way[0].partitions for job in jobs):
@@ -129,26 +111,21 @@ class Placer:
         started_s = time.perf_counter()
         tries = self._tries(jobs if again else self._scan_past(jobs))
         self.times.decided(started_s, len(jobs))
-        if any(each.unread and each.placement is None for each in tries):
-            # For a new session there is no node, but perhaps there is where it is bound.
-            await self.know([job.session_id for job in jobs])
-            tries = self._tries(jobs)
-        call, items = self._prepare(tries, again)
-        if not under_way and len(items) <= AT_ONCE_MAX:
-            await self._settle_all(call, await self._answer(call, items))
+        call = self._call(tries, again)
+        if not under_way and len(tries) <= AT_ONCE_MAX:
+            await self._settle_all(call, await self._caller.answers(call))
             return
-        under_way.append(self._sent(call, items))
+        under_way.append(self._begin(call))
         if len(under_way) > 1:
             await self._land(under_way, 1)
 
-    async def _land(self, under_way: list[_Call], count: int | None = None) -> None:
+    async def _land(self, under_way: list[Call], count: int | None = None) -> None:
         """Settle the first `count` calls, all by default, in the order in which they were sent."""
         for _ in range(len(under_way) if count is None else count):
             answers = under_way[0].answers
-            if answers is not None:
-                await asyncio.wait([answers])
-            call = under_way.pop(0)
-            await self._settle_all(call, answers.result() if answers is not None else [None] * len(call.tries))
+            assert answers is not None
+            await asyncio.wait([answers])
+            await self._settle_all(under_way.pop(0), answers.result())
 
     @property
     def must_know(self) -> bool:
@@ -210,7 +187,7 @@ class Placer:
             if placed is None:
                 held.add(job.session_id)
             follows = last.get(job.session_id) == wanted and not job.avoid
-            unread = job.session_id not in self._bindings
+            unread = binding is None and job.session_id not in self._bindings
             tries.append(Try(job, wanted, None, placed, binding, fresh, unread, follows))
             if self.index.policy(wanted.pool).strategy == "affinity":
                 last[job.session_id] = wanted
@@ -222,7 +199,7 @@ class Placer:
         """Try those that wait and were woken, until nobody is left who should be tried now."""
         while self._waiting.busy:
             await keep()
-            under_way: list[_Call] = []
+            under_way: list[Call] = []
             try:
                 await self._send_waiters(under_way)
                 await self._land(under_way)
@@ -236,13 +213,13 @@ class Placer:
         first, rest = jobs[: self._settings.batch_max], jobs[self._settings.batch_max :]
         await self.know([job.session_id for job in first])
         now, later = self._apart(first)
-        under_way: list[_Call] = []
+        under_way: list[Call] = []
         try:
             if now:
                 started_s = time.perf_counter()
                 tries = self._tries(now)
                 self.times.decided(started_s, len(now))
-                under_way.append(self._send(tries))
+                under_way.append(self._begin(self._call(tries)))
             await self._send_waiters(under_way)
             await self._land(under_way)
         finally:
@@ -265,7 +242,7 @@ class Placer:
                 now.append(job)
         return now, later
 
-    async def _send_waiters(self, under_way: list[_Call]) -> None:
+    async def _send_waiters(self, under_way: list[Call]) -> None:
         """Ask for those who ask, and send a call for those whose turn it is."""
         asking = self._waiting.asking()
         if asking:
@@ -279,7 +256,7 @@ class Placer:
             if attempt is not None:
                 tries.append(attempt)
         self.times.decided(started_s, len(chosen))
-        under_way.append(self._send(tries))
+        under_way.append(self._begin(self._call(tries)))
 
     def _try_waiter(self, waiter: Waiter) -> Try | None:
         """Candidates for a waiter, None when it parks or asks instead."""
@@ -332,90 +309,35 @@ class Placer:
 
     # ---- reserve ----
 
-    def _prepare(self, tries: list[Try], again: bool = False) -> tuple[_Call, list[calls.ReserveItem]]:
-        """A script call, and what is asked in it: those that have candidates."""
-        now_ms = _now_ms()
-        items = []
-        for each in tries:
-            if each.placement is not None:
-                items.append(reserve_item(each, each.placement, self.index.policy(each.wanted.pool)))
+    def _call(self, tries: list[Try], again: bool = False) -> Call:
         partitions = frozenset([each.job.partition for each in tries])
-        return _Call(tries, partitions, None, now_ms, self.index, self._waiting.limits.mark, again), items
+        return Call(tries, partitions, _now_ms(), self.index, self._waiting.limits.mark, again)
 
-    def _sent(self, call: _Call, items: list[calls.ReserveItem]) -> _Call:
-        """Begin a call, to be settled later."""
-        if items:
-            call.answers = asyncio.create_task(self._answer(call, items))
+    def _begin(self, call: Call) -> Call:
+        """Send a call, to be settled later."""
+        call.answers = asyncio.create_task(self._caller.answers(call))
         return call
 
-    def _send(self, tries: list[Try]) -> _Call:
-        """Begin one script call for those that have candidates."""
-        return self._sent(*self._prepare(tries))
-
-    async def _answer(self, call: _Call, items: list[calls.ReserveItem]) -> list[Answer | None]:
-        """The answer to each try of a call, None for one that was held back.
-
-        Sessions that are not known are taken for new ones, because most of them are, and the script says which are
-        not: these are placed once more, where they are bound.
-        """
-        answered = iter(await self._reserve(items, call.index) if items else [])
-        answers = [None if each.placement is None else next(answered) for each in call.tries]
-        bound: set[str] = set()
-        for each, answer in zip(call.tries, answers, strict=True):
-            if isinstance(answer, calls.Refused) and answer.why == "bound":
-                bound.add(each.job.session_id)
-            elif each.unread and _was_looked_up(answer):
-                self._bindings.learn(each.job.session_id, None)
-        if bound:
-            await self._place_bound(call, answers, bound)
-        return answers
-
-    async def _place_bound(self, call: _Call, answers: list[Answer | None], bound: set[str]) -> None:
-        """Place those jobs of a call again whose sessions turned out to be bound, and note what came of it."""
-        await self.know(list(bound))
-        numbers = {each.job.key: number for number, each in enumerate(call.tries) if each.job.session_id in bound}
-        tries = self._tries([call.tries[number].job for number in numbers.values()])
-        again, items = self._prepare(tries)
-        answered = iter(await self._reserve(items, again.index) if items else [])
-        for each in tries:
-            number = numbers[each.job.key]
-            call.tries[number] = each
-            answers[number] = None if each.placement is None else next(answered)
-
-    async def _reserve(self, items: list[calls.ReserveItem], index: Index) -> list[Answer]:
-        """Reserve; after an error inside the script each job alone, still in the order of each session.
-
-        index: by which the candidates were chosen, so that the script compares the boots that they were chosen as.
-        """
-        blocked: set[str] = set()
-
-        async def call(batch: Sequence[calls.ReserveItem]) -> list[Answer]:
-            if batch[0].session_id in blocked:
-                return [calls.Refused("behind")]
-            self.report.calls += 1
-            answers = await self._store.cell.reserve(batch, index.boots, index.pools, index.version)
-            if isinstance(answers[0], calls.Refused) and answers[0].why in ("full", "bound", "behind", "limited"):
-                blocked.add(batch[0].session_id)
-            return answers
-
-        return await or_each_alone(items, call, lambda _: calls.Refused("broken"))
+    async def _tries_as_bound(self, jobs: Sequence[Job]) -> tuple[list[Try], Index]:
+        await self.know([job.session_id for job in jobs])
+        return self._tries(jobs), self.index
 
     # ---- settle ----
 
-    async def _settle_all(self, call: _Call, answers: Sequence[Answer | None]) -> None:
+    async def _settle_all(self, call: Call, answers: Sequence[Answer | None]) -> None:
         for each, answer in zip(call.tries, answers, strict=True):
             self._settle(each, answer, call)
         self.times.settled(call.tries, answers)
         self.times.promoted(self._waiting.promoted)
         await self._refusals.end()
 
-    def _settle(self, each: Try, answer: Answer | None, call: _Call) -> None:
+    def _settle(self, each: Try, answer: Answer | None, call: Call) -> None:
         job, waiter = each.job, each.waiter
         if not self._partitions.holds(job.partition, job.epoch):
             return
         if isinstance(answer, calls.Reserved):
             self._placed(each, answer, call.sent_ms)
-        elif answer is None or answer.why in ("full", "bound", "behind", "limited"):
+        elif answer is None or answer.why in calls.HOLDS_BACK:
             if answer is not None and answer.why == "full" and each.placement is not None:
                 self._believe(dict.fromkeys(each.placement.candidates, False))
             if waiter is None:
@@ -431,7 +353,7 @@ class Placer:
             if waiter is not None:
                 self._waiting.leave(waiter)
 
-    def _wait(self, each: Try, answer: calls.Refused | None, call: _Call) -> None:
+    def _wait(self, each: Try, answer: calls.Refused | None, call: Call) -> None:
         """A newcomer that was not placed. answer: None when it was held back behind others, or no node can serve it."""
         job, wanted, waiting = each.job.without_body(), each.wanted, self._waiting
         self._count(answer)
@@ -461,7 +383,7 @@ class Placer:
             return False
         return True
 
-    def _wait_again(self, each: Try, waiter: Waiter, answer: calls.Refused | None, call: _Call) -> None:
+    def _wait_again(self, each: Try, waiter: Waiter, answer: calls.Refused | None, call: Call) -> None:
         """One of those that wait was tried in vain."""
         assert each.placement is not None
         assert answer is not None
@@ -482,6 +404,8 @@ class Placer:
         self.report.placed += 1
         if answer.used >= 0:
             self.loads[answer.node] = answer.used
+            if each.unread:
+                self._bindings.weigh(is_stored=False)
             binding = self._bindings.peek(job.session_id)
             after = bound_by(each, binding, answer)
             if not each.fresh or after != binding:
@@ -492,14 +416,7 @@ class Placer:
                 self._waiting.filled(answer.node)
 
 
-def _was_looked_up(answer: Answer | None) -> bool:
-    """Whether the script came as far as to ask for the binding, and found none."""
-    if isinstance(answer, calls.Reserved):
-        return answer.used >= 0
-    return answer is not None and answer.why in ("full", "limited")
-
-
-async def _drop(under_way: Sequence[_Call]) -> None:
+async def _drop(under_way: Sequence[Call]) -> None:
     """End the calls whose answers nobody will settle: what they did is found in the records."""
     answers = [call.answers for call in under_way if call.answers is not None]
     for each in answers:

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from scheduler import calls, keys, model
+from scheduler import calls, keys, model, words
 from scheduler.config import Settings
 from scheduler.store.connection import or_each_alone
 from scheduler.store.store import Store
@@ -121,7 +121,7 @@ class Reaper:
                 for (job_id, node), (state, holder, entry, session, tenant, reply_to) in zip(
                     batch, records, strict=True
                 )
-                if state == "reserved" and (held := model.parse_holder(holder)) is not None and held.node == node
+                if state == "reserved" and (held := words.parse_holder(holder)) is not None and held.node == node
             ]
             if items:
                 await self._release(items)

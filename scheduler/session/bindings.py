@@ -100,8 +100,11 @@ class Bindings:
     def learn(self, session_id: str, binding: Binding | None) -> None:
         """Remember what was read from the server; how old it is is not known."""
         self._put(session_id, _Remembered(binding, float("-inf")))
-        step = -1 if binding is None else 1
-        self._balance = max(-BALANCE_MAX, min(BALANCE_MAX, self._balance + step))
+        self.weigh(binding is not None)
+
+    def weigh(self, is_stored: bool) -> None:
+        """Count a session that was not known, for `likely_stored`."""
+        self._balance = max(-BALANCE_MAX, min(BALANCE_MAX, self._balance + (1 if is_stored else -1)))
 
     def wrote(self, session_id: str, binding: Binding, now_ms: float) -> None:
         """Remember what `reserve` wrote, or what it found unchanged."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from scheduler import calls, keys, model
+from scheduler import calls, keys, model, words
 from scheduler.store.connection import Argument, Client, Connection, ask, keeping_cancellation
 
 READ_BLOCK_MS: Final = 250
@@ -17,10 +17,10 @@ StreamEntry = tuple[str, dict[bytes, bytes]]
 class Lease(NamedTuple):
     """What is known of a reservation. until_ms: the end of its lease, None when its node has no slot for it."""
 
-    holder: model.Holder | None
+    holder: words.Holder | None
     until_ms: int | None
     started_ms: int | None
-    policy: model.Policy
+    policy: words.Policy
 
 
 class Reads:
@@ -89,7 +89,7 @@ class Reads:
 
     async def record(self, job_id: str) -> dict[str, str]:
         """The job record, empty when there is none; the words of `holder` and `last_ending` are fields too."""
-        return unfold(_text(await self._command(lambda client: client.hgetall(self.keys.job(job_id)))))
+        return words.split_words(_text(await self._command(lambda client: client.hgetall(self.keys.job(job_id)))))
 
     async def records(self, job_ids: Sequence[str], fields: Sequence[str]) -> list[list[str | None]]:
         """Some fields of several records, in one round trip."""
@@ -106,10 +106,10 @@ class Reads:
             holder, started_ms, policy = (None if value is None else value.decode() for value in row)
             leases.append(
                 Lease(
-                    model.parse_holder(holder),
+                    words.parse_holder(holder),
                     None if score is None else int(score),
                     None if started_ms is None else int(started_ms),
-                    model.parse_policy(policy or ""),
+                    words.parse_policy(policy or ""),
                 )
             )
         return leases
@@ -256,16 +256,6 @@ def _pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:
     """Fields and values, which a reply has in turns."""
     turns = iter(flat)
     return dict(zip(turns, turns, strict=True))
-
-
-def unfold(record: Mapping[str, str]) -> dict[str, str]:
-    """A record and beside its fields their words: node, boot, token and inbox_id, last_token and last_verdict."""
-    words = dict(record)
-    holder = model.parse_holder(record.get("holder"))
-    if holder is not None:
-        words |= zip(holder._fields, map(str, holder), strict=True)
-    token, _, verdict = record.get("last_ending", "").partition(" ")
-    return words | {"last_token": token, "last_verdict": verdict} if verdict else words
 
 
 def parse_outcome(fields: Mapping[bytes, bytes]) -> calls.Outcome:

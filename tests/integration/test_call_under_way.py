@@ -23,13 +23,13 @@ async def test_the_boots_of_a_call_are_those_that_its_candidates_were_chosen_as(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RULES 10: a node that is another boot by now, with other languages, gets nothing meant for the earlier one."""
-    prepare, reserve = Placer._prepare, Cell.reserve
+    call, reserve = Placer._call, Cell.reserve
     asked: list[Mapping[str, str]] = []
 
     def swapped_after(self: Placer, tries: list[Try], again: bool = False) -> Any:
-        prepared = prepare(self, tries, again)
+        made = call(self, tries, again)
         self.index = Index(Snapshot(2**53, (a_node("p1", boot=LATER_BOOT, pairs=(EN_DE,)),), (PLAIN,)))
-        return prepared
+        return made
 
     async def noted(self: Cell, items: Sequence[calls.ReserveItem], boots: Mapping[str, str], *rest: Any) -> Any:
         asked.append(boots)
@@ -37,7 +37,7 @@ async def test_the_boots_of_a_call_are_those_that_its_candidates_were_chosen_as(
 
     async with bench(url) as b:
         await publish(b, (a_node("p1"),), (PLAIN,))
-        monkeypatch.setattr(Placer, "_prepare", swapped_after)
+        monkeypatch.setattr(Placer, "_call", swapped_after)
         monkeypatch.setattr(Cell, "reserve", noted)
         await submit(b, a_job(), "j0")
         assert asked[0] == {"p1": BOOT}

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any, Final
 
 from scheduler import keys, model
-from scheduler.store.reads import unfold
+from scheduler.words import split_words
 from tests.dumps import Dump
 
 CELL: Final = keys.CellKeys()
@@ -29,7 +29,7 @@ class Picture:
 
     def __init__(self, dump: Dump) -> None:
         self.dump = dump
-        self.records = {job_id: unfold(record) for job_id, record in _by_name(dump, _JOB).items()}
+        self.records = {job_id: split_words(record) for job_id, record in _by_name(dump, _JOB).items()}
         self.slots = {node: dict(members) for node, members in _by_name(dump, _SLOTS).items()}
         self.capacities = {
             node: (int(value.split(" ")[0]), value.split(" ")[1]) for node, value in _value(dump, CELL.capacity).items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler import calls, model
+from scheduler import calls, model, words
 from scheduler.store.store import Store
 from tests.dumps import dump, standing, stands, transitions, unchanged
 from tests.lua.placements import BEHIND, FULL, placed, seed_all
@@ -171,7 +171,7 @@ async def test_rule_12_first_lease_is_start_ms(store: Store) -> None:
 
     assert isinstance(answer, calls.Reserved)
     assert await store.reads.reservations(NODE) == [(JOB, answer.token // 1000 + POLICY.start_ms)]
-    assert model.parse_policy((await store.reads.record(JOB))["policy"]).lease_ms == POLICY.lease_ms
+    assert words.parse_policy((await store.reads.record(JOB))["policy"]).lease_ms == POLICY.lease_ms
 
 
 async def test_attempt_counts_every_earlier_placement_that_ended(store: Store) -> None:
@@ -182,7 +182,7 @@ async def test_attempt_counts_every_earlier_placement_that_ended(store: Store) -
     await reserve(store, [reserve_item(entry_id, epoch)])
 
     entries = await store.reads.entries(store.cell.keys.inbox(NODE))
-    assigned = model.parse_reservation(entries[-1][1][b"reservation"].decode())
+    assigned = words.parse_reservation(entries[-1][1][b"reservation"].decode())
     assert (assigned.attempt, assigned.life) == (7, 4)
 
 

@@ -16,6 +16,7 @@ BASE: Final = {
     "scheduler.errors",
     "scheduler.config",
     "scheduler.deltas",
+    "scheduler.words",
 }
 PURE: Final = {
     "scheduler.affinity",
@@ -43,6 +44,7 @@ PURE: Final = {
     "scheduler.session.bindings",
     "scheduler.session.decisions",
     "scheduler.session.ring",
+    "scheduler.words",
 }
 # Libraries that perform, wait, read a clock or hold what is shared.
 IMPURE: Final = {

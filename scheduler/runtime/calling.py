@@ -1,0 +1,106 @@
+"""One script call for several tries: what is asked, an answer to each, and sessions that turn out to be bound.
+
+Sessions that are not known are taken for new ones, because most of them are, and the script says which are not: these
+are placed once more, where they are bound. That spares a read of bindings before each call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+
+from scheduler import calls
+from scheduler.runtime.index import Index
+from scheduler.runtime.intake import Job
+from scheduler.runtime.report import Report
+from scheduler.runtime.tries import Try, reserve_item
+from scheduler.session.bindings import Bindings
+from scheduler.store.cell import Cell
+from scheduler.store.connection import or_each_alone
+
+Answer = calls.Reserved | calls.Refused
+
+
+class Call(msgspec.Struct):
+    """What is tried, of which partitions; answers, when the call is under way beside something else.
+
+    index: the snapshot by which candidates were chosen. mark: what had been told of limits when it was sent. again: its
+    jobs had been scanned past, and there is memory for them now.
+    """
+
+    tries: list[Try]
+    partitions: frozenset[int]
+    sent_ms: float
+    index: Index
+    mark: int
+    again: bool
+    answers: asyncio.Task[list[Answer | None]] | None = None
+
+
+class Caller:
+    """Makes calls.
+
+    Args: cell; report, in which calls are counted; bindings; tries_as_bound, jobs whose sessions are bound -> their
+    tries once that was read, and the snapshot by which candidates were chosen.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        report: Report,
+        bindings: Bindings,
+        tries_as_bound: Callable[[Sequence[Job]], Awaitable[tuple[list[Try], Index]]],
+    ) -> None:
+        self._cell = cell
+        self._report = report
+        self._bindings = bindings
+        self._tries_as_bound = tries_as_bound
+
+    async def answers(self, call: Call) -> list[Answer | None]:
+        """The answer to each try of a call, None for one that was held back. Tries of bound sessions are replaced."""
+        answers = await self._ask(call.tries, call.index)
+        bound = set()
+        for each, answer in zip(call.tries, answers, strict=True):
+            if isinstance(answer, calls.Refused) and each.unread:
+                if answer.why == "bound":
+                    bound.add(each.job.session_id)
+                elif answer.why in ("full", "limited"):
+                    self._bindings.learn(each.job.session_id, None)
+        if bound:
+            await self._place_bound(call, answers, bound)
+        return answers
+
+    async def _place_bound(self, call: Call, answers: list[Answer | None], bound: set[str]) -> None:
+        """Place those jobs of a call again whose sessions turned out to be bound, and note what came of it."""
+        numbers = {each.job.key: number for number, each in enumerate(call.tries) if each.job.session_id in bound}
+        tries, index = await self._tries_as_bound([call.tries[number].job for number in numbers.values()])
+        for each, answer in zip(tries, await self._ask(tries, index), strict=True):
+            number = numbers[each.job.key]
+            call.tries[number], answers[number] = each, answer
+
+    async def _ask(self, tries: Sequence[Try], index: Index) -> list[Answer | None]:
+        """Reserve for those that have candidates; after an error inside the script for each alone, still in the order
+        of each session.
+
+        index: by which the candidates were chosen, so that the script compares the boots that they were chosen as.
+        """
+        items = []
+        for each in tries:
+            if each.placement is not None:
+                items.append(reserve_item(each, each.placement, index.policy(each.wanted.pool)))
+        blocked: set[str] = set()
+
+        async def reserve(batch: Sequence[calls.ReserveItem]) -> list[Answer]:
+            if batch[0].session_id in blocked:
+                return [calls.Refused("behind")]
+            self._report.calls += 1
+            answers = await self._cell.reserve(batch, index.boots, index.pools, index.version)
+            if isinstance(answers[0], calls.Refused) and answers[0].why in calls.HOLDS_BACK:
+                blocked.add(batch[0].session_id)
+            return answers
+
+        answered = await or_each_alone(items, reserve, lambda _: calls.Refused("broken")) if items else []
+        answers = iter(answered)
+        return [None if each.placement is None else next(answers) for each in tries]

@@ -1,0 +1,82 @@
+"""Pure. Decides; never performs. Fields of assignments and records that hold several words, because a field costs the
+server more than a word: by which policy a job runs, its reservation, and who holds it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+_POLICIES_MAX: Final = 128  # that are remembered as read
+
+
+class Policy(NamedTuple):
+    """What a job in a node's hands lives by: of its pool, as it was when the job was placed by a snapshot.
+
+    Written by `reserve` as one text, the words in this order with spaces between.
+    """
+
+    pool: str = ""
+    lease_ms: int = 0
+    attempts_max: int = 0
+    crashes_max: int = 0
+    run_ms_max: int = 0
+    backoff_ms: int = 0
+    backoff_ms_max: int = 0
+    snapshot_version: int = 0
+
+
+@functools.lru_cache(maxsize=_POLICIES_MAX)
+def parse_policy(text: str) -> Policy:
+    """A policy from its text, which many jobs share; words of a later version are ignored. Raises: ValueError."""
+    pool, *numbers = text.split(" ")
+    return Policy(pool, *map(int, numbers[: len(Policy._fields) - 1]))
+
+
+class Reservation(NamedTuple):
+    """What an assignment says of its reservation. boot: of the node; lease_until_ms: server time, the end of the first
+    lease; entry: the intake entry; attempt: from 1; submitted_ms: server time of the first submission.
+    """
+
+    token: int
+    boot: str
+    lease_until_ms: int
+    entry: str
+    attempt: int
+    life: int
+    submitted_ms: int
+
+
+def parse_reservation(text: str) -> Reservation:
+    """A reservation from its text; words of a later version are ignored. Raises: ValueError."""
+    words = text.split(" ")
+    if len(words) < len(Reservation._fields):
+        raise ValueError(f"reservation = {text[:200]!r}: expected {len(Reservation._fields)} words")
+    token, boot, lease_until_ms, entry, attempt, life, submitted_ms = words[: len(Reservation._fields)]
+    return Reservation(int(token), boot, int(lease_until_ms), entry, int(attempt), int(life), int(submitted_ms))
+
+
+class Holder(NamedTuple):
+    """Who holds a job, or was the last to hold it, as its record says. inbox_id: of the assignment."""
+
+    node: str
+    boot: str
+    token: int
+    inbox_id: str
+
+
+def parse_holder(text: str | None) -> Holder | None:
+    """A holder from its text, None when there is none or it is no text of a script."""
+    words = (text or "").split(" ")
+    return Holder(words[0], words[1], int(words[2]), words[3]) if len(words) == 4 and words[2].isdigit() else None
+
+
+def split_words(record: Mapping[str, str]) -> dict[str, str]:
+    """A record and beside its fields their words: node, boot, token and inbox_id, last_token and last_verdict."""
+    fields = dict(record)
+    holder = parse_holder(record.get("holder"))
+    if holder is not None:
+        fields |= zip(holder._fields, map(str, holder), strict=True)
+    token, _, verdict = record.get("last_ending", "").partition(" ")
+    return fields | {"last_token": token, "last_verdict": verdict} if verdict else fields
