@@ -14,6 +14,7 @@
 -- RETURNS {now_ms, answer, ...}, one a job: {"released", state} | {"stale", token} | {"unknown"} | {"busy", why} | {"moved"}
 -- INVARIANT a slot is freed exactly once; the body is in exactly one stream or the job is terminal; a repeat of the last
 --           ending (token and verdict) gives the same answer, every other ending without the slot is stale.
+local KEYS, ARGV, redis, string = KEYS, ARGV, redis, string -- a local is found faster than a global
 local capacity_key, open_key, freed_key, results_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local delayed_key, parked_key, dead_key = KEYS[5], KEYS[6], KEYS[7]
 local partitions, nodes = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -21,27 +22,30 @@ local retention_ms, dead_retention_ms, not_started_max = ARGV[3], ARGV[4], tonum
 local results_max, freed_max, result_inline_bytes_max = ARGV[6], ARGV[7], tonumber(ARGV[8])
 local NODE_KEYS, JOB_KEYS, JOB = 7 + partitions, 7 + partitions + 2 * nodes, 15
 local KEYS_A_JOB = 5
+local RESULT_KEY, REPLY_KEY, HELD_KEYS = 1, 2, {session = 3, tenant = 4} -- of a job, counted from its first key
+local COUNTERS = {'attempts', 'crashes', 'not_started'}
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local now_text = string.format('%.0f', now_ms)
-local answers, freed_nodes, freed_limits, feed = {now_ms}, {}, {}, {}
+local answers, freed_nodes, freed_limits, feed, reply_keys = {now_ms}, {}, {}, {}, {}
 
 local function boot_order(boot) return tonumber(string.match(boot, '^(%d+)%-')) or 0 end
 
 -- Counters after this verdict, and where the job goes: queued, delayed or dead (with a reason).
 local function judge(record, verdict, delay_ms, suspect)
   local attempts, crashes, not_started = record.attempts, record.crashes, record.not_started
+  local attempts_max, crashes_max = string.match(record.policy or '', '^%S+ %d+ (%d+) (%d+)')
   local reason, detail
   if verdict == 'retry' then
     attempts = attempts + 1
-    if attempts >= record.attempts_max then reason, detail = 'attempts_exhausted', 'failed ' .. attempts .. ' times' end
+    if attempts >= tonumber(attempts_max or 0) then reason, detail = 'attempts_exhausted', 'failed ' .. attempts .. ' times' end
   elseif suspect then
     -- Its node fell silent with many others: that is no fault of the job.
   elseif verdict == 'expire' or verdict == 'reboot' then
     if record.started_ms then
       crashes = crashes + 1
-      if crashes >= record.crashes_max then reason, detail = 'attempts_exhausted', 'lost with its node ' .. crashes .. ' times' end
+      if crashes >= tonumber(crashes_max or 0) then reason, detail = 'attempts_exhausted', 'lost with its node ' .. crashes .. ' times' end
     else
       not_started = not_started + 1
       if not_started >= not_started_max then reason, detail = 'attempts_exhausted', 'not started ' .. not_started .. ' times' end
@@ -81,11 +85,10 @@ local function count_slots(index, node)
   return used_of[index]
 end
 
--- Free the slot and what was held of limits; the node is news only if it had no room before.
-local function free(job)
-  for kind in string.gmatch(job.record.held or '', '%a+') do
-    local held_key = job.held_keys[kind]
-    if redis.call('SREM', held_key, job.job_id) == 1 then
+-- Free what the job held of limits.
+local function free_limits(job)
+  for kind in string.gmatch(job.record.held, '%a+') do
+    if redis.call('SREM', KEYS[job.first_key + HELD_KEYS[kind]], job.job_id) == 1 then
       local limit = kind .. ':' .. job[kind]
       if not freed_limits[limit] then
         freed_limits[limit] = true
@@ -93,6 +96,11 @@ local function free(job)
       end
     end
   end
+end
+
+-- Free the slot and what was held of limits; the node is news only if it had no room before.
+local function free(job)
+  if job.record.held then free_limits(job) end
   local index = job.node_index
   redis.call('XDEL', KEYS[NODE_KEYS + 2 * index], job.record.inbox_id)
   local used = used_of[index] or count_slots(index, job.node)
@@ -146,7 +154,8 @@ local function finish(job, state, after, reason, detail, body)
   end
   free(job)
   local keep_ms = dead_id and dead_retention_ms or retention_ms
-  local with_result = state == 'completed' or state == 'failed'
+  -- What returned nothing leaves nothing.
+  local with_result = (state == 'completed' or state == 'failed') and (job.result ~= '' or job.content_type ~= '')
   local dropped = {}
   for i = 1, #record.fields, 2 do
     if not KEPT[record.fields[i]] then
@@ -157,18 +166,18 @@ local function finish(job, state, after, reason, detail, body)
   local ended = {'state', state, 'ended_ms', now_text}
   add(ended, 'reason', reason, '')
   add(ended, 'content_type', with_result and job.content_type, '')
-  local outcome = {KEYS[job.reply_key], 'job_id', job.job_id, 'session', job.session, 'entry', record.entry,
+  local outcome = {'job_id', job.job_id, 'session', job.session, 'entry', record.entry,
     'submitted_ms', record.submitted_ms, 'node', job.node, 'token', job.token, unpack(ended)}
   add(outcome, 'life', record.life, '1')
   add(outcome, 'attempts', after.attempts, 0)
   add(outcome, 'detail', detail, '')
   if with_result and #job.result <= result_inline_bytes_max then add(outcome, 'result', job.result) end
-  feed[#feed + 1] = outcome
+  feed[#feed + 1], reply_keys[#reply_keys + 1] = outcome, KEYS[job.first_key + REPLY_KEY]
   add(ended, 'last_ending', job.ending)
   if after.attempts ~= record.attempts then add(ended, 'attempts', after.attempts) end
   add(ended, 'dead_id', dead_id)
   redis.call('HSET', job.key, unpack(ended))
-  if with_result then redis.call('SET', KEYS[job.result_key], job.result, 'PX', keep_ms) end
+  if with_result then redis.call('SET', KEYS[job.first_key + RESULT_KEY], job.result, 'PX', keep_ms) end
   redis.call('PEXPIRE', job.key, keep_ms)
   return {'released', state}
 end
@@ -180,11 +189,9 @@ local function read_record(job_key)
     record[fields[i]] = fields[i + 1]
   end
   record.fields = fields
-  for _, count in ipairs({'attempts', 'crashes', 'not_started'}) do
-    record[count] = tonumber(record[count] or 0)
+  for i = 1, #COUNTERS do
+    record[COUNTERS[i]] = tonumber(record[COUNTERS[i]] or 0)
   end
-  local attempts_max, crashes_max = string.match(record.policy or '', '^%S+ %d+ (%d+) (%d+)')
-  record.attempts_max, record.crashes_max = tonumber(attempts_max or 0), tonumber(crashes_max or 0)
   record.partition = string.match(record.entry or '', '^%d+')
   record.life = record.life or '1'
   record.node, record.boot, record.token, record.inbox_id = string.match(record.holder or '', '^(%S+) (%S+) (%S+) (%S+)$')
@@ -236,8 +243,7 @@ for item = 8 + partitions + nodes + 1, #ARGV, JOB do
   local first_key = JOB_KEYS + KEYS_A_JOB * (number - 1) + 1
   local partition_index, node_index = tonumber(ARGV[item]), tonumber(ARGV[item + 1])
   answers[number + 1] = release({
-    key = KEYS[first_key], result_key = first_key + 1, reply_key = first_key + 2,
-    held_keys = {session = KEYS[first_key + 3], tenant = KEYS[first_key + 4]},
+    key = KEYS[first_key], first_key = first_key,
     jobs_key = KEYS[7 + partition_index], partition = ARGV[8 + partition_index],
     node_index = node_index, node = ARGV[8 + partitions + node_index],
     job_id = ARGV[item + 2], session = ARGV[item + 3], tenant = ARGV[item + 4], reply_to = ARGV[item + 5],
@@ -248,8 +254,8 @@ for item = 8 + partitions + nodes + 1, #ARGV, JOB do
 end
 
 -- Feeds come last and may fail: the truth is in the records.
-for _, outcome in ipairs(feed) do
-  local reply_key = table.remove(outcome, 1)
+for i, outcome in ipairs(feed) do
+  local reply_key = reply_keys[i]
   redis.pcall('XADD', results_key, 'MAXLEN', '~', results_max, '*', unpack(outcome))
   if reply_key ~= results_key then redis.pcall('XADD', reply_key, 'MAXLEN', '~', results_max, '*', unpack(outcome)) end
 end

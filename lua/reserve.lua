@@ -13,13 +13,15 @@
 --   policies {{pool, start_ms, lease_ms, attempts_max, crashes_max, run_ms_max, backoff_ms, backoff_ms_max}, ...},
 --   jobs, of each without an array of its own: entry_id, partition index, policy index, job_id, session, tenant, reply_to,
 --     candidates (groups of node indices, {{3}, {5, 7}}: the freest of the first group that has room is taken),
---     bound, preferred (node indices, 0: none; see `explain`), why (it is placed elsewhere than on `bound`), note,
+--     bound (a node index, 0: none), why (it is placed elsewhere than on `bound`; see `explain`),
 --     binding (empty: leave it), stored_node (the node in the stored binding, empty: write it anew), variant,
 --     unread (the caller does not know whether the session is bound: if it is, that is the answer),
---     keeps (the session stays bound to `bound` although it is placed elsewhere, if that is why; empty: never),
 --     follows (before its candidates it is tried where the session's last job of this call went),
---     limits ({{kind, index, max}, ...}; index counts the limits' keys),
---     body (where in ARGV document and payload of the entry are; 0: to be read from it).
+--     body (where in ARGV document and payload of the entry are; 0: to be read from it),
+--     rare: false, or a map with what few jobs have:
+--       preferred (the index of the node that it asks for), note (what else there is to say of the decision),
+--       keeps (the session stays bound to `bound` although it is placed elsewhere, if that is why),
+--       limits ({{kind, index, max}, ...}; index counts the limits' keys).
 --   An index counts from 1; whatever may have more than nine digits is text.
 -- RETURNS {now_ms, answer, ...}, one a job: {"reserved", node, token, used, its slots, node that the session is bound to}
 --         | {"full"} | {"limited", kind} | {"bound"} | {"behind"} | {"fenced"} | {"duplicate"} | {"gone"} | {"job_id_taken"}
@@ -27,12 +29,11 @@
 -- INVARIANT used slots never exceed the capacity of the boot that the caller saw; a job holds at most one slot; no limit
 --           counts more jobs than it allows; jobs of a session are placed in the order given; the body is in exactly one
 --           stream; the same entry gets the same answer.
-local KEYS, ARGV = KEYS, ARGV
+local KEYS, ARGV, redis, string = KEYS, ARGV, redis, string -- a local is found faster than a global
 local owners_key, capacity_key, open_key = KEYS[1], KEYS[2], KEYS[3]
 local snapshot_version, session_ttl_ms, partitions, nodes, policies, jobs = unpack(cmsgpack.unpack(ARGV[1]))
 local PARTITION_KEYS, NODE_KEYS = 3, 3 + #partitions
-local JOB = 20
-local OF_JOB, NOT_EVERYWHERE = {'entry', 'session', 'submitted_ms', 'tenant', 'reply_to'}, {'tenant', 'reply_to'}
+local JOB, NOTHING = 17, {}
 local JOB_KEYS, LIMIT_KEYS = NODE_KEYS + 2 * #nodes, NODE_KEYS + 2 * #nodes + 2 * #jobs / JOB
 
 local time = redis.call('TIME')
@@ -146,34 +147,36 @@ local function read_body(jobs_key, entry_id)
   return body.job, body.payload
 end
 
+local function add(fields, name, value)
+  fields[#fields + 1], fields[#fields + 2] = name, value
+end
+
 -- Append the assignment to the inbox: the one write that can fail, so it comes before all others. Here and in the record
 -- words that belong together are one text, because each field costs the server more than a word.
 local function assign(index, job)
-  local reservation = table.concat({job.token, nodes[index][2], job.lease_until_ms, job.entry, job.attempt, job.life,
-    job.submitted_ms}, ' ')
+  local reservation = job.token .. ' ' .. nodes[index][2] .. ' ' .. job.lease_until_ms .. ' ' .. job.entry .. ' ' .. job.attempt
+    .. ' ' .. job.life .. ' ' .. job.submitted_ms
   local assignment = {'job', job.document, 'payload', job.payload, 'job_id', job.job_id, 'session', job.session,
     'reservation', reservation, 'policy', job.policy, 'decision', job.decision}
-  for i = 1, #NOT_EVERYWHERE do
-    local name = NOT_EVERYWHERE[i]
-    if job[name] ~= '' then
-      assignment[#assignment + 1], assignment[#assignment + 2] = name, job[name]
-    end
-  end
+  if job.tenant ~= '' then add(assignment, 'tenant', job.tenant) end
+  if job.reply_to ~= '' then add(assignment, 'reply_to', job.reply_to) end
   return redis.pcall('XADD', KEYS[NODE_KEYS + 2 * index], '*', unpack(assignment))
 end
 
--- Write what is new in the record of a placed job.
+-- Write what is new in the record of a placed job. Where it came from is written once.
 local function write_record(job_key, index, job, inbox_id, before)
-  local holder = table.concat({nodes[index][1], nodes[index][2], job.token, inbox_id}, ' ')
-  local record = {'state', 'reserved', 'holder', holder, 'policy', job.policy, 'decision', job.decision}
-  for i = 1, #OF_JOB do
-    local name = OF_JOB[i]
-    if job[name] ~= (before[name] or '') then
-      record[#record + 1], record[#record + 2] = name, job[name]
-    end
+  local holder = nodes[index][1] .. ' ' .. nodes[index][2] .. ' ' .. job.token .. ' ' .. inbox_id
+  local record
+  if before.state then
+    record = {'state', 'reserved', 'holder', holder, 'policy', job.policy, 'decision', job.decision}
+  else
+    record = {'state', 'reserved', 'holder', holder, 'policy', job.policy, 'decision', job.decision,
+      'entry', job.entry, 'session', job.session, 'submitted_ms', job.submitted_ms}
   end
-  if #job.limits > 0 then
-    record[#record + 1], record[#record + 2] = 'held', hold(job.limits, job.job_id)
+  if job.tenant ~= (before.tenant or '') then add(record, 'tenant', job.tenant) end
+  if job.reply_to ~= (before.reply_to or '') then add(record, 'reply_to', job.reply_to) end
+  if job.limits then
+    add(record, 'held', hold(job.limits, job.job_id))
   end
   redis.call('HSET', job_key, unpack(record))
 end
@@ -225,9 +228,16 @@ local function bind(session_key, session, binding, home, stored_node, variant)
   end
 end
 
+-- Which attempt this one is, as text.
+local function attempt_of(record)
+  local earlier = (record.attempts or 0) + (record.crashes or 0) + (record.not_started or 0)
+  return earlier == 0 and '1' or string.format('%d', earlier + 1)
+end
+
 local function reserve(number)
-  local entry_id, partition_index, policy_index, job_id, session, tenant, reply_to, candidates, bound, preferred, why, note,
-    binding, stored_node, variant, unread, keeps, follows, limits, body = unpack(jobs, JOB * number - JOB + 1, JOB * number)
+  local entry_id, partition_index, policy_index, job_id, session, tenant, reply_to, candidates, bound, why, binding,
+    stored_node, variant, unread, follows, body, rare = unpack(jobs, JOB * number - JOB + 1, JOB * number)
+  rare = rare or NOTHING
   local job_key, session_key = KEYS[JOB_KEYS + 2 * number - 1], KEYS[JOB_KEYS + 2 * number]
   local jobs_key, entry = KEYS[PARTITION_KEYS + partition_index], partitions[partition_index][1] .. '/' .. entry_id
 
@@ -247,25 +257,26 @@ local function reserve(number)
   if blocked[session] then return {'behind'} end
   local before = homes[session]
   if unread and not before and redis.call('EXISTS', session_key) == 1 then return wait(session, 'bound') end
-  local limit = limit_of(limits)
+  local limit = rare.limits and limit_of(rare.limits)
   if limit then return wait(session, 'limited', limit) end
 
-  local token = math.max(last_token, tonumber(string.match(record.holder or '', '^%S+ %S+ (%d+)')) or 0) + 1
+  local token = last_token + 1
+  if record.holder then token = math.max(token, (tonumber(string.match(record.holder, '^%S+ %S+ (%d+)')) or 0) + 1) end
   local job = {
     job_id = job_id, session = session, tenant = tenant, reply_to = reply_to, entry = entry, document = document,
-    payload = payload, limits = limits, bound = bound, preferred = preferred, why = why,
-    token = string.format('%.0f', token), submitted_ms = record.submitted_ms or submitted(entry_id), life = record.life or '1',
+    payload = payload, limits = rare.limits, bound = bound, preferred = rare.preferred, why = why,
+    token = string.format('%d', token), submitted_ms = record.submitted_ms or submitted(entry_id), life = record.life or '1',
     policy = policy_of[policy_index], lease_until_ms = lease_until_ms_of[policy_index],
-    attempt = 1 + (record.attempts or 0) + (record.crashes or 0) + (record.not_started or 0),
+    attempt = attempt_of(record),
   }
   if before and follows then
     job.bound, job.why, stored_node = before, 'full', nodes[before][1]
     table.insert(candidates, 1, {before})
-    if preferred > 0 then table.insert(candidates, 1, {preferred}) end
+    if rare.preferred then table.insert(candidates, 1, {rare.preferred}) end
   elseif before then
     stored_node = ''
   end
-  local index, inbox_id, decided = place(job, candidates, note)
+  local index, inbox_id, decided = place(job, candidates, rare.note or '')
   if not index then return wait(session, 'full') end
   if redis.call('XDEL', jobs_key, entry_id) == 0 then
     redis.call('XDEL', KEYS[NODE_KEYS + 2 * index], inbox_id)
@@ -275,7 +286,7 @@ local function reserve(number)
   last_token = token
   redis.call('ZADD', KEYS[NODE_KEYS + 2 * index - 1], job.lease_until_ms, job_id)
   write_record(job_key, index, job, inbox_id, record)
-  local home = decided == keeps and job.bound or index
+  local home = decided == rare.keeps and job.bound or index
   bind(session_key, session, binding, home, stored_node, variant)
   used_of[index] = used_of[index] + 1
   if used_of[index] >= slots_of[index] then redis.call('SREM', open_key, nodes[index][1]) end

@@ -84,24 +84,23 @@ def decode(entry: calls.Entry, cell: int, settings: Settings) -> Job | calls.Rej
         job_id = _job_id(entry, document, cell)
     except InvalidInput as error:
         return refuse(entry, cell, "invalid", str(error))
-    submitted_ms = _submitted_ms(entry)
-    return Job(
-        partition=entry.partition,
-        epoch=entry.epoch,
-        entry_id=entry.id,
-        job_id=job_id,
-        session_id=document.session_id,
-        tenant_id=document.tenant_id,
-        reply_to=document.reply_to,
-        src_lang=document.src_lang,
-        tgt_lang=document.tgt_lang,
-        features=tuple(sorted(set(document.features))) if document.features else (),
-        routing_key=document.routing_key or document.tenant_id or document.session_id,
-        priority=document.priority,
-        deadline_at_ms=None if document.deadline_ms is None else submitted_ms + document.deadline_ms,
-        avoid=entry.fields.get(b"avoid", b"").decode(errors="replace"),
-        preferred_node=document.preferred_node,
-        body=(body, payload) if len(body) + len(payload) <= BODY_BYTES_MAX else None,
+    return Job(  # in the order of its fields: to name them costs five times as much
+        entry.partition,
+        entry.epoch,
+        entry.id,
+        job_id,
+        document.session_id,
+        document.tenant_id,
+        document.reply_to,
+        document.src_lang,
+        document.tgt_lang,
+        tuple(sorted(set(document.features))) if document.features else (),
+        document.routing_key or document.tenant_id or document.session_id,
+        document.priority,
+        None if document.deadline_ms is None else _submitted_ms(entry) + document.deadline_ms,
+        entry.fields[b"avoid"].decode(errors="replace") if b"avoid" in entry.fields else "",
+        document.preferred_node,
+        (body, payload) if len(body) + len(payload) <= BODY_BYTES_MAX else None,
     )
 
 

@@ -78,12 +78,15 @@ class Draws:
         names = drawn.names
         start = drawn.turn % (len(names) or 1)
         drawn.turn += 1
-        dealt = [name for name in names[start : start + count + len(without)] if name not in without]
+        if any(without):
+            dealt = [name for name in names[start : start + count + len(without)] if name not in without]
+        else:
+            dealt = names[start : start + count]
         if len(dealt) < count and start:
             dealt += [name for name in names[:start] if name not in without]
         if len(dealt) < count and drawn.full:
             dealt += [name for name in drawn.full if name not in without]
-        return tuple(dealt[:count])
+        return tuple(dealt if len(dealt) <= count else dealt[:count])
 
     def _draw(self, drawn: _Drawn, count: int) -> None:
         """As many again as there are, of which the less used of twice as many are taken; at first enough for one job.
@@ -166,6 +169,9 @@ class Standing(NamedTuple):
     node: str
     first: bool
     why: str
+
+
+_NEW: Final = Standing("", False, "new")
 
 
 # ---- the pool -------------------------------------------------------------------------------------------------------
@@ -261,7 +267,7 @@ def place_among(
 def stand(job: Job, wanted: Class, binding: Binding | None, index: Index) -> Standing:
     """Where the session of a job stands under a snapshot, and why it would have to move."""
     if binding is None:
-        return Standing("", False, "new")
+        return _NEW
     node = index.nodes.get(binding.node)
     policy = index.policy(wanted.pool)
     if policy.strategy != "affinity":

@@ -81,7 +81,7 @@ class Waiting:
 
     def must_wait(self, job: Job, wanted: Class) -> bool:
         """Whether a newcomer has to queue: behind its session, for a limit, or behind competing jobs of its class."""
-        before = job.session_id in self._sessions or wanted in self._lines
+        before = job.session_id in self._sessions or (bool(self._lines) and wanted in self._lines)
         return before or (bool(self.limits) and self._limit_before(job, wanted) is not None)
 
     def cause(self, job: Job, wanted: Class) -> Cause:

@@ -19,24 +19,12 @@ _WHY: Final = {
 }
 
 
-class _Group:
+class _Indices(dict[Any, int]):
     """Names in the order of their first use, each with its index counted from 1."""
 
-    def __init__(self) -> None:
-        self.names: list[Any] = []
-        self.indices: dict[Any, int] = {}
-
-    def index(self, name: Any) -> int:
-        found = self.indices.get(name)
-        if found is None:
-            self.names.append(name)
-            found = self.indices[name] = len(self.names)
-        return found
-
-    def groups(self, groups: Iterable[Iterable[Any]]) -> list[list[int]]:
-        """Groups of names as groups of indices."""
-        known = self.indices  # this is the innermost loop of a dispatcher
-        return [[known.get(name) or self.index(name) for name in group] for group in groups]
+    def __missing__(self, name: Any) -> int:
+        index = self[name] = len(self) + 1
+        return index
 
 
 def _policy(name: str, pool: model.Pool) -> tuple[str | int, ...]:
@@ -50,6 +38,20 @@ def _policy(name: str, pool: model.Pool) -> tuple[str | int, ...]:
         pool.backoff_ms,
         pool.backoff_ms_max,
     )
+
+
+def _rare(item: calls.ReserveItem, nodes: _Indices, limits: _Indices) -> dict[str, Any]:
+    """What few jobs have, and is left out for all others."""
+    rare: dict[str, Any] = {}
+    if item.preferred:
+        rare["preferred"] = nodes[item.preferred]
+    if item.note:
+        rare["note"] = f" {item.note}"
+    if item.keeps:
+        rare["keeps"] = item.keeps
+    if item.limits:
+        rare["limits"] = [(kind, limits[kind, name], most) for kind, name, most in item.limits]
+    return rare
 
 
 def _reserved(item: calls.ReserveItem, given: Sequence[Any]) -> calls.Reserved | calls.Refused:
@@ -125,14 +127,14 @@ class Cell:
 
     async def submit(self, items: Sequence[calls.SubmitItem]) -> list[calls.Submitted | calls.NotSubmitted]:
         """Accept jobs into the intake; an answer for each."""
-        partitions = _Group()
+        partitions = _Indices()
         body: list[Argument] = []
         for item in items:
-            body += [partitions.index(item.partition), item.job_id, item.session_id, item.tenant_id, item.reply_to]
+            body += [partitions[item.partition], item.job_id, item.session_id, item.tenant_id, item.reply_to]
             body += [item.nonce, item.document, item.payload]
-        names = [self.keys.jobs(partition) for partition in partitions.names]
+        names = [self.keys.jobs(partition) for partition in partitions]
         names += [self.keys.job(item.job_id) for item in items]
-        arguments = [len(partitions.names), self._settings.backlog_max, *partitions.names, *body]
+        arguments = [len(partitions), self._settings.backlog_max, *partitions, *body]
         answer = await self._connection.call("submit", names, arguments)
         answers: list[calls.Submitted | calls.NotSubmitted] = []
         for item, given in zip(items, answer[1:], strict=True):
@@ -157,35 +159,34 @@ class Cell:
         item.
         Returns: an answer for each item.
         """
-        partitions, nodes, policies, limits = _Group(), _Group(), _Group(), _Group()
+        partitions, nodes, policies, limits = _Indices(), _Indices(), _Indices(), _Indices()
         jobs: list[Any] = []
         bodies: list[Argument] = []
         job_keys: list[str] = []
         for item in items:
             jobs += (
-                item.entry_id, partitions.index((item.partition, item.epoch)), policies.index(item.pool), item.job_id,
-                item.session_id, item.tenant_id, item.reply_to, nodes.groups(item.candidates),
-                nodes.index(item.bound) if item.bound else 0, nodes.index(item.preferred) if item.preferred else 0,
-                item.why, f" {item.note}" if item.note else "", item.binding, item.stored_node, item.variant,
-                item.unread, item.keeps, item.follows,
-                [(kind, limits.index((kind, name)), most) for kind, name, most in item.limits],
-                len(bodies) + 2 if item.body is not None else 0,
+                item.entry_id, partitions[item.partition, item.epoch], policies[item.pool], item.job_id,
+                item.session_id, item.tenant_id, item.reply_to,
+                [[nodes[name] for name in group] for group in item.candidates],
+                nodes[item.bound] if item.bound else 0, item.why, item.binding, item.stored_node, item.variant,
+                item.unread, item.follows, len(bodies) + 2 if item.body is not None else 0,
+                _rare(item, nodes, limits) if item.preferred or item.note or item.keeps or item.limits else False,
             )  # fmt: skip
             if item.body is not None:
                 bodies += item.body
             job_keys += [self.keys.job(item.job_id), self.keys.session(item.session_id)]
         names = [self.keys.owners, self.keys.capacity, self.keys.open]
-        names += [self.keys.jobs(partition) for partition, _ in partitions.names]
-        for node in nodes.names:
+        names += [self.keys.jobs(partition) for partition, _ in partitions]
+        for node in nodes:
             names += [self.keys.slots(node), self.keys.inbox(node)]
         names += job_keys
-        names += [self.keys.held(kind, name) for kind, name in limits.names]
+        names += [self.keys.held(kind, name) for kind, name in limits]
         request = (
             str(snapshot_version),
             str(self._settings.session_ttl_ms),
-            [(str(partition), str(epoch)) for partition, epoch in partitions.names],
-            [(node, boots[node]) for node in nodes.names],
-            [_policy(name, pools[name]) for name in policies.names],
+            [(str(partition), str(epoch)) for partition, epoch in partitions],
+            [(node, boots[node]) for node in nodes],
+            [_policy(name, pools[name]) for name in policies],
             jobs,
         )
         answer = await self._connection.call("reserve", names, [_encode(request), *bodies])
@@ -215,12 +216,12 @@ class Cell:
         self, items: Sequence[calls.ReleaseItem], retention_ms: int, dead_retention_ms: int
     ) -> tuple[int, list[calls.Released | calls.NotReleased]]:
         """End reservations. Returns: (now_ms, an answer for each item)."""
-        partitions, nodes = _Group(), _Group()
+        partitions, nodes = _Indices(), _Indices()
         body: list[Argument] = []
         job_keys: list[str] = []
         for item in items:
             body += [
-                partitions.index(item.partition), nodes.index(item.node), item.job_id, item.session_id, item.tenant_id,
+                partitions[item.partition], nodes[item.node], item.job_id, item.session_id, item.tenant_id,
                 item.reply_to, item.token, item.verdict, item.boot, item.delay_ms, item.state, item.reason, item.detail,
                 item.content_type, item.result,
             ]  # fmt: skip
@@ -228,12 +229,12 @@ class Cell:
             job_keys += [self.keys.held("session", item.session_id), self.keys.held("tenant", item.tenant_id)]
         k, settings = self.keys, self._settings
         names = [k.capacity, k.open, k.freed, k.results, k.delayed, k.parked, k.dead]
-        names += [k.jobs(partition) for partition in partitions.names]
-        for node in nodes.names:
+        names += [k.jobs(partition) for partition in partitions]
+        for node in nodes:
             names += [k.slots(node), k.inbox(node)]
         arguments: list[Argument] = [
-            len(partitions.names), len(nodes.names), retention_ms, dead_retention_ms, settings.not_started_max,
-            settings.results_max, settings.freed_max, settings.result_inline_bytes_max, *partitions.names, *nodes.names,
+            len(partitions), len(nodes), retention_ms, dead_retention_ms, settings.not_started_max,
+            settings.results_max, settings.freed_max, settings.result_inline_bytes_max, *partitions, *nodes,
         ]  # fmt: skip
         answer = await self._connection.call("release", names + job_keys, arguments + body)
         answers: list[calls.Released | calls.NotReleased] = [

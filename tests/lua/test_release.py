@@ -165,6 +165,17 @@ async def test_long_result_is_not_copied_into_the_feed(store: Store) -> None:
     assert await store.reads.result(JOB) == result
 
 
+@pytest.mark.parametrize(("content_type", "is_kept"), [("", False), ("text/plain; charset=utf-8", True)])
+async def test_what_returned_nothing_leaves_no_result(store: Store, content_type: str, is_kept: bool) -> None:
+    """A key a job less. An empty text is a result all the same."""
+    token = await seed(store)
+    await release(store, ending(token, "finish", content_type=content_type, result=b""))
+
+    ((_, outcome),) = await store.reads.entries(store.cell.keys.results)
+    assert (b"result" in outcome) == is_kept
+    assert await store.reads.result(JOB) == (b"" if is_kept else None)
+
+
 async def test_requeued_job_has_its_body_and_history_in_the_intake(store: Store) -> None:
     """The new entry carries document, payload, job id, first submission and the node to avoid."""
     token = await seed(store)
