@@ -4,7 +4,7 @@ understands.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -18,7 +18,7 @@ BODY_BYTES_MAX: Final = 2_048
 _DIGITS_MAX: Final = 16  # of a time in milliseconds
 
 
-class Class(NamedTuple):
+class Class(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
     """What a job needs. Waiting is by class.
 
     pool: the session's preferred pool, empty when no pool could serve it. tenant: whose job it is where a pool is for

@@ -14,7 +14,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -161,7 +161,7 @@ class Placement(msgspec.Struct, frozen=True, gc=False):
         return tuple([name for group in self.groups for name in group])
 
 
-class Standing(NamedTuple):
+class Standing(msgspec.Struct, frozen=True, gc=False):
     """Where a session stands. node: that it is bound to, "" for none that matters; first: whether the job is tried
     there before all others; why, should it go elsewhere.
     """

@@ -104,7 +104,10 @@ class Bindings:
 
     def weigh(self, is_stored: bool) -> None:
         """Count a session that was not known, for `likely_stored`."""
-        self._balance = max(-BALANCE_MAX, min(BALANCE_MAX, self._balance + (1 if is_stored else -1)))
+        if is_stored and self._balance < BALANCE_MAX:
+            self._balance += 1
+        elif not is_stored and self._balance > -BALANCE_MAX:
+            self._balance -= 1
 
     def wrote(self, session_id: str, binding: Binding, now_ms: float) -> None:
         """Remember what `reserve` wrote, or what it found unchanged."""
