@@ -113,8 +113,9 @@ class Control:
         Args: document; dispatcher, name+boot of a dispatcher, empty for others; leaves, it is its last.
         """
         settings = self._settings
-        # A dispatcher that fell silent must not be wished for longer than its partitions are held.
-        silence_ms = min(settings.silence_ms, settings.partition_lease_ms)
+        # The others see at their next heartbeat that a dispatcher fell silent: no later than when its leases end.
+        heard_ms = max(settings.partition_lease_ms - settings.heartbeat_ms, 2 * settings.heartbeat_ms)
+        silence_ms = min(settings.silence_ms, heard_ms)
         answer = await self._connection.call(
             "beat",
             [self.keys.heartbeats, self.keys.dispatchers],
