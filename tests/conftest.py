@@ -24,9 +24,12 @@ from scheduler.store.store import Store, open_store
 
 pytest.register_assert_rewrite("tests.seeds", "tests.dumps")
 
-# A shell starts background jobs with SIGINT ignored, and children inherit that; tests send it to processes.
+# A shell starts background jobs with SIGINT ignored, `nohup` everything with SIGHUP ignored, and children inherit that;
+# tests send both to processes. What is handled here, even by nothing, is not ignored in a child.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def _chosen_engines() -> list[str]:
