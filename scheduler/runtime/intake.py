@@ -71,7 +71,7 @@ def decode(entry: calls.Entry, cell: int, settings: Settings) -> Job | calls.Rej
     """
     body, payload = entry.fields.get(b"job"), entry.fields.get(b"payload", b"")
     try:
-        _check_sizes(entry, body, settings)
+        _check_sizes(body, payload, settings)
     except InvalidInput as error:
         return refuse(entry, cell, "too_large", str(error))
     if body is None:
@@ -134,10 +134,9 @@ def refuse_job(job: Job, reason: str, detail: str, job_id: str | None = None) ->
     )
 
 
-def _check_sizes(entry: calls.Entry, body: bytes | None, settings: Settings) -> None:
-    payload_bytes = len(entry.fields.get(b"payload", b""))
-    if payload_bytes > settings.payload_bytes_max:
-        raise InvalidInput(f"payload of {payload_bytes} bytes: expected at most {settings.payload_bytes_max}")
+def _check_sizes(body: bytes | None, payload: bytes, settings: Settings) -> None:
+    if len(payload) > settings.payload_bytes_max:
+        raise InvalidInput(f"payload of {len(payload)} bytes: expected at most {settings.payload_bytes_max}")
     if body is not None and len(body) > settings.document_bytes_max:
         raise InvalidInput(f"job document of {len(body)} bytes: expected at most {settings.document_bytes_max}")
 
