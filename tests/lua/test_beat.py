@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from scheduler.store.control import Beaten
+import msgspec
+
+from scheduler.store.control import Beaten, Control
 from scheduler.store.store import Store
 from tests.dumps import dump
 from tests.seeds import (
@@ -42,6 +44,19 @@ async def test_silent_dispatcher_is_forgotten(store: Store) -> None:
 
     assert beaten.live == ("d1+1",)
     assert await store.connection.commands.zrange(store.control.keys.dispatchers, 0, -1) == [b"d1+1"]
+
+
+async def test_silent_dispatcher_is_missed_by_the_end_of_its_leases(store: Store) -> None:
+    """However long a node may be silent: the heartbeat that comes before the leases end says so, not the one after."""
+    lease_ms, heartbeat_ms = store.settings.partition_lease_ms, store.settings.heartbeat_ms
+    patient = Control(store.connection, msgspec.structs.replace(store.settings, silence_ms=100 * lease_ms))
+    heard_ms = (await patient.time_us()) // 1_000 - lease_ms + heartbeat_ms
+    silent = {"d0+1": heard_ms - 1, "d1+1": heard_ms + 60_000}
+    await store.connection.commands.zadd(patient.keys.dispatchers, silent)
+
+    beaten = await patient.beat(b"doc", "d2+1")
+
+    assert set(beaten.live) == {"d1+1", "d2+1"}
 
 
 async def test_dispatcher_that_leaves_is_live_no_more(store: Store) -> None:
