@@ -16,7 +16,7 @@ local now_text = string.format('%.0f', now_ms)
 local answers, feed = {now_ms}, {}
 
 local function lose_body(job_key, reply_key, job_id, record)
-  local node, token = string.match(record[7] or '', '^(%S+) %S+ (%S+)')
+  local node, token = string.match(record[7] or '', '^(%S+) (%S+)$')
   redis.call('ZREM', delayed_key, job_id)
   redis.call('DEL', job_key)
   local told = {'state', 'dead', 'reason', 'body_lost', 'session', record[4], 'entry', record[5], 'ended_ms', now_text}

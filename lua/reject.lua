@@ -51,7 +51,7 @@ local function reject(jobs_key, job_key, reply_key, item)
 
   local cancelled = reason == 'cancelled'
   local life, attempts, crashes, not_started = record[3] or '1', record[4] or '0', record[7] or '0', record[8] or '0'
-  local node, token = string.match(record[6] or '', '^(%S+) %S+ (%S+)')
+  local node, token = string.match(record[6] or '', '^(%S+) (%S+)$')
   local submitted_ms = record[5] or string.format('%.0f', math.min(tonumber(string.match(entry_id, '^%d+')), now_ms))
   local dead_id
   if not cancelled then

@@ -21,7 +21,7 @@ local partitions, nodes = tonumber(ARGV[1]), tonumber(ARGV[2])
 local retention_ms, dead_retention_ms, not_started_max = ARGV[3], ARGV[4], tonumber(ARGV[5])
 local results_max, freed_max, result_inline_bytes_max = ARGV[6], ARGV[7], tonumber(ARGV[8])
 local NODE_KEYS, JOB_KEYS, JOB = 7 + partitions, 7 + partitions + 2 * nodes, 15
-local KEYS_A_JOB = 5
+local KEYS_A_JOB, UNPACKED_MAX = 5, 1000
 local RESULT_KEY, REPLY_KEY, HELD_KEYS = 1, 2, {session = 3, tenant = 4} -- of a job, counted from its first key
 local COUNTERS = {'attempts', 'crashes', 'not_started'}
 
@@ -162,7 +162,9 @@ local function finish(job, state, after, reason, detail, body)
       dropped[#dropped + 1] = record.fields[i]
     end
   end
-  redis.call('HDEL', job.key, unpack(dropped))
+  for i = 1, #dropped, UNPACKED_MAX do
+    redis.call('HDEL', job.key, unpack(dropped, i, math.min(i + UNPACKED_MAX - 1, #dropped)))
+  end
   local ended = {'state', state, 'ended_ms', now_text}
   add(ended, 'reason', reason, '')
   add(ended, 'content_type', with_result and job.content_type, '')
@@ -194,7 +196,9 @@ local function read_record(job_key)
   end
   record.partition = string.match(record.entry or '', '^%d+')
   record.life = record.life or '1'
-  record.node, record.boot, record.token, record.inbox_id = string.match(record.holder or '', '^(%S+) (%S+) (%S+) (%S+)$')
+  record.node, record.token = string.match(record.holder or '', '^(%S+) (%S+)$')
+  record.boot, record.inbox_id = string.match(record.assignment or '', '^(%S+) (%S+)$')
+  if not record.boot then record.token = nil end -- no reservation, whoever wrote it
   return record
 end
 

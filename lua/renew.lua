@@ -15,10 +15,11 @@ local answers = {now_ms}
 local function renew(job_key, job_id, token)
   local record = redis.call('HMGET', job_key, 'state', 'holder', 'policy', 'started_ms', 'cancel')
   if not record[1] then return {'unknown'} end
-  local last = string.match(record[2] or '', '^%S+ %S+ (%S+)')
+  local last = string.match(record[2] or '', '^%S+ (%S+)$')
   if record[1] ~= 'reserved' or last ~= token then return {'stale', last or '0'} end
   if not redis.call('ZSCORE', slots_key, job_id) then return {'stale', last} end
-  local lease_ms, run_ms_max = string.match(record[3], '^%S+ (%d+) %d+ %d+ (%d+)')
+  local lease_ms, run_ms_max = string.match(record[3] or '', '^%S+ (%d+) %d+ %d+ (%d+)')
+  if not lease_ms then return {'unknown'} end
   local started_ms = tonumber(record[4])
   if started_ms and now_ms > started_ms + run_ms_max then return {'overrun', record[4]} end
 

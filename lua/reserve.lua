@@ -33,7 +33,7 @@ local KEYS, ARGV, redis, string = KEYS, ARGV, redis, string -- a local is found 
 local owners_key, capacity_key, open_key = KEYS[1], KEYS[2], KEYS[3]
 local snapshot_version, session_ttl_ms, partitions, nodes, policies, jobs = unpack(cmsgpack.unpack(ARGV[1]))
 local PARTITION_KEYS, NODE_KEYS = 3, 3 + #partitions
-local JOB, NOTHING = 17, {}
+local JOB, NOTHING, TOKEN_MAX = 17, {}, 2 ^ 53 -- above that a number of Lua is not exact
 local JOB_KEYS, LIMIT_KEYS = NODE_KEYS + 2 * #nodes, NODE_KEYS + 2 * #nodes + 2 * #jobs / JOB
 
 local time = redis.call('TIME')
@@ -165,12 +165,12 @@ end
 
 -- Write what is new in the record of a placed job. Where it came from is written once.
 local function write_record(job_key, index, job, inbox_id, before)
-  local holder = nodes[index][1] .. ' ' .. nodes[index][2] .. ' ' .. job.token .. ' ' .. inbox_id
+  local holder, assignment = nodes[index][1] .. ' ' .. job.token, nodes[index][2] .. ' ' .. inbox_id
   local record
-  if before.state then
-    record = {'state', 'reserved', 'holder', holder, 'policy', job.policy, 'decision', job.decision}
+  if before.submitted_ms then
+    record = {'state', 'reserved', 'holder', holder, 'assignment', assignment, 'policy', job.policy, 'decision', job.decision}
   else
-    record = {'state', 'reserved', 'holder', holder, 'policy', job.policy, 'decision', job.decision,
+    record = {'state', 'reserved', 'holder', holder, 'assignment', assignment, 'policy', job.policy, 'decision', job.decision,
       'entry', job.entry, 'session', job.session, 'submitted_ms', job.submitted_ms}
   end
   if job.tenant ~= (before.tenant or '') then add(record, 'tenant', job.tenant) end
@@ -187,7 +187,8 @@ local function answer_of(record, entry, session, jobs_key, entry_id)
   if record.entry == entry and record.state ~= 'queued' then
     -- Placed before, wherever it is now; or ended without having been placed since it came into the intake.
     if record.state ~= 'reserved' and not record.last_ending then return {'gone'} end
-    local node, token = string.match(record.holder or '', '^(%S+) %S+ (%S+)')
+    local node, token = string.match(record.holder or '', '^(%S+) (%d+)$')
+    if not node then return {'gone'} end
     return {'reserved', node, token, -1}
   end
   if record.session ~= session then return {'job_id_taken'} end
@@ -234,6 +235,12 @@ local function attempt_of(record)
   return earlier == 0 and '1' or string.format('%d', earlier + 1)
 end
 
+-- The token after the one of an earlier reservation. One that no script has written is none.
+local function token_after(holder)
+  local token = tonumber(string.match(holder, '^%S+ (%d+)$'))
+  return token and token < TOKEN_MAX and token + 1 or 0
+end
+
 local function reserve(number)
   local entry_id, partition_index, policy_index, job_id, session, tenant, reply_to, candidates, bound, why, binding,
     stored_node, variant, unread, follows, body, rare = unpack(jobs, JOB * number - JOB + 1, JOB * number)
@@ -261,11 +268,11 @@ local function reserve(number)
   if limit then return wait(session, 'limited', limit) end
 
   local token = last_token + 1
-  if record.holder then token = math.max(token, (tonumber(string.match(record.holder, '^%S+ %S+ (%d+)')) or 0) + 1) end
+  if record.holder then token = math.max(token, token_after(record.holder)) end
   local job = {
     job_id = job_id, session = session, tenant = tenant, reply_to = reply_to, entry = entry, document = document,
     payload = payload, limits = rare.limits, bound = bound, preferred = rare.preferred, why = why,
-    token = string.format('%d', token), submitted_ms = record.submitted_ms or submitted(entry_id), life = record.life or '1',
+    token = string.format('%.0f', token), submitted_ms = record.submitted_ms or submitted(entry_id), life = record.life or '1',
     policy = policy_of[policy_index], lease_until_ms = lease_until_ms_of[policy_index],
     attempt = attempt_of(record),
   }

@@ -58,25 +58,26 @@ def parse_reservation(text: str) -> Reservation:
 
 
 class Holder(NamedTuple):
-    """Who holds a job, or was the last to hold it, as its record says. inbox_id: of the assignment."""
+    """Who holds a job, or was the last to hold it, as its record says."""
 
     node: str
-    boot: str
     token: int
-    inbox_id: str
 
 
 def parse_holder(text: str | None) -> Holder | None:
     """A holder from its text, None when there is none or it is no text of a script."""
     words = (text or "").split(" ")
-    return Holder(words[0], words[1], int(words[2]), words[3]) if len(words) == 4 and words[2].isdigit() else None
+    return Holder(words[0], int(words[1])) if len(words) == 2 and words[1].isdigit() else None
 
 
 def split_words(record: Mapping[str, str]) -> dict[str, str]:
-    """A record and beside its fields their words: node, boot, token and inbox_id, last_token and last_verdict."""
+    """A record and beside its fields their words: node and token, boot and inbox_id, last_token and last_verdict."""
     fields = dict(record)
     holder = parse_holder(record.get("holder"))
     if holder is not None:
         fields |= zip(holder._fields, map(str, holder), strict=True)
+    boot, _, inbox_id = record.get("assignment", "").partition(" ")
+    if inbox_id:
+        fields |= {"boot": boot, "inbox_id": inbox_id}
     token, _, verdict = record.get("last_ending", "").partition(" ")
     return fields | {"last_token": token, "last_verdict": verdict} if verdict else fields

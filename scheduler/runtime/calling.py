@@ -63,17 +63,18 @@ class Caller:
         answers = await self._ask(call.tries, call.index)
         bound = set()
         for each, answer in zip(call.tries, answers, strict=True):
-            if isinstance(answer, calls.Refused) and each.unread:
-                if answer.why == "bound":
-                    bound.add(each.job.session_id)
-                elif answer.why in ("full", "limited"):
-                    self._bindings.learn(each.job.session_id, None)
+            if not each.unread or isinstance(answer, calls.Reserved):
+                continue
+            if answer is None or answer.why == "bound":  # whoever waits does so in the class that his session prefers
+                bound.add(each.job.session_id)
+            elif answer.why in ("full", "limited"):
+                self._bindings.learn(each.job.session_id, None)
         if bound:
             await self._place_bound(call, answers, bound)
         return answers
 
     async def _place_bound(self, call: Call, answers: list[Answer | None], bound: set[str]) -> None:
-        """Place those jobs of a call again whose sessions turned out to be bound, and note what came of it."""
+        """Place those jobs of a call again whose sessions are bound, or may be, and note what came of it."""
         numbers = {each.job.key: number for number, each in enumerate(call.tries) if each.job.session_id in bound}
         tries, index = await self._tries_as_bound([call.tries[number].job for number in numbers.values()])
         for each, answer in zip(tries, await self._ask(tries, index), strict=True):

@@ -410,6 +410,8 @@ class Placer:
             after = bound_by(each, binding, answer)
             if not each.fresh or after != binding:
                 self._bindings.wrote(job.session_id, after, now_ms)
+        else:
+            self._bindings.forget([job.session_id])  # a repeat, which does not tell where the session is bound now
         if each.waiter is not None:
             self._waiting.leave(each.waiter, placed=answer.node)
             if answer.used >= answer.slots > 0:

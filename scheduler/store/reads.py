@@ -109,7 +109,7 @@ class Reads:
                     words.parse_holder(holder),
                     None if score is None else int(score),
                     None if started_ms is None else int(started_ms),
-                    words.parse_policy(policy or ""),
+                    _policy(policy),
                 )
             )
         return leases
@@ -250,6 +250,14 @@ class Reads:
 
     async def _command(self, run: Any) -> Any:
         return await self._connection.patiently(lambda: run(self._connection.commands))
+
+
+def _policy(text: str | None) -> words.Policy:
+    """The policy of a record. One that no script has written says nothing, and keeps no other from being read."""
+    try:
+        return words.parse_policy(text or "")
+    except ValueError:
+        return words.Policy()
 
 
 def _pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:

@@ -13,6 +13,7 @@ from scheduler.handlers import Job
 from scheduler.model import JobDocument, NodeBeat
 from scheduler.producer import Request
 from scheduler.runtime import intake
+from tests.integration.test_dispatcher import bench
 from tests.integration.test_main_job import EN_ZH, WAIT_MS, echo, outcomes, submit_all
 from tests.system import HASTY, QUICK, System, running
 
@@ -176,3 +177,35 @@ async def test_the_same_nonce_is_the_same_submission_after_the_end_too(url: str)
         first = await system.store.cell.submit([item])
         await outcomes(system, ["j1"])
         assert await system.store.cell.submit([item]) == first
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        pytest.param({"state": "reserved"}, id="reserved by nobody"),
+        pytest.param({"state": "reserved", "holder": "n1 x"}, id="a token that is no number"),
+        pytest.param({"state": "delayed", "last_ending": "1 retry"}, id="ended by nobody"),
+        pytest.param({"state": "queued", "holder": f"n1 {10**20}"}, id="a token beyond all numbers"),
+    ],
+)
+async def test_a_record_that_no_script_wrote_harms_no_other_job(url: str, record: dict[str, str]) -> None:
+    """It has the id of a job that is read with others; those are placed, each with a token of its own."""
+    async with bench(url) as b:
+        await b.fleet(n1=9)
+        names, partition = b.store.cell.keys, b.partition_of("s1")
+        jobs = {"bad": "s1", "j1": "s1", "j2": "s1"}
+        pipeline = b.store.connection.commands.pipeline(transaction=True)
+        entry = f"{partition}/9000000000000-1"
+        pipeline.hset(names.job("bad"), mapping=record | {"session": "s1", "entry": entry, "submitted_ms": "1"})
+        for number, job_id in enumerate(jobs, start=1):
+            document = model.encode_job(JobDocument("s1", job_id, **EN_ZH))
+            pipeline.xadd(names.jobs(partition), {"job": document}, id=f"9000000000000-{number}")
+        await pipeline.execute()
+        b.entries += len(jobs)
+        await b.step_until_read()
+
+        placed = await b.inbox("n1")
+        assert set(placed) >= {"j1", "j2"}
+        tokens = {(await b.store.reads.record(job_id))["token"] for job_id in placed}
+        assert len(tokens) == len(placed)
+        assert all(0 < int(token) < 2**53 for token in tokens)

@@ -10,7 +10,9 @@ import pytest
 
 from scheduler import calls, keys, model
 from scheduler.model import JobDocument, Match, Node, Pool
+from scheduler.runtime.placement import rendezvous
 from scheduler.session.bindings import parse
+from scheduler.store.cell import Cell
 from scheduler.store.control import Leading
 from tests.integration.test_dispatcher import BOOT, CALM, EPOCH, Bench, bench
 
@@ -293,3 +295,51 @@ async def test_bound_sessions_among_new_ones_are_placed_where_they_are_bound(url
             for number in range(4, 40):
                 (first, why), (second, then) = [await where(after, f"k{number}-{turn}") for turn in range(2)]
                 assert (why, then, first) == ("new", "stayed", second)
+
+
+async def test_unknown_session_behind_a_job_that_nobody_serves_keeps_its_node(url: str) -> None:
+    """Whoever waits does so in the class that his session prefers, although the script was never asked about it."""
+    session, other = [f"s{i}" for i in range(99) if rendezvous(f"s{i}", {"a": 2, "b": 1}) == "b"][:2]
+    pools = (Pool("a"), Pool("b"))
+    first, second = a_node("a1", "a", slots=2), a_node("b1", "b", slots=1)
+    async with bench(url) as b:
+        await publish(b, (first,), pools)
+        await submit(b, a_job(session), "j0")
+        await publish(b, (first, second), pools)
+        await submit(b, a_job(other), "fills-b1")
+        assert await where(b, "fills-b1") == ("b1", "new")
+        b.dispatcher.bindings.clear()  # as after a take-over
+
+        both = (a_job(session, job_id="unserved", features=("gpu",)), a_job(session, job_id="j1"))
+        pipeline = b.store.connection.commands.pipeline(transaction=True)
+        for job in both:
+            pipeline.xadd(b.store.cell.keys.jobs(b.partition_of(session)), {"job": model.encode_job(job)})
+        await pipeline.execute()
+        b.entries += len(both)
+        await b.step_until_read()
+
+        assert {waiter.job.job_id: waiter.wanted.pool for waiter in b.dispatcher.waiting} == {"unserved": "", "j1": "a"}
+
+
+async def test_answer_to_a_repeat_does_not_leave_an_old_binding_in_memory(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not tell where the session is bound since the call whose answer was lost."""
+    reserve = Cell.reserve
+
+    async def twice(cell: Cell, *arguments: Any) -> list[calls.Reserved | calls.Refused]:
+        await reserve(cell, *arguments)  # its answer is lost
+        return await reserve(cell, *arguments)
+
+    async with bench(url) as b:
+        await publish(b, (a_node("p1", slots=1), a_node("p2", slots=3)), (PLAIN,))
+        await submit(b, a_job(preferred_node="p1"), "j0")
+        monkeypatch.setattr(Cell, "reserve", twice)
+        await submit(b, a_job(), "j1")
+        monkeypatch.setattr(Cell, "reserve", reserve)
+        assert (await where(b, "j1"))[0] == "p2"
+        await b.free("p1", "j0")
+
+        await submit(b, a_job(), "j2")
+
+        assert await where(b, "j2") == ("p2", "stayed")

@@ -194,7 +194,7 @@ async def run_release(store: Store) -> None:
 
     await seed_held(store, "j3", "s3")
     await seed_lapsed(store, "j3")
-    await seed_record(store, "j6", holder=f"{NODE} {BOOT} {tokens[6]} 1-1")
+    await seed_record(store, "j6", holder=f"{NODE} {tokens[6]}")
     await release(
         store,
         item(0, "expire"),

@@ -11,9 +11,9 @@ from scheduler.store.store import Store
 from tests.dumps import bodies, dump, standing, stands, transitions, unchanged
 from tests.lua.endings import BUSY, GOING_BACK, STALE, UNKNOWN, VERDICTS, ending, only, seed, text
 from tests.seeds import (
-    BOOT,
     DEAD_RETENTION_MS,
     JOB,
+    LATER_BOOT,
     NODE,
     PARTITION,
     POOL,
@@ -25,6 +25,7 @@ from tests.seeds import (
     reserve,
     reserve_item,
     seed_entry,
+    seed_job,
     seed_lapsed,
     seed_node,
     seed_owner,
@@ -135,8 +136,6 @@ async def test_rule_23_terminal_record_is_small_and_the_result_has_its_own_key(s
     }
     assert record == shared | {
         "holder": before["holder"],
-        "boot": BOOT,
-        "inbox_id": before["inbox_id"],
         "last_ending": f"{token} finish",
         "last_token": str(token),
         "last_verdict": "finish",
@@ -174,6 +173,49 @@ async def test_what_returned_nothing_leaves_no_result(store: Store, content_type
     ((_, outcome),) = await store.reads.entries(store.cell.keys.results)
     assert (b"result" in outcome) == is_kept
     assert await store.reads.result(JOB) == (b"" if is_kept else None)
+
+
+@pytest.mark.parametrize("verdict", VERDICTS)
+async def test_record_without_an_assignment_keeps_no_other_from_ending(store: Store, verdict: model.Verdict) -> None:
+    """No script has written it; it is no reservation, and nothing of it changes."""
+    first, second = await seed_reserved(store, "j1", "s1", slots=3), await seed_reserved(store, "j2", "s2", slots=3)
+    await store.connection.commands.hdel(store.cell.keys.job("j1"), "assignment")
+
+    answers = await release(
+        store,
+        release_item(first, verdict, "j1", "s1", boot=LATER_BOOT),
+        release_item(second, "finish", "j2", "s2"),
+    )
+
+    assert answers == [STALE, calls.Released("completed")]
+    assert await store.reads.used([NODE]) == [1]
+
+
+async def test_record_without_a_submission_time_gets_one_and_ends(store: Store) -> None:
+    """No script has written it; as for a raw entry, the time is that of the entry."""
+    epoch = await seed_owner(store)
+    await seed_node(store)
+    entry_id = await seed_job(store)
+    await store.connection.commands.hdel(store.cell.keys.job(JOB), "submitted_ms")
+    (answer,) = await reserve(store, [reserve_item(entry_id, epoch)])
+    assert isinstance(answer, calls.Reserved)
+
+    assert await only(store, ending(answer.token, "retry")) == calls.Released("queued")
+
+    assert (await store.reads.record(JOB))["submitted_ms"] == entry_id.partition("-")[0]
+    ((_, outcome),) = await store.reads.entries(store.cell.keys.jobs(PARTITION))
+    assert text(outcome)["submitted_ms"] == entry_id.partition("-")[0]
+
+
+async def test_record_with_thousands_of_fields_is_ended(store: Store) -> None:
+    """More than Lua hands over in one command: whoever wrote them, the slot is free and the job has ended."""
+    token = await seed(store)
+    await store.connection.commands.hset(store.cell.keys.job(JOB), mapping={f"f{i}": i for i in range(9_000)})
+
+    assert await only(store, ending(token, "finish")) == calls.Released("completed")
+
+    assert await store.reads.used([NODE]) == [0]
+    assert len(await store.reads.record(JOB)) < 20
 
 
 async def test_requeued_job_has_its_body_and_history_in_the_intake(store: Store) -> None:

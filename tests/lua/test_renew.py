@@ -158,3 +158,14 @@ async def test_each_job_of_a_call_has_its_own_answer(store: Store) -> None:
 
     renewed = calls.Renewed(now_ms + 15_000)
     assert answers == [UNKNOWN, STALE, renewed, renewed]
+
+
+async def test_record_without_a_policy_keeps_no_other_from_being_renewed(store: Store) -> None:
+    """No script has written it, so nothing is known of how long a lease of it is."""
+    first = await seed_reserved(store, "j1", "s1", slots=3)
+    second = await seed_reserved(store, "j2", "s2", slots=3)
+    await store.connection.commands.hdel(store.cell.keys.job("j1"), "policy")
+
+    now_ms, answers = await store.cell.renew(NODE, [("j1", first), ("j2", second)])
+
+    assert answers == [UNKNOWN, calls.Renewed(now_ms + 15_000)]

@@ -76,7 +76,8 @@ async def test_placement_writes_slot_record_inbox_and_binding_in_one_step(store:
             "entry": f"{PARTITION}/{entry_id}",
             "submitted_ms": entry_ms,
             "nonce": f"nonce-{JOB}",
-            "holder": f"{NODE} {BOOT} {answer.token} {inbox_id}",
+            "holder": f"{NODE} {answer.token}",
+            "assignment": f"{BOOT} {inbox_id}",
         },
         False,
     )
@@ -247,6 +248,20 @@ async def test_first_choice_takes_the_first_candidate_with_room(store: Store) ->
     answers = await reserve(store, [reserve_item(entry_id, epoch, candidates=("n1", "n2", "n3"))])
 
     assert placed(answers) == ["n2"]
+
+
+@pytest.mark.parametrize("node", ["gpu-worker-01", "translate-7c9d5f8b6d-x2x4z-en-zh-0123456789"])
+async def test_rule_23_no_field_makes_a_record_a_large_hash(store: Store, node: str) -> None:
+    """A value above 64 bytes would: two thirds more memory, for each job. Names of up to 47 characters are none."""
+    epoch = await seed_owner(store)
+    boot = f"{10**15}-0123abcd"
+    await seed_node(store, node, boot=boot)
+    entry_id = await seed_job(store)
+
+    answers = await reserve(store, [reserve_item(entry_id, epoch, candidates=(node,))], boots={node: boot})
+
+    assert placed(answers) == [node]
+    assert await store.connection.commands.object("ENCODING", store.cell.keys.job(JOB)) == b"listpack"
 
 
 async def test_freest_choice_takes_the_one_least_used_afterwards(store: Store) -> None:

@@ -9,7 +9,6 @@ from scheduler.store.store import Store
 from tests.dumps import bodies, dump, standing, stands, transitions, unchanged
 from tests.lua.placements import BEHIND, FENCED, placed, seed_all, tokens
 from tests.seeds import (
-    BOOT,
     FAR_US,
     JOB,
     NODE,
@@ -329,7 +328,7 @@ async def test_rule_7_token_is_the_servers_clock(store: Store) -> None:
 async def test_rule_7_clock_that_went_back_still_raises_the_token(store: Store) -> None:
     """With a stored token ahead of the clock the next one is larger by one, with all digits."""
     epoch, entry_id = await seed_all(store)
-    await seed_record(store, holder=f"{NODE} {BOOT} {FAR_US} 1-1")
+    await seed_record(store, holder=f"{NODE} {FAR_US}")
 
     (token,) = tokens(await reserve(store, [reserve_item(entry_id, epoch)]))
 
@@ -342,7 +341,7 @@ async def test_rule_7_order_of_a_call_holds_beside_a_token_of_the_future(store: 
     epoch = await seed_owner(store)
     await seed_node(store, slots=9)
     entries = [await seed_job(store, f"j{i}", "s1") for i in range(3)]
-    await seed_record(store, "j1", holder=f"{NODE} {BOOT} {FAR_US} 1-1")
+    await seed_record(store, "j1", holder=f"{NODE} {FAR_US}")
 
     answers = await reserve(store, [reserve_item(entry_id, epoch, f"j{i}", "s1") for i, entry_id in enumerate(entries)])
 

@@ -236,7 +236,7 @@ class Node:
         fields = ("holder", "started_ms", "policy")
         both = self.server.client.pipeline(transaction=True).hmget(key, *fields).zscore(slots, assignment.job_id)
         (holder, started_ms, policy), until_ms = self.server.patiently(both.execute)
-        if None in (holder, started_ms, policy, until_ms) or holder.split()[2] != assignment.token.encode():
+        if None in (holder, started_ms, policy, until_ms) or holder.split()[1] != assignment.token.encode():
             return False
         return int(until_ms) - int(policy.split()[1]) >= number_of(self.boot) // 1000
 
