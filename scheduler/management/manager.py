@@ -291,8 +291,9 @@ class Manager:
         news = delta.size > 0
         if news:
             stored = store(self._stored, delta, len(picture.nodes), self._settings.deltas_max)
+            self._version = version  # used up, even if we never learn what came of it: another picture has another
             await self._send(picture, delta, stored, decided)
-            self._stored, self._version, self._published_at = stored, version, time.monotonic()
+            self._stored, self._published_at = stored, time.monotonic()
         elif decided.answers:
             await self._send(picture, None, self._stored, decided)
         self._fleet, self._published = fleet, picture

@@ -387,6 +387,7 @@ async def test_decisions_and_waits_for_the_session_are_measured_and_told(url: st
         for i in range(3):
             await b.add("s1", f"j{i}")
         await b.step_until_read()
+        await asyncio.sleep(0.002)  # below a millisecond nobody has waited
         for i in range(2):
             await b.free("n1", f"j{i}")
             while f"j{i + 1}" not in await b.inbox("n1"):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
 
 import msgspec
 import pytest
 
 from scheduler import model
+from scheduler.calls import Taken
 from scheduler.errors import Fenced, InvalidInput, Lost, SchedulerError
 from scheduler.management import manager as manager_module
 from scheduler.management.commands import ApplyPools, encode_command
@@ -264,12 +266,32 @@ async def test_crash_after_publish_before_its_reply(scene: Scene, monkeypatch: p
     await scene.catch_up()
 
 
-async def test_a_leader_whose_reply_was_lost_goes_on(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It does not know that its version is stored; the next one does not fit, so that the whole is published."""
-    with losing_replies(monkeypatch), pytest.raises(SchedulerError, match="lost"):
-        await scene.change(n12=5)
-    with pytest.raises(Lost):
-        await scene.change(n13=5)
+@contextmanager
+def standing_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No millisecond passes for the manager."""
+    take, now_ms = Control.take, int(time.time() * 1000)
+
+    async def take_now(*arguments: Any, **rest: Any) -> Taken:
+        return msgspec.structs.replace(await take(*arguments, **rest), now_ms=now_ms)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Control, "take", take_now)
+        yield
+
+
+@pytest.mark.parametrize("clock", [nullcontext, standing_clock])
+async def test_a_leader_whose_reply_was_lost_goes_on(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, clock: Callable[..., AbstractContextManager[None]]
+) -> None:
+    """It does not know that its version is stored; the next one is another and does not fit, so the whole is published.
+
+    Also within the millisecond of the first.
+    """
+    with clock(monkeypatch):
+        with losing_replies(monkeypatch), pytest.raises(SchedulerError, match="lost"):
+            await scene.change(n12=5)
+        with pytest.raises(Lost):
+            await scene.change(n13=5)
     await scene.change(n13=5)
     await scene.catch_up()
 
