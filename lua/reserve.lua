@@ -7,12 +7,11 @@
 -- then a node each (N): {cell}:slots:<node> zset, {cell}:inbox:<node> stream
 -- then a job each (J): {cell}:job:<job_id> hash, {cell}:session:<id> string
 -- then a limit each: {cell}:held:<kind>:<id> set
--- ARGV[1] the request as one msgpack array, ARGV[2..] bodies. The request is
---   {snapshot_version, session_ttl_ms, partitions, nodes, policies, jobs}, with
---   partitions {{partition, epoch}, ...}, nodes {{node, boot}, ...},
---   policies {{pool, start_ms, lease_ms, attempts_max, crashes_max, run_ms_max, backoff_ms, backoff_ms_max}, ...},
---   jobs, of each without an array of its own: entry_id, partition index, policy index, job_id, session, tenant, reply_to,
---     candidates (groups of node indices, {{3}, {5, 7}}: the freest of the first group that has room is taken),
+-- ARGV[1] the request as one msgpack array, ARGV[2..] bodies. A table costs much more than what is in it, so the request
+--   has few: {session_ttl_ms, partitions, epochs, nodes, boots, policies, starts_ms, jobs}, with
+--   an epoch a partition, a boot a node, and a time to start a policy, which is the text that record and assignment carry;
+--   jobs, one after the other: entry_id, partition index, policy index, job_id, session, tenant, reply_to,
+--     candidates (node indices, 0 between groups, {3, 0, 5, 7}: the freest of the first group that has room is taken),
 --     bound (a node index, 0: none), why (it is placed elsewhere than on `bound`; see `explain`),
 --     binding (empty: leave it), stored_node (the node in the stored binding, empty: write it anew), variant,
 --     unread (the caller does not know whether the session is bound: if it is, that is the answer),
@@ -31,7 +30,7 @@
 --           stream; the same entry gets the same answer.
 local KEYS, ARGV, redis, string = KEYS, ARGV, redis, string -- a local is found faster than a global
 local owners_key, capacity_key, open_key = KEYS[1], KEYS[2], KEYS[3]
-local snapshot_version, session_ttl_ms, partitions, nodes, policies, jobs = unpack(cmsgpack.unpack(ARGV[1]))
+local session_ttl_ms, partitions, epochs, nodes, boots, policies, starts_ms, jobs = unpack(cmsgpack.unpack(ARGV[1]))
 local PARTITION_KEYS, NODE_KEYS = 3, 3 + #partitions
 local JOB, NOTHING, TOKEN_MAX = 17, {}, 2 ^ 53 -- above that a number of Lua is not exact
 local JOB_KEYS, LIMIT_KEYS = NODE_KEYS + 2 * #nodes, NODE_KEYS + 2 * #nodes + 2 * #jobs / JOB
@@ -42,27 +41,14 @@ local now_ms = math.floor(now_us / 1000)
 local last_token = now_us - 1
 local answers, blocked, homes = {now_ms}, {}, {}
 
--- What a hash says of the first words of `rows`; one call for all of them.
-local function read_all(key, rows)
-  local fields = {}
-  for i = 1, #rows do
-    fields[i] = rows[i][1]
-  end
-  return #rows > 0 and redis.call('HMGET', key, unpack(fields)) or {}
-end
-
-local owned = read_all(owners_key, partitions)
+local owned = redis.call('HMGET', owners_key, unpack(partitions))
 for i = 1, #partitions do
-  owned[i] = owned[i] and string.match(owned[i], '^%S+') == partitions[i][2] or false
+  owned[i] = owned[i] and string.match(owned[i], '^%S+') == epochs[i] or false
 end
 
--- By which policy of a pool a job runs, as one text, and when a lease that begins now ends.
-local policy_of, lease_until_ms_of = {}, {}
+local lease_until_ms_of = {} -- a policy: when a lease that begins now ends
 for i = 1, #policies do
-  local pool, start_ms, lease_ms, attempts_max, crashes_max, run_ms_max, backoff_ms, backoff_ms_max = unpack(policies[i])
-  policy_of[i] = string.format('%s %.0f %.0f %.0f %.0f %.0f %.0f %s', pool, lease_ms, attempts_max, crashes_max, run_ms_max,
-    backoff_ms, backoff_ms_max, snapshot_version)
-  lease_until_ms_of[i] = string.format('%.0f', now_ms + start_ms)
+  lease_until_ms_of[i] = string.format('%.0f', now_ms + starts_ms[i])
 end
 
 -- When a job was first submitted, by the id of its entry, but never in the future.
@@ -72,35 +58,36 @@ local function submitted(entry_id)
 end
 
 -- Slots of a candidate, 0 when it takes no work from this caller; counted once a call, and only when it is looked at.
-local capacities = read_all(capacity_key, nodes)
+local capacities = #nodes > 0 and redis.call('HMGET', capacity_key, unpack(nodes)) or NOTHING
 local slots_of, used_of = {}, {}
 local function look_at(index)
   local slots, boot = string.match(capacities[index] or '', '^(%S+) (%S+)')
-  slots_of[index] = boot == nodes[index][2] and tonumber(slots) or 0
+  slots_of[index] = boot == boots[index] and tonumber(slots) or 0
   used_of[index] = redis.call('ZCARD', KEYS[NODE_KEYS + 2 * index - 1])
 end
 
--- The node of a group that would be least used afterwards, nil when none has room.
-local function freest(group, except)
+-- The node of the first group with room that would be least used afterwards, nil when none has room.
+local function choose(candidates, except)
   local best, least
-  for i = 1, #group do
-    local index = group[i]
-    if not used_of[index] then look_at(index) end
-    local used, slots = used_of[index], slots_of[index]
-    if used < slots and not (except and except[index]) then
-      local use = (used + 1) / slots
-      if not best or use < least then best, least = index, use end
+  for i = 1, #candidates do
+    local index = candidates[i]
+    if index == 0 then
+      if best then break end
+    else
+      if not used_of[index] then look_at(index) end
+      local used, slots = used_of[index], slots_of[index]
+      if used < slots and not (except and except[index]) then
+        local use = (used + 1) / slots
+        if not best or use < least then best, least = index, use end
+      end
     end
   end
   return best
 end
 
--- The freest node of the first group in which one has room.
-local function choose(candidates, except)
-  for i = 1, #candidates do
-    local best = freest(candidates[i], except)
-    if best then return best end
-  end
+local function put_first(candidates, index)
+  table.insert(candidates, 1, 0)
+  table.insert(candidates, 1, index)
 end
 
 -- Why the job is where it is: one word, and of the node that its session is bound to the slots at this decision.
@@ -108,12 +95,12 @@ end
 local function explain(index, job)
   local bound = job.bound
   if index == bound then return 'stayed' end
-  if index == job.preferred then return 'preferred' end
+  if index == job.rare.preferred then return 'preferred' end
   if bound == 0 then return job.why end
   if not used_of[bound] then look_at(bound) end
   local why = job.why
   if why == 'full' and (slots_of[bound] == 0 or used_of[bound] < slots_of[bound]) then why = 'closed' end
-  return why, string.format(' %s %d/%d', nodes[bound][1], used_of[bound], slots_of[bound])
+  return why, string.format(' %s %d/%d', nodes[bound], used_of[bound], slots_of[bound])
 end
 
 -- The kind of the first limit that holds the job back.
@@ -154,10 +141,8 @@ end
 -- Append the assignment to the inbox: the one write that can fail, so it comes before all others. Here and in the record
 -- words that belong together are one text, because each field costs the server more than a word.
 local function assign(index, job)
-  local reservation = job.token .. ' ' .. nodes[index][2] .. ' ' .. job.lease_until_ms .. ' ' .. job.entry .. ' ' .. job.attempt
-    .. ' ' .. job.life .. ' ' .. job.submitted_ms
   local assignment = {'job', job.document, 'payload', job.payload, 'job_id', job.job_id, 'session', job.session,
-    'reservation', reservation, 'policy', job.policy, 'decision', job.decision}
+    'reservation', job.token .. ' ' .. boots[index] .. ' ' .. job.terms, 'policy', job.policy, 'decision', job.decision}
   if job.tenant ~= '' then add(assignment, 'tenant', job.tenant) end
   if job.reply_to ~= '' then add(assignment, 'reply_to', job.reply_to) end
   return redis.pcall('XADD', KEYS[NODE_KEYS + 2 * index], '*', unpack(assignment))
@@ -165,7 +150,7 @@ end
 
 -- Write what is new in the record of a placed job. Where it came from is written once.
 local function write_record(job_key, index, job, inbox_id, before)
-  local holder, assignment = nodes[index][1] .. ' ' .. job.token, nodes[index][2] .. ' ' .. inbox_id
+  local holder, assignment = nodes[index] .. ' ' .. job.token, boots[index] .. ' ' .. inbox_id
   local record
   if before.submitted_ms then
     record = {'state', 'reserved', 'holder', holder, 'assignment', assignment, 'policy', job.policy, 'decision', job.decision}
@@ -175,8 +160,8 @@ local function write_record(job_key, index, job, inbox_id, before)
   end
   if job.tenant ~= (before.tenant or '') then add(record, 'tenant', job.tenant) end
   if job.reply_to ~= (before.reply_to or '') then add(record, 'reply_to', job.reply_to) end
-  if job.limits then
-    add(record, 'held', hold(job.limits, job.job_id))
+  if job.rare.limits then
+    add(record, 'held', hold(job.rare.limits, job.job_id))
   end
   redis.call('HSET', job_key, unpack(record))
 end
@@ -199,13 +184,13 @@ local function answer_of(record, entry, session, jobs_key, entry_id)
 end
 
 -- Assign the job to the freest node whose inbox takes it. Returns the node's index, the entry in its inbox, and why there.
-local function place(job, candidates, note)
+local function place(job, candidates)
   local poisoned
   repeat
     local index = choose(candidates, poisoned)
     if not index then return end
     local why, seen = explain(index, job)
-    job.decision = why .. (seen or '') .. note
+    job.decision = why .. (seen or '') .. (job.rare.note or '')
     local inbox_id = assign(index, job)
     if type(inbox_id) ~= 'table' then return index, inbox_id, why end
     poisoned = poisoned or {}
@@ -223,7 +208,7 @@ end
 local function bind(session_key, session, binding, home, stored_node, variant)
   if binding == '' then return end
   homes[session] = home
-  local node = nodes[home][1]
+  local node = nodes[home]
   if node ~= stored_node then
     redis.call('SET', session_key, binding .. ' ' .. node .. ' ' .. variant, 'PX', session_ttl_ms)
   end
@@ -246,7 +231,7 @@ local function reserve(number)
     stored_node, variant, unread, follows, body, rare = unpack(jobs, JOB * number - JOB + 1, JOB * number)
   rare = rare or NOTHING
   local job_key, session_key = KEYS[JOB_KEYS + 2 * number - 1], KEYS[JOB_KEYS + 2 * number]
-  local jobs_key, entry = KEYS[PARTITION_KEYS + partition_index], partitions[partition_index][1] .. '/' .. entry_id
+  local jobs_key, entry = KEYS[PARTITION_KEYS + partition_index], partitions[partition_index] .. '/' .. entry_id
 
   if not owned[partition_index] then return wait(session, 'fenced') end
   local record, fields = {}, redis.call('HGETALL', job_key)
@@ -269,21 +254,22 @@ local function reserve(number)
 
   local token = last_token + 1
   if record.holder then token = math.max(token, token_after(record.holder)) end
+  local submitted_ms = record.submitted_ms or submitted(entry_id)
   local job = {
-    job_id = job_id, session = session, tenant = tenant, reply_to = reply_to, entry = entry, document = document,
-    payload = payload, limits = rare.limits, bound = bound, preferred = rare.preferred, why = why,
-    token = string.format('%.0f', token), submitted_ms = record.submitted_ms or submitted(entry_id), life = record.life or '1',
-    policy = policy_of[policy_index], lease_until_ms = lease_until_ms_of[policy_index],
-    attempt = attempt_of(record),
+    job_id = job_id, session = session, tenant = tenant, reply_to = reply_to, entry = entry, submitted_ms = submitted_ms,
+    document = document, payload = payload, token = string.format('%.0f', token), policy = policies[policy_index],
+    bound = bound, why = why, rare = rare,
+    terms = lease_until_ms_of[policy_index] .. ' ' .. entry .. ' ' .. attempt_of(record) .. ' ' .. (record.life or '1') .. ' '
+      .. submitted_ms,
   }
   if before and follows then
-    job.bound, job.why, stored_node = before, 'full', nodes[before][1]
-    table.insert(candidates, 1, {before})
-    if rare.preferred then table.insert(candidates, 1, {rare.preferred}) end
+    job.bound, job.why, stored_node = before, 'full', nodes[before]
+    put_first(candidates, before)
+    if rare.preferred then put_first(candidates, rare.preferred) end
   elseif before then
     stored_node = ''
   end
-  local index, inbox_id, decided = place(job, candidates, rare.note or '')
+  local index, inbox_id, decided = place(job, candidates)
   if not index then return wait(session, 'full') end
   if redis.call('XDEL', jobs_key, entry_id) == 0 then
     redis.call('XDEL', KEYS[NODE_KEYS + 2 * index], inbox_id)
@@ -291,13 +277,13 @@ local function reserve(number)
   end
 
   last_token = token
-  redis.call('ZADD', KEYS[NODE_KEYS + 2 * index - 1], job.lease_until_ms, job_id)
+  redis.call('ZADD', KEYS[NODE_KEYS + 2 * index - 1], lease_until_ms_of[policy_index], job_id)
   write_record(job_key, index, job, inbox_id, record)
   local home = decided == rare.keeps and job.bound or index
   bind(session_key, session, binding, home, stored_node, variant)
   used_of[index] = used_of[index] + 1
-  if used_of[index] >= slots_of[index] then redis.call('SREM', open_key, nodes[index][1]) end
-  return {'reserved', nodes[index][1], job.token, used_of[index], slots_of[index], nodes[home][1]}
+  if used_of[index] >= slots_of[index] then redis.call('SREM', open_key, nodes[index]) end
+  return {'reserved', nodes[index], job.token, used_of[index], slots_of[index], nodes[home]}
 end
 
 for number = 1, #jobs / JOB do

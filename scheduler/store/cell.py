@@ -27,17 +27,22 @@ class _Indices(dict[Any, int]):
         return index
 
 
-def _policy(name: str, pool: model.Pool) -> tuple[str | int, ...]:
+def _policy(name: str, pool: model.Pool, snapshot_version: int) -> str:
+    """The text that record and assignment carry, as `words.parse_policy` reads it."""
     return (
-        name,
-        pool.start_ms,
-        pool.lease_ms,
-        pool.attempts_max,
-        pool.crashes_max,
-        pool.run_ms_max,
-        pool.backoff_ms,
-        pool.backoff_ms_max,
+        f"{name} {pool.lease_ms} {pool.attempts_max} {pool.crashes_max} {pool.run_ms_max} {pool.backoff_ms}"
+        f" {pool.backoff_ms_max} {snapshot_version}"
     )
+
+
+def _flat(groups: Iterable[Iterable[str]], nodes: _Indices) -> list[int]:
+    """Indices of candidates, with a 0 between groups."""
+    indices: list[int] = []
+    for group in groups:
+        if indices:
+            indices.append(0)
+        indices += [nodes[name] for name in group]
+    return indices
 
 
 def _rare(item: calls.ReserveItem, nodes: _Indices, limits: _Indices) -> dict[str, Any]:
@@ -167,7 +172,7 @@ class Cell:
             jobs += (
                 item.entry_id, partitions[item.partition, item.epoch], policies[item.pool], item.job_id,
                 item.session_id, item.tenant_id, item.reply_to,
-                [[nodes[name] for name in group] for group in item.candidates],
+                _flat(item.candidates, nodes),
                 nodes[item.bound] if item.bound else 0, item.why, item.binding, item.stored_node, item.variant,
                 item.unread, item.follows, len(bodies) + 2 if item.body is not None else 0,
                 _rare(item, nodes, limits) if item.preferred or item.note or item.keeps or item.limits else False,
@@ -182,11 +187,13 @@ class Cell:
         names += job_keys
         names += [self.keys.held(kind, name) for kind, name in limits]
         request = (
-            str(snapshot_version),
             str(self._settings.session_ttl_ms),
-            [(str(partition), str(epoch)) for partition, epoch in partitions],
-            [(node, boots[node]) for node in nodes],
-            [_policy(name, pools[name]) for name in policies],
+            [str(partition) for partition, _ in partitions],
+            [str(epoch) for _, epoch in partitions],
+            list(nodes),
+            [boots[node] for node in nodes],
+            [_policy(name, pools[name], snapshot_version) for name in policies],
+            [pools[name].start_ms for name in policies],
             jobs,
         )
         answer = await self._connection.call("reserve", names, [_encode(request), *bodies])
