@@ -33,6 +33,7 @@ local owners_key, capacity_key, open_key = KEYS[1], KEYS[2], KEYS[3]
 local session_ttl_ms, partitions, epochs, nodes, boots, policies, starts_ms, jobs = unpack(cmsgpack.unpack(ARGV[1]))
 local PARTITION_KEYS, NODE_KEYS = 3, 3 + #partitions
 local JOB, NOTHING, TOKEN_MAX = 17, {}, 2 ^ 53 -- above that a number of Lua is not exact
+local RESERVATION, DECISION = 10, 14 -- where in an assignment the texts are that depend on the node
 local JOB_KEYS, LIMIT_KEYS = NODE_KEYS + 2 * #nodes, NODE_KEYS + 2 * #nodes + 2 * #jobs / JOB
 
 local time = redis.call('TIME')
@@ -92,13 +93,11 @@ end
 
 -- Why the job is where it is: one word, and of the node that its session is bound to the slots at this decision.
 -- Also whether that node takes no work at all (`closed`), which a full one does.
-local function explain(index, job)
-  local bound = job.bound
+local function explain(index, bound, why, preferred)
   if index == bound then return 'stayed' end
-  if index == job.rare.preferred then return 'preferred' end
-  if bound == 0 then return job.why end
+  if index == preferred then return 'preferred' end
+  if bound == 0 then return why end
   if not used_of[bound] then look_at(bound) end
-  local why = job.why
   if why == 'full' and (slots_of[bound] == 0 or used_of[bound] < slots_of[bound]) then why = 'closed' end
   return why, string.format(' %s %d/%d', nodes[bound], used_of[bound], slots_of[bound])
 end
@@ -138,32 +137,41 @@ local function add(fields, name, value)
   fields[#fields + 1], fields[#fields + 2] = name, value
 end
 
--- Append the assignment to the inbox: the one write that can fail, so it comes before all others. Here and in the record
--- words that belong together are one text, because each field costs the server more than a word.
-local function assign(index, job)
-  local assignment = {'job', job.document, 'payload', job.payload, 'job_id', job.job_id, 'session', job.session,
-    'reservation', job.token .. ' ' .. boots[index] .. ' ' .. job.terms, 'policy', job.policy, 'decision', job.decision}
-  if job.tenant ~= '' then add(assignment, 'tenant', job.tenant) end
-  if job.reply_to ~= '' then add(assignment, 'reply_to', job.reply_to) end
-  return redis.pcall('XADD', KEYS[NODE_KEYS + 2 * index], '*', unpack(assignment))
+-- Append an assignment to the inbox of the freest node that takes it: the one write that can fail, so it comes before all
+-- others. Returns the node's index, the id in its inbox, and why there; nothing when no node has room.
+local function assign(assignment, token, terms, candidates, bound, why, rare)
+  local poisoned
+  repeat
+    local index = choose(candidates, poisoned)
+    if not index then return end
+    local decided, seen = explain(index, bound, why, rare.preferred)
+    assignment[RESERVATION] = token .. ' ' .. boots[index] .. ' ' .. terms
+    assignment[DECISION] = decided .. (seen or '') .. (rare.note or '')
+    local inbox_id = redis.pcall('XADD', KEYS[NODE_KEYS + 2 * index], '*', unpack(assignment))
+    if type(inbox_id) ~= 'table' then return index, inbox_id, decided end
+    poisoned = poisoned or {}
+    poisoned[index] = true
+  until false
 end
 
--- Write what is new in the record of a placed job. Where it came from is written once.
-local function write_record(job_key, index, job, inbox_id, before)
-  local holder, assignment = nodes[index] .. ' ' .. job.token, boots[index] .. ' ' .. inbox_id
-  local record
+-- Write what is new in the record of a placed job. Where it came from is written once. Here and in the assignment words
+-- that belong together are one text, because each field costs the server more than a word.
+local function write_record(job_key, index, inbox_id, token, policy, decision, entry, session, submitted_ms, before)
+  local holder, assignment = nodes[index] .. ' ' .. token, boots[index] .. ' ' .. inbox_id
   if before.submitted_ms then
-    record = {'state', 'reserved', 'holder', holder, 'assignment', assignment, 'policy', job.policy, 'decision', job.decision}
+    redis.call('HSET', job_key, 'state', 'reserved', 'holder', holder, 'assignment', assignment, 'policy', policy,
+      'decision', decision)
   else
-    record = {'state', 'reserved', 'holder', holder, 'assignment', assignment, 'policy', job.policy, 'decision', job.decision,
-      'entry', job.entry, 'session', job.session, 'submitted_ms', job.submitted_ms}
+    redis.call('HSET', job_key, 'state', 'reserved', 'holder', holder, 'assignment', assignment, 'policy', policy,
+      'decision', decision, 'entry', entry, 'session', session, 'submitted_ms', submitted_ms)
   end
-  if job.tenant ~= (before.tenant or '') then add(record, 'tenant', job.tenant) end
-  if job.reply_to ~= (before.reply_to or '') then add(record, 'reply_to', job.reply_to) end
-  if job.rare.limits then
-    add(record, 'held', hold(job.rare.limits, job.job_id))
-  end
-  redis.call('HSET', job_key, unpack(record))
+end
+
+-- Write what few records have, or were given at submission.
+local function write_rare(job_key, job_id, tenant, reply_to, limits, before)
+  if tenant ~= (before.tenant or '') then redis.call('HSET', job_key, 'tenant', tenant) end
+  if reply_to ~= (before.reply_to or '') then redis.call('HSET', job_key, 'reply_to', reply_to) end
+  if limits then redis.call('HSET', job_key, 'held', hold(limits, job_id)) end
 end
 
 -- What the record answers, whoever asks; nil when the job may be placed.
@@ -181,21 +189,6 @@ local function answer_of(record, entry, session, jobs_key, entry_id)
     redis.call('XDEL', jobs_key, entry_id)
     return {'duplicate'}
   end
-end
-
--- Assign the job to the freest node whose inbox takes it. Returns the node's index, the entry in its inbox, and why there.
-local function place(job, candidates)
-  local poisoned
-  repeat
-    local index = choose(candidates, poisoned)
-    if not index then return end
-    local why, seen = explain(index, job)
-    job.decision = why .. (seen or '') .. (job.rare.note or '')
-    local inbox_id = assign(index, job)
-    if type(inbox_id) ~= 'table' then return index, inbox_id, why end
-    poisoned = poisoned or {}
-    poisoned[index] = true
-  until false
 end
 
 -- The answer for a job that is not placed now, and so holds back what comes after it in its session.
@@ -254,22 +247,22 @@ local function reserve(number)
 
   local token = last_token + 1
   if record.holder then token = math.max(token, token_after(record.holder)) end
+  local token_text, policy = string.format('%.0f', token), policies[policy_index]
   local submitted_ms = record.submitted_ms or submitted(entry_id)
-  local job = {
-    job_id = job_id, session = session, tenant = tenant, reply_to = reply_to, entry = entry, submitted_ms = submitted_ms,
-    document = document, payload = payload, token = string.format('%.0f', token), policy = policies[policy_index],
-    bound = bound, why = why, rare = rare,
-    terms = lease_until_ms_of[policy_index] .. ' ' .. entry .. ' ' .. attempt_of(record) .. ' ' .. (record.life or '1') .. ' '
-      .. submitted_ms,
-  }
+  local terms = lease_until_ms_of[policy_index] .. ' ' .. entry .. ' ' .. attempt_of(record) .. ' ' .. (record.life or '1')
+    .. ' ' .. submitted_ms
+  local assignment = {'job', document, 'payload', payload, 'job_id', job_id, 'session', session, 'reservation', '',
+    'policy', policy, 'decision', ''}
+  if tenant ~= '' then add(assignment, 'tenant', tenant) end
+  if reply_to ~= '' then add(assignment, 'reply_to', reply_to) end
   if before and follows then
-    job.bound, job.why, stored_node = before, 'full', nodes[before]
+    bound, why, stored_node = before, 'full', nodes[before]
     put_first(candidates, before)
     if rare.preferred then put_first(candidates, rare.preferred) end
   elseif before then
     stored_node = ''
   end
-  local index, inbox_id, decided = place(job, candidates)
+  local index, inbox_id, decided = assign(assignment, token_text, terms, candidates, bound, why, rare)
   if not index then return wait(session, 'full') end
   if redis.call('XDEL', jobs_key, entry_id) == 0 then
     redis.call('XDEL', KEYS[NODE_KEYS + 2 * index], inbox_id)
@@ -278,12 +271,13 @@ local function reserve(number)
 
   last_token = token
   redis.call('ZADD', KEYS[NODE_KEYS + 2 * index - 1], lease_until_ms_of[policy_index], job_id)
-  write_record(job_key, index, job, inbox_id, record)
-  local home = decided == rare.keeps and job.bound or index
+  write_record(job_key, index, inbox_id, token_text, policy, assignment[DECISION], entry, session, submitted_ms, record)
+  write_rare(job_key, job_id, tenant, reply_to, rare.limits, record)
+  local home = decided == rare.keeps and bound or index
   bind(session_key, session, binding, home, stored_node, variant)
   used_of[index] = used_of[index] + 1
   if used_of[index] >= slots_of[index] then redis.call('SREM', open_key, nodes[index]) end
-  return {'reserved', nodes[index], job.token, used_of[index], slots_of[index], nodes[home]}
+  return {'reserved', nodes[index], token_text, used_of[index], slots_of[index], nodes[home]}
 end
 
 for number = 1, #jobs / JOB do
