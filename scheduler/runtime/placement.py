@@ -65,10 +65,11 @@ class Draws:
         self._drawn: dict[int, _Drawn] = {}
 
     def take(self, nodes: Group, count: int, *without: str) -> tuple[str, ...]:
-        """At most `count` of a group, least used first; another job gets others. without: at most _SPARE names."""
+        """At most `count` of a group, least used first; another job gets others. without: _SPARE names, or ""."""
         if len(nodes.nodes) == 1:
             only = nodes.nodes[0].id
             return () if only in without else (only,)
+        without = tuple([name for name in without if name])
         drawn = self._drawn.get(id(nodes))
         if drawn is None:
             drawn = self._drawn[id(nodes)] = _Drawn(nodes)
@@ -78,7 +79,7 @@ class Draws:
         names = drawn.names
         start = drawn.turn % (len(names) or 1)
         drawn.turn += 1
-        if any(without):
+        if without:
             dealt = [name for name in names[start : start + count + len(without)] if name not in without]
         else:
             dealt = names[start : start + count]

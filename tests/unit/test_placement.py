@@ -156,7 +156,9 @@ def test_each_node_is_offered_as_often_as_any_other(count: int) -> None:
 
 
 def test_jobs_of_a_call_share_what_is_drawn_and_have_other_candidates_each() -> None:
-    """Of 1,000 nodes a call of 64 jobs names about half as many, the less loaded of those drawn, each in turn."""
+    """Of 1,000 nodes a call of 64 jobs names about half as many, the less loaded of those drawn, each in turn: none of
+    them twice as often as all do on average.
+    """
     nodes = tuple(a_node(f"a{i:03}", slots=1_000) for i in range(1_000))
     loads = {node.id: i for i, node in enumerate(nodes)}
     index = an_index(*nodes)
@@ -165,7 +167,7 @@ def test_jobs_of_a_call_share_what_is_drawn_and_have_other_candidates_each() -> 
     offered = Counter(name for placement in placements if placement for name in placement.candidates)
     assert {len(placement.candidates) for placement in placements if placement} == {4}
     assert len(offered) == 31
-    assert max(offered.values()) <= 12
+    assert max(offered.values()) <= 2 * offered.total() / 31
     assert sum(loads[name] for name in offered) / 31 < 300
 
 
