@@ -19,7 +19,7 @@ local function lose_body(job_key, reply_key, job_id, record)
   local node, token = string.match(record[7] or '', '^(%S+) (%S+)$')
   redis.call('ZREM', delayed_key, job_id)
   redis.call('DEL', job_key)
-  local told = {'state', 'dead', 'reason', 'body_lost', 'session', record[4], 'entry', record[5], 'ended_ms', now_text}
+  local told = {'state', 'dead', 'reason', 'body_lost', 'session', record[4] or '', 'entry', record[5], 'ended_ms', now_text}
   for name, value in pairs({life = record[6], attempts = record[8], submitted_ms = record[9]}) do
     if value then
       told[#told + 1], told[#told + 2] = name, value
@@ -46,7 +46,8 @@ local function promote(job_key, jobs_key, reply_key, job_id, partition, reply_to
   if string.match(record[2] or '', '^%d+') ~= partition or (record[10] or '') ~= reply_to then return {'moved'} end
   local due_ms = tonumber(redis.call('ZSCORE', delayed_key, job_id) or 0)
   if due_ms > now_ms then return {'early', due_ms} end
-  local parked = record[3] and redis.call('XRANGE', parked_key, record[3], record[3])[1]
+  local parked_id = string.match(record[3] or '', '^%d+%-%d+$')
+  local parked = parked_id and redis.call('XRANGE', parked_key, parked_id, parked_id)[1]
   if not parked then return lose_body(job_key, reply_key, job_id, record) end
 
   local fields = {}
@@ -62,7 +63,7 @@ local function promote(job_key, jobs_key, reply_key, job_id, partition, reply_to
     return {'busy', now_ms + BUSY_MS}
   end
   local entry = partition .. '/' .. entry_id
-  redis.call('XDEL', parked_key, record[3])
+  redis.call('XDEL', parked_key, parked_id)
   redis.call('ZREM', delayed_key, job_id)
   redis.call('HSET', job_key, 'state', 'queued', 'entry', entry)
   redis.call('HDEL', job_key, 'parked_id')

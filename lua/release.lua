@@ -88,7 +88,8 @@ end
 -- Free what the job held of limits.
 local function free_limits(job)
   for kind in string.gmatch(job.record.held, '%a+') do
-    if redis.call('SREM', KEYS[job.first_key + HELD_KEYS[kind]], job.job_id) == 1 then
+    local held_key = HELD_KEYS[kind] and KEYS[job.first_key + HELD_KEYS[kind]]
+    if held_key and redis.call('SREM', held_key, job.job_id) == 1 then
       local limit = kind .. ':' .. job[kind]
       if not freed_limits[limit] then
         freed_limits[limit] = true
@@ -192,12 +193,12 @@ local function read_record(job_key)
   end
   record.fields = fields
   for i = 1, #COUNTERS do
-    record[COUNTERS[i]] = tonumber(record[COUNTERS[i]] or 0)
+    record[COUNTERS[i]] = tonumber(record[COUNTERS[i]]) or 0
   end
   record.partition = string.match(record.entry or '', '^%d+')
   record.life = record.life or '1'
   record.node, record.token = string.match(record.holder or '', '^(%S+) (%S+)$')
-  record.boot, record.inbox_id = string.match(record.assignment or '', '^(%S+) (%S+)$')
+  record.boot, record.inbox_id = string.match(record.assignment or '', '^(%S+) (%d+%-%d+)$')
   if not record.boot then record.token = nil end -- no reservation, whoever wrote it
   return record
 end

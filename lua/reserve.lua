@@ -209,7 +209,8 @@ end
 
 -- Which attempt this one is, as text.
 local function attempt_of(record)
-  local earlier = (record.attempts or 0) + (record.crashes or 0) + (record.not_started or 0)
+  local attempts, crashes, not_started = tonumber(record.attempts), tonumber(record.crashes), tonumber(record.not_started)
+  local earlier = (attempts or 0) + (crashes or 0) + (not_started or 0)
   return earlier == 0 and '1' or string.format('%d', earlier + 1)
 end
 

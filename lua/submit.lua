@@ -18,7 +18,7 @@ local function submit(jobs_key, job_key, partition, item)
   local nonce, document, payload = ARGV[item + 4], ARGV[item + 5], ARGV[item + 6]
   local record = redis.call('HMGET', job_key, 'state', 'session', 'nonce', 'entry')
   if record[1] then
-    if record[3] == nonce and record[2] == session then return {'accepted', record[4]} end
+    if record[3] == nonce and record[2] == session and record[4] then return {'accepted', record[4]} end
     if record[2] == session then return {'duplicate', record[1]} end
     return {'job_id_taken'}
   end
