@@ -34,6 +34,25 @@ def parse_policy(text: str) -> Policy:
     return Policy(pool, *map(int, numbers[: len(Policy._fields) - 1]))
 
 
+def policy_of(text: str | None) -> Policy:
+    """The policy of a record. One that no script has written says nothing, and keeps no other from being read."""
+    try:
+        return parse_policy(text or "")
+    except ValueError:
+        return Policy()
+
+
+def number_of(text: str | None) -> int | None:
+    """A number of a record, None when there is none or no script has written it."""
+    return int(text) if text is not None and text.isdecimal() else None
+
+
+def entry_id_of(text: str | None) -> str | None:
+    """The id of an entry as a record has it, None when there is none or no script has written it."""
+    time_ms, _, number = (text or "").partition("-")
+    return text if time_ms.isdecimal() and number.isdecimal() else None
+
+
 class Reservation(NamedTuple):
     """What an assignment says of its reservation. boot: of the node; lease_until_ms: server time, the end of the first
     lease; entry: the intake entry; attempt: from 1; submitted_ms: server time of the first submission.
@@ -67,7 +86,7 @@ class Holder(NamedTuple):
 def parse_holder(text: str | None) -> Holder | None:
     """A holder from its text, None when there is none or it is no text of a script."""
     words = (text or "").split(" ")
-    return Holder(words[0], int(words[1])) if len(words) == 2 and words[1].isdigit() else None
+    return Holder(words[0], int(words[1])) if len(words) == 2 and words[1].isdecimal() else None
 
 
 def split_words(record: Mapping[str, str]) -> dict[str, str]:

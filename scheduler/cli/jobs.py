@@ -230,12 +230,12 @@ async def _look(redis_url: str | None, settings: Settings, job_id: str) -> Pictu
         now_ms = await store.control.time_us() // 1000
 
     def number(name: str) -> int | None:
-        return int(record[name]) if record.get(name) else None
+        return words.number_of(record.get(name))
 
     body, body_entry = body_of(record)
     return Picture(
         job_id=job_id,
-        state=record["state"],
+        state=record.get("state", "none"),
         life=number("life") or 1,
         session_id=record.get("session", ""),
         body=body,
@@ -253,7 +253,7 @@ async def _look(redis_url: str | None, settings: Settings, job_id: str) -> Pictu
         node=record.get("node") or None,
         boot=record.get("boot") or None,
         token=number("token") or None,
-        pool=words.parse_policy(record.get("policy", "")).pool or None,
+        pool=words.policy_of(record.get("policy")).pool or None,
         decision=record.get("decision", ""),
         lease_until_ms=lease.until_ms,
         reason=record.get("reason", ""),
@@ -266,7 +266,7 @@ async def _look(redis_url: str | None, settings: Settings, job_id: str) -> Pictu
 
 def body_of(record: dict[str, str]) -> tuple[model.Body, str | None]:
     """Where a job's body is, by the transition table, and the entry that holds it."""
-    bodies = {row.body for row in model.TRANSITIONS if row.next_state == record["state"]}
+    bodies = {row.body for row in model.TRANSITIONS if row.next_state == record.get("state")}
     body: model.Body = bodies.pop() if len(bodies) == 1 else "none"
     if record.get("dead_id"):
         body = "dead"

@@ -108,8 +108,8 @@ class Reads:
                 Lease(
                     words.parse_holder(holder),
                     None if score is None else int(score),
-                    None if started_ms is None else int(started_ms),
-                    _policy(policy),
+                    words.number_of(started_ms),
+                    words.policy_of(policy),
                 )
             )
         return leases
@@ -126,23 +126,24 @@ class Reads:
         record = await self.record(job_id)
         if record.get("state") not in model.TERMINAL:
             return None
+        number = words.number_of
         detail = ""
-        if record.get("dead_id"):
-            buried = await self.entries(self.keys.dead, record["dead_id"], record["dead_id"], 1)
+        if dead_id := words.entry_id_of(record.get("dead_id")):
+            buried = await self.entries(self.keys.dead, dead_id, dead_id, 1)
             detail = buried[0][1].get(b"detail", b"").decode(errors="replace") if buried else ""
         return calls.Outcome(
             job_id=job_id,
             session_id=record.get("session", ""),
-            life=int(record.get("life", "1")),
+            life=number(record.get("life")) or 1,
             state=record["state"],
             reason=record.get("reason", ""),
             detail=detail,
             node=record.get("node", ""),
-            token=int(record.get("token", "0")),
-            attempts=int(record.get("attempts", "0")),
+            token=number(record.get("token")) or 0,
+            attempts=number(record.get("attempts")) or 0,
             entry=record.get("entry", ""),
-            submitted_ms=int(record.get("submitted_ms", "0")),
-            ended_ms=int(record.get("ended_ms", "0")),
+            submitted_ms=number(record.get("submitted_ms")) or 0,
+            ended_ms=number(record.get("ended_ms")) or 0,
             content_type=record.get("content_type", ""),
             result=await self.result(job_id),
         )
@@ -250,14 +251,6 @@ class Reads:
 
     async def _command(self, run: Any) -> Any:
         return await self._connection.patiently(lambda: run(self._connection.commands))
-
-
-def _policy(text: str | None) -> words.Policy:
-    """The policy of a record. One that no script has written says nothing, and keeps no other from being read."""
-    try:
-        return words.parse_policy(text or "")
-    except ValueError:
-        return words.Policy()
 
 
 def _pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:

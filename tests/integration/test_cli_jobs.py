@@ -262,6 +262,29 @@ def test_show_completed_job(
     assert document | fields == document
 
 
+@pytest.mark.parametrize("junk", ["", "junk"])
+def test_show_damaged_job(ready_url: str, junk: str) -> None:
+    """Of a record that somebody else has written into, everything else is still told."""
+    numbers = ("attempts", "crashes", "not_started", "submitted_ms", "started_ms", "ended_ms", "life")
+
+    async def seed(store: Store) -> None:
+        for job in ("reserved", "dead"):
+            token = await seeds.seed_reserved(store, job, f"s-{job}", slots=2, started=True)
+            if job == "dead":
+                await seeds.release(store, seeds.release_item(token, "dead", job, f"s-{job}"))
+            fields = (*numbers, "dead_id", "policy")
+            if junk:
+                await seeds.seed_record(store, job, **dict.fromkeys(fields, junk))
+            else:
+                await store.connection.commands.hdel(store.cell.keys.job(job), "state", *fields)
+
+    on_server(ready_url, seed)
+    for job in ("reserved", "dead"):
+        table, document = show(ready_url, job)
+        assert table["session"] == f"s-{job}"
+        assert (document["state"], document["attempts"]) == (job if junk else "none", 0)
+
+
 @pytest.mark.parametrize(
     "row", [row for row in model.TRANSITIONS if row.next_state != "none"], ids=lambda row: row.event
 )
