@@ -47,7 +47,7 @@ local function promote(job_key, jobs_key, reply_key, job_id, partition, reply_to
   local due_ms = tonumber(redis.call('ZSCORE', delayed_key, job_id) or 0)
   if due_ms > now_ms then return {'early', due_ms} end
   local parked_id = string.match(record[3] or '', '^%d+%-%d+$')
-  local parked = parked_id and redis.call('XRANGE', parked_key, parked_id, parked_id)[1]
+  local parked = parked_id and redis.pcall('XRANGE', parked_key, parked_id, parked_id)[1]
   if not parked then return lose_body(job_key, reply_key, job_id, record) end
 
   local fields = {}

