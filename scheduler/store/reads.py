@@ -88,7 +88,7 @@ class Reads:
         return [(identifier.decode(), fields) for identifier, fields in rows], bool(first)
 
     async def record(self, job_id: str) -> dict[str, str]:
-        """The job record, empty when there is none; the words of `holder`, `assignment`, `last_ending` are fields too."""
+        """The job record, empty when there is none; words of `holder`, `assignment`, `last_ending` are fields too."""
         return words.split_words(_text(await self._command(lambda client: client.hgetall(self.keys.job(job_id)))))
 
     async def records(self, job_ids: Sequence[str], fields: Sequence[str]) -> list[list[str | None]]:
