@@ -406,7 +406,7 @@ class Placer:
             self.loads[answer.node] = answer.used
             if each.unread:
                 self._bindings.weigh(is_stored=False)
-            binding = self._bindings.peek(job.session_id)
+            binding = self._bindings.peek(job.session_id) or each.binding  # a repeat in the call made us forget it
             after = bound_by(each, binding, answer)
             if not each.fresh or after != binding:
                 self._bindings.wrote(job.session_id, after, now_ms)

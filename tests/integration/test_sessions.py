@@ -52,6 +52,16 @@ async def submit(b: Bench, job: JobDocument, job_id: str) -> None:
     await b.step_until_read()
 
 
+async def submit_together(b: Bench, *jobs: JobDocument) -> None:
+    """Add jobs in one transaction, so that they share a call, and step until the dispatcher has dealt with them."""
+    pipeline = b.store.connection.commands.pipeline(transaction=True)
+    for job in jobs:
+        pipeline.xadd(b.store.cell.keys.jobs(b.partition_of(job.session_id)), {"job": model.encode_job(job)})
+    await pipeline.execute()
+    b.entries += len(jobs)
+    await b.step_until_read()
+
+
 async def where(b: Bench, job_id: str) -> tuple[str, str]:
     """The node that a job is on, and why; "waits" for one that is not placed."""
     record = await b.store.reads.record(job_id)
@@ -310,13 +320,7 @@ async def test_unknown_session_behind_a_job_that_nobody_serves_keeps_its_node(ur
         assert await where(b, "fills-b1") == ("b1", "new")
         b.dispatcher.bindings.clear()  # as after a take-over
 
-        both = (a_job(session, job_id="unserved", features=("gpu",)), a_job(session, job_id="j1"))
-        pipeline = b.store.connection.commands.pipeline(transaction=True)
-        for job in both:
-            pipeline.xadd(b.store.cell.keys.jobs(b.partition_of(session)), {"job": model.encode_job(job)})
-        await pipeline.execute()
-        b.entries += len(both)
-        await b.step_until_read()
+        await submit_together(b, a_job(session, job_id="unserved", features=("gpu",)), a_job(session, job_id="j1"))
 
         assert {waiter.job.job_id: waiter.wanted.pool for waiter in b.dispatcher.waiting} == {"unserved": "", "j1": "a"}
 
@@ -343,3 +347,46 @@ async def test_answer_to_a_repeat_does_not_leave_an_old_binding_in_memory(
         await submit(b, a_job(), "j2")
 
         assert await where(b, "j2") == ("p2", "stayed")
+
+
+async def test_job_after_a_repeat_leaves_nothing_in_memory_that_is_not_stored(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two jobs in the call whose answer was lost only the first had room; its repeat tells nothing of the session."""
+    reserve = Cell.reserve
+
+    async def twice(cell: Cell, *arguments: Any) -> list[calls.Reserved | calls.Refused]:
+        await reserve(cell, *arguments)  # its answer is lost, and then there is room
+        await cell.capacity(EPOCH, [calls.CapacityItem("p1", 5, BOOT, "ready")])
+        return await reserve(cell, *arguments)
+
+    async with bench(url) as b:
+        await publish(b, (a_node("p1", slots=2, pairs=(EN_ZH, ("fr", "zh"))),), (PLAIN,))
+        await submit(b, a_job(), "j0")
+        monkeypatch.setattr(Cell, "reserve", twice)
+        await submit_together(b, *[a_job(pair=("auto", "zh"), job_id=job) for job in ("j1", "j2")])
+        monkeypatch.setattr(Cell, "reserve", reserve)
+
+        assert [(await where(b, job))[0] for job in ("j1", "j2")] == ["p1", "p1"]
+        (stored,) = await b.store.reads.bindings(["s1"])
+        assert b.dispatcher.bindings.peek("s1") in (None, parse(stored))
+
+
+async def test_placed_job_is_not_asked_about_again_beside_one_that_nobody_serves(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its session is in memory from the first answer on."""
+    reserve, asked = Cell.reserve, []
+
+    async def noted(cell: Cell, items: Any, *arguments: Any) -> list[calls.Reserved | calls.Refused]:
+        asked.append([item.job_id for item in items])
+        return await reserve(cell, items, *arguments)
+
+    async with bench(url) as b:
+        await publish(b, (a_node("p1"),), (PLAIN,))
+        monkeypatch.setattr(Cell, "reserve", noted)
+
+        await submit_together(b, a_job(job_id="j0"), a_job(job_id="unserved", features=("gpu",)))
+
+        assert asked == [["j0"]]
+        assert "s1" in b.dispatcher.bindings
