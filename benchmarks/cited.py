@@ -152,7 +152,7 @@ CITED: Final[Sequence[Cited]] = (
     Cited("wait", "./tools/bench wait", claims),
     Cited("evenness", "./tools/bench evenness", claims),
     Cited("sessions", "./tools/bench sessions", claims),
-    Cited("flood", "./tools/bench flood --rounds 5", claims),
+    Cited("flood", "./tools/bench flood", claims),
     Cited("placement", "./tools/bench placement", claims),
     Cited("snapshot", "./tools/bench snapshot", claims),
     Cited("v2", "./tools/bench v2", claims),

@@ -120,8 +120,10 @@ def check_settings(settings: Settings, prefix: str = "") -> None:
             refuse(field.name, "a whole number above 0")
     if settings.strategy not in ("affinity", "spread", "least_loaded"):
         refuse("strategy", "affinity, spread or least_loaded")
-    if settings.partitions % settings.cells or settings.partitions > 4096:
-        refuse("partitions", f"a multiple of cells ({settings.cells}), at most 4096")
+    if settings.cells != 1:
+        refuse("cells", "1: there is one cell so far")
+    if settings.partitions > 4096:
+        refuse("partitions", "at most 4096")
     if settings.batch_max > 128:
         refuse("batch_max", "at most 128 jobs of one script call")
     if settings.sessions_max < 2 * settings.batch_max:

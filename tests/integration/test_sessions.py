@@ -352,7 +352,7 @@ async def test_answer_to_a_repeat_does_not_leave_an_old_binding_in_memory(
 async def test_job_after_a_repeat_leaves_nothing_in_memory_that_is_not_stored(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of two jobs in the call whose answer was lost only the first had room; its repeat tells nothing of the session."""
+    """Of two jobs in the call whose answer was lost only the first had room; its repeat tells no binding."""
     reserve = Cell.reserve
 
     async def twice(cell: Cell, *arguments: Any) -> list[calls.Reserved | calls.Refused]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from scheduler import calls, model, words
@@ -252,13 +253,17 @@ async def test_first_choice_takes_the_first_candidate_with_room(store: Store) ->
 
 @pytest.mark.parametrize("node", ["gpu-worker-01", "translate-7c9d5f8b6d-x2x4z-en-zh-0123456789"])
 async def test_rule_23_no_field_makes_a_record_a_large_hash(store: Store, node: str) -> None:
-    """A value above 64 bytes would: two thirds more memory, for each job. Names of up to 47 characters are none."""
+    """A value above 64 bytes would: two thirds more memory, for each job. No node of up to 47 characters does, and no
+    pool of up to 18 with numbers like those of the defaults; a decision that tells of another long name does.
+    """
     epoch = await seed_owner(store)
     boot = f"{10**15}-0123abcd"
     await seed_node(store, node, boot=boot)
     entry_id = await seed_job(store)
 
-    answers = await reserve(store, [reserve_item(entry_id, epoch, candidates=(node,))], boots={node: boot})
+    name, version = "translate-pool-eu1", await store.control.time_us()
+    item = msgspec.structs.replace(reserve_item(entry_id, epoch, candidates=(node,)), pool=name)
+    answers = await store.cell.reserve([item], {node: boot}, {name: model.Pool(name)}, version)
 
     assert placed(answers) == [node]
     assert await store.connection.commands.object("ENCODING", store.cell.keys.job(JOB)) == b"listpack"

@@ -76,12 +76,8 @@ def test_every_number_is_above_zero(name: str) -> None:
     ("changed", "key", "value", "expected"),
     [
         pytest.param({"strategy": "random"}, "strategy", "random", "affinity, spread or least_loaded", id="strategy"),
-        pytest.param(
-            {"partitions": 10, "cells": 4}, "partitions", 10, "a multiple of cells (4), at most 4096", id="cells"
-        ),
-        pytest.param(
-            {"partitions": 4097}, "partitions", 4097, "a multiple of cells (1), at most 4096", id="too many partitions"
-        ),
+        pytest.param({"cells": 2}, "cells", 2, "1: there is one cell so far", id="cells"),
+        pytest.param({"partitions": 4097}, "partitions", 4097, "at most 4096", id="too many partitions"),
         pytest.param({"batch_max": 129}, "batch_max", 129, "at most 128 jobs of one script call", id="batch"),
         pytest.param(
             {"margin_ms": 2_501},
