@@ -23,8 +23,8 @@
 --       limits ({{kind, index, max}, ...}; index counts the limits' keys).
 --   An index counts from 1; whatever may have more than nine digits is text.
 -- RETURNS {now_ms, answer, ...}, one a job: {"reserved", node, token, used, its slots, node that the session is bound to}
---         | {"full"} | {"limited", kind} | {"bound"} | {"behind"} | {"fenced"} | {"duplicate"} | {"gone"} | {"job_id_taken"}
---         | {"cancelling"}
+--         | {"reserved", node, token, -1}, to a repeat | {"full"} | {"limited", kind} | {"bound"} | {"behind"} | {"fenced"}
+--         | {"duplicate"} | {"gone"} | {"job_id_taken"} | {"cancelling"}
 -- INVARIANT used slots never exceed the capacity of the boot that the caller saw; a job holds at most one slot; no limit
 --           counts more jobs than it allows; jobs of a session are placed in the order given; the body is in exactly one
 --           stream; the same entry gets the same answer.

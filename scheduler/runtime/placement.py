@@ -65,7 +65,7 @@ class Draws:
         self._drawn: dict[int, _Drawn] = {}
 
     def take(self, nodes: Group, count: int, *without: str) -> tuple[str, ...]:
-        """At most `count` of a group, least used first; another job gets others. without: _SPARE names, or ""."""
+        """At most `count` of a group, least used first; another job gets others. without: names, or ""."""
         if len(nodes.nodes) == 1:
             only = nodes.nodes[0].id
             return () if only in without else (only,)
