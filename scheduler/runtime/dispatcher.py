@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterable, Sequence
 from random import Random
 from typing import Final
@@ -18,6 +17,7 @@ from scheduler import calls, keys, model
 from scheduler.config import Settings
 from scheduler.loop import Loop, Timers, end_tasks
 from scheduler.runtime.intake import Class, Job
+from scheduler.runtime.knowledge import Knowledge, monotonic_ms
 from scheduler.runtime.limits import changed_limits, limits_of
 from scheduler.runtime.lines import Cause, gains, tier_of
 from scheduler.runtime.partitions import Partitions
@@ -58,23 +58,15 @@ class Dispatcher:
         self._settings = settings
         self._layout = layout
         self._refusals = Refusals(store.cell, self.partitions, layout, settings.batch_max)
-        self._placer = Placer(
-            store,
-            settings,
-            self.partitions,
-            self.waiting,
-            self.skipped,
-            self.bindings,
-            self._refusals,
-            random or Random(),
-        )
+        self._known = Knowledge(store.reads, self.partitions, self.waiting, self.skipped, self.bindings)
+        self._placer = Placer(store, settings, self._known, self._refusals, random or Random())
         self._sweep = Sweep(self.waiting, settings)
         self._homeless: dict[Class, None] = {}
         self._reader: Reader | None = None
         self._beats = Loop("heartbeat", self._beat, settings.heartbeat_ms)
         self._tasks: list[asyncio.Task[None]] = []
         self._timers = Timers("sweep")
-        self._stepped_ms = _now_ms()
+        self._stepped_ms = monotonic_ms()
 
     @property
     def report(self) -> Report:
@@ -85,7 +77,7 @@ class Dispatcher:
         """Take the cursor of `freed`, the snapshot and our share of the partitions, and begin to read ahead."""
         freed_cursor = await self._store.reads.last_id(self._store.cell.keys.freed)
         self._reader = Reader(
-            self._store.reads, self._settings, freed_cursor, self.bindings, lambda: self._placer.must_know
+            self._store.reads, self._settings, freed_cursor, self.bindings, lambda: self._known.must_read
         )
         await self.snapshots.load()
         await self._beat()
@@ -116,7 +108,7 @@ class Dispatcher:
     async def run_once(self) -> Report:
         """One step: keep what is ours, take the next batch, and place what can be placed. Returns the counts so far."""
         assert self._reader is not None
-        self._stepped_ms = _now_ms()
+        self._stepped_ms = monotonic_ms()
         await self._keep()
         batch = await self._reader.next(self._idle_ms())
         try:
@@ -137,7 +129,7 @@ class Dispatcher:
         await self._rehouse()
         newcomers = self._take(batch)
         self._refusals.add(self._sweep.overdue(self.partitions.server_ms()))
-        self._refusals.add(self._sweep.unservable(self._placer.index))
+        self._refusals.add(self._sweep.unservable(self._known.index))
         self._wake(batch)
         others: Sequence[Job] = newcomers
         if self.waiting.busy and newcomers:
@@ -159,10 +151,10 @@ class Dispatcher:
         return idle_ms if deadline_ms is None else min(idle_ms, deadline_ms - self.partitions.server_ms() + 1)
 
     def _limits_of(self, job: Job, wanted: Class) -> tuple[str, ...]:
-        return limits_of(job, wanted, self._placer.index.pools)
+        return limits_of(job, wanted, self._known.index.pools)
 
     def _tier_of(self, wanted: Class, node: str) -> int:
-        return tier_of(self._placer.index, wanted, node)
+        return tier_of(self._known.index, wanted, node)
 
     # ---- what was read, and what the world tells ----
 
@@ -195,13 +187,13 @@ class Dispatcher:
             and not self.waiting.holds(job)
             and (job.partition, job.entry_id) not in refused
         ]
-        await self._placer.know([job.session_id for job in found])
+        await self._known.read([job.session_id for job in found])
         jobs = self.skipped.admit(self._in_time(found), self._cause_of, self.waiting.count, len(self.waiting))
         await self._placer.newcomers(jobs, self._keep, again=True)
         self.skipped.went_on(read_to, self.waiting.count, len(self.waiting), self.partitions.server_ms())
 
     def _cause_of(self, job: Job) -> Cause:
-        return self.waiting.cause(job, self._placer.classify(job, _now_ms()))
+        return self.waiting.cause(job, self._known.classify(job, monotonic_ms()))
 
     def _take(self, batch: Batch) -> list[Job]:
         """The jobs of a batch that are still ours and in time, with what is known of their sessions."""
@@ -227,11 +219,11 @@ class Dispatcher:
         return in_time
 
     def _wake(self, batch: Batch) -> None:
-        loads = self._placer.loads
+        loads = self._known.loads
         for node in batch.freed:
             if node in loads:
                 loads[node] = max(0, loads[node] - 1)
-        self.waiting.wake(batch.freed, self._placer.index.serves)
+        self.waiting.wake(batch.freed, self._known.index.serves)
         self.waiting.limits.tell(batch.limits)
         if batch.gap:
             self.waiting.ask_all()
@@ -241,10 +233,10 @@ class Dispatcher:
 
     def _swap(self) -> None:
         """Take the newest snapshot: a class that gained a node is tried, one that lost its last node is homeless."""
-        new, old = self.snapshots.index, self._placer.index
+        new, old = self.snapshots.index, self._known.index
         if new is old:
             return
-        self._placer.index = new
+        self._known.index = new
         for wanted, gained in gains(self.waiting.classes(), old, new):
             self.waiting.wake_class(wanted, gained)
         self.waiting.limits.tell_pools(changed_limits(old.pools, new.pools))
@@ -259,7 +251,7 @@ class Dispatcher:
         left = REHOUSED_AT_ONCE_MAX
         for wanted in list(self._homeless):
             waiters = self.waiting.members.first(wanted, left)
-            await self._placer.know([waiter.job.session_id for waiter in waiters])
+            await self._known.read([waiter.job.session_id for waiter in waiters])
             moved = [waiter for waiter in waiters if self._classify_again(waiter)]
             if not moved:
                 del self._homeless[wanted]
@@ -269,7 +261,7 @@ class Dispatcher:
 
     def _classify_again(self, waiter: Waiter) -> bool:
         """Returns: whether it has another class now."""
-        wanted = self._placer.classify(waiter.job, _now_ms())
+        wanted = self._known.classify(waiter.job, monotonic_ms())
         if wanted == waiter.wanted:
             return False
         self.waiting.reclassify(waiter, wanted)
@@ -301,7 +293,7 @@ class Dispatcher:
 
     async def _beat(self) -> None:
         """Say that we live, and learn who else does. Who takes no step for a whole lease must not seem alive."""
-        if _now_ms() - self._stepped_ms > self._settings.partition_lease_ms:
+        if monotonic_ms() - self._stepped_ms > self._settings.partition_lease_ms:
             return
         beaten = await self._store.control.beat(self._document(), self.owner)
         if self.partitions.see(beaten.live):
@@ -309,12 +301,12 @@ class Dispatcher:
 
     def _document(self) -> bytes:
         name, _, boot = self.owner.partition("+")
-        times, now_ms = self._placer.times, _now_ms()
+        times, now_ms = self._placer.times, monotonic_ms()
         beat = model.DispatcherBeat(
             name,
             boot,
             self.waiting.by_pool(),
-            self._placer.index.version,
+            self._known.index.version,
             times.decisions.p99_of_late(now_ms),
             times.session_waits.p99_of_late(now_ms),
         )
@@ -322,17 +314,13 @@ class Dispatcher:
 
     async def _look(self) -> None:
         """The sweep. What the nodes were believed to hold is forgotten too: it grows stale."""
-        self._placer.loads.clear()
+        self._known.loads.clear()
         self._refusals.retry()
-        self._sweep.judge(self._placer.index, self._homeless, _now_ms())
+        self._sweep.judge(self._known.index, self._homeless, monotonic_ms())
         if self._reader is not None:
-            await self._sweep.look(self._placer.index, self._store.reads, self._reader)
+            await self._sweep.look(self._known.index, self._store.reads, self._reader)
 
     def wake(self) -> None:
         """Let a step that waits for work end now."""
         if self._reader is not None:
             self._reader.nudge()
-
-
-def _now_ms() -> float:
-    return time.monotonic() * 1000

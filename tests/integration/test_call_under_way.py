@@ -28,7 +28,7 @@ async def test_the_boots_of_a_call_are_those_that_its_candidates_were_chosen_as(
 
     def swapped_after(self: Placer, tries: list[Try], again: bool = False) -> Any:
         made = call(self, tries, again)
-        self.index = Index(Snapshot(2**53, (a_node("p1", boot=LATER_BOOT, pairs=(EN_DE,)),), (PLAIN,)))
+        self._known.index = Index(Snapshot(2**53, (a_node("p1", boot=LATER_BOOT, pairs=(EN_DE,)),), (PLAIN,)))
         return made
 
     async def noted(self: Cell, items: Sequence[calls.ReserveItem], boots: Mapping[str, str], *rest: Any) -> Any:

@@ -14,7 +14,7 @@ from scheduler.calls import CapacityItem
 from scheduler.config import Settings
 from scheduler.model import Pool
 from scheduler.runtime import reader, skipped
-from scheduler.runtime.placer import Placer
+from scheduler.runtime.knowledge import Knowledge
 from scheduler.runtime.reader import DEAF_MS
 from scheduler.store.cell import Cell
 from scheduler.store.reads import Reads
@@ -310,14 +310,14 @@ async def test_what_was_read_before_a_loss_is_not_scanned_past(url: str, monkeyp
             await b.add(session, job_id)
             await b.step_until_read()
         assert list(b.dispatcher.skipped.cursors()) == [b.partition_of(later)]
-        know = Placer.know
+        read = Knowledge.read
 
-        async def lose(self: Placer, sessions: Sequence[str]) -> None:
-            await know(self, sessions)
+        async def lose(self: Knowledge, sessions: Sequence[str]) -> None:
+            await read(self, sessions)
             b.dispatcher.partitions.lose(b.partition_of("s1"))
 
         with monkeypatch.context() as patch:
-            patch.setattr(Placer, "know", lose)
+            patch.setattr(Knowledge, "read", lose)
             await b.add_all({f"k{i}": "s1" for i in range(6)})
             await b.step_until_read()
         assert list(b.dispatcher.skipped.cursors()) == [b.partition_of(later)]

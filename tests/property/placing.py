@@ -1,4 +1,6 @@
-"""Place, reserve, settle, and those that wait: the half of a driver that is runtime/placer.py, synchronous."""
+"""Place, reserve, settle, and those that wait: the half of a driver that is runtime/placer.py and
+settling.py, synchronous.
+"""
 
 from __future__ import annotations
 

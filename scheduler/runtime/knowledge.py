@@ -1,0 +1,80 @@
+"""What one dispatcher knows when it decides: the snapshot, the load of nodes, who waits, and where sessions are bound.
+
+One place for it, shared by what places and what settles. All of it may be out of date, which costs a try in vain at
+most: what is true, the script looks up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from scheduler.runtime import placement
+from scheduler.runtime.index import Index
+from scheduler.runtime.intake import Class, Job
+from scheduler.runtime.limits import limits_of
+from scheduler.runtime.lines import Cause
+from scheduler.runtime.partitions import Partitions
+from scheduler.runtime.skipped import Skipped
+from scheduler.runtime.waiting import Waiting
+from scheduler.session.bindings import Bindings, parse
+from scheduler.store.reads import Reads
+
+
+class Knowledge:
+    """Args: reads; partitions, those that are ours; waiting, skipped, bindings, of these partitions.
+
+    index: the snapshot by which jobs are placed. loads: node -> slots believed in use.
+    """
+
+    def __init__(
+        self, reads: Reads, partitions: Partitions, waiting: Waiting, skipped: Skipped, bindings: Bindings
+    ) -> None:
+        self.index = Index()
+        self.loads: dict[str, int] = {}
+        self.partitions = partitions
+        self.waiting = waiting
+        self.skipped = skipped
+        self.bindings = bindings
+        self._reads = reads
+
+    @property
+    def must_read(self) -> bool:
+        """Whether bindings are read before jobs are tried: while most are stored, or jobs wait, which is by class."""
+        return self.bindings.likely_stored or len(self.waiting) > 0 or bool(self.skipped)
+
+    async def read(self, sessions: Sequence[str]) -> None:
+        """Read the bindings that memory has no more, for a session without one would move. The others are used, so that
+        none of them is forgotten for these. As owner of their partitions nobody but we can change them.
+        """
+        missing = [session for session in dict.fromkeys(sessions) if session not in self.bindings]
+        if missing:
+            stored = await self._reads.bindings(missing)
+            now_ms = monotonic_ms()
+            for session in sessions:
+                self.bindings.get(session, now_ms)
+            for session, binding in zip(missing, stored, strict=True):
+                self.bindings.learn(session, parse(binding))
+
+    def classify(self, job: Job, now_ms: float) -> Class:
+        """The class of a job by what is known now; now_ms: monotonic."""
+        binding, _ = self.bindings.get(job.session_id, now_ms)
+        return placement.classify(job, binding, self.index)
+
+    def passes_over(self, job: Job, wanted: Class) -> bool:
+        """Whether a job would pass one that was scanned past: of its session, its class, or one of its limits."""
+        causes: list[Cause] = [wanted]
+        causes += [(limit, wanted.pool) for limit in limits_of(job, wanted, self.index.pools)]
+        return self.skipped.passes_over(job.session_id, causes)
+
+    def believe(self, is_open: Mapping[str, bool]) -> None:
+        """Nodes were seen just now. is_open: node -> whether it has room."""
+        for name, has_room in is_open.items():
+            node = self.index.nodes.get(name)
+            if node is not None and (not has_room or self.loads.get(name, 0) >= node.slots):
+                self.loads[name] = node.slots - has_room
+
+
+def monotonic_ms() -> float:
+    """By the clock that sessions and waits are measured with."""
+    return time.monotonic() * 1000
