@@ -8,6 +8,7 @@ from typing import Any, Final
 import click
 
 from benchmarks.cited import BY_NAME, FIGURES, ROOT, Document
+from benchmarks.snapshot import GET_US_MAX, SWAP_US_MAX
 
 DOTS_AN_INCH: Final = 150
 OURS, OTHERS, FLOOR = "#1f6f8b", "#c0562f", "#8a8a8a"
@@ -15,7 +16,7 @@ ROWS: Final = {
     "dispatch": ("dispatch", OURS),
     "v2": ("v2", OTHERS),
     "v2_unlocked": ("v2, no lock", "#d98b5f"),
-    "v2_cached": ("v2, cached members", "#e3b089"),
+    "v2_cached": ("v2, cached", "#e3b089"),
     "v2_unlocked_cached": ("v2, both", "#efd3b8"),
 }
 
@@ -34,11 +35,12 @@ def _bars(axes: Any, labels: Sequence[str], rounds: Sequence[Sequence[float]], c
 
 
 def _logarithmic(*sides: Any) -> None:
-    """Axes on which each step is a factor, with plain numbers."""
+    """Axes on which each step is a factor, with plain numbers; an upright one has space for more of them."""
     for side in sides:
         getattr(side.axes, f"set_{side.axis_name}scale")("log")
+        between = "25" if side.axis_name == "y" else ""
         side.set_major_formatter(lambda value, _: f"{value:,g}")
-        side.set_minor_formatter(lambda value, _: f"{value:,g}" if f"{value:e}"[0] in "25" else "")
+        side.set_minor_formatter(lambda value, _, between=between: f"{value:,g}" if f"{value:e}"[0] in between else "")
 
 
 def dispatch(document: Document, figure: Any) -> None:
@@ -65,15 +67,16 @@ def v2(document: Document, figure: Any) -> None:
         found = [document["in_flight"][load][name] for load in loads]
         speed.bar(places, [each["jobs_per_s"]["median"] for each in found], width, color=colour, label=label, zorder=2)
         slowest.bar(places, [each["latency"]["p99_ms"] for each in found], width, color=colour, label=label, zorder=2)
-    for axes, title in ((speed, "jobs a second"), (slowest, "p99 until readable in an inbox, ms")):
+    for axes, title in (
+        (speed, "jobs a second, logarithmic"),
+        (slowest, "p99 until readable in an inbox, ms, logarithmic"),
+    ):
         _logarithmic(axes.yaxis)
         axes.set_title(title, fontsize=10)
         axes.set_xticks(range(len(loads)), [f"{load} in flight" for load in loads])
         axes.grid(axis="y", color="#dddddd", zorder=0)
-    speed.legend(fontsize=8, frameon=False)
-    figure.suptitle(
-        "Beside the design that this one replaces, and that without its lock, without its reads, without both"
-    )
+    speed.legend(fontsize=8, frameon=False, loc="upper left")
+    figure.suptitle("Beside the design that this one replaces, and that without its lock, its reads, or both")
 
 
 def latency(document: Document, figure: Any) -> None:
@@ -100,10 +103,14 @@ def snapshot(document: Document, figure: Any) -> None:
     change, swap = figure.subplots(1, 2)
     costs = document["costs"]
     nodes = [cost["nodes"] for cost in costs]
-    for axes, fields, unit in ((change, {"whole_ms": "by the whole", "delta_ms": "by the delta"}, "ms"),
-                               (swap, {"get_us": "reading", "swap_us": "replacing"}, "us")):  # fmt: skip
+    for axes, fields, unit, limits in (
+        (change, {"whole_ms": "by the whole", "delta_ms": "by the delta"}, "ms", ()),
+        (swap, {"get_us": "reading", "swap_us": "replacing"}, "us", (GET_US_MAX, SWAP_US_MAX)),
+    ):
         for (field, label), colour in zip(fields.items(), (OTHERS, OURS), strict=True):
             axes.plot(nodes, [cost[field] for cost in costs], color=colour, marker="o", label=label)
+        for limit, colour in zip(limits, (OTHERS, OURS), strict=False):
+            axes.axhline(limit, color=colour, linestyle="--", linewidth=1, label=f"at most {limit:g} {unit}")
         _logarithmic(axes.xaxis, axes.yaxis)
         axes.set_xlabel("nodes")
         axes.set_ylabel(f"CPU {unit}")

@@ -160,8 +160,8 @@ class Cell:
     ) -> list[calls.Reserved | calls.Refused]:
         """Place a batch of jobs in the order given.
 
-        Args: items, at most `batch_max`; boots, of every candidate node, as the snapshot has them; pools, of every
-        item.
+        Args: items, one at least, at most `batch_max`; boots, of every candidate node, as the snapshot has them; pools,
+        of every item.
         Returns: an answer for each item.
         """
         partitions, nodes, policies, limits = _Indices(), _Indices(), _Indices(), _Indices()

@@ -94,7 +94,7 @@ class Reads:
     async def records(self, job_ids: Sequence[str], fields: Sequence[str]) -> list[list[str | None]]:
         """Some fields of several records, in one round trip."""
         rows = await self._connection.all_of([("HMGET", self.keys.job(job_id), *fields) for job_id in job_ids])
-        return [[None if value is None else value.decode() for value in row] for row in rows]
+        return [[_readable(value) for value in row] for row in rows]
 
     async def leases(self, node: str, job_ids: Sequence[str]) -> list[Lease]:
         """What is known of each job's reservation on that node, all at one moment."""
@@ -103,7 +103,7 @@ class Reads:
         scores, *rows = await self._connection.all_of([ends, *commands], at_once=True)
         leases = []
         for score, row in zip(scores, rows, strict=True):
-            holder, started_ms, policy = (None if value is None else value.decode() for value in row)
+            holder, started_ms, policy = (_readable(value) for value in row)
             leases.append(
                 Lease(
                     words.parse_holder(holder),
@@ -288,4 +288,9 @@ def parse_outcome(fields: Mapping[bytes, bytes]) -> calls.Outcome:
 
 
 def _text(stored: dict[bytes, bytes]) -> dict[str, str]:
-    return {field.decode(): value.decode(errors="replace") for field, value in stored.items()}
+    return {field.decode(errors="replace"): value.decode(errors="replace") for field, value in stored.items()}
+
+
+def _readable(value: bytes | None) -> str | None:
+    """A field of a record. Bytes that no script has written are no reason to stop: the others of a batch come too."""
+    return None if value is None else value.decode(errors="replace")

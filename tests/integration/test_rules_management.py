@@ -132,6 +132,21 @@ async def test_a_reaper_works_from_the_capacities(store: Store, clock: Clock) ->
     assert [(await standing(store, job))[0] for job in ("live", "lapsed")] == ["reserved", "queued"]
 
 
+async def test_a_record_that_is_no_text_keeps_no_other_lease(store: Store, clock: Clock) -> None:
+    """Its fields are read with all others of a batch, and somebody wrote bytes into them that no script writes."""
+    for job_id in ("damaged", JOB):
+        await seed_reserved(store, job_id, f"s-{job_id}", slots=2)
+        await seed_lapsed(store, job_id)
+    fields = dict.fromkeys(("session", "tenant", "holder", "policy", b"\xff"), b"\xff")
+    await store.connection.commands.hset(store.cell.keys.job("damaged"), mapping=fields)
+    reaper = await new_reaper(store)
+    await reaper.run_once()
+    assert await steps(reaper, clock, DEFAULTS.lease_ms) == 1
+    assert await standing(store) == ("queued", ["intake"])
+    assert [lease.holder for lease in await store.reads.leases(NODE, ["damaged"])] == [None]
+    assert (await store.reads.record("damaged"))["session"] == "\ufffd"
+
+
 async def test_a_reaper_takes_a_dead_node_out_once_it_holds_nothing(store: Store, clock: Clock) -> None:
     """RULES 14 and 15: as long as a reservation stands the dead node stays, so that its lease is still looked at."""
     token = await seed_reserved(store)
