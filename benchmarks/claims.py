@@ -112,7 +112,7 @@ _WAITS: Final = _command(
     95,
     "affinity",
     show_waits,
-    """Whether a job waits while a slot is free on a node that serves it.
+    """Whether a job waits beside a free slot that serves it.
 
     Sessions keep 95 % of all slots in use. From the server's times of intake, inbox and release of every job it is
     worked out for how long each job waited beside a free slot. Ends with 1 if one did for more than 50 ms.
@@ -134,7 +134,7 @@ _SESSIONS: Final = _command(
     80,
     "affinity",
     show_sessions,
-    """How long binding decisions take, and how long jobs wait for their session.
+    """How long binding decisions and waits for a session take.
 
     Both are what dispatchers tell in their heartbeats. Ends with 1 if p99 is above 1 ms or 10 ms, or is not told.
     """,
@@ -166,11 +166,11 @@ def _flood(
     as_json: bool,
     redis_url: str | None,
 ) -> None:
-    """Whether a flood for a pair that one node serves slows down other pairs.
+    """Whether a flood of jobs slows down those of other pairs.
 
-    A steady load of other pairs is measured without the flood, and while it is pushed and stands; before that, single
-    jobs of the rare pair. Ends with 1 if the flood makes p99 more than 1.2 times as long, or a single job takes more
-    than 50 ms.
+    It is for a pair that one node serves. A steady load of other pairs is measured without the flood, and while it is
+    pushed and stands; before that, single jobs of the rare pair. Ends with 1 if the flood makes p99 more than 1.2 times
+    as long, or a single job takes more than 50 ms.
     """
     plan = flood.Plan(
         rounds=rounds or (1 if quick else 3),
@@ -248,7 +248,7 @@ def _placement(
 @click.option("--seconds", type=click.FloatRange(0.5, 3_600), help="Without changes, and with.  [default: 20]")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of nodes, and of those that change.")
 def _snapshot(seconds: float | None, seed: int, quick: bool, as_json: bool, redis_url: str | None) -> None:
-    """What fleets of 1,000, 10,000 and 100,000 nodes cost, and how soon a change is seen.
+    """What large fleets cost, and how soon a change is seen.
 
     Fleets that beat once a second and node, with a manager and a dispatcher in processes of their own; and the parts
     that need no server, also for 100,000 nodes. Ends with 1 if a manager of 10,000 nodes uses more than 30 % of a core,

@@ -149,9 +149,9 @@ def relay(
     as_json: bool,
     redis_url: str | None,
 ) -> None:
-    """The floor: carry jobs from the intake into inboxes without any decision.
+    """The floor: carry jobs from the intake into inboxes.
 
-    XREAD ahead, then XADDs and XDELs of a batch in one pipeline; no script.
+    Without any decision: XREAD ahead, then XADDs and XDELs of a batch in one pipeline; no script.
     """
     workload = _workload(jobs, quick, batch, nodes, sessions, payload_bytes)
     plan = Plan(
@@ -179,9 +179,10 @@ def dispatch(
     redis_url: str | None,
     profile: bool,
 ) -> None:
-    """One dispatcher, from the intake into inboxes, and the relay in turns with it.
+    """One dispatcher, from the intake into inboxes.
 
-    Prints both, and their ratio. Checks after each round that every job was placed exactly once.
+    The relay takes turns with it. Prints both, and their ratio. Checks after each round that every job was placed
+    exactly once.
     """
     workload = _workload(jobs, quick, batch, nodes, sessions, payload_bytes)
     plan = Plan(
@@ -208,10 +209,11 @@ def lifecycle(
     as_json: bool,
     redis_url: str | None,
 ) -> None:
-    """From submission to result by the SDK, and the relay in turns with it.
+    """From submission to result by the SDK.
 
-    One dispatcher in a process of its own; producer, manager and four nodes whose handlers do nothing in this one.
-    --nodes are inboxes of the relay. Ends with 1 if it comes to less than a quarter of the relay's jobs a second.
+    The relay takes turns with it. One dispatcher in a process of its own; producer, manager and four nodes whose
+    handlers do nothing in this one. --nodes are inboxes of the relay. Ends with 1 if it comes to less than a quarter of
+    the relay's jobs a second.
     """
     plan = lives.Plan(
         workload=_workload(jobs, quick, batch, nodes, sessions, payload_bytes), rounds=_rounds(rounds, quick)

@@ -192,7 +192,10 @@ def show(machine: dict[str, str | int], plan: Plan, costs: list[Cost]) -> Shown:
 @click.option("--count", type=click.IntRange(100, 1_000_000), help=f"Of each.  [default: {COUNT}; {QUICK_COUNT} quick]")
 @common_options
 def memory(count: int | None, quick: bool, as_json: bool, redis_url: str | None) -> None:
-    """How many bytes a job, a session and a node take, in the server and in a dispatcher. There is no limit."""
+    """How many bytes a job, a session and a node take.
+
+    In the server, and in a dispatcher. There is no limit.
+    """
     plan = Plan(count=count or (QUICK_COUNT if quick else COUNT))
     found, costs = run(plan, bench_settings(), redis_url and find_server(redis_url))
     conclude(show(found, plan, costs), as_json=as_json)

@@ -131,7 +131,10 @@ PICTURES: Final[Mapping[str, tuple[Callable[[Document, Any], None], tuple[float,
 
 @click.command()
 def pictures() -> None:
-    """Draw the runs in docs/figures/ that have a picture, as SVG and as PNG beside them."""
+    """Draw the runs in docs/figures/ that have a picture.
+
+    As SVG and as PNG, beside them.
+    """
     import matplotlib  # of the extra `bench`, which other commands do without
 
     matplotlib.use("Agg")

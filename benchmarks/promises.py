@@ -81,13 +81,13 @@ def _cpu(document: Document) -> Answer:
     ours, theirs = (
         sum(rows[name][part]["median"] for part in ("server_us", "scheduler_us")) for name in ("dispatch", "v2")
     )
-    return f"{ours:,.0f} us by {theirs:,.0f} us: {100 * (ours / theirs - 1):+.0f} %", ours < theirs
+    return f"{ours:,.0f} us by {theirs:,.0f} us: {100 * (ours / theirs - 1):+,.0f} %", ours < theirs
 
 
 def _complexity(what: str) -> Callable[[Document], Answer]:
     def answer(document: Document) -> Answer:
         parts = document["by_v2"]
-        words = ", ".join(f"{part} {100 * (ratio[what] - 1):+.0f} %" for part, ratio in parts.items())
+        words = ", ".join(f"{part} {100 * (ratio[what] - 1):+,.0f} %" for part, ratio in parts.items())
         return words, all(ratio[what] <= 0.75 for ratio in parts.values())
 
     return answer

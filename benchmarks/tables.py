@@ -79,7 +79,9 @@ def pages(directory: Path = FIGURES) -> dict[Path, str]:
 @click.command()
 @click.option("--check", is_flag=True, help="Change nothing; end with 1 when a page is not what it should be.")
 def tables(check: bool) -> None:
-    """Write the tables of docs/BENCHMARKS.md and docs/PROMISES.md from docs/figures/.
+    """Write the tables of docs/ from docs/figures/.
+
+    Those of docs/BENCHMARKS.md and docs/PROMISES.md.
 
     There lies what commands printed with --json: `./tools/bench waits --json > docs/figures/waits.json`.
     """

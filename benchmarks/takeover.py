@@ -194,10 +194,10 @@ def show(machine: dict[str, str | int], plan: Plan, taken: Sequence[Taken]) -> S
 @click.option("--jobs", type=click.IntRange(64, 100_000), help=f"The backlog.  [default: {JOBS}; {QUICK_JOBS} quick]")
 @common_options
 def owner(rounds: int | None, jobs: int | None, quick: bool, as_json: bool, redis_url: str | None) -> None:
-    """How soon the jobs of a dispatcher that ends are placed by another one.
+    """How soon the jobs of a dispatcher that ends are placed.
 
-    One of two dispatchers is killed, or told to stop, and jobs arrive for its partitions. Ends with 1 if some partition
-    is not served again 1 s after SIGTERM, or 1 s after the lease has ended that a kill leaves behind.
+    By another one: one of two dispatchers is killed, or told to stop, and jobs arrive for its partitions. Ends with 1
+    if some partition is not served again 1 s after SIGTERM, or 1 s after the lease has ended that a kill leaves behind.
     """
     settings = bench_settings()
     plan = Plan(

@@ -113,7 +113,7 @@ def check_settings(settings: Settings, prefix: str = "") -> None:
     def refuse(name: str, expected: str) -> None:
         raise InvalidConfig(prefix + name.upper() if prefix else name, getattr(settings, name), expected)
 
-    check_name("namespace", settings.namespace)
+    check_name(f"{prefix}NAMESPACE" if prefix else "namespace", settings.namespace)
     for field in msgspec.structs.fields(Settings):
         value = getattr(settings, field.name)
         if field.type is int and (not isinstance(value, int) or value < 1):
@@ -128,8 +128,11 @@ def check_settings(settings: Settings, prefix: str = "") -> None:
         refuse("batch_max", "at most 128 jobs of one script call")
     if settings.sessions_max < 2 * settings.batch_max:
         refuse("sessions_max", f"at least {2 * settings.batch_max}, the sessions of two calls of batch_max jobs")
-    if settings.margin_ms * 2 > settings.start_ms or settings.margin_ms * 2 > settings.lease_ms:
-        refuse("margin_ms", f"at most half of start_ms ({settings.start_ms}) and of lease_ms ({settings.lease_ms})")
+    for name, lease_ms in (("start_ms", settings.start_ms), ("lease_ms", settings.lease_ms)):
+        if 2 * settings.margin_ms > lease_ms and settings.margin_ms > DEFAULTS.margin_ms:
+            refuse("margin_ms", f"at most half of {name} ({lease_ms})")
+        elif 2 * settings.margin_ms > lease_ms:
+            refuse(name, f"at least twice margin_ms ({settings.margin_ms})")
     if settings.margin_ms < MARGIN_MS_MIN:
         refuse("margin_ms", f"at least {MARGIN_MS_MIN}, for a node looks at its leases twice in that time")
     if settings.silence_ms < 2 * settings.heartbeat_ms:

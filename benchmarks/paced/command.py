@@ -70,10 +70,10 @@ def latency(
     as_json: bool,
     redis_url: str | None,
 ) -> None:
-    """How long a job takes from its submission until it can be read in an inbox, at set rates, and the relay beside it.
+    """How soon a job can be read in an inbox, at set rates.
 
-    Jobs are due at set times, and count from then, however late the scheduler or the sender are. Ends with 1 if at
-    1,000 jobs a second p50 is above 1 ms, p99 above 5 ms or p99.9 above 50 ms. Of a typed server
+    And by the relay beside it. Jobs are due at set times, and count from then, however late the scheduler or the sender
+    are. Ends with 1 if at 1,000 jobs a second p50 is above 1 ms, p99 above 5 ms or p99.9 above 50 ms. Of a typed server
     notify-keyspace-events is changed meanwhile.
     """
     # They need the extra `bench`, which other commands do without.

@@ -60,8 +60,8 @@ def jobs() -> None:
 def submit(redis_url: str | None, file: BinaryIO, wait: bool, timeout_ms: int | None) -> None:
     """Submit the jobs of FILE, or of standard input for `-`: a JSON object a line.
 
-    Its fields: session_id; optional job_id, src_lang and tgt_lang, tenant_id, routing_key, features, priority,
-    deadline_ms, reply_to; and payload (text) or payload_base64. Lines are submitted as they come.
+    Its fields: session_id; optional job_id, src_lang and tgt_lang, tenant_id, routing_key, features, preferred_node,
+    priority, deadline_ms, reply_to; and payload (text) or payload_base64. Lines are submitted as they come.
 
     Prints the id of each accepted job, in order. A line that is not accepted is explained on stderr, the others are
     submitted all the same. Ends with 1 if a line was not accepted, or with --wait if a job did not complete.
