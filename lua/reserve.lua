@@ -7,11 +7,14 @@
 -- then a node each (N): {cell}:slots:<node> zset, {cell}:inbox:<node> stream
 -- then a job each (J): {cell}:job:<job_id> hash, {cell}:session:<id> string
 -- then a limit each: {cell}:held:<kind>:<id> set
--- ARGV[1] the request as one msgpack array, ARGV[2..] bodies. A table costs much more than what is in it, so the request
---   has few: {session_ttl_ms, partitions, epochs, nodes, boots, policies, starts_ms, jobs}, with
---   an epoch a partition, a boot a node, and a time to start a policy, which is the text that record and assignment carry;
---   jobs, one after the other: entry_id, partition index, policy index, job_id, session, tenant, reply_to,
---     candidates (node indices, 0 between groups, {3, 0, 5, 7}: the freest of the first group that has room is taken),
+-- ARGV[1..4] are msgpack values, one after the other: a table costs much more than what is in it, and least when all of it
+--   is there at once.
+--   ARGV[1] session_ttl_ms; four arrays: partitions, an epoch each; policies, the texts that record and assignment carry,
+--     and a time to start each
+--   ARGV[2] nodes, then a boot each
+--   ARGV[3] candidates of all jobs: node indices, 0 between groups
+--   ARGV[4] jobs: entry_id, partition index, policy index, job_id, session, tenant, reply_to,
+--     first, last (its candidates; 3, 0, 5, 7: the freest of the first group that has room is taken),
 --     bound (a node index, 0: none), why (it is placed elsewhere than on `bound`; see `explain`),
 --     binding (empty: leave it), stored_node (the node in the stored binding, empty: write it anew), variant,
 --     unread (the caller does not know whether the session is bound: if it is, that is the answer),
@@ -21,7 +24,7 @@
 --       preferred (the index of the node that it asks for), note (what else there is to say of the decision),
 --       keeps (the session stays bound to `bound` although it is placed elsewhere, if that is why),
 --       limits ({{kind, index, max}, ...}; index counts the limits' keys).
---   An index counts from 1; whatever may have more than nine digits is text.
+--   ARGV[5..] bodies. An index counts from 1; whatever may have more than nine digits is text.
 -- RETURNS {now_ms, answer, ...}, one a job: {"reserved", node, token, used, its slots, node that the session is bound to}
 --         | {"reserved", node, token, -1}, to a repeat | {"full"} | {"limited", kind} | {"bound"} | {"behind"} | {"fenced"}
 --         | {"duplicate"} | {"gone"} | {"job_id_taken"} | {"cancelling"}
@@ -30,11 +33,13 @@
 --           stream; the same entry gets the same answer.
 local KEYS, ARGV, redis, string = KEYS, ARGV, redis, string -- a local is found faster than a global
 local owners_key, capacity_key, open_key = KEYS[1], KEYS[2], KEYS[3]
-local session_ttl_ms, partitions, epochs, nodes, boots, policies, starts_ms, jobs = unpack(cmsgpack.unpack(ARGV[1]))
+local session_ttl_ms, partitions, epochs, policies, starts_ms = cmsgpack.unpack(ARGV[1])
+local nodes, candidates, jobs = {cmsgpack.unpack(ARGV[2])}, {cmsgpack.unpack(ARGV[3])}, {cmsgpack.unpack(ARGV[4])}
+local JOB, NOTHING, TOKEN_MAX = 18, {}, 2 ^ 52 -- no clock says more; far above it a number of Lua is not exact
+local NODES, JOBS = #nodes / 2, #jobs / JOB
 local PARTITION_KEYS, NODE_KEYS = 3, 3 + #partitions
-local JOB, NOTHING, TOKEN_MAX = 17, {}, 2 ^ 52 -- no clock says more; far above it a number of Lua is not exact
+local JOB_KEYS, LIMIT_KEYS = NODE_KEYS + 2 * NODES, NODE_KEYS + 2 * NODES + 2 * JOBS
 local RESERVATION, DECISION = 10, 14 -- where in an assignment the texts are that depend on the node
-local JOB_KEYS, LIMIT_KEYS = NODE_KEYS + 2 * #nodes, NODE_KEYS + 2 * #nodes + 2 * #jobs / JOB
 
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
@@ -59,19 +64,19 @@ local function submitted(entry_id)
 end
 
 -- Slots of a candidate, 0 when it takes no work from this caller; counted once a call, and only when it is looked at.
-local capacities = #nodes > 0 and redis.call('HMGET', capacity_key, unpack(nodes)) or NOTHING
+local capacities = NODES > 0 and redis.call('HMGET', capacity_key, unpack(nodes, 1, NODES)) or NOTHING
 local slots_of, used_of = {}, {}
 local function look_at(index)
   local slots, boot = string.match(capacities[index] or '', '^(%S+) (%S+)')
-  slots_of[index] = boot == boots[index] and tonumber(slots) or 0
+  slots_of[index] = boot == nodes[NODES + index] and tonumber(slots) or 0
   used_of[index] = redis.call('ZCARD', KEYS[NODE_KEYS + 2 * index - 1])
 end
 
 -- The node of the first group with room that would be least used afterwards, nil when none has room.
-local function choose(candidates, except)
+local function choose(indices, first, last, except)
   local best, least
-  for i = 1, #candidates do
-    local index = candidates[i]
+  for i = first, last do
+    local index = indices[i]
     if index == 0 then
       if best then break end
     else
@@ -84,11 +89,6 @@ local function choose(candidates, except)
     end
   end
   return best
-end
-
-local function put_first(candidates, index)
-  table.insert(candidates, 1, 0)
-  table.insert(candidates, 1, index)
 end
 
 -- Why the job is where it is: one word, and of the node that its session is bound to the slots at this decision.
@@ -138,14 +138,15 @@ local function add(fields, name, value)
 end
 
 -- Append an assignment to the inbox of the freest node that takes it: the one write that can fail, so it comes before all
--- others. Returns the node's index, the id in its inbox, and why there; nothing when no node has room.
-local function assign(assignment, token, terms, candidates, bound, why, rare)
+-- others. lead: nodes that are tried before the candidates. Returns the node's index, the id in its inbox, and why there;
+-- nothing when no node has room.
+local function assign(assignment, token, terms, lead, first, last, bound, why, rare)
   local poisoned
   repeat
-    local index = choose(candidates, poisoned)
+    local index = lead and choose(lead, 1, #lead, poisoned) or choose(candidates, first, last, poisoned)
     if not index then return end
     local decided, seen = explain(index, bound, why, rare.preferred)
-    assignment[RESERVATION] = token .. ' ' .. boots[index] .. ' ' .. terms
+    assignment[RESERVATION] = token .. ' ' .. nodes[NODES + index] .. ' ' .. terms
     assignment[DECISION] = decided .. (seen or '') .. (rare.note or '')
     local inbox_id = redis.pcall('XADD', KEYS[NODE_KEYS + 2 * index], '*', unpack(assignment))
     if type(inbox_id) ~= 'table' then return index, inbox_id, decided end
@@ -157,7 +158,7 @@ end
 -- Write what is new in the record of a placed job. Where it came from is written once. Here and in the assignment words
 -- that belong together are one text, because each field costs the server more than a word.
 local function write_record(job_key, index, inbox_id, token, policy, decision, entry, session, submitted_ms, before)
-  local holder, assignment = nodes[index] .. ' ' .. token, boots[index] .. ' ' .. inbox_id
+  local holder, assignment = nodes[index] .. ' ' .. token, nodes[NODES + index] .. ' ' .. inbox_id
   if before.state and before.submitted_ms then
     redis.call('HSET', job_key, 'state', 'reserved', 'holder', holder, 'assignment', assignment, 'policy', policy,
       'decision', decision)
@@ -221,7 +222,7 @@ local function token_after(holder)
 end
 
 local function reserve(number)
-  local entry_id, partition_index, policy_index, job_id, session, tenant, reply_to, candidates, bound, why, binding,
+  local entry_id, partition_index, policy_index, job_id, session, tenant, reply_to, first, last, bound, why, binding,
     stored_node, variant, unread, follows, body, rare = unpack(jobs, JOB * number - JOB + 1, JOB * number)
   rare = rare or NOTHING
   local job_key, session_key = KEYS[JOB_KEYS + 2 * number - 1], KEYS[JOB_KEYS + 2 * number]
@@ -256,14 +257,14 @@ local function reserve(number)
     'policy', policy, 'decision', ''}
   if tenant ~= '' then add(assignment, 'tenant', tenant) end
   if reply_to ~= '' then add(assignment, 'reply_to', reply_to) end
+  local lead
   if before and follows then
     bound, why, stored_node = before, 'full', nodes[before]
-    put_first(candidates, before)
-    if rare.preferred then put_first(candidates, rare.preferred) end
+    lead = rare.preferred and {rare.preferred, 0, before} or {before}
   elseif before then
     stored_node = ''
   end
-  local index, inbox_id, decided = assign(assignment, token_text, terms, candidates, bound, why, rare)
+  local index, inbox_id, decided = assign(assignment, token_text, terms, lead, first, last, bound, why, rare)
   if not index then return wait(session, 'full') end
   if redis.call('XDEL', jobs_key, entry_id) == 0 then
     redis.call('XDEL', KEYS[NODE_KEYS + 2 * index], inbox_id)
@@ -281,7 +282,7 @@ local function reserve(number)
   return {'reserved', nodes[index], token_text, used_of[index], slots_of[index], nodes[home]}
 end
 
-for number = 1, #jobs / JOB do
+for number = 1, JOBS do
   answers[number + 1] = reserve(number)
 end
 return answers

@@ -35,14 +35,19 @@ def _policy(name: str, pool: model.Pool, snapshot_version: int) -> str:
     )
 
 
-def _flat(groups: Iterable[Iterable[str]], nodes: _Indices) -> list[int]:
-    """Indices of candidates, with a 0 between groups."""
-    indices: list[int] = []
+def _add_candidates(indices: list[int], groups: Iterable[Iterable[str]], nodes: _Indices) -> None:
+    """Add the indices of a job's candidates, with a 0 between groups."""
+    first = len(indices)
     for group in groups:
-        if indices:
+        if len(indices) > first:
             indices.append(0)
         indices += [nodes[name] for name in group]
-    return indices
+
+
+def _packed(values: Sequence[Any]) -> bytes:
+    """Msgpack of values one after the other: that of an array without its header, of a size by their number."""
+    header_bytes = 1 if len(values) < 16 else 3 if len(values) < 2**16 else 5
+    return _encode(values)[header_bytes:]
 
 
 def _rare(item: calls.ReserveItem, nodes: _Indices, limits: _Indices) -> dict[str, Any]:
@@ -166,15 +171,18 @@ class Cell:
         """
         partitions, nodes, policies, limits = _Indices(), _Indices(), _Indices(), _Indices()
         jobs: list[Any] = []
+        candidates: list[int] = []
         bodies: list[Argument] = []
         job_keys: list[str] = []
         for item in items:
+            first = len(candidates) + 1
+            _add_candidates(candidates, item.candidates, nodes)
             jobs += (
                 item.entry_id, partitions[item.partition, item.epoch], policies[item.pool], item.job_id,
                 item.session_id, item.tenant_id, item.reply_to,
-                _flat(item.candidates, nodes),
+                first, len(candidates),
                 nodes[item.bound] if item.bound else 0, item.why, item.binding, item.stored_node, item.variant,
-                item.unread, item.follows, len(bodies) + 2 if item.body is not None else 0,
+                item.unread, item.follows, len(bodies) + 5 if item.body is not None else 0,
                 _rare(item, nodes, limits) if item.preferred or item.note or item.keeps or item.limits else False,
             )  # fmt: skip
             if item.body is not None:
@@ -186,17 +194,16 @@ class Cell:
             names += [self.keys.slots(node), self.keys.inbox(node)]
         names += job_keys
         names += [self.keys.held(kind, name) for kind, name in limits]
-        request = (
+        head = (
             str(self._settings.session_ttl_ms),
             [str(partition) for partition, _ in partitions],
             [str(epoch) for _, epoch in partitions],
-            list(nodes),
-            [boots[node] for node in nodes],
             [_policy(name, pools[name], snapshot_version) for name in policies],
             [pools[name].start_ms for name in policies],
-            jobs,
         )
-        answer = await self._connection.call("reserve", names, [_encode(request), *bodies])
+        members = [*nodes, *[boots[node] for node in nodes]]
+        request = (_packed(head), _packed(members), _packed(candidates), _packed(jobs))
+        answer = await self._connection.call("reserve", names, [*request, *bodies])
         return [_reserved(item, given) for item, given in zip(items, answer[1:], strict=True)]
 
     async def renew(
