@@ -25,9 +25,9 @@
 --       keeps (the session stays bound to `bound` although it is placed elsewhere, if that is why),
 --       limits ({{kind, index, max}, ...}; index counts the limits' keys).
 --   ARGV[5..] bodies. An index counts from 1; whatever may have more than nine digits is text.
--- RETURNS {now_ms, answer, ...}, one a job: {"reserved", node, token, used, its slots, node that the session is bound to}
---         | {"reserved", node, token, -1}, to a repeat | {"full"} | {"limited", kind} | {"bound"} | {"behind"} | {"fenced"}
---         | {"duplicate"} | {"gone"} | {"job_id_taken"} | {"cancelling"}
+-- RETURNS {now_ms, answer, ...}, words in one text for each job: "reserved <node> <token> <used> <node that its session is bound
+--         to>", with " filled" behind it if that was the last slot | "reserved <node> <token> -1", to a repeat | "full"
+--         | "limited <kind>" | "bound" | "behind" | "fenced" | "duplicate" | "gone" | "job_id_taken" | "cancelling"
 -- INVARIANT used slots never exceed the capacity of the boot that the caller saw; a job holds at most one slot; no limit
 --           counts more jobs than it allows; jobs of a session are placed in the order given; the body is in exactly one
 --           stream; the same entry gets the same answer.
@@ -180,22 +180,22 @@ local function answer_of(record, entry, session, jobs_key, entry_id)
   if not record.state then return end
   if record.entry == entry and record.state ~= 'queued' then
     -- Placed before, wherever it is now; or ended without having been placed since it came into the intake.
-    if record.state ~= 'reserved' and not record.last_ending then return {'gone'} end
+    if record.state ~= 'reserved' and not record.last_ending then return 'gone' end
     local node, token = string.match(record.holder or '', '^(%S+) (%d+)$')
-    if not node then return {'gone'} end
-    return {'reserved', node, token, -1}
+    if not node then return 'gone' end
+    return 'reserved ' .. node .. ' ' .. token .. ' -1'
   end
-  if record.session ~= session then return {'job_id_taken'} end
+  if record.session ~= session then return 'job_id_taken' end
   if record.entry ~= entry then
     redis.call('XDEL', jobs_key, entry_id)
-    return {'duplicate'}
+    return 'duplicate'
   end
 end
 
 -- The answer for a job that is not placed now, and so holds back what comes after it in its session.
-local function wait(session, ...)
+local function wait(session, answer)
   blocked[session] = true
-  return {...}
+  return answer
 end
 
 -- Bind the session to a node. Not written when it is stored so.
@@ -238,14 +238,14 @@ local function reserve(number)
   local document, payload = ARGV[body], ARGV[body + 1]
   if body == 0 then
     document, payload = read_body(jobs_key, entry_id)
-    if not document then return {'gone'} end
+    if not document then return 'gone' end
   end
-  if record.cancel then return {'cancelling'} end
-  if blocked[session] then return {'behind'} end
+  if record.cancel then return 'cancelling' end
+  if blocked[session] then return 'behind' end
   local before = homes[session]
   if unread and not before and redis.call('EXISTS', session_key) == 1 then return wait(session, 'bound') end
   local limit = rare.limits and limit_of(rare.limits)
-  if limit then return wait(session, 'limited', limit) end
+  if limit then return wait(session, 'limited ' .. limit) end
 
   local token = last_token + 1
   if record.holder then token = math.max(token, token_after(record.holder)) end
@@ -268,7 +268,7 @@ local function reserve(number)
   if not index then return wait(session, 'full') end
   if redis.call('XDEL', jobs_key, entry_id) == 0 then
     redis.call('XDEL', KEYS[NODE_KEYS + 2 * index], inbox_id)
-    return {'gone'}
+    return 'gone'
   end
 
   last_token = token
@@ -277,9 +277,12 @@ local function reserve(number)
   write_rare(job_key, job_id, tenant, reply_to, rare.limits, record)
   local home = decided == rare.keeps and bound or index
   bind(session_key, session, binding, home, stored_node, variant)
-  used_of[index] = used_of[index] + 1
-  if used_of[index] >= slots_of[index] then redis.call('SREM', open_key, nodes[index]) end
-  return {'reserved', nodes[index], token_text, used_of[index], slots_of[index], nodes[home]}
+  local used = used_of[index] + 1
+  used_of[index] = used
+  local placed = 'reserved ' .. nodes[index] .. ' ' .. token_text .. ' ' .. used .. ' ' .. nodes[home]
+  if used < slots_of[index] then return placed end
+  redis.call('SREM', open_key, nodes[index])
+  return placed .. ' filled'
 end
 
 for number = 1, JOBS do

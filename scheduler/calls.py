@@ -72,15 +72,15 @@ class ReserveItem(msgspec.Struct, frozen=True, gc=False):
 
 
 class Reserved(msgspec.Struct, frozen=True, gc=False):
-    """The slot is taken. used: slots in use on that node after it, of so many `slots`. home: the node that the session
-    is bound to now. The answer to a repeat does not tell these: -1, 0 and empty.
+    """The slot is taken. used: slots in use on that node after it; filled: it was the last one. home: the node that the
+    session is bound to now. The answer to a repeat does not tell these: -1, False and empty.
     """
 
     node: str
     token: int
     used: int
-    slots: int = 0
     home: str = ""
+    filled: bool = False
 
 
 class Refused(msgspec.Struct, frozen=True, gc=False):

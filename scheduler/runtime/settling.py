@@ -74,7 +74,7 @@ class Settler:
             bindings.forget([job.session_id])  # a repeat, which does not tell where the session is bound now
         if each.waiter is not None:
             self._waiting.leave(each.waiter, placed=answer.node)
-            if answer.used >= answer.slots > 0:
+            if answer.filled:
                 self._waiting.filled(answer.node)
 
     def _wait(self, each: Try, answer: calls.Refused | None, call: Call) -> None:

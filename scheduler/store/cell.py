@@ -64,15 +64,16 @@ def _rare(item: calls.ReserveItem, nodes: _Indices, limits: _Indices) -> dict[st
     return rare
 
 
-def _reserved(item: calls.ReserveItem, given: Sequence[Any]) -> calls.Reserved | calls.Refused:
-    if given[0] == b"reserved":
-        if len(given) == 4:
-            return calls.Reserved(given[1].decode(), int(given[2]), given[3])
-        return calls.Reserved(given[1].decode(), int(given[2]), given[3], given[4], given[5].decode())
-    if given[0] == b"limited":
-        kind = given[1].decode()
-        return calls.Refused("limited", next(f"{kind}:{name}" for each, name, _ in item.limits if each == kind))
-    return _WHY[given[0]]
+def _reserved(item: calls.ReserveItem, given: bytes) -> calls.Reserved | calls.Refused:
+    if given in _WHY:
+        return _WHY[given]
+    word, *words = given.decode().split(" ")
+    if word == "limited":
+        return calls.Refused("limited", next(f"{kind}:{name}" for kind, name, _ in item.limits if kind == words[0]))
+    node, token, used, *rest = words
+    if rest:
+        return calls.Reserved(node, int(token), int(used), rest[0], len(rest) > 1)
+    return calls.Reserved(node, int(token), int(used))
 
 
 class Cell:

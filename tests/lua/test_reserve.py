@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from scheduler import calls, model, words
+from scheduler.management.pools import CANDIDATES_MAX
 from scheduler.store.store import Store
 from tests.dumps import dump, standing, stands, transitions, unchanged
 from tests.lua.placements import BEHIND, FULL, placed, seed_all
@@ -33,6 +34,7 @@ from tests.seeds import (
 )
 
 ROWS = {(row.state, row.event): row for row in transitions("reserve")}
+BATCH_MAX = 128
 POLICY = model.Pool(POOL, start_ms=4_000, lease_ms=9_000, attempts_max=2, crashes_max=3, run_ms_max=70_000)
 
 
@@ -49,7 +51,7 @@ async def test_placement_writes_slot_record_inbox_and_binding_in_one_step(store:
     (answer,) = await reserve(store, [item], pool=POLICY)
 
     assert isinstance(answer, calls.Reserved)
-    assert answer == calls.Reserved(NODE, answer.token, 1, 2, home=NODE)
+    assert answer == calls.Reserved(NODE, answer.token, 1, home=NODE)
     k, after = store.cell.keys, await dump(store)
     ((inbox_id, assignment),) = [
         (entry_id, fields) for entry_id, fields in after[k.inbox(NODE)][1]["entries"].items() if "control" not in fields
@@ -297,12 +299,28 @@ async def test_batch_never_exceeds_the_capacity(store: Store) -> None:
         store, [reserve_item(entry_id, epoch, f"j{i}", f"s{i}") for i, entry_id in enumerate(entries)]
     )
 
-    assert [(a.node, a.used) if isinstance(a, calls.Reserved) else a for a in answers] == [
-        (NODE, 1),
-        (NODE, 2),
+    assert [(a.node, a.used, a.filled) if isinstance(a, calls.Reserved) else a for a in answers] == [
+        (NODE, 1, False),
+        (NODE, 2, True),
         FULL,
     ]
     assert await store.reads.used([NODE]) == [2]
+
+
+async def test_the_largest_call_is_placed(store: Store) -> None:
+    """As many jobs as a call may have, each with as many candidates as a pool may name and two of its own before them,
+    all different: Lua passes so many values at once, and not many more.
+    """
+    epoch = await seed_owner(store)
+    await seed_node(store, slots=BATCH_MAX)
+    items = []
+    for i in range(BATCH_MAX):
+        others = tuple(f"n{i}-{number}" for number in range(CANDIDATES_MAX + 1))
+        entry_id = await seed_job(store, f"j{i}", f"s{i}")
+        item = reserve_item(entry_id, epoch, f"j{i}", f"s{i}", candidates=(*others, NODE), bound=others[0])
+        items.append(msgspec.structs.replace(item, preferred=others[1]))
+
+    assert placed(await reserve(store, items)) == [NODE] * BATCH_MAX
 
 
 @pytest.mark.parametrize("reason", ["draining", "quarantined", "dead"])

@@ -238,7 +238,7 @@ class Cell:
         self.take(host, job.job_id, limits)
         self._check_limits(limits, index.pools[each.wanted.pool])
         self.bindings[job.session_id] = Binding(each.wanted.pool, job.src_lang, job.tgt_lang, host.name)
-        return Reserved(host.name, 1, len(host.held), host.slots)
+        return Reserved(host.name, 1, len(host.held), filled=not host.has_room)
 
     def _check_limits(self, limits: Sequence[str], policy: Pool) -> None:
         for limit in limits:

@@ -270,7 +270,7 @@ class Placing:
             self.bindings.wrote(job.session_id, Binding(each.wanted.pool, job.src_lang, job.tgt_lang, answer.node), 0)
             if waiter is not None:
                 self.waiting.leave(waiter, placed=answer.node)
-                if answer.used >= answer.slots:
+                if answer.filled:
                     self.waiting.filled(answer.node)
         elif answer is None or answer.why in ("full", "behind", "limited"):
             if waiter is None:
