@@ -11,10 +11,11 @@
 --   is there at once.
 --   ARGV[1] session_ttl_ms; four arrays: partitions, an epoch each; policies, the texts that record and assignment carry,
 --     and a time to start each
---   ARGV[2] nodes, then a boot each
---   ARGV[3] candidates of all jobs: node indices, 0 between groups
+--   ARGV[2] all nodes, then all their boots
+--   ARGV[3] candidates of all jobs: node indices with 0 between groups (3, 0, 5, 7), of which the freest of a job's first
+--     group that has room is taken
 --   ARGV[4] jobs: entry_id, partition index, policy index, job_id, session, tenant, reply_to,
---     first, last (its candidates; 3, 0, 5, 7: the freest of the first group that has room is taken),
+--     first, last (which of the candidates are its own, counted from 1; none when last < first),
 --     bound (a node index, 0: none), why (it is placed elsewhere than on `bound`; see `explain`),
 --     binding (empty: leave it), stored_node (the node in the stored binding, empty: write it anew), variant,
 --     unread (the caller does not know whether the session is bound: if it is, that is the answer),
@@ -275,7 +276,7 @@ local function reserve(number)
   redis.call('ZADD', KEYS[NODE_KEYS + 2 * index - 1], lease_until_ms_of[policy_index], job_id)
   write_record(job_key, index, inbox_id, token_text, policy, assignment[DECISION], entry, session, submitted_ms, record)
   write_rare(job_key, job_id, tenant, reply_to, rare.limits, record)
-  local home = decided == rare.keeps and bound or index
+  local home = decided == rare.keeps and bound > 0 and bound or index
   bind(session_key, session, binding, home, stored_node, variant)
   local used = used_of[index] + 1
   used_of[index] = used

@@ -20,6 +20,7 @@ from scheduler.model import Strategy
 
 PREFIX: Final = "SCHED_"
 MARGIN_MS_MIN: Final = 20
+CANDIDATES_MAX: Final = 16  # of a try: each costs two keys of a script call
 _WHOLE_NUMBER: Final = re.compile(r"-?[0-9]{1,18}")
 NOT_SETTINGS: Final = frozenset({"SCHED_REDIS_URL", "SCHED_TEST_DATA", "SCHED_TEST_SERVERS"})
 
@@ -63,7 +64,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     result_bytes_max: int = 1_048_576
     result_inline_bytes_max: int = 4_096  # longer results are fetched by job id, not copied into the feeds
     batch_max: int = 128  # jobs of one script call: bounds how long the server is busy with it
-    candidates_max: int = 4
+    candidates_max: int = 4  # nodes that one try names
     read_ahead_max: int = 512  # intake entries in hand that are not placed yet
     waiting_max: int = 100_000  # jobs that wait in one dispatcher; others are scanned past, and read again later
     waiting_class_max: int = 10_000  # the same for those that wait for the same class, limit or session
@@ -126,6 +127,8 @@ def check_settings(settings: Settings, prefix: str = "") -> None:
         refuse("partitions", "at most 4096")
     if settings.batch_max > 128:
         refuse("batch_max", "at most 128 jobs of one script call")
+    if settings.candidates_max > CANDIDATES_MAX:
+        refuse("candidates_max", f"at most {CANDIDATES_MAX} nodes, each of which costs two keys of a script call")
     if settings.sessions_max < 2 * settings.batch_max:
         refuse("sessions_max", f"at least {2 * settings.batch_max}, the sessions of two calls of batch_max jobs")
     for name, lease_ms in (("start_ms", settings.start_ms), ("lease_ms", settings.lease_ms)):
@@ -135,5 +138,7 @@ def check_settings(settings: Settings, prefix: str = "") -> None:
             refuse(name, f"at least twice margin_ms ({settings.margin_ms})")
     if settings.margin_ms < MARGIN_MS_MIN:
         refuse("margin_ms", f"at least {MARGIN_MS_MIN}, for a node looks at its leases twice in that time")
+    if settings.silence_ms < 2 * settings.heartbeat_ms and settings.heartbeat_ms > DEFAULTS.heartbeat_ms:
+        refuse("heartbeat_ms", f"at most half of silence_ms ({settings.silence_ms})")
     if settings.silence_ms < 2 * settings.heartbeat_ms:
         refuse("silence_ms", f"at least two heartbeats ({2 * settings.heartbeat_ms})")

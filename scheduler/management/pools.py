@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, get_args
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from scheduler.config import Settings
+from scheduler.config import CANDIDATES_MAX, Settings
 from scheduler.errors import InvalidInput
 from scheduler.keys import check_name
 from scheduler.management.checks import Check, known_key, nearest, number, one_of, refuse, table, text, texts
@@ -24,7 +24,6 @@ from scheduler.model import ANY_LANGUAGE, Match, NodeBeat, Pool, Pressure, Strat
 DEFAULT_POOL: Final = "default"
 STORED_PREFIX: Final = "pool:"
 POOLS_MAX: Final = 1_000  # every dispatcher has them all in its snapshot
-CANDIDATES_MAX: Final = 16  # each costs two keys of a script call
 FALLBACK_MAX: Final = 16
 NAMES_MAX: Final = 1_000  # tenants, pairs, features and labels of one pool
 DESCRIPTION_LENGTH_MAX: Final = 500

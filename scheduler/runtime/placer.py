@@ -1,4 +1,4 @@
-"""Place -> reserve -> settle: what becomes of jobs that were read, and of those that wait.
+"""Place -> reserve: when jobs that were read, and those that wait, are tried, and in which calls.
 
 One script call places up to `batch_max` jobs; nothing else is asked on the way. While a call is under way the next one
 is made ready, of other partitions than those in the call: a session is in one partition, so what is sent before the

@@ -67,7 +67,7 @@ def _rare(item: calls.ReserveItem, nodes: _Indices, limits: _Indices) -> dict[st
 def _reserved(item: calls.ReserveItem, given: bytes) -> calls.Reserved | calls.Refused:
     if given in _WHY:
         return _WHY[given]
-    word, *words = given.decode().split(" ")
+    word, *words = given.decode(errors="replace").split(" ")  # a repeat's are from a record, whoever wrote into it
     if word == "limited":
         return calls.Refused("limited", next(f"{kind}:{name}" for kind, name, _ in item.limits if kind == words[0]))
     node, token, used, *rest = words

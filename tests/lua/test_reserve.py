@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from scheduler import calls, model, words
-from scheduler.management.pools import CANDIDATES_MAX
+from scheduler.config import CANDIDATES_MAX
 from scheduler.store.store import Store
 from tests.dumps import dump, standing, stands, transitions, unchanged
 from tests.lua.placements import BEHIND, FULL, placed, seed_all
@@ -305,6 +305,18 @@ async def test_batch_never_exceeds_the_capacity(store: Store) -> None:
         FULL,
     ]
     assert await store.reads.used([NODE]) == [2]
+
+
+async def test_a_session_that_is_bound_nowhere_is_bound_where_its_job_goes(store: Store) -> None:
+    """Even if it was to keep what it has."""
+    epoch, entry_id = await seed_all(store)
+    item = reserve_item(entry_id, epoch, why="new", keeps="new", binding="default en:zh")
+
+    (answer,) = await reserve(store, [item])
+
+    assert isinstance(answer, calls.Reserved)
+    assert (answer.node, answer.home) == (NODE, NODE)
+    assert await store.reads.bindings([SESSION]) == [f"default en:zh {NODE} -".encode()]
 
 
 async def test_the_largest_call_is_placed(store: Store) -> None:

@@ -198,6 +198,18 @@ async def test_rule_3_same_entry_same_answer_after_the_end(store: Store) -> None
         assert await reserve(store, [reserve_item(entry_id, epoch)]) == [calls.Reserved(NODE, token, -1)]
 
 
+async def test_holder_that_is_no_text_keeps_no_other_job_from_its_answer(store: Store) -> None:
+    """Somebody wrote bytes into a record; a repeat of its entry shares its call with another job."""
+    epoch, entry_id = await seed_all(store, slots=2)
+    await reserve(store, [reserve_item(entry_id, epoch)])
+    await store.connection.commands.hset(store.cell.keys.job(JOB), "holder", b"\xff 7")
+    other = await seed_job(store, "j2", "s2")
+
+    answers = await reserve(store, [reserve_item(entry_id, epoch), reserve_item(other, epoch, "j2", "s2")])
+
+    assert placed(answers) == ["\ufffd", NODE]
+
+
 async def test_rule_3_same_entry_while_the_job_is_delayed(store: Store) -> None:
     """A repeat that comes after the job failed and was parked changes nothing."""
     token = await seed_delayed(store, due=False)

@@ -89,6 +89,16 @@ def test_every_number_is_above_zero(name: str) -> None:
         pytest.param(
             {"lease_ms": 1_999}, "lease_ms", 1_999, "at least twice margin_ms (1000)", id="a lease below two margins"
         ),
+        pytest.param(
+            {"candidates_max": 17},
+            "candidates_max",
+            17,
+            "at most 16 nodes, each of which costs two keys of a script call",
+            id="more candidates than a call has space for",
+        ),
+        pytest.param(
+            {"heartbeat_ms": 2_501}, "heartbeat_ms", 2_501, "at most half of silence_ms (5000)", id="rare heartbeats"
+        ),
         pytest.param({"silence_ms": 1_999}, "silence_ms", 1_999, "at least two heartbeats (2000)", id="silence"),
         pytest.param(
             {"sessions_max": 255},

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from scheduler import calls, keys, model
-from scheduler.config import DEFAULTS
+from scheduler.config import CANDIDATES_MAX, DEFAULTS
 from scheduler.keys import CellKeys, ControlKeys
 from scheduler.management import pools
 from scheduler.management.checks import NUMBER_MAX
@@ -215,7 +215,7 @@ def test_the_limits_on_the_page_are_those_of_the_code() -> None:
     assert f"any {DEFAULTS.payload_bytes_max:,} bytes at most" in documents
     assert f"{model._FEATURES_MAX} at most" in documents
     assert f"0 to {model._CAPACITY_MAX:,}" in documents
-    assert f"1 to {pools.CANDIDATES_MAX} |" in documents
+    assert f"1 to {CANDIDATES_MAX} |" in documents
     assert f"list of pools, {pools.FALLBACK_MAX} at most" in documents
     assert f"{pools.DESCRIPTION_LENGTH_MAX} characters at most" in documents
     assert f"numbers go up to {NUMBER_MAX:,}, lists" in documents
