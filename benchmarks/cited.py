@@ -156,7 +156,7 @@ CITED: Final[Sequence[Cited]] = (
     Cited("placement", "./tools/bench placement", claims),
     Cited("snapshot", "./tools/bench snapshot", claims),
     Cited("v2", "./tools/bench v2", claims),
-    Cited("dispatch", "./tools/bench dispatch --profile --rounds 9", dispatch),
+    Cited("dispatch", "./tools/bench dispatch --profile --rounds 31", dispatch),
     Cited("lifecycle", "./tools/bench lifecycle", claims),
     Cited("latency", "./tools/bench latency", claims),
     Cited("owner", "./tools/bench owner", claims),
