@@ -7,16 +7,12 @@
 -- then a node each (N): {cell}:slots:<node> zset, {cell}:inbox:<node> stream
 -- then a job each (J): {cell}:job:<job_id> hash, {cell}:session:<id> string
 -- then a limit each: {cell}:held:<kind>:<id> set
--- ARGV[1..4] are msgpack values, one after the other: a table costs much more than what is in it, and least when all of it
---   is there at once.
---   ARGV[1] session_ttl_ms; four arrays: partitions, an epoch each; policies, the texts that record and assignment carry,
---     and a time to start each
+-- ARGV[1..4] msgpack values, one after the other and in no array: Lua makes a table best when all of it is there at once
+--   ARGV[1] session_ttl_ms; arrays: partitions, an epoch each, policies (the text that a record carries), a time to start each
 --   ARGV[2] all nodes, then all their boots
---   ARGV[3] candidates of all jobs: node indices with 0 between groups (3, 0, 5, 7), of which the freest of a job's first
---     group that has room is taken
---   ARGV[4] jobs: entry_id, partition index, policy index, job_id, session, tenant, reply_to,
---     first, last (which of the candidates are its own, counted from 1; none when last < first),
---     bound (a node index, 0: none), why (it is placed elsewhere than on `bound`; see `explain`),
+--   ARGV[3] candidates of all jobs: node indices, 0 between groups; the freest of the first group that has room is taken
+--   ARGV[4] jobs: entry_id, partition index, policy index, job_id, session, tenant, reply_to, first, last (which of the
+--     candidates are its own), bound (a node index, 0: none), why (it is elsewhere than on `bound`; see `explain`),
 --     binding (empty: leave it), stored_node (the node in the stored binding, empty: write it anew), variant,
 --     unread (the caller does not know whether the session is bound: if it is, that is the answer),
 --     follows (before its candidates it is tried where the session's last job of this call went),
@@ -26,9 +22,9 @@
 --       keeps (the session stays bound to `bound` although it is placed elsewhere, if that is why),
 --       limits ({{kind, index, max}, ...}; index counts the limits' keys).
 --   ARGV[5..] bodies. An index counts from 1; whatever may have more than nine digits is text.
--- RETURNS {now_ms, answer, ...}, words in one text for each job: "reserved <node> <token> <used> <node that its session is bound
---         to>", with " filled" behind it if that was the last slot | "reserved <node> <token> -1", to a repeat | "full"
---         | "limited <kind>" | "bound" | "behind" | "fenced" | "duplicate" | "gone" | "job_id_taken" | "cancelling"
+-- RETURNS {now_ms, answer, ...}, a text a job (home: where its session is bound; filled: that was the last slot):
+--   "reserved <node> <token> <used> <home>" | "reserved <node> <token> <used> <home> filled" | "reserved <node> <token> -1", to a
+--   repeat | "full" | "limited <kind>" | "bound" | "behind" | "fenced" | "duplicate" | "gone" | "job_id_taken" | "cancelling"
 -- INVARIANT used slots never exceed the capacity of the boot that the caller saw; a job holds at most one slot; no limit
 --           counts more jobs than it allows; jobs of a session are placed in the order given; the body is in exactly one
 --           stream; the same entry gets the same answer.

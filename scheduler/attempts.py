@@ -21,6 +21,7 @@ import msgspec
 from scheduler import calls, handlers, leases
 from scheduler.config import Settings
 from scheduler.handlers import Handler, Job, Threads
+from scheduler.loop import monotonic_ms
 from scheduler.runtime import retry
 from scheduler.runtime.retry import Ending
 from scheduler.store.cell import Cell
@@ -107,7 +108,7 @@ class Attempts:
             return
         length_ms = max(1, lease_until_ms - int(job.inbox_id.partition("-")[0]))
         lease = leases.Reservation(job.job_id, job.token, lease_until_ms, lease_ms, length_ms)
-        if not leases.may_run(lease, self._clock.latest_ms(_monotonic_ms()), self._settings.margin_ms):
+        if not leases.may_run(lease, self._clock.latest_ms(monotonic_ms()), self._settings.margin_ms):
             self._report(job, retry.given_back("the assignment arrived too late", GIVE_BACK_MS))
             return
         if self._is_occupied():
@@ -196,7 +197,7 @@ class Attempts:
         """Renew all in one call when a third of some lease has passed; stop what is lost, cancelled or too long."""
         reservations = [running.lease for running in self.running.values() if not (running.lost or running.overrun)]
         at_once, self._renew_at_once = self._renew_at_once, False
-        due = at_once or leases.renewal_due(reservations, self._clock.latest_ms(_monotonic_ms()))
+        due = at_once or leases.renewal_due(reservations, self._clock.latest_ms(monotonic_ms()))
         if not reservations or not due:
             return
         _, answers = await self._cell.renew(self._node_id, [(each.job_id, each.token) for each in reservations])
@@ -233,7 +234,7 @@ class Attempts:
                 late_ms,
             )
         reservations = [running.lease for running in self.running.values() if not running.job.stopped.is_set()]
-        for lease in leases.to_stop(reservations, self._clock.latest_ms(_monotonic_ms()), self._settings.margin_ms):
+        for lease in leases.to_stop(reservations, self._clock.latest_ms(monotonic_ms()), self._settings.margin_ms):
             logger.warning(
                 "%s: the lease of job %s cannot be renewed in time, its handler stops", self._node_id, lease.job_id
             )
@@ -252,10 +253,6 @@ def _call_in(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
     """Let an event loop call, from a thread; one that is closed has nobody left to tell."""
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(call)
-
-
-def _monotonic_ms() -> float:
-    return time.monotonic() * 1000
 
 
 def _monotonic_us() -> int:

@@ -114,6 +114,14 @@ def check_settings(settings: Settings, prefix: str = "") -> None:
     def refuse(name: str, expected: str) -> None:
         raise InvalidConfig(prefix + name.upper() if prefix else name, getattr(settings, name), expected)
 
+    def need_twice(name: str, half: str) -> None:
+        """Who is told is what was set: the longer time, unless the other one is above its default."""
+        whole_ms, half_ms = getattr(settings, name), getattr(settings, half)
+        if whole_ms < 2 * half_ms and half_ms > getattr(DEFAULTS, half):
+            refuse(half, f"at most half of {name} ({whole_ms})")
+        if whole_ms < 2 * half_ms:
+            refuse(name, f"at least twice {half} ({half_ms})")
+
     check_name(f"{prefix}NAMESPACE" if prefix else "namespace", settings.namespace)
     for field in msgspec.structs.fields(Settings):
         value = getattr(settings, field.name)
@@ -131,14 +139,8 @@ def check_settings(settings: Settings, prefix: str = "") -> None:
         refuse("candidates_max", f"at most {CANDIDATES_MAX} nodes, each of which costs two keys of a script call")
     if settings.sessions_max < 2 * settings.batch_max:
         refuse("sessions_max", f"at least {2 * settings.batch_max}, the sessions of two calls of batch_max jobs")
-    for name, lease_ms in (("start_ms", settings.start_ms), ("lease_ms", settings.lease_ms)):
-        if 2 * settings.margin_ms > lease_ms and settings.margin_ms > DEFAULTS.margin_ms:
-            refuse("margin_ms", f"at most half of {name} ({lease_ms})")
-        elif 2 * settings.margin_ms > lease_ms:
-            refuse(name, f"at least twice margin_ms ({settings.margin_ms})")
+    need_twice("start_ms", "margin_ms")
+    need_twice("lease_ms", "margin_ms")
+    need_twice("silence_ms", "heartbeat_ms")
     if settings.margin_ms < MARGIN_MS_MIN:
         refuse("margin_ms", f"at least {MARGIN_MS_MIN}, for a node looks at its leases twice in that time")
-    if settings.silence_ms < 2 * settings.heartbeat_ms and settings.heartbeat_ms > DEFAULTS.heartbeat_ms:
-        refuse("heartbeat_ms", f"at most half of silence_ms ({settings.silence_ms})")
-    if settings.silence_ms < 2 * settings.heartbeat_ms:
-        refuse("silence_ms", f"at least two heartbeats ({2 * settings.heartbeat_ms})")

@@ -18,6 +18,11 @@ _PAUSE_AFTER_ERROR_MS: Final = 200
 _CANCEL_AGAIN_MS: Final = 100
 
 
+def monotonic_ms() -> float:
+    """The own clock, by which waits, sessions and leases are measured. It has nothing to do with the server's."""
+    return time.monotonic() * 1000
+
+
 async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel tasks and wait for their end. A cancellation can be lost inside a library, so it is repeated."""
     pending = {task for task in tasks if not task.done()}

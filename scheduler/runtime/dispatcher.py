@@ -15,9 +15,9 @@ from typing import Final
 
 from scheduler import calls, keys, model
 from scheduler.config import Settings
-from scheduler.loop import Loop, Timers, end_tasks
+from scheduler.loop import Loop, Timers, end_tasks, monotonic_ms
 from scheduler.runtime.intake import Class, Job
-from scheduler.runtime.knowledge import Knowledge, monotonic_ms
+from scheduler.runtime.knowledge import Knowledge
 from scheduler.runtime.limits import changed_limits, limits_of
 from scheduler.runtime.lines import Cause, gains, tier_of
 from scheduler.runtime.partitions import Partitions

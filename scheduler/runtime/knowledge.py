@@ -6,9 +6,9 @@ most: what is true, the script looks up.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 
+from scheduler.loop import monotonic_ms
 from scheduler.runtime import placement
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Class, Job
@@ -73,8 +73,3 @@ class Knowledge:
             node = self.index.nodes.get(name)
             if node is not None and (not has_room or self.loads.get(name, 0) >= node.slots):
                 self.loads[name] = node.slots - has_room
-
-
-def monotonic_ms() -> float:
-    """By the clock that sessions and waits are measured with."""
-    return time.monotonic() * 1000

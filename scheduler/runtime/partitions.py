@@ -8,11 +8,11 @@ holder says that it gave it up. Nobody is asked: without a word of the others an
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable
 
 from scheduler import calls
 from scheduler.config import Settings
+from scheduler.loop import monotonic_ms
 from scheduler.session import ring
 from scheduler.store.cell import Cell
 from scheduler.store.connection import RETRY_MS_MAX
@@ -45,7 +45,7 @@ class Partitions:
         self._forget = forget
         self._gained = gained
         self._live: frozenset[str] = frozenset()
-        self._seen_ms = _monotonic_ms()
+        self._seen_ms = monotonic_ms()
         self._returning_until_ms = 0.0
         self._wished: frozenset[int] = frozenset()
         self._epochs: dict[int, int] = {}
@@ -72,7 +72,7 @@ class Partitions:
 
     def server_ms(self) -> int:
         """About the server's time: for deadlines of jobs, which wait much longer than this is wrong."""
-        return int(_monotonic_ms() + self._clock_offset_ms)
+        return int(monotonic_ms() + self._clock_offset_ms)
 
     # ---- when to claim ----
 
@@ -82,7 +82,7 @@ class Partitions:
         The first that is heard after an outage is told of nobody else. So whoever was deaf for long leaves the others,
         who beat again as soon as they get through, the time for that before it calls them silent.
         """
-        now_ms = _monotonic_ms()
+        now_ms = monotonic_ms()
         if now_ms - self._seen_ms > self._deaf_ms:
             self._returning_until_ms = now_ms + self._return_ms
         self._seen_ms = now_ms
@@ -106,7 +106,7 @@ class Partitions:
 
     def next_ms(self) -> float:
         """For how long there is nothing to claim."""
-        return self._claim_due_ms - _monotonic_ms()
+        return self._claim_due_ms - monotonic_ms()
 
     async def keep(self) -> None:
         """Claim if it is time to."""
@@ -115,13 +115,13 @@ class Partitions:
 
     async def claim(self) -> None:
         """Hand over what others should own, take what is wished and free, renew what is ours, learn what was lost."""
-        self._claim_due_ms = _monotonic_ms() + self._lease_ms / 3
+        self._claim_due_ms = monotonic_ms() + self._lease_ms / 3
         self._to_give_up |= self._drop(self.held - self._wished)
         # What is wished again before it could be given up is given up all the same: under another epoch nothing that
         # was read before the drop is placed after it.
         now_ms, answers = await self._cell.claim(self.owner, sorted(self._wished), sorted(self._to_give_up))
         self._to_give_up.clear()
-        self._clock_offset_ms = now_ms - _monotonic_ms()
+        self._clock_offset_ms = now_ms - monotonic_ms()
         refused = [answer for answer in answers if isinstance(answer, calls.HeldByOther)]
         self._drop(frozenset(answer.partition for answer in refused))
         self._take([answer for answer in answers if isinstance(answer, calls.Owned)])
@@ -172,7 +172,3 @@ class Partitions:
 
 def _listed(partitions: Iterable[int]) -> str:
     return ", ".join(str(partition) for partition in sorted(partitions))
-
-
-def _monotonic_ms() -> float:
-    return time.monotonic() * 1000

@@ -15,11 +15,12 @@ from random import Random
 from typing import Final
 
 from scheduler.config import Settings
+from scheduler.loop import monotonic_ms
 from scheduler.runtime import placement
 from scheduler.runtime.calling import Call, Caller
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Class, Job
-from scheduler.runtime.knowledge import Knowledge, monotonic_ms
+from scheduler.runtime.knowledge import Knowledge
 from scheduler.runtime.placement import Draws
 from scheduler.runtime.refusals import Refusals
 from scheduler.runtime.report import Report, Times

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from scheduler import calls
+from scheduler.loop import monotonic_ms
 from scheduler.runtime.timings import Histogram, Timing
 from scheduler.runtime.tries import Try
 from scheduler.runtime.waiting import Waiter
@@ -50,12 +51,12 @@ class Times:
         """Candidates were chosen for so many jobs."""
         if jobs:
             took_us = (time.perf_counter() - started_s) * 1_000_000 / jobs
-            if self.decisions.add(took_us, time.monotonic() * 1000, jobs):
+            if self.decisions.add(took_us, monotonic_ms(), jobs):
                 logger.warning("choosing candidates took %d us a job, for %d jobs", took_us, jobs)
 
     def settled(self, tries: Sequence[Try], answers: Sequence[calls.Reserved | calls.Refused | None]) -> None:
         """A call was answered: for how long had those that were placed waited for their session?"""
-        now_ms = time.monotonic() * 1000
+        now_ms = monotonic_ms()
         at_once = 0
         for each, answer in zip(tries, answers, strict=True):
             if isinstance(answer, calls.Reserved):
@@ -68,7 +69,7 @@ class Times:
 
     def promoted(self, waiters: list[Waiter]) -> None:
         """Nothing of their session is before these any more."""
-        now_ms = time.monotonic() * 1000
+        now_ms = monotonic_ms()
         for waiter in waiters:
             waiter.first_ms = now_ms
         waiters.clear()

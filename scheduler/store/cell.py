@@ -71,9 +71,7 @@ def _reserved(item: calls.ReserveItem, given: bytes) -> calls.Reserved | calls.R
     if word == "limited":
         return calls.Refused("limited", next(f"{kind}:{name}" for kind, name, _ in item.limits if kind == words[0]))
     node, token, used, *rest = words
-    if rest:
-        return calls.Reserved(node, int(token), int(used), rest[0], len(rest) > 1)
-    return calls.Reserved(node, int(token), int(used))
+    return calls.Reserved(node, int(token), int(used), rest[0] if rest else "", "filled" in rest[1:])
 
 
 class Cell:

@@ -12,7 +12,7 @@ import pytest
 from scheduler import calls, keys, model
 from scheduler.calls import CapacityItem
 from scheduler.config import Settings
-from scheduler.loop import end_tasks
+from scheduler.loop import end_tasks, monotonic_ms
 from scheduler.model import JobDocument
 from scheduler.runtime.dispatcher import Dispatcher
 from scheduler.runtime.intake import Job
@@ -387,7 +387,9 @@ async def test_decisions_and_waits_for_the_session_are_measured_and_told(url: st
         for i in range(3):
             await b.add("s1", f"j{i}")
         await b.step_until_read()
-        await asyncio.sleep(0.002)  # below a millisecond nobody has waited
+        waits_since_ms = monotonic_ms()
+        while monotonic_ms() < waits_since_ms + 1:  # below a millisecond nobody has waited
+            await b.dispatcher.run_once()
         for i in range(2):
             await b.free("n1", f"j{i}")
             while f"j{i + 1}" not in await b.inbox("n1"):

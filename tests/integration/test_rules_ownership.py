@@ -188,7 +188,7 @@ async def test_a_stolen_partition_costs_only_its_own_jobs(url: str) -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """By which dispatchers notice that they were deaf. The server's goes as ever."""
     told = Clock()
-    monkeypatch.setattr(partitions_module, "time", told)
+    monkeypatch.setattr(partitions_module, "monotonic_ms", lambda: told.monotonic() * 1000)
     return told
 
 

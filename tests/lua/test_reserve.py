@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from scheduler import calls, model, words
-from scheduler.config import CANDIDATES_MAX
+from scheduler.config import CANDIDATES_MAX, DEFAULTS
 from scheduler.store.store import Store
 from tests.dumps import dump, standing, stands, transitions, unchanged
 from tests.lua.placements import BEHIND, FULL, placed, seed_all
@@ -34,7 +34,6 @@ from tests.seeds import (
 )
 
 ROWS = {(row.state, row.event): row for row in transitions("reserve")}
-BATCH_MAX = 128
 POLICY = model.Pool(POOL, start_ms=4_000, lease_ms=9_000, attempts_max=2, crashes_max=3, run_ms_max=70_000)
 
 
@@ -324,15 +323,15 @@ async def test_the_largest_call_is_placed(store: Store) -> None:
     all different: Lua passes so many values at once, and not many more.
     """
     epoch = await seed_owner(store)
-    await seed_node(store, slots=BATCH_MAX)
+    await seed_node(store, slots=DEFAULTS.batch_max)
     items = []
-    for i in range(BATCH_MAX):
+    for i in range(DEFAULTS.batch_max):
         others = tuple(f"n{i}-{number}" for number in range(CANDIDATES_MAX + 1))
         entry_id = await seed_job(store, f"j{i}", f"s{i}")
         item = reserve_item(entry_id, epoch, f"j{i}", f"s{i}", candidates=(*others, NODE), bound=others[0])
         items.append(msgspec.structs.replace(item, preferred=others[1]))
 
-    assert placed(await reserve(store, items)) == [NODE] * BATCH_MAX
+    assert placed(await reserve(store, items)) == [NODE] * DEFAULTS.batch_max
 
 
 @pytest.mark.parametrize("reason", ["draining", "quarantined", "dead"])

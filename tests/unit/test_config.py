@@ -99,7 +99,7 @@ def test_every_number_is_above_zero(name: str) -> None:
         pytest.param(
             {"heartbeat_ms": 2_501}, "heartbeat_ms", 2_501, "at most half of silence_ms (5000)", id="rare heartbeats"
         ),
-        pytest.param({"silence_ms": 1_999}, "silence_ms", 1_999, "at least two heartbeats (2000)", id="silence"),
+        pytest.param({"silence_ms": 1_999}, "silence_ms", 1_999, "at least twice heartbeat_ms (1000)", id="silence"),
         pytest.param(
             {"sessions_max": 255},
             "sessions_max",

@@ -80,7 +80,7 @@ def test_each_script_has_a_section_with_its_keys_and_answers(name: str) -> None:
     text, told = section(f"`{name}`"), header(name)
 
     patterns = set(re.findall(r"\{(?:cell|sched)\}:[\w:<>]+", told["KEYS"]))
-    words = set(re.findall(r'"(\w+)"', told["RETURNS"]))
+    words = set(re.findall(r'"(\w[^"]*)"', told["RETURNS"]))
     assert patterns - quoted(text) == set()
     assert {word for word in words if f'"{word}"' not in text} == set()
     assert patterns or name == "layout"
