@@ -11,9 +11,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-import time
 from collections.abc import Callable
-from random import Random
 from typing import Final
 
 import msgspec
@@ -21,7 +19,7 @@ import msgspec
 from scheduler import calls, handlers, leases
 from scheduler.config import Settings
 from scheduler.handlers import Handler, Job, Threads
-from scheduler.loop import monotonic_ms
+from scheduler.host import Host
 from scheduler.runtime import retry
 from scheduler.runtime.retry import Ending
 from scheduler.store.cell import Cell
@@ -57,19 +55,21 @@ class Running(msgspec.Struct):
 class Attempts:
     """What a node runs.
 
-    Args: cell; settings; node_id; capacity, slots; handler; observer; clock, the bound on the server's time; threads,
-    for plain functions; report(job, ending), called at the end of each attempt whose reservation may still stand.
+    Args: cell; settings; host, of this process; node_id; capacity, slots; handler; observer; server_clock, the bound on
+    the server's time; threads, for plain functions; report(job, ending), called at the end of each attempt whose
+    reservation may still stand.
     """
 
     def __init__(
         self,
         cell: Cell,
         settings: Settings,
+        host: Host,
         node_id: str,
         capacity: int,
         handler: Handler,
         observer: Observer,
-        clock: leases.ServerClock,
+        server_clock: leases.ServerClock,
         threads: Threads,
         report: Callable[[Job, Ending], None],
     ) -> None:
@@ -80,12 +80,13 @@ class Attempts:
         self._capacity = capacity
         self._handler = handler
         self._observer = observer
-        self._clock = clock
+        self._server_clock = server_clock
         self._threads = threads
         self._report = report
-        self._random = Random()
+        self._clock = host.clock
+        self._random = host.random
         self._renew_at_once = False
-        self._watched_at = time.monotonic()
+        self._watched_at_ms = host.clock.ms()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -96,6 +97,10 @@ class Attempts:
     def reserved(self) -> int:
         """How many of them hold their reservation, as far as is known here."""
         return sum(not running.lost for running in self.running.values())
+
+    def _latest_ms(self) -> float:
+        """The server's time is at most this."""
+        return self._server_clock.latest_ms(self._clock.ms())
 
     # ---- from start to end ----
 
@@ -108,7 +113,7 @@ class Attempts:
             return
         length_ms = max(1, lease_until_ms - int(job.inbox_id.partition("-")[0]))
         lease = leases.Reservation(job.job_id, job.token, lease_until_ms, lease_ms, length_ms)
-        if not leases.may_run(lease, self._clock.latest_ms(monotonic_ms()), self._settings.margin_ms):
+        if not leases.may_run(lease, self._latest_ms(), self._settings.margin_ms):
             self._report(job, retry.given_back("the assignment arrived too late", GIVE_BACK_MS))
             return
         if self._is_occupied():
@@ -127,11 +132,11 @@ class Attempts:
         return any(running.job.stopped.is_set() for running in self.running.values())
 
     async def _attempt(self, job: Job) -> Ending:
-        self._observer.started(job, _monotonic_us())
+        self._observer.started(job, self._clock.us())
         try:
             return await handlers.attempt(self._handler, job, self._threads, self._settings, self._random)
         finally:
-            self._threads.when_ended(job, lambda: self._observer.ended(job, _monotonic_us()))
+            self._threads.when_ended(job, lambda: self._observer.ended(job, self._clock.us()))
 
     def _ended(self, job: Job, task: asyncio.Task[Ending]) -> None:
         """The task has ended, and the attempt with it, unless a thread runs on."""
@@ -197,7 +202,7 @@ class Attempts:
         """Renew all in one call when a third of some lease has passed; stop what is lost, cancelled or too long."""
         reservations = [running.lease for running in self.running.values() if not (running.lost or running.overrun)]
         at_once, self._renew_at_once = self._renew_at_once, False
-        due = at_once or leases.renewal_due(reservations, self._clock.latest_ms(monotonic_ms()))
+        due = at_once or leases.renewal_due(reservations, self._latest_ms())
         if not reservations or not due:
             return
         _, answers = await self._cell.renew(self._node_id, [(each.job_id, each.token) for each in reservations])
@@ -224,9 +229,9 @@ class Attempts:
 
     async def watch(self) -> None:
         """Stop what may run past its lease, and warn when the event loop was blocked."""
-        now = time.monotonic()
-        late_ms = (now - self._watched_at) * 1000 - WATCH_MS
-        self._watched_at = now
+        now_ms = self._clock.ms()
+        late_ms = now_ms - self._watched_at_ms - WATCH_MS
+        self._watched_at_ms = now_ms
         if late_ms > BLOCKED_LOOP_MS:
             logger.warning(
                 "%s: the event loop was blocked for %d ms; a handler that computes must not be async",
@@ -234,7 +239,7 @@ class Attempts:
                 late_ms,
             )
         reservations = [running.lease for running in self.running.values() if not running.job.stopped.is_set()]
-        for lease in leases.to_stop(reservations, self._clock.latest_ms(monotonic_ms()), self._settings.margin_ms):
+        for lease in leases.to_stop(reservations, self._latest_ms(), self._settings.margin_ms):
             logger.warning(
                 "%s: the lease of job %s cannot be renewed in time, its handler stops", self._node_id, lease.job_id
             )
@@ -253,7 +258,3 @@ def _call_in(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
     """Let an event loop call, from a thread; one that is closed has nobody left to tell."""
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(call)
-
-
-def _monotonic_us() -> int:
-    return time.monotonic_ns() // 1000

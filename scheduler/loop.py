@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection
+from random import Random
 from typing import Any, Final
 
 from scheduler.errors import Fenced, SchedulerError
@@ -18,29 +17,23 @@ _PAUSE_AFTER_ERROR_MS: Final = 200
 _CANCEL_AGAIN_MS: Final = 100
 
 
-def monotonic_ms() -> float:
-    """The own clock, by which waits, sessions and leases are measured. It has nothing to do with the server's."""
-    return time.monotonic() * 1000
-
-
-async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
+async def end_tasks(tasks: Collection[asyncio.Task[Any]]) -> None:
     """Cancel tasks and wait for their end. A cancellation can be lost inside a library, so it is repeated."""
-    pending = {task for task in tasks if not task.done()}
-    while pending:
+    while pending := [task for task in tasks if not task.done()]:
         for task in pending:
             task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_MS / 1000)
+        await asyncio.wait(pending, timeout=_CANCEL_AGAIN_MS / 1000)
 
 
 class Timers:
-    """When each of a few things is due next; all are due at the start."""
+    """When each of a few things is due next, by the clock of the event loop; all are due at the start."""
 
     def __init__(self, *names: str) -> None:
         self._due_s = dict.fromkeys(names, 0.0)
 
     def is_due(self, name: str, every_ms: float) -> bool:
         """Whether a thing is due; if so it is due again in `every_ms`."""
-        now_s = time.monotonic()
+        now_s = _now_s()
         if now_s < self._due_s[name]:
             return False
         self._due_s[name] = now_s + every_ms / 1000
@@ -48,20 +41,27 @@ class Timers:
 
     def next_ms(self) -> float:
         """For how long nothing is due."""
-        return (min(self._due_s.values()) - time.monotonic()) * 1000
+        return (min(self._due_s.values()) - _now_s()) * 1000
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
 
 
 class Loop:
     """Runs `step` every `every_ms`, or without a pause when it is 0 (a step that blocks by itself).
 
+    random: for the jitter of the pauses.
+
     An error of one step is logged and the next step goes on: state must be right after any step. The same error again
     is logged at debug level only. `wake()` ends the pause early. `stop()` lets the running step finish.
     """
 
-    def __init__(self, name: str, step: Callable[[], Awaitable[object]], every_ms: int) -> None:
+    def __init__(self, name: str, step: Callable[[], Awaitable[object]], every_ms: int, random: Random) -> None:
         self.name = name
         self._step = step
         self._every_ms = every_ms
+        self._random = random
         self._wake = asyncio.Event()
         self._stopping = False
         self._complained = ""
@@ -78,7 +78,7 @@ class Loop:
     async def run(self) -> None:
         """Step until `stop()`."""
         while not self._stopping:
-            pause_ms: float = self._every_ms * random.uniform(1 - _JITTER, 1 + _JITTER)
+            pause_ms: float = self._every_ms * self._random.uniform(1 - _JITTER, 1 + _JITTER)
             try:
                 await self._step()
             except Fenced as error:

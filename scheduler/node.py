@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import secrets
-import time
 from collections.abc import Iterable, Mapping
+from os import environ
 from typing import Final, Literal
 
 import msgspec
@@ -25,7 +23,8 @@ from scheduler import keys, leases, model
 from scheduler.attempts import GIVE_BACK_MS, WATCH_MS, Attempts, Observer
 from scheduler.config import Settings, check_settings, read_settings
 from scheduler.errors import InvalidInput, SchedulerError
-from scheduler.handlers import Handler, Job, Threads
+from scheduler.handlers import Handler, Job
+from scheduler.host import Host
 from scheduler.loop import Loop, end_tasks
 from scheduler.reporting import Reporter
 from scheduler.runtime import retry
@@ -49,7 +48,7 @@ class Node:
     Args: url of the server; node_id, one running process each; capacity, jobs at once; handler; pairs, (source,
     target) languages; features; labels; pool, empty for the default; version, of the node's software; settings, by
     default from the `SCHED_*` variables; observer; drain_ms_max, how long leaving waits for running jobs before it
-    gives them back.
+    gives them back; host, of this process.
     Raises: InvalidInput; on entering ServerUnavailable or ServerRefused.
     """
 
@@ -68,8 +67,9 @@ class Node:
         settings: Settings | None = None,
         observer: Observer | None = None,
         drain_ms_max: int = DRAIN_MS_MAX,
+        host: Host | None = None,
     ) -> None:
-        settings = read_settings(os.environ) if settings is None else settings
+        settings = read_settings(environ) if settings is None else settings
         check_settings(settings)
         if capacity < 1:
             raise InvalidInput(f"capacity = {capacity!r}: expected a number of slots above 0")
@@ -81,6 +81,8 @@ class Node:
         self._settings = settings
         self._observer = observer or Observer()
         self._drain_ms_max = drain_ms_max
+        self._host = host or Host()
+        self._clock = self._host.clock
         self._beat_document = model.NodeBeat(
             node=node_id,
             boot="0-unset",
@@ -92,34 +94,35 @@ class Node:
             version=version,
         )
         model.decode_beat(model.encode_beat(self._beat_document))
-        self._clock = leases.ServerClock()
+        self._server_clock = leases.ServerClock()
         self._earlier: list[Job] = []
         self._cursor = "0"
         self._margin_is_over = False
-        self._may_leave_from_s = float("inf")
+        self._may_leave_from_ms = float("inf")
         self._told = asyncio.Event()  # the server has heard that this node drains, or need not hear it any more
         self._ended = asyncio.Event()
 
     # ---- life ----
 
     async def __aenter__(self) -> Node:
-        self._store: Store = await open_store(self._url, self._settings, patience_ms=None)
+        self._store: Store = await open_store(self._url, self._settings, None, self._host.clock, self._host.connect)
         try:
-            self._store.connection.heard = self._clock.heard
+            self._store.connection.heard = self._server_clock.heard
             self._layout = await self._store.layout()
-            self.boot = f"{await self._store.control.time_us()}-{secrets.token_hex(4)}"
+            self.boot = f"{await self._store.control.time_us()}-{self._host.token_hex(4)}"
             self._beat_document = msgspec.structs.replace(self._beat_document, boot=self.boot)
             workers = max(THREADS_MIN, 2 * self._beat_document.capacity)
-            self._threads = Threads(workers, f"scheduler-{self.node_id}")
+            self._threads = self._host.threads(workers, f"scheduler-{self.node_id}")
             self._reporter = Reporter(self._store.cell, self._settings, self._layout, self.node_id, self.boot)
             self._attempts = Attempts(
                 self._store.cell,
                 self._settings,
+                self._host,
                 self.node_id,
                 self._beat_document.capacity,
                 self._handler,
                 self._observer,
-                self._clock,
+                self._server_clock,
                 self._threads,
                 self._end,
             )
@@ -131,13 +134,15 @@ class Node:
         return self
 
     def _start_loops(self) -> None:
-        self._beat_loop = Loop("beat", self._beat, self._settings.heartbeat_ms)
-        self._renew_loop = Loop("renew", self._attempts.renew, WATCH_MS)
-        self._release_loop = Loop("release", self._release, 1_000)
+        random = self._host.random
+        self._beat_loop = Loop("beat", self._beat, self._settings.heartbeat_ms, random)
+        self._renew_loop = Loop("renew", self._attempts.renew, WATCH_MS, random)
+        self._release_loop = Loop("release", self._release, 1_000, random)
         watch_ms = max(1, min(WATCH_MS, self._settings.margin_ms // 2))
         # The others go on to the very end: a life that is over still renews what runs on, and reads of later boots.
-        self._serving = [self._beat_loop, Loop("watch", self._attempts.watch, watch_ms)]
-        self._loops = [*self._serving, Loop("inbox", self._read_inbox, 0), self._renew_loop, self._release_loop]
+        self._serving = [self._beat_loop, Loop("watch", self._attempts.watch, watch_ms, random)]
+        inbox_loop = Loop("inbox", self._read_inbox, 0, random)
+        self._loops = [*self._serving, inbox_loop, self._renew_loop, self._release_loop]
         self._tasks = [asyncio.create_task(loop.run()) for loop in self._loops]
 
     async def __aexit__(self, *_: object) -> None:
@@ -195,9 +200,9 @@ class Node:
             return
         self.phase = "draining"
         self._beat_document = msgspec.structs.replace(self._beat_document, draining=True)
-        started_s = time.monotonic()
+        started_ms = self._clock.ms()
         # A manager that has not taken this node in yet would do it when it has left.
-        self._may_leave_from_s = min(self._may_leave_from_s, started_s + FIRST_WORD_MS / 1000)
+        self._may_leave_from_ms = min(self._may_leave_from_ms, started_ms + FIRST_WORD_MS)
         self._beat_loop.wake()
         try:
             async with asyncio.timeout(min(FIRST_WORD_MS, self._drain_ms_max) / 1000):
@@ -206,9 +211,9 @@ class Node:
             logger.warning("%s: the server does not answer, leaving without its word", self.node_id)
             if not self._attempts.reserved:
                 return
-        rest_s = self._drain_ms_max / 1000 - (time.monotonic() - started_s)
+        rest_ms = started_ms + self._drain_ms_max - self._clock.ms()
         try:
-            async with asyncio.timeout(max(0.0, rest_s)):
+            async with asyncio.timeout(max(0.0, rest_ms) / 1000):
                 await self._ended.wait()
         except TimeoutError:
             logger.warning("%s: not drained within %d ms, %d jobs run", self.node_id, self._drain_ms_max, self.running)
@@ -243,7 +248,7 @@ class Node:
 
     async def _leave(self) -> bool:
         """Leave once the capacity is 0 and the slots are empty; the script knows. Returns: whether it did."""
-        if not self._is_done() or time.monotonic() < self._may_leave_from_s:
+        if not self._is_done() or self._clock.ms() < self._may_leave_from_ms:
             return False
         answer = await self._store.cell.leave(self.node_id, self.boot)
         if answer == "busy":
@@ -299,7 +304,7 @@ class Node:
     def _joined(self) -> None:
         """The scheduler knows this boot, and an earlier life reads of it too."""
         asyncio.get_running_loop().call_later(self._settings.margin_ms / 1000, self._end_margin)
-        self._may_leave_from_s = 0.0
+        self._may_leave_from_ms = 0.0
         if self.phase == "joining":
             self.phase = "serving"
             logger.info("%s serves as boot %s", self.node_id, self.boot)

@@ -11,9 +11,8 @@ the first try, so that a repeated submission is the same job, and an answer that
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
 from collections.abc import AsyncIterator, Iterable, Sequence
+from os import environ
 from typing import Any, Final
 
 import msgspec
@@ -24,6 +23,7 @@ from scheduler.calls import NotSubmitted, Outcome, Submitted
 from scheduler.config import Settings, check_settings, read_settings
 from scheduler.errors import InvalidInput, JobFailed, NotAccepted, ServerUnavailable
 from scheduler.handlers import decode_result
+from scheduler.host import Host
 from scheduler.loop import end_tasks
 from scheduler.model import JobDocument
 from scheduler.store.connection import PATIENCE_MS
@@ -46,27 +46,37 @@ class Producer:
     """Submits jobs.
 
     Args: url of the server; settings, by default from the `SCHED_*` variables; patience_ms, for how long a call is
-    repeated while the server does not answer; reply_to, a results stream of one's own for all jobs that name none.
+    repeated while the server does not answer; reply_to, a results stream of one's own for all jobs that name none;
+    host, of this process.
     Raises: on entering ServerUnavailable or ServerRefused.
     """
 
     def __init__(
-        self, url: str, *, settings: Settings | None = None, patience_ms: int | None = PATIENCE_MS, reply_to: str = ""
+        self,
+        url: str,
+        *,
+        settings: Settings | None = None,
+        patience_ms: int | None = PATIENCE_MS,
+        reply_to: str = "",
+        host: Host | None = None,
     ) -> None:
-        settings = read_settings(os.environ) if settings is None else settings
+        settings = read_settings(environ) if settings is None else settings
         check_settings(settings)
         if reply_to:
             keys.check_name("reply_to", reply_to)
         self._url = url
         self._settings = settings
         self._patience_ms = patience_ms
+        self._host = host or Host()
         self._reply_to = reply_to
         self._awaited: dict[str, list[asyncio.Future[None]]] = {}
         self._feed: asyncio.Task[None] | None = None
         self._listening: asyncio.Future[None]
 
     async def __aenter__(self) -> Producer:
-        self._store: Store = await open_store(self._url, self._settings, self._patience_ms)
+        self._store: Store = await open_store(
+            self._url, self._settings, self._patience_ms, self._host.clock, self._host.connect
+        )
         try:
             self._layout = await self._store.layout(LAYOUT_WAIT_MS)
         except BaseException:
@@ -138,7 +148,7 @@ class Producer:
     def _item(self, request: Request) -> calls.SubmitItem:
         document = request.document
         if not document.job_id:
-            document = msgspec.structs.replace(document, job_id=secrets.token_hex(12))
+            document = msgspec.structs.replace(document, job_id=self._host.token_hex(12))
         if not document.reply_to and self._reply_to:
             document = msgspec.structs.replace(document, reply_to=self._reply_to)
         data = model.encode_job(document)
@@ -155,7 +165,7 @@ class Producer:
             session_id=document.session_id,
             tenant_id=document.tenant_id,
             reply_to=document.reply_to,
-            nonce=secrets.token_hex(8),
+            nonce=self._host.token_hex(8),
             document=data,
             payload=request.payload,
         )

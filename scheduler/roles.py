@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import secrets
-import socket
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 from scheduler import calls
 from scheduler.config import Settings
+from scheduler.host import Host
 from scheduler.loop import Loop, end_tasks
 from scheduler.management.manager import Manager
 from scheduler.runtime.dispatcher import Dispatcher
@@ -26,12 +24,6 @@ logger = logging.getLogger("scheduler")
 
 MANAGER_EVERY_MS: Final = 50
 REAPER_EVERY_MS: Final = 250
-
-
-def process_name(role: str) -> tuple[str, str]:
-    """(name, boot) of this process in a role: the name says where it runs, the boot is this life of it."""
-    host = "".join(letter for letter in socket.gethostname() if letter.isalnum() or letter in "-.")[:32] or "host"
-    return f"{role}-{host}-{os.getpid()}", secrets.token_hex(4)
 
 
 class Role:
@@ -78,43 +70,57 @@ class Role:
             await self._store.close()
 
 
-async def start_manager(url: str, settings: Settings) -> tuple[Role, Manager]:
+async def start_manager(url: str, settings: Settings, host: Host | None = None) -> tuple[Role, Manager]:
     """Write or check the layout, and manage or stand by."""
-    store = await open_store(url, settings, patience_ms=None)
+    host = host or Host()
+    store = await _open_store(url, settings, host)
     try:
         await store.control.write_layout()
     except BaseException:
         await store.close()
         raise
-    name, boot = process_name("manager")
-    manager = Manager(store, settings, f"{name}+{boot}")
-    return Role(name, Loop("manager", manager.run_once, MANAGER_EVERY_MS), manager.give_up, store), manager
+    name, boot = _name_and_boot("manager", host)
+    manager = Manager(store, settings, f"{name}+{boot}", host.clock)
+    loop = Loop("manager", manager.run_once, MANAGER_EVERY_MS, host.random)
+    return Role(name, loop, manager.give_up, store), manager
 
 
-async def start_dispatcher(url: str, settings: Settings) -> tuple[Role, Dispatcher]:
+async def start_dispatcher(url: str, settings: Settings, host: Host | None = None) -> tuple[Role, Dispatcher]:
     """Wait for the layout, claim partitions, and dispatch."""
-    store = await open_store(url, settings, patience_ms=None)
+    host = host or Host()
+    store = await _open_store(url, settings, host)
     try:
-        name, boot = process_name("dispatcher")
-        dispatcher = Dispatcher(store, settings, await _layout(store), f"{name}+{boot}")
+        name, boot = _name_and_boot("dispatcher", host)
+        dispatcher = Dispatcher(store, settings, await _layout(store), f"{name}+{boot}", host.random, host.clock)
         await dispatcher.open()
     except BaseException:
         await store.close()
         raise
-    loop = Loop("dispatcher", dispatcher.run_once, 0)
+    loop = Loop("dispatcher", dispatcher.run_once, 0, host.random)
     return Role(name, loop, dispatcher.close, store, dispatcher.wake, dispatcher.end), dispatcher
 
 
-async def start_reaper(url: str, settings: Settings) -> tuple[Role, Reaper]:
+async def start_reaper(url: str, settings: Settings, host: Host | None = None) -> tuple[Role, Reaper]:
     """Wait for the layout, and reap."""
-    store = await open_store(url, settings, patience_ms=None)
+    host = host or Host()
+    store = await _open_store(url, settings, host)
     try:
-        name, boot = process_name("reaper")
-        reaper = Reaper(store, settings, await _layout(store), name, boot)
+        name, boot = _name_and_boot("reaper", host)
+        reaper = Reaper(store, settings, await _layout(store), name, boot, host.clock)
     except BaseException:
         await store.close()
         raise
-    return Role(name, Loop("reaper", reaper.run_once, REAPER_EVERY_MS), _nothing, store), reaper
+    return Role(name, Loop("reaper", reaper.run_once, REAPER_EVERY_MS, host.random), _nothing, store), reaper
+
+
+def _name_and_boot(role: str, host: Host) -> tuple[str, str]:
+    """The name says where a role runs, the boot is this life of it."""
+    return f"{role}-{host.name}", host.token_hex(4)
+
+
+async def _open_store(url: str, settings: Settings, host: Host) -> Store:
+    """A store that waits for its server as long as it takes."""
+    return await open_store(url, settings, None, host.clock, host.connect)
 
 
 async def _layout(store: Store) -> calls.Layout:

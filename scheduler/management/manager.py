@@ -11,12 +11,12 @@ whose answer failed is read again, so that nothing of it is in force before it i
 from __future__ import annotations
 
 import logging
-import time
 from typing import Final
 
 import msgspec
 
 from scheduler.calls import CapacityItem, Heartbeat, Taken
+from scheduler.clock import SYSTEM_CLOCK, Clock
 from scheduler.config import Settings
 from scheduler.errors import Fenced, InvalidInput, Lost
 from scheduler.management import commands, fold, pools
@@ -52,22 +52,23 @@ class Report(msgspec.Struct, frozen=True):
 class Manager:
     """One manager. `run_once` is a step; the epoch and the fleet live between steps while it leads."""
 
-    def __init__(self, store: Store, settings: Settings, name: str) -> None:
+    def __init__(self, store: Store, settings: Settings, name: str, clock: Clock = SYSTEM_CLOCK) -> None:
         self.name = name
         self.invalid_heartbeats = 0
         self._store = store
         self._settings = settings
+        self._clock = clock
         self._epoch: int | None = None
         self._fleet = fold.Fleet()
         self._hearing = Hearing()
         self._version = 0
         self._published = Picture()
         self._stored = Stored()
-        self._published_at = 0.0
+        self._published_at_ms = 0.0
         self._now_ms = 0
-        self._taken_at = 0.0
-        self._led_at = 0.0
-        self._looked_back_at = 0.0
+        self._taken_at_ms = 0.0
+        self._led_at_ms = 0.0
+        self._looked_back_at_ms = 0.0
         self._acknowledge: tuple[str, ...] = ()
         self._unanswered = False
         self._written: dict[str, CapacityItem] = {}
@@ -98,8 +99,8 @@ class Manager:
 
     async def _lead(self) -> bool:
         """Renew at a third of the lease; a new epoch means a take-over."""
-        now = time.monotonic()
-        if self._epoch is not None and (now - self._led_at) * 3_000 < self._settings.leader_lease_ms:
+        now_ms = self._clock.ms()
+        if self._epoch is not None and (now_ms - self._led_at_ms) * 3 < self._settings.leader_lease_ms:
             return True
         answer = await self._store.control.lead(self.name)
         if not isinstance(answer, Leading):
@@ -107,11 +108,11 @@ class Manager:
                 logger.warning("%s leads no more: %s does", self.name, answer.leader)
             self._epoch = None
             return False
-        self._led_at = now
+        self._led_at_ms = now_ms
         if answer.epoch != self._epoch:
             self._epoch = None  # until everything is known that is stored
             # Nobody is called silent who could not be heard while the answer was on its way and what follows it.
-            self._taken_at = self._looked_back_at = now
+            self._taken_at_ms = self._looked_back_at_ms = now_ms
             await self._take_over(answer)
             self._epoch = answer.epoch
         return True
@@ -163,9 +164,9 @@ class Manager:
         assert self._epoch is not None
         # Now and then also what a lost reply left behind.
         pending = self._unanswered
-        if time.monotonic() - self._looked_back_at > LOOK_BACK_MS / 1000:
+        if self._clock.ms() - self._looked_back_at_ms > LOOK_BACK_MS:
             pending = True
-            self._looked_back_at = time.monotonic()
+            self._looked_back_at_ms = self._clock.ms()
             await self._look_back()
         taken, invalid = await self._take(self._epoch, pending=pending)
         heartbeats = len(taken.heartbeats)
@@ -196,10 +197,10 @@ class Manager:
         """Take and fold. Returns what was taken, and how many heartbeats of it could not be decoded."""
         taken = await self._store.control.take(self.name, epoch, self._acknowledge, pending=pending, count=TAKE_MAX)
         self._acknowledge = tuple(heartbeat.id for heartbeat in taken.heartbeats)
-        now = time.monotonic()
-        if (now - self._taken_at) * 1000 > DEAF_MS:
+        now_ms = self._clock.ms()
+        if now_ms - self._taken_at_ms > DEAF_MS:
             self._fleet = fold.listen_anew(self._fleet, taken.now_ms)
-        self._taken_at = now
+        self._taken_at_ms = now_ms
         self._now_ms = taken.now_ms
         return taken, self._fold(taken.heartbeats)
 
@@ -283,7 +284,7 @@ class Manager:
 
         Returns whether there is a new snapshot.
         """
-        if not decided.answers and (time.monotonic() - self._published_at) * 1000 < self._settings.publish_ms:
+        if not decided.answers and self._clock.ms() - self._published_at_ms < self._settings.publish_ms:
             return False
         fleet = fold.configure(self._fleet, decided.documents) if decided.changes else self._fleet
         version = max(self._version + 1, now_ms * 1000)
@@ -293,7 +294,7 @@ class Manager:
             stored = store(self._stored, delta, len(picture.nodes), self._settings.deltas_max)
             self._version = version  # used up, even if we never learn what came of it: another picture has another
             await self._send(picture, delta, stored, decided)
-            self._stored, self._published_at = stored, time.monotonic()
+            self._stored, self._published_at_ms = stored, self._clock.ms()
         elif decided.answers:
             await self._send(picture, None, self._stored, decided)
         self._fleet, self._published = fleet, picture

@@ -14,8 +14,9 @@ from random import Random
 from typing import Final
 
 from scheduler import calls, keys, model
+from scheduler.clock import SYSTEM_CLOCK, Clock
 from scheduler.config import Settings
-from scheduler.loop import Loop, Timers, end_tasks, monotonic_ms
+from scheduler.loop import Loop, Timers, end_tasks
 from scheduler.runtime.intake import Class, Job
 from scheduler.runtime.knowledge import Knowledge
 from scheduler.runtime.limits import changed_limits, limits_of
@@ -42,31 +43,38 @@ class Dispatcher:
     """One dispatcher of a cell. `open` first, then `run_once` again and again, then `close`.
 
     Args: store; settings; layout, as stored; owner, name+boot, unique to this life of the process; random, for
-    drawing nodes.
+    drawing nodes and for jitter; clock, its own.
     """
 
     def __init__(
-        self, store: Store, settings: Settings, layout: calls.Layout, owner: str, random: Random | None = None
+        self,
+        store: Store,
+        settings: Settings,
+        layout: calls.Layout,
+        owner: str,
+        random: Random,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.owner = owner
         self.waiting = Waiting(self._limits_of, self._tier_of)
         self.skipped = Skipped(settings.waiting_class_max, settings.waiting_max)
         self.bindings = Bindings(settings.sessions_max, settings.session_ttl_ms)
         self.snapshots = Snapshots(store.control, self.wake)
-        self.partitions = Partitions(store.cell, owner, layout.partitions, settings, self._forget, self._gained)
+        self.partitions = Partitions(store.cell, owner, layout.partitions, settings, clock, self._forget, self._gained)
         self._store = store
         self._settings = settings
+        self._clock = clock
         self._layout = layout
         self._refusals = Refusals(store.cell, self.partitions, layout, settings.batch_max)
-        self._known = Knowledge(store.reads, self.partitions, self.waiting, self.skipped, self.bindings)
-        self._placer = Placer(store, settings, self._known, self._refusals, random or Random())
+        self._known = Knowledge(store.reads, clock, self.partitions, self.waiting, self.skipped, self.bindings)
+        self._placer = Placer(store, settings, self._known, self._refusals, random, clock)
         self._sweep = Sweep(self.waiting, settings)
         self._homeless: dict[Class, None] = {}
         self._reader: Reader | None = None
-        self._beats = Loop("heartbeat", self._beat, settings.heartbeat_ms)
+        self._beats = Loop("heartbeat", self._beat, settings.heartbeat_ms, random)
         self._tasks: list[asyncio.Task[None]] = []
         self._timers = Timers("sweep")
-        self._stepped_ms = monotonic_ms()
+        self._stepped_ms = clock.ms()
 
     @property
     def report(self) -> Report:
@@ -77,7 +85,7 @@ class Dispatcher:
         """Take the cursor of `freed`, the snapshot and our share of the partitions, and begin to read ahead."""
         freed_cursor = await self._store.reads.last_id(self._store.cell.keys.freed)
         self._reader = Reader(
-            self._store.reads, self._settings, freed_cursor, self.bindings, lambda: self._known.must_read
+            self._store.reads, self._settings, self._clock, freed_cursor, self.bindings, lambda: self._known.must_read
         )
         await self.snapshots.load()
         await self._beat()
@@ -108,7 +116,7 @@ class Dispatcher:
     async def run_once(self) -> Report:
         """One step: keep what is ours, take the next batch, and place what can be placed. Returns the counts so far."""
         assert self._reader is not None
-        self._stepped_ms = monotonic_ms()
+        self._stepped_ms = self._clock.ms()
         await self._keep()
         batch = await self._reader.next(self._idle_ms())
         try:
@@ -193,7 +201,7 @@ class Dispatcher:
         self.skipped.went_on(read_to, self.waiting.count, len(self.waiting), self.partitions.server_ms())
 
     def _cause_of(self, job: Job) -> Cause:
-        return self.waiting.cause(job, self._known.classify(job, monotonic_ms()))
+        return self.waiting.cause(job, self._known.classify(job, self._clock.ms()))
 
     def _take(self, batch: Batch) -> list[Job]:
         """The jobs of a batch that are still ours and in time, with what is known of their sessions."""
@@ -261,7 +269,7 @@ class Dispatcher:
 
     def _classify_again(self, waiter: Waiter) -> bool:
         """Returns: whether it has another class now."""
-        wanted = self._known.classify(waiter.job, monotonic_ms())
+        wanted = self._known.classify(waiter.job, self._clock.ms())
         if wanted == waiter.wanted:
             return False
         self.waiting.reclassify(waiter, wanted)
@@ -293,7 +301,7 @@ class Dispatcher:
 
     async def _beat(self) -> None:
         """Say that we live, and learn who else does. Who takes no step for a whole lease must not seem alive."""
-        if monotonic_ms() - self._stepped_ms > self._settings.partition_lease_ms:
+        if self._clock.ms() - self._stepped_ms > self._settings.partition_lease_ms:
             return
         beaten = await self._store.control.beat(self._document(), self.owner)
         if self.partitions.see(beaten.live):
@@ -301,7 +309,7 @@ class Dispatcher:
 
     def _document(self) -> bytes:
         name, _, boot = self.owner.partition("+")
-        times, now_ms = self._placer.times, monotonic_ms()
+        times, now_ms = self._placer.times, self._clock.ms()
         beat = model.DispatcherBeat(
             name,
             boot,
@@ -316,7 +324,7 @@ class Dispatcher:
         """The sweep. What the nodes were believed to hold is forgotten too: it grows stale."""
         self._known.loads.clear()
         self._refusals.retry()
-        self._sweep.judge(self._known.index, self._homeless, monotonic_ms())
+        self._sweep.judge(self._known.index, self._homeless, self._clock.ms())
         if self._reader is not None:
             await self._sweep.look(self._known.index, self._store.reads, self._reader)
 

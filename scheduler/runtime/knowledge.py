@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from scheduler.loop import monotonic_ms
+from scheduler.clock import Clock
 from scheduler.runtime import placement
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Class, Job
@@ -22,13 +22,19 @@ from scheduler.store.reads import Reads
 
 
 class Knowledge:
-    """Args: reads; partitions, those that are ours; waiting, skipped, bindings, of these partitions.
+    """Args: reads; clock, the process's own; partitions, those that are ours; waiting, skipped, bindings, of these.
 
     index: the snapshot by which jobs are placed. loads: node -> slots believed in use.
     """
 
     def __init__(
-        self, reads: Reads, partitions: Partitions, waiting: Waiting, skipped: Skipped, bindings: Bindings
+        self,
+        reads: Reads,
+        clock: Clock,
+        partitions: Partitions,
+        waiting: Waiting,
+        skipped: Skipped,
+        bindings: Bindings,
     ) -> None:
         self.index = Index()
         self.loads: dict[str, int] = {}
@@ -37,6 +43,7 @@ class Knowledge:
         self.skipped = skipped
         self.bindings = bindings
         self._reads = reads
+        self._clock = clock
 
     @property
     def must_read(self) -> bool:
@@ -50,7 +57,7 @@ class Knowledge:
         missing = [session for session in dict.fromkeys(sessions) if session not in self.bindings]
         if missing:
             stored = await self._reads.bindings(missing)
-            now_ms = monotonic_ms()
+            now_ms = self._clock.ms()
             for session in sessions:
                 self.bindings.get(session, now_ms)
             for session, binding in zip(missing, stored, strict=True):

@@ -11,8 +11,8 @@ import logging
 from collections.abc import Callable, Iterable
 
 from scheduler import calls
+from scheduler.clock import Clock
 from scheduler.config import Settings
-from scheduler.loop import monotonic_ms
 from scheduler.session import ring
 from scheduler.store.cell import Cell
 from scheduler.store.connection import RETRY_MS_MAX
@@ -23,8 +23,8 @@ logger = logging.getLogger("scheduler.dispatcher")
 class Partitions:
     """What is held, and under which epoch.
 
-    Args: cell; owner, name+boot; count of partitions; settings; forget(partitions), called when they are lost or
-    gained, and then gained(partition, epoch) for each that is.
+    Args: cell; owner, name+boot; count of partitions; settings; clock, the process's own; forget(partitions), called
+    when they are lost or gained, and then gained(partition, epoch) for each that is.
     """
 
     def __init__(
@@ -33,11 +33,13 @@ class Partitions:
         owner: str,
         count: int,
         settings: Settings,
+        clock: Clock,
         forget: Callable[[frozenset[int]], None],
         gained: Callable[[int, int], None],
     ) -> None:
         self.owner = owner
         self._cell = cell
+        self._clock = clock
         self._count = count
         self._lease_ms = settings.partition_lease_ms
         self._deaf_ms = min(settings.silence_ms, settings.partition_lease_ms) / 2
@@ -45,7 +47,7 @@ class Partitions:
         self._forget = forget
         self._gained = gained
         self._live: frozenset[str] = frozenset()
-        self._seen_ms = monotonic_ms()
+        self._seen_ms = self._clock.ms()
         self._returning_until_ms = 0.0
         self._wished: frozenset[int] = frozenset()
         self._epochs: dict[int, int] = {}
@@ -72,7 +74,7 @@ class Partitions:
 
     def server_ms(self) -> int:
         """About the server's time: for deadlines of jobs, which wait much longer than this is wrong."""
-        return int(monotonic_ms() + self._clock_offset_ms)
+        return int(self._clock.ms() + self._clock_offset_ms)
 
     # ---- when to claim ----
 
@@ -82,7 +84,7 @@ class Partitions:
         The first that is heard after an outage is told of nobody else. So whoever was deaf for long leaves the others,
         who beat again as soon as they get through, the time for that before it calls them silent.
         """
-        now_ms = monotonic_ms()
+        now_ms = self._clock.ms()
         if now_ms - self._seen_ms > self._deaf_ms:
             self._returning_until_ms = now_ms + self._return_ms
         self._seen_ms = now_ms
@@ -106,7 +108,7 @@ class Partitions:
 
     def next_ms(self) -> float:
         """For how long there is nothing to claim."""
-        return self._claim_due_ms - monotonic_ms()
+        return self._claim_due_ms - self._clock.ms()
 
     async def keep(self) -> None:
         """Claim if it is time to."""
@@ -115,13 +117,13 @@ class Partitions:
 
     async def claim(self) -> None:
         """Hand over what others should own, take what is wished and free, renew what is ours, learn what was lost."""
-        self._claim_due_ms = monotonic_ms() + self._lease_ms / 3
+        self._claim_due_ms = self._clock.ms() + self._lease_ms / 3
         self._to_give_up |= self._drop(self.held - self._wished)
         # What is wished again before it could be given up is given up all the same: under another epoch nothing that
         # was read before the drop is placed after it.
         now_ms, answers = await self._cell.claim(self.owner, sorted(self._wished), sorted(self._to_give_up))
         self._to_give_up.clear()
-        self._clock_offset_ms = now_ms - monotonic_ms()
+        self._clock_offset_ms = now_ms - self._clock.ms()
         refused = [answer for answer in answers if isinstance(answer, calls.HeldByOther)]
         self._drop(frozenset(answer.partition for answer in refused))
         self._take([answer for answer in answers if isinstance(answer, calls.Owned)])

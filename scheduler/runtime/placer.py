@@ -9,13 +9,12 @@ first of these, newcomers that need not wait have theirs.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import Final
 
+from scheduler.clock import Clock
 from scheduler.config import Settings
-from scheduler.loop import monotonic_ms
 from scheduler.runtime import placement
 from scheduler.runtime.calling import Call, Caller
 from scheduler.runtime.index import Index
@@ -36,13 +35,23 @@ AT_ONCE_MAX: Final = 32
 class Placer:
     """Places for one dispatcher.
 
-    Args: store; settings; known, by which it decides; refusals, for what ends; random, for drawing nodes.
+    Args: store; settings; known, by which it decides; refusals, for what ends; random, for drawing nodes; clock, the
+    process's own.
     report: what was done so far. times: how long it took.
     """
 
-    def __init__(self, store: Store, settings: Settings, known: Knowledge, refusals: Refusals, random: Random) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        known: Knowledge,
+        refusals: Refusals,
+        random: Random,
+        clock: Clock,
+    ) -> None:
         self.report = Report()
-        self.times = Times(self.report)
+        self.times = Times(self.report, clock)
+        self._clock = clock
         self._reads = store.reads
         self._settings = settings
         self._known = known
@@ -92,9 +101,9 @@ class Placer:
             await self.waiters(keep)
         if self._known.must_read:
             await self._known.read([job.session_id for job in jobs])
-        started_s = time.perf_counter()
+        started_ms = self._clock.ms()
         tries = self._tries(jobs if again else self._scan_past(jobs))
-        self.times.decided(started_s, len(jobs))
+        self.times.decided(started_ms, len(jobs))
         call = self._call(tries, again)
         if not under_way and len(tries) <= AT_ONCE_MAX:
             await self._settler.settle(call, await self._caller.answers(call))
@@ -116,7 +125,7 @@ class Placer:
         if not self._known.skipped:
             return jobs
         kept = []
-        now_ms = monotonic_ms()
+        now_ms = self._clock.ms()
         for job in jobs:
             held = self._known.partitions.holds(job.partition, job.epoch)
             if held and self._known.passes_over(job, self._known.classify(job, now_ms)):
@@ -127,7 +136,7 @@ class Placer:
 
     def _tries(self, jobs: Sequence[Job]) -> list[Try]:
         """Candidates for each job that may be tried now."""
-        now_ms = monotonic_ms()
+        now_ms = self._clock.ms()
         partitions, bindings, index = self._known.partitions, self._known.bindings, self._known.index
         draws = Draws(self._known.loads, self._random, len(jobs))
         tries: list[Try] = []
@@ -173,9 +182,9 @@ class Placer:
         under_way: list[Call] = []
         try:
             if now:
-                started_s = time.perf_counter()
+                started_ms = self._clock.ms()
                 tries = self._tries(now)
-                self.times.decided(started_s, len(now))
+                self.times.decided(started_ms, len(now))
                 under_way.append(self._begin(self._call(tries)))
             await self._send_waiters(under_way)
             await self._land(under_way)
@@ -188,7 +197,7 @@ class Placer:
         now: list[Job] = []
         later: list[Job] = []
         held: set[str] = set()
-        now_ms = monotonic_ms()
+        now_ms = self._clock.ms()
         for job in jobs:
             wanted = self._known.classify(job, now_ms)
             waits = job.session_id in held or self._waiting.must_wait(job, wanted)
@@ -207,17 +216,17 @@ class Placer:
         tries = []
         chosen = self._waiting.tries(self._settings.batch_max)
         await self._known.read([waiter.job.session_id for waiter in chosen])
-        started_s = time.perf_counter()
+        started_ms = self._clock.ms()
         for waiter in chosen:
             attempt = self._try_waiter(waiter)
             if attempt is not None:
                 tries.append(attempt)
-        self.times.decided(started_s, len(chosen))
+        self.times.decided(started_ms, len(chosen))
         under_way.append(self._begin(self._call(tries)))
 
     def _try_waiter(self, waiter: Waiter) -> Try | None:
         """Candidates for a waiter, None when it parks or asks instead."""
-        binding, fresh = self._known.bindings.get(waiter.job.session_id, monotonic_ms())
+        binding, fresh = self._known.bindings.get(waiter.job.session_id, self._clock.ms())
         if waiter.hint is None:
             wanted = placement.classify(waiter.job, binding, self._known.index)
             if wanted != waiter.wanted:
@@ -261,7 +270,7 @@ class Placer:
 
     def _call(self, tries: list[Try], again: bool = False) -> Call:
         partitions = frozenset([each.job.partition for each in tries])
-        return Call(tries, partitions, monotonic_ms(), self._known.index, self._waiting.limits.mark, again)
+        return Call(tries, partitions, self._clock.ms(), self._known.index, self._waiting.limits.mark, again)
 
     def _begin(self, call: Call) -> Call:
         """Send a call, to be settled later."""

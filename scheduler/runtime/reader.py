@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
 
 from scheduler.calls import Entry, RejectItem
+from scheduler.clock import Clock
 from scheduler.config import Settings
 from scheduler.loop import end_tasks
 from scheduler.runtime import intake
@@ -60,15 +60,22 @@ NOTHING: Final = Batch()
 class Reader:
     """Cursors over the owned partitions and over `freed`, and in hand what was read and not taken yet.
 
-    Args: reads; settings; freed_cursor, taken before the first reserve; known, the bindings that are remembered;
-    must_know, whether those that are not are to be read.
+    Args: reads; settings; clock, the process's own; freed_cursor, taken before the first reserve; known, the bindings
+    that are remembered; must_know, whether those that are not are to be read.
     """
 
     def __init__(
-        self, reads: Reads, settings: Settings, freed_cursor: str, known: Bindings, must_know: Callable[[], bool]
+        self,
+        reads: Reads,
+        settings: Settings,
+        clock: Clock,
+        freed_cursor: str,
+        known: Bindings,
+        must_know: Callable[[], bool],
     ) -> None:
         self._reads = reads
         self._settings = settings
+        self._clock = clock
         self._known = known
         self._must_know = must_know
         self._epochs: dict[int, int] = {}
@@ -81,7 +88,7 @@ class Reader:
         self._taken = asyncio.Event()
         self._reading: set[asyncio.Task[dict[str, list[StreamEntry]]]] = set()
         self._read_or_changed: asyncio.Future[None] | None = None
-        self._heard_at = time.monotonic()
+        self._heard_at_ms = clock.ms()
         self._missed = False
         self._failing = False
         self._stopping = False
@@ -188,10 +195,10 @@ class Reader:
         count = max(1, self._settings.read_ahead_max // max(1, len(partitions)))
         read = await self._wait_for_entries(cursors, count)
         # Looked at after the read, because a process is most likely paused while it blocks in one.
-        now = time.monotonic()
-        if (now - self._heard_at) * 1000 > DEAF_MS:
+        now_ms = self._clock.ms()
+        if now_ms - self._heard_at_ms > DEAF_MS:
             self._missed = True
-        self._heard_at = now
+        self._heard_at_ms = now_ms
 
         events = read.pop(keys.freed, [])
         if len(events) >= count:

@@ -7,13 +7,13 @@ reapers may run: each of their scripts is checked and safe to repeat, so they ne
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from scheduler import calls, keys, model, words
+from scheduler.clock import SYSTEM_CLOCK, Clock
 from scheduler.config import Settings
 from scheduler.store.connection import or_each_alone
 from scheduler.store.store import Store
@@ -37,23 +37,32 @@ class Report(msgspec.Struct):
 class Reaper:
     """One reaper of a cell.
 
-    Args: store; settings; layout, as stored; name and boot, of this life of the process.
+    Args: store; settings; layout, as stored; name and boot, of this life of the process; clock, its own.
     """
 
-    def __init__(self, store: Store, settings: Settings, layout: calls.Layout, name: str, boot: str) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        layout: calls.Layout,
+        name: str,
+        boot: str,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
         self.report = Report()
         self._store = store
         self._settings = settings
         self._layout = layout
         self._name = name
         self._boot = boot
+        self._clock = clock
         self._expired: dict[str, int] = {}
         self._position = 0
         self._now_ms = 0
-        self._heard_at = float("-inf")
-        self._quiet_until = 0.0
-        self._beat_due = 0.0
-        self._trim_due = 0.0
+        self._heard_at_ms = float("-inf")
+        self._quiet_until_ms = 0.0
+        self._beat_due_ms = 0.0
+        self._trim_due_ms = 0.0
 
     async def run_once(self) -> Report:
         """One slice: expire what lapsed, let the dead leave, promote what is due. Returns the counts so far."""
@@ -77,21 +86,20 @@ class Reaper:
         """Ask for the time; whoever was deaf waits one renewal first, so that nodes can renew before they are
         judged.
         """
-        now = time.monotonic()
-        deaf_ms = (now - self._heard_at) * 1000
-        if now >= self._beat_due:
+        asked_at_ms = self._clock.ms()
+        if asked_at_ms >= self._beat_due_ms:
             beat = model.ReaperBeat(self._name, self._boot, self._expired)
             self._now_ms = (await self._store.control.beat(model.encode_beat(beat))).now_ms
             self._expired = {}
-            self._beat_due = now + self._settings.heartbeat_ms / 1000
+            self._beat_due_ms = asked_at_ms + self._settings.heartbeat_ms
         else:
             self._now_ms = await self._store.control.time_us() // 1000
-        now = time.monotonic()
-        deaf_ms = max(deaf_ms, (now - self._heard_at) * 1000)
-        self._heard_at = now
+        heard_at_ms = self._clock.ms()
+        deaf_ms = heard_at_ms - self._heard_at_ms
+        self._heard_at_ms = heard_at_ms
         if deaf_ms > DEAF_MS:
-            self._quiet_until = now + self._settings.lease_ms / 3_000
-        return now >= self._quiet_until
+            self._quiet_until_ms = heard_at_ms + self._settings.lease_ms / 3
+        return heard_at_ms >= self._quiet_until_ms
 
     def _slice(self, nodes: list[str]) -> list[str]:
         if self._position >= len(nodes):
@@ -153,9 +161,8 @@ class Reaper:
 
     async def _trim(self) -> None:
         """Dead entries go with their records, when their retention ends."""
-        now = time.monotonic()
-        if now >= self._trim_due:
-            self._trim_due = now + TRIM_EVERY_MS / 1000
+        if self._clock.ms() >= self._trim_due_ms:
+            self._trim_due_ms = self._clock.ms() + TRIM_EVERY_MS
             await self._store.cell.forget_dead(self._now_ms - self._layout.dead_retention_ms)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from scheduler import calls
-from scheduler.loop import monotonic_ms
+from scheduler.clock import Clock
 from scheduler.runtime.timings import Histogram, Timing
 from scheduler.runtime.tries import Try
 from scheduler.runtime.waiting import Waiter
@@ -41,22 +40,24 @@ class Report(msgspec.Struct):
 
 
 class Times:
-    """Takes the times of a report."""
+    """Takes the times of a report, by the process's own clock."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Report, clock: Clock) -> None:
+        self._clock = clock
         self.decisions = Timing(report.decision_us, 1_000 * TOO_LONG_MS)
         self.session_waits = Timing(report.session_wait_ms, TOO_LONG_MS)
 
-    def decided(self, started_s: float, jobs: int) -> None:
+    def decided(self, started_ms: float, jobs: int) -> None:
         """Candidates were chosen for so many jobs."""
         if jobs:
-            took_us = (time.perf_counter() - started_s) * 1_000_000 / jobs
-            if self.decisions.add(took_us, monotonic_ms(), jobs):
+            now_ms = self._clock.ms()
+            took_us = (now_ms - started_ms) * 1_000 / jobs
+            if self.decisions.add(took_us, now_ms, jobs):
                 logger.warning("choosing candidates took %d us a job, for %d jobs", took_us, jobs)
 
     def settled(self, tries: Sequence[Try], answers: Sequence[calls.Reserved | calls.Refused | None]) -> None:
         """A call was answered: for how long had those that were placed waited for their session?"""
-        now_ms = monotonic_ms()
+        now_ms = self._clock.ms()
         at_once = 0
         for each, answer in zip(tries, answers, strict=True):
             if isinstance(answer, calls.Reserved):
@@ -69,7 +70,7 @@ class Times:
 
     def promoted(self, waiters: list[Waiter]) -> None:
         """Nothing of their session is before these any more."""
-        now_ms = monotonic_ms()
+        now_ms = self._clock.ms()
         for waiter in waiters:
             waiter.first_ms = now_ms
         waiters.clear()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
 
@@ -20,6 +19,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse, NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from scheduler.clock import SYSTEM_CLOCK, Clock
 from scheduler.errors import InvalidInput, SchedulerError, ServerRefused, ServerUnavailable, without_credentials
 from scheduler.store.pool import Pool
 from scheduler.store.scripts import load_scripts
@@ -113,16 +113,17 @@ class Connection:
     """One server: a client for commands, and one more for each blocking reader.
 
     Args: url, `redis://`, `rediss://` or `unix://`; patience_ms, for how long a call is repeated while the server
-    does not answer (None: for ever, which is what long-running roles want).
+    does not answer (None: for ever, which is what long-running roles want); clock, the process's own.
     Attributes: heard, told (now_ms, sent_ms) of each answer of `beat`, `renew` and `release`: the server's time in it,
     and our own monotonic time when that was asked. Of several tries this is the one that was answered, or an outage
     would make the server's time as uncertain as it was long.
     """
 
-    def __init__(self, url: str, patience_ms: int | None = PATIENCE_MS) -> None:
+    def __init__(self, url: str, patience_ms: int | None = PATIENCE_MS, clock: Clock = SYSTEM_CLOCK) -> None:
         self.url = url
         self.heard: Callable[[int, float], None] = _ignore
         self._patience_ms = patience_ms
+        self._clock = clock
         self._clients: list[Client] = []
         self.commands = self._client(COMMAND_TIMEOUT_MS)
 
@@ -171,7 +172,7 @@ class Connection:
 
         async def once() -> Any:
             nonlocal sent_ms
-            sent_ms = time.monotonic() * 1000
+            sent_ms = self._clock.ms()
             try:
                 return await ask(self.commands, "EVALSHA", script.sha, len(keys), *keys, *arguments)
             except NoScriptError:
@@ -203,7 +204,7 @@ class Connection:
 
     async def patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Repeat `attempt` while its failure is temporary and patience lasts. It must be safe to repeat."""
-        started = time.monotonic()
+        started_ms = self._clock.ms()
         delay_ms = _RETRY_FIRST_MS
         while True:
             try:
@@ -211,7 +212,7 @@ class Connection:
             except (RedisError, OSError) as error:
                 if not is_temporary(error):
                     raise
-                waited_ms = (time.monotonic() - started) * 1000
+                waited_ms = self._clock.ms() - started_ms
                 if self._patience_ms is not None and waited_ms + delay_ms > self._patience_ms:
                     raise ServerUnavailable(f"{self.url} does not answer: {error}") from error
                 logger.debug("failed for %.0f ms now, again in %d ms: %r", waited_ms, delay_ms, error)

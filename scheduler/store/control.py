@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
@@ -248,12 +247,13 @@ class Control:
         cancelled, so that it is not done later by a manager which did not have it in hand yet.
         """
         cursor = await self._last_id(self.keys.answers)
-        until_s = time.monotonic() + wait_ms / 1000
+        now_s = asyncio.get_running_loop().time
+        until_s = now_s() + wait_ms / 1000
         adding: asyncio.Task[bytes] = asyncio.create_task(self._add_command(document))
         answer = None
         try:
             added = await asyncio.shield(adding)
-            while answer is None and (left_ms := (until_s - time.monotonic()) * 1000) > 0:
+            while answer is None and (left_ms := (until_s - now_s()) * 1000) > 0:
                 answer, cursor = await self._find_answer(added, cursor, min(VERSION_BLOCK_MS, max(1, round(left_ms))))
         except asyncio.CancelledError:
             await self._take_back(await adding)  # whose id is known only at its end

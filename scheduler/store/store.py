@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from scheduler import calls, keys
+from scheduler.clock import SYSTEM_CLOCK, Clock
 from scheduler.config import DEFAULTS, Settings
 from scheduler.errors import ServerUnavailable, without_credentials
 from scheduler.store.cell import Cell
@@ -70,12 +72,19 @@ class Store:
         return keys.partition_of(session_id, layout.partitions, layout.cells)
 
 
-async def open_store(url: str, settings: Settings = DEFAULTS, patience_ms: int | None = PATIENCE_MS) -> Store:
+async def open_store(
+    url: str,
+    settings: Settings = DEFAULTS,
+    patience_ms: int | None = PATIENCE_MS,
+    clock: Clock = SYSTEM_CLOCK,
+    connect: Callable[[str, int | None, Clock], Connection] = Connection,
+) -> Store:
     """Connect and check the server.
 
-    Args: url; settings; patience_ms, as of Connection. Raises: ServerUnavailable, ServerRefused.
+    Args: url; settings; patience_ms and clock, as of Connection; connect, makes the connection of these three.
+    Raises: ServerUnavailable, ServerRefused.
     """
-    connection = Connection(url, patience_ms)
+    connection = connect(url, patience_ms, clock)
     try:
         await connection.check()
     except BaseException:

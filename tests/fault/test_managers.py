@@ -7,6 +7,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 
 from scheduler import model
 from scheduler.calls import CapacityItem
@@ -47,7 +48,7 @@ class Beating:
 async def beating(store: Store) -> AsyncIterator[Beating]:
     """Nobody beats yet."""
     nodes = Beating(store)
-    task = asyncio.create_task(Loop("beats", nodes.beat, QUICK.heartbeat_ms).run())
+    task = asyncio.create_task(Loop("beats", nodes.beat, QUICK.heartbeat_ms, Random()).run())
     try:
         yield nodes
     finally:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from random import Random
 
 import msgspec
 import pytest
 
 from scheduler import calls, keys, model
 from scheduler.calls import CapacityItem
+from scheduler.clock import SYSTEM_CLOCK, Clock
 from scheduler.config import Settings
-from scheduler.loop import end_tasks, monotonic_ms
+from scheduler.loop import end_tasks
 from scheduler.model import JobDocument
 from scheduler.runtime.dispatcher import Dispatcher
 from scheduler.runtime.intake import Job
@@ -131,11 +133,13 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(url: str, settings: Settings = CALM, owner: str = "d+1") -> AsyncIterator[Bench]:
+async def bench(
+    url: str, settings: Settings = CALM, owner: str = "d+1", clock: Clock = SYSTEM_CLOCK
+) -> AsyncIterator[Bench]:
     """An opened dispatcher."""
     async with await open_store(url, settings) as store:
         layout = await store.control.write_layout()
-        dispatcher = Dispatcher(store, settings, layout, owner)
+        dispatcher = Dispatcher(store, settings, layout, owner, Random(), clock)
         await dispatcher.open()
         try:
             yield Bench(store, dispatcher, layout)
@@ -178,7 +182,7 @@ async def test_a_partition_that_is_gained_is_read_at_once(url: str, monkeypatch:
             return await streams(cursors, count, block_ms=60_000)
 
         monkeypatch.setattr(reads, "streams", for_long)
-        reader = Reader(reads, CALM, "0", Bindings(10, 60_000), lambda: True)
+        reader = Reader(reads, CALM, SYSTEM_CLOCK, "0", Bindings(10, 60_000), lambda: True)
         reader.own(b.partition_of("s1") ^ 1, 1)
         reading = asyncio.create_task(reader.run())
         while not reader._reading:
@@ -387,8 +391,8 @@ async def test_decisions_and_waits_for_the_session_are_measured_and_told(url: st
         for i in range(3):
             await b.add("s1", f"j{i}")
         await b.step_until_read()
-        waits_since_ms = monotonic_ms()
-        while monotonic_ms() < waits_since_ms + 1:  # below a millisecond nobody has waited
+        waits_since_ms = SYSTEM_CLOCK.ms()
+        while SYSTEM_CLOCK.ms() < waits_since_ms + 1:  # below a millisecond nobody has waited
             await b.dispatcher.run_once()
         for i in range(2):
             await b.free("n1", f"j{i}")

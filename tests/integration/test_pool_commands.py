@@ -299,7 +299,7 @@ async def test_what_the_server_lost_in_a_crash_is_stored_again(desk: Desk, monke
     assert set(await desk.stored()) == {"silver"}
 
     monkeypatch.setattr(manager_module, "LOOK_BACK_MS", -1)
-    monkeypatch.setattr(desk.manager, "_published_at", 0.0)
+    monkeypatch.setattr(desk.manager, "_published_at_ms", 0.0)
     await desk.manager.run_once()
     assert (set(await desk.stored()), set(await desk.in_force())) == ({"gold"}, {"default", "gold"})
 

@@ -10,8 +10,8 @@ import pytest
 
 from scheduler import model
 from scheduler.calls import CapacityItem
+from scheduler.clock import SYSTEM_CLOCK, Clock
 from scheduler.config import DEFAULTS, Settings
-from scheduler.management import manager as manager_module
 from scheduler.management.manager import DEAF_MS, Manager
 from scheduler.model import NodeBeat, Snapshot
 from scheduler.runtime import reaper as reaper_module
@@ -19,6 +19,7 @@ from scheduler.runtime.reaper import Reaper
 from scheduler.store.cell import Cell
 from scheduler.store.control import Control, Leading
 from scheduler.store.store import Store
+from tests.clock import HandClock
 from tests.dumps import standing
 from tests.integration.test_dispatcher import bench
 from tests.integration.test_main_job import EN_ZH, WAIT_MS
@@ -41,36 +42,18 @@ BEATEN_MS = 50
 IMPATIENT = msgspec.structs.replace(DEFAULTS, silence_ms=BEATEN_MS, publish_ms=1)
 
 
-class Clock:
-    """A monotonic clock that goes when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def monotonic(self) -> float:
-        """Seconds."""
-        return self.now
-
-    def go(self, ms: float) -> None:
-        """So much later."""
-        self.now += ms / 1000
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The own clock of manager and reaper. The server's goes as ever."""
-    told = Clock()
-    monkeypatch.setattr(manager_module, "time", told)
-    monkeypatch.setattr(reaper_module, "time", told)
-    return told
+def clock() -> HandClock:
+    """The own clock of manager and reaper."""
+    return HandClock()
 
 
-async def new_reaper(store: Store, settings: Settings = DEFAULTS) -> Reaper:
+async def new_reaper(store: Store, settings: Settings = DEFAULTS, clock: Clock = SYSTEM_CLOCK) -> Reaper:
     """A reaper that has done nothing yet."""
-    return Reaper(store, settings, await store.control.write_layout(), "r", "1")
+    return Reaper(store, settings, await store.control.write_layout(), "r", "1", clock)
 
 
-async def steps(reaper: Reaper, clock: Clock, ms: float) -> int:
+async def steps(reaper: Reaper, clock: HandClock, ms: float) -> int:
     """Let it step four times a second for so long; returns what it has expired by then."""
     for _ in range(round(ms / 250)):
         clock.go(250)
@@ -81,20 +64,20 @@ async def steps(reaper: Reaper, clock: Clock, ms: float) -> int:
 # ---- the reaper ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_reaper_that_starts_waits_for_one_renewal(store: Store, clock: Clock) -> None:
+async def test_a_reaper_that_starts_waits_for_one_renewal(store: Store, clock: HandClock) -> None:
     """RULES 16: nodes that nobody watched may renew first; who does not within a third of the lease is judged."""
     await seed_reserved(store)
     await seed_lapsed(store)
-    reaper = await new_reaper(store)
+    reaper = await new_reaper(store, clock=clock)
     await reaper.run_once()
     assert await steps(reaper, clock, DEFAULTS.lease_ms / 3 - 250) == 0
     assert await steps(reaper, clock, 250) == 1
     assert await standing(store) == ("queued", ["intake"])
 
 
-async def test_a_reaper_that_was_deaf_waits_for_one_renewal(store: Store, clock: Clock) -> None:
+async def test_a_reaper_that_was_deaf_waits_for_one_renewal(store: Store, clock: HandClock) -> None:
     """RULES 16: after more than a second without an answer the nodes were perhaps deaf too, and get their chance."""
-    reaper = await new_reaper(store)
+    reaper = await new_reaper(store, clock=clock)
     await reaper.run_once()
     await steps(reaper, clock, DEFAULTS.lease_ms)
     token = await seed_reserved(store)
@@ -108,38 +91,38 @@ async def test_a_reaper_that_was_deaf_waits_for_one_renewal(store: Store, clock:
     assert await standing(store) == ("reserved", ["inbox"])
 
 
-async def test_a_reaper_that_was_deaf_brings_back_at_once_what_is_due(store: Store, clock: Clock) -> None:
+async def test_a_reaper_that_was_deaf_brings_back_at_once_what_is_due(store: Store, clock: HandClock) -> None:
     """RULES 16: a delay that is over has nothing to do with anybody's silence."""
     token = await seed_reserved(store)
     await release(store, release_item(token, "give_back", delay_ms=1))
-    reaper = await new_reaper(store)
+    reaper = await new_reaper(store, clock=clock)
     async with asyncio.timeout(WAIT_MS / 1000):
         while (await reaper.run_once()).promoted == 0:
-            assert clock.now == 1_000.0
+            assert clock.now_ms == 1_000.0
     assert await standing(store) == ("queued", ["intake"])
 
 
-async def test_a_reaper_works_from_the_capacities(store: Store, clock: Clock) -> None:
+async def test_a_reaper_works_from_the_capacities(store: Store, clock: HandClock) -> None:
     """RULES 15: a lease on a drained node that no snapshot has any more ends all the same, and only once it lapsed."""
     await seed_reserved(store, "live", "s1", slots=2)
     await seed_reserved(store, "lapsed", "s2", slots=2)
     await seed_node(store, slots=0, reason="draining")
     await seed_lapsed(store, "lapsed")
     await store.control.publish(MANAGER, await seed_leader(store), Snapshot(1))
-    reaper = await new_reaper(store)
+    reaper = await new_reaper(store, clock=clock)
     await reaper.run_once()
     assert await steps(reaper, clock, DEFAULTS.lease_ms) == 1
     assert [(await standing(store, job))[0] for job in ("live", "lapsed")] == ["reserved", "queued"]
 
 
-async def test_a_record_that_is_no_text_keeps_no_other_lease(store: Store, clock: Clock) -> None:
+async def test_a_record_that_is_no_text_keeps_no_other_lease(store: Store, clock: HandClock) -> None:
     """Its fields are read with all others of a batch, and somebody wrote bytes into them that no script writes."""
     for job_id in ("damaged", JOB):
         await seed_reserved(store, job_id, f"s-{job_id}", slots=2)
         await seed_lapsed(store, job_id)
     fields = dict.fromkeys(("session", "tenant", "holder", "policy", b"\xff"), b"\xff")
     await store.connection.commands.hset(store.cell.keys.job("damaged"), mapping=fields)
-    reaper = await new_reaper(store)
+    reaper = await new_reaper(store, clock=clock)
     await reaper.run_once()
     assert await steps(reaper, clock, DEFAULTS.lease_ms) == 1
     assert await standing(store) == ("queued", ["intake"])
@@ -147,11 +130,11 @@ async def test_a_record_that_is_no_text_keeps_no_other_lease(store: Store, clock
     assert (await store.reads.record("damaged"))["session"] == "\ufffd"
 
 
-async def test_a_reaper_takes_a_dead_node_out_once_it_holds_nothing(store: Store, clock: Clock) -> None:
+async def test_a_reaper_takes_a_dead_node_out_once_it_holds_nothing(store: Store, clock: HandClock) -> None:
     """RULES 14 and 15: as long as a reservation stands the dead node stays, so that its lease is still looked at."""
     token = await seed_reserved(store)
     await seed_node(store, slots=0, reason="dead")
-    reaper = await new_reaper(store)
+    reaper = await new_reaper(store, clock=clock)
     await reaper.run_once()
     await steps(reaper, clock, DEFAULTS.lease_ms)
     assert (reaper.report.left, list(await store.reads.capacities())) == (0, [NODE])
@@ -165,10 +148,10 @@ async def test_a_reaper_takes_a_dead_node_out_once_it_holds_nothing(store: Store
 
 @pytest.mark.parametrize(("deaf_ms", "reason"), [(DEAF_MS - 1, "dead"), (DEAF_MS + 1, "ready")])
 async def test_a_manager_that_was_deaf_lets_ages_start_anew(
-    store: Store, clock: Clock, deaf_ms: int, reason: str
+    store: Store, clock: HandClock, deaf_ms: int, reason: str
 ) -> None:
     """RULES 16: a silence of the node counts, unless it fell into more than a second in which nobody listened."""
-    manager = Manager(store, IMPATIENT, MANAGER)
+    manager = Manager(store, IMPATIENT, MANAGER, clock)
     await store.control.beat(model.encode_beat(NodeBeat(NODE, BOOT, 1)))
     await manager.run_once()
     heard_us = await store.control.time_us()
@@ -180,11 +163,11 @@ async def test_a_manager_that_was_deaf_lets_ages_start_anew(
 
 
 async def test_a_take_over_that_takes_long_calls_nobody_silent(
-    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    store: Store, clock: HandClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RULES 16: the server was away between the answer that made it leader and the first heartbeats it could read."""
     await store.control.beat(model.encode_beat(NodeBeat(NODE, BOOT, 1)))
-    first = Manager(store, IMPATIENT, MANAGER)
+    first = Manager(store, IMPATIENT, MANAGER, clock)
     await first.run_once()
     await first.give_up()
     capacity = Cell.capacity
@@ -197,7 +180,7 @@ async def test_a_take_over_that_takes_long_calls_nobody_silent(
         return await capacity(self, epoch, items)
 
     monkeypatch.setattr(Cell, "capacity", slow)
-    second = Manager(store, IMPATIENT, "m2+1")
+    second = Manager(store, IMPATIENT, "m2+1", clock)
     await second.run_once()
     assert second.leading
     assert (await store.reads.capacities())[NODE].reason == "ready"

@@ -239,7 +239,7 @@ async def test_an_outage_longer_than_the_leases_costs_nothing(
         try:
             for _ in range(4):
                 await stopped.acquire()
-            while node._clock.latest_ms(time.monotonic() * 1000) <= last_until_ms:
+            while node._server_clock.latest_ms(time.monotonic() * 1000) <= last_until_ms:
                 await asyncio.to_thread(time.monotonic)
         finally:
             os.kill(server.pid, signal.SIGCONT)

@@ -12,13 +12,12 @@ from scheduler import calls, keys, model
 from scheduler.handlers import Job
 from scheduler.model import JobDocument
 from scheduler.roles import start_dispatcher
-from scheduler.runtime import partitions as partitions_module
 from scheduler.store.connection import RETRY_MS_MAX
 from scheduler.store.control import Beaten, Control
+from tests.clock import HandClock
 from tests.fault.processes import process
 from tests.fault.test_nodes import ended, submit
 from tests.integration.test_dispatcher import CALM, Bench, bench
-from tests.integration.test_rules_management import Clock
 from tests.system import QUICK, running
 
 PATIENCE_MS = 10_000
@@ -185,23 +184,21 @@ async def test_a_stolen_partition_costs_only_its_own_jobs(url: str) -> None:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """By which dispatchers notice that they were deaf. The server's goes as ever."""
-    told = Clock()
-    monkeypatch.setattr(partitions_module, "monotonic_ms", lambda: told.monotonic() * 1000)
-    return told
+def clock() -> HandClock:
+    """By which dispatchers notice that they were deaf."""
+    return HandClock()
 
 
-async def seed_outage(clock: Clock, *benches: Bench) -> None:
+async def seed_outage(clock: HandClock, *benches: Bench) -> None:
     """The server was away for longer than every silence and lease, and nobody has beaten since."""
     for b in benches:
         await b.pause()
     clock.go(CALM.silence_ms)
 
 
-async def test_the_first_dispatcher_after_an_outage_takes_nothing_from_the_others(url: str, clock: Clock) -> None:
+async def test_the_first_dispatcher_after_an_outage_takes_nothing_from_the_others(url: str, clock: HandClock) -> None:
     """RULES 16: it is told of nobody else, but nobody was listening; each keeps what it holds, under its epochs."""
-    async with bench(url) as first, bench(url, owner="d+2") as second:
+    async with bench(url, clock=clock) as first, bench(url, owner="d+2", clock=clock) as second:
         for b in (first, second, first, second):
             await b.dispatcher._beat()
             await b.dispatcher.partitions.claim()
@@ -217,9 +214,9 @@ async def test_the_first_dispatcher_after_an_outage_takes_nothing_from_the_other
         assert {p: hold[:2] for p, hold in after.items()} == {p: hold[:2] for p, hold in before.items()}
 
 
-async def test_a_dispatcher_that_does_not_come_back_after_an_outage_is_given_up(url: str, clock: Clock) -> None:
+async def test_a_dispatcher_that_does_not_come_back_after_an_outage_is_given_up(url: str, clock: HandClock) -> None:
     """RULES 16: the others had time for a heartbeat; whoever did not use it is silent, and its share is taken."""
-    async with bench(url) as first, bench(url, owner="d+2") as second:
+    async with bench(url, clock=clock) as first, bench(url, owner="d+2", clock=clock) as second:
         for b in (first, second, first):
             await b.dispatcher._beat()
         shared = first.dispatcher.partitions._wished

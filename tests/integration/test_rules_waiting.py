@@ -11,13 +11,15 @@ import pytest
 
 from scheduler import calls
 from scheduler.calls import CapacityItem
+from scheduler.clock import SYSTEM_CLOCK, Clock
 from scheduler.config import Settings
 from scheduler.model import Pool
-from scheduler.runtime import reader, skipped
+from scheduler.runtime import skipped
 from scheduler.runtime.knowledge import Knowledge
 from scheduler.runtime.reader import DEAF_MS
 from scheduler.store.cell import Cell
 from scheduler.store.reads import Reads
+from tests.clock import HandClock
 from tests.integration.test_dispatcher import BOOT, CALM, EPOCH, Bench, bench
 
 PATIENCE_MS = 10_000
@@ -27,9 +29,9 @@ RESERVE = Cell.reserve
 
 
 @asynccontextmanager
-async def unswept(url: str, settings: Settings = CALM) -> AsyncIterator[Bench]:
+async def unswept(url: str, settings: Settings = CALM, clock: Clock = SYSTEM_CLOCK) -> AsyncIterator[Bench]:
     """A dispatcher without a sweep, so that nothing but its events and questions can help a waiting job."""
-    async with bench(url, settings) as b:
+    async with bench(url, settings, clock=clock) as b:
         b.dispatcher._timers._due_s["sweep"] = float("inf")
         yield b
 
@@ -136,29 +138,18 @@ async def test_a_full_count_of_events_is_a_gap(url: str) -> None:
         await until_placed(b, "j1")
 
 
-class Clock:
-    """The reader's own clock, which goes when it is told to."""
-
-    now = 0.0
-
-    def monotonic(self) -> float:
-        """Seconds."""
-        return self.now
-
-
-async def test_a_second_without_a_read_is_a_gap(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_second_without_a_read_is_a_gap(url: str) -> None:
     """RULES 20: a pause in the middle of a read may have cost events, so waiting classes ask; a shorter one need
     not.
     """
-    clock = Clock()
-    monkeypatch.setattr(reader, "time", clock)
-    async with unswept(url) as b:
+    clock = HandClock()
+    async with unswept(url, clock=clock) as b:
         await fill(b)
         await make_room_silently(b)
-        clock.now += DEAF_MS / 1000 - 0.1
+        clock.go(DEAF_MS - 100)
         await tell_of_others(b, 1)
         assert await b.inbox("n1") == ["j0"]
-        clock.now += DEAF_MS / 1000 + 0.1
+        clock.go(DEAF_MS + 100)
         await until_placed(b, "j1")
 
 

@@ -51,6 +51,11 @@ IMPURE: Final = {
     "asyncio", "concurrent", "contextvars", "datetime", "logging", "multiprocessing", "os", "redis", "secrets",
     "select", "signal", "socket", "subprocess", "sys", "threading", "time", "urllib", "uuid",
 }  # fmt: skip
+# What a role, a node or a producer takes from its machine is handed to it: only these look for themselves. The commands
+# and the server that they start belong to the machine.
+CLOCK: Final = "scheduler.clock"
+LOOK_AT_THE_MACHINE: Final = {CLOCK, "scheduler.host"}
+BELONG_TO_THE_MACHINE: Final = ("scheduler.cli", "scheduler.store.location", "scheduler.store.server")
 TERMINAL_OUTPUT: Final = {"click", "rich"}
 # The only thing of redis that shells may know are its exceptions, and only these shells.
 SHELLS_THAT_CATCH_REDIS_ERRORS: Final = {
@@ -89,7 +94,7 @@ def imports_of(name: str) -> list[Import]:
             assert node.level == 0, f"{name}: a relative import"
             assert node.module
             whole = [f"{node.module}.{alias.name}" for alias in node.names]
-            found += [each if each in SOURCES else node.module for each in whole]
+            found += [each if each in SOURCES or node.module in ("random", "os") else node.module for each in whole]
     return [Import(name, each) for each in found]
 
 
@@ -189,8 +194,27 @@ def test_the_store_knows_no_role() -> None:
         if within(each.importer, "scheduler.store")
         and ours(each.imported)
         and each.imported not in BASE
+        and each.imported != CLOCK
         and not within(each.imported, "scheduler.store")
     ] == []
+
+
+def test_clock_and_chance_are_handed_in() -> None:
+    """Nobody else reads a clock, draws without a generator that was given, makes ids or asks for the process."""
+    lookers = {
+        each.importer
+        for each in IMPORTS
+        if top(each.imported) in {"time", "datetime", "secrets", "random", "os", "socket", "uuid"}
+        and each.imported not in ("random.Random", "os.environ")
+        and not any(within(each.importer, name) for name in BELONG_TO_THE_MACHINE)
+    }
+    unseeded = {
+        name
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Random" and not node.args
+    }
+    assert (lookers, unseeded) == (LOOK_AT_THE_MACHINE, set())
 
 
 def test_nobody_imports_the_command_line() -> None:

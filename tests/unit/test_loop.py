@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from types import SimpleNamespace
+from random import Random
 
 import pytest
 
@@ -36,7 +36,7 @@ class Steps:
 async def played(*plan: BaseException | None, every_ms: int = 0) -> Steps:
     """Steps that went as planned."""
     steps = Steps(*plan)
-    steps.loop = Loop("steps", steps.run_once, every_ms)
+    steps.loop = Loop("steps", steps.run_once, every_ms, Random())
     await steps.loop.run()
     return steps
 
@@ -97,7 +97,7 @@ async def started(every_ms: int, on_step: Callable[[int], None]) -> tuple[Loop, 
         done += 1
         on_step(done)
 
-    loop = Loop("waiting", step, every_ms)
+    loop = Loop("waiting", step, every_ms, Random())
     return loop, asyncio.create_task(loop.run())
 
 
@@ -139,7 +139,7 @@ async def test_a_stop_lets_the_running_step_finish() -> None:
         await leave.wait()
         finished.append(True)
 
-    loop = Loop("slow", step, 0)
+    loop = Loop("slow", step, 0, Random())
     task = asyncio.create_task(loop.run())
     await entered.wait()
     loop.stop()
@@ -151,7 +151,7 @@ async def test_a_stop_lets_the_running_step_finish() -> None:
 async def test_a_stop_before_the_start_runs_nothing() -> None:
     """It can be asked for at any time."""
     steps = Steps(None)
-    loop = Loop("steps", steps.run_once, 0)
+    loop = Loop("steps", steps.run_once, 0, Random())
     loop.stop()
     await loop.run()
     assert steps.done == 0
@@ -182,10 +182,25 @@ async def test_a_cancellation_that_was_swallowed_is_repeated(monkeypatch: pytest
     await end_tasks([])
 
 
-def test_timers_tell_what_is_due_and_for_how_long_nothing_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each has its own period, counted from when it was last due."""
-    clock = SimpleNamespace(now_s=100.0)
-    monkeypatch.setattr(loops, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
+class HandLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock goes only when it is told to."""
+
+    now_s = 100.0
+
+    def time(self) -> float:
+        return self.now_s
+
+
+def test_timers_tell_what_is_due_and_for_how_long_nothing_is() -> None:
+    """Each has its own period, counted from when it was last due by the clock of the event loop."""
+    with asyncio.Runner(loop_factory=HandLoop) as runner:
+        runner.run(check_timers())
+
+
+async def check_timers() -> None:
+    """On a loop of its own."""
+    clock = asyncio.get_running_loop()
+    assert isinstance(clock, HandLoop)
     timers = Timers("fast", "slow")
     periods = {"fast": 1_000, "slow": 3_000}
 

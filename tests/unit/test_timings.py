@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.calls import Refused, Reserved
+from scheduler.clock import SYSTEM_CLOCK
 from scheduler.runtime.placement import Placement
 from scheduler.runtime.report import Report, Times
 from scheduler.runtime.timings import WARN_EVERY_MS, WINDOW_MS, Histogram, Timing, merged
@@ -92,7 +93,7 @@ def test_the_wait_for_the_session_is_counted_for_each_that_was_placed(caplog: py
     tries.insert(2, Try(a_job(), a_class(), None, None))
     with caplog.at_level(logging.WARNING):
         placed = Reserved("n1", 1, 1)
-        Times(report).settled(tries, [placed, placed, None, placed, placed, Refused("full"), placed])
+        Times(report, SYSTEM_CLOCK).settled(tries, [placed, placed, None, placed, placed, Refused("full"), placed])
     waits = report.session_wait_ms
     assert (waits.count, waits.p50, waits.max) == (5, 0, 90)
     assert [record.message for record in caplog.records] == ["job j1 waited 40 ms for an earlier one of its session"]
@@ -106,6 +107,6 @@ def test_who_becomes_the_first_of_its_session_is_told() -> None:
     assert waiting.promoted == []
     waiting.leave(first, placed="n1")
     assert waiting.promoted == [second]
-    Times(Report()).promoted(waiting.promoted)
+    Times(Report(), SYSTEM_CLOCK).promoted(waiting.promoted)
     assert waiting.promoted == []
     assert second.first_ms > second.since_ms
