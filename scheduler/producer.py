@@ -11,7 +11,8 @@ the first try, so that a repeated submission is the same job, and an answer that
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from os import environ
 from typing import Any, Final
 
@@ -205,7 +206,7 @@ class Producer:
                 if not self._awaited[job_id]:
                     del self._awaited[job_id]
 
-    async def results(self, after: str = "$") -> AsyncIterator[tuple[str, Outcome]]:
+    async def results(self, after: str = "$") -> AsyncGenerator[tuple[str, Outcome], None]:
         """Outcomes as they come: (stream id, outcome) each, of this producer's `reply_to` if it has one, else of all
         jobs.
 
@@ -249,7 +250,8 @@ class Producer:
             listening.exception()  # told whoever waits; nobody else has to ask
             raise
         listening.set_result(None)
-        async for _, outcome in self.results(cursor):
-            for news in self._awaited.get(outcome.job_id, []):
-                if not news.done():
-                    news.set_result(None)
+        async with contextlib.aclosing(self.results(cursor)) as outcomes:
+            async for _, outcome in outcomes:
+                for news in self._awaited.get(outcome.job_id, []):
+                    if not news.done():
+                        news.set_result(None)

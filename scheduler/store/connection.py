@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from redis.asyncio import Redis
@@ -21,6 +21,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scheduler.clock import SYSTEM_CLOCK, Clock
 from scheduler.errors import InvalidInput, SchedulerError, ServerRefused, ServerUnavailable, without_credentials
+from scheduler.store.packing import PACKING
 from scheduler.store.pool import Pool
 from scheduler.store.scripts import load_scripts
 
@@ -113,17 +114,25 @@ class Connection:
     """One server: a client for commands, and one more for each blocking reader.
 
     Args: url, `redis://`, `rediss://` or `unix://`; patience_ms, for how long a call is repeated while the server
-    does not answer (None: for ever, which is what long-running roles want); clock, the process's own.
+    does not answer (None: for ever, which is what long-running roles want); clock, the process's own; classes,
+    of the pool's connections.
     Attributes: heard, told (now_ms, sent_ms) of each answer of `beat`, `renew` and `release`: the server's time in it,
     and our own monotonic time when that was asked. Of several tries this is the one that was answered, or an outage
     would make the server's time as uncertain as it was long.
     """
 
-    def __init__(self, url: str, patience_ms: int | None = PATIENCE_MS, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self,
+        url: str,
+        patience_ms: int | None = PATIENCE_MS,
+        clock: Clock = SYSTEM_CLOCK,
+        classes: Mapping[Any, Any] = PACKING,
+    ) -> None:
         self.url = url
         self.heard: Callable[[int, float], None] = _ignore
         self._patience_ms = patience_ms
         self._clock = clock
+        self._classes = classes
         self._clients: list[Client] = []
         self.commands = self._client(COMMAND_TIMEOUT_MS)
 
@@ -140,6 +149,7 @@ class Connection:
         return Pool.from_url(
             self.url,
             max_connections=CONNECTIONS_MAX,
+            classes=self._classes,
             socket_timeout=None if socket_timeout_ms is None else socket_timeout_ms / 1000,
             socket_connect_timeout=CONNECT_TIMEOUT_MS / 1000,
             retry=Retry(NoBackoff(), 0),

@@ -9,6 +9,7 @@ at once.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any, Final
 
 import hiredis
@@ -18,8 +19,8 @@ from redis.exceptions import DataError
 _pack: Final[Any] = hiredis.pack_command
 
 
-class _Ours:
-    """Replaces packer, sending and the end of a connection; the mixin stands before the connection's class."""
+class HiredisMixin:
+    """Replaces packer, sending and the end of a connection; it stands before the connection's class."""
 
     _reader: asyncio.StreamReader | None
     _writer: asyncio.StreamWriter | None
@@ -63,17 +64,17 @@ class _Ours:
             self._writer.transport.abort()
 
 
-class _Tcp(_Ours, Connection):
+class _Tcp(HiredisMixin, Connection):
     pass
 
 
-class _Tls(_Ours, SSLConnection):
+class _Tls(HiredisMixin, SSLConnection):
     pass
 
 
-class _Unix(_Ours, UnixDomainSocketConnection):
+class _Unix(HiredisMixin, UnixDomainSocketConnection):
     pass
 
 
-PACKING: Final[dict[Any, Any]] = {Connection: _Tcp, SSLConnection: _Tls, UnixDomainSocketConnection: _Unix}
+PACKING: Final[Mapping[Any, Any]] = {Connection: _Tcp, SSLConnection: _Tls, UnixDomainSocketConnection: _Unix}
 """The class of a connection -> the same, packing with hiredis."""

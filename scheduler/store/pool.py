@@ -8,6 +8,7 @@ later, so that whatever still runs then leaves open connections behind.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from redis.asyncio import ConnectionPool
@@ -17,11 +18,14 @@ from scheduler.store.packing import PACKING
 
 
 class Pool(ConnectionPool):
-    """At most `max_connections`; more callers at once wait for their turn. Closed once, it stays closed."""
+    """At most `max_connections`; more callers at once wait for their turn. Closed once, it stays closed.
 
-    def __init__(self, max_connections: int, **options: Any) -> None:
+    classes: the class that redis-py would use -> the one that is used.
+    """
+
+    def __init__(self, max_connections: int, classes: Mapping[Any, Any] = PACKING, **options: Any) -> None:
         super().__init__(max_connections=max_connections, **options)
-        self.connection_class = PACKING[self.connection_class]
+        self.connection_class = classes[self.connection_class]
         self._turns = asyncio.Semaphore(self.max_connections)
         self._closed = False
 
