@@ -113,14 +113,14 @@ class Attempts:
             return
         length_ms = max(1, lease_until_ms - int(job.inbox_id.partition("-")[0]))
         lease = leases.Reservation(job.job_id, job.token, lease_until_ms, lease_ms, length_ms)
-        if not leases.may_run(lease, self._latest_ms(), self._settings.margin_ms):
-            self._report(job, retry.given_back("the assignment arrived too late", GIVE_BACK_MS))
+        if not self._may_run(lease):
+            self._report(job, _too_late())
             return
         if self._is_occupied():
             detail = "an attempt that lost its lease still occupies the slot"
             self._report(job, retry.given_back(detail, GIVE_BACK_MS))
             return
-        task = asyncio.create_task(self._attempt(job), name=f"job {job.job_id}")
+        task = asyncio.create_task(self._attempt(job, lease), name=f"job {job.job_id}")
         self.running[job.token] = Running(job, lease, task)
         self._idle.clear()
         task.add_done_callback(functools.partial(self._ended, job))
@@ -131,7 +131,12 @@ class Attempts:
             return False
         return any(running.job.stopped.is_set() for running in self.running.values())
 
-    async def _attempt(self, job: Job) -> Ending:
+    def _may_run(self, lease: leases.Reservation) -> bool:
+        return leases.may_run(lease, self._latest_ms(), self._settings.margin_ms)
+
+    async def _attempt(self, job: Job, lease: leases.Reservation) -> Ending:
+        if not self._may_run(lease):
+            return _too_late()  # the event loop was blocked, or the process paused, since the task was made
         self._observer.started(job, self._clock.us())
         try:
             return await handlers.attempt(self._handler, job, self._threads, self._settings, self._random)
@@ -244,6 +249,10 @@ class Attempts:
                 "%s: the lease of job %s cannot be renewed in time, its handler stops", self._node_id, lease.job_id
             )
             _stop(self.running[lease.token], retry.given_back("the lease could not be renewed in time"))
+
+
+def _too_late() -> Ending:
+    return retry.given_back("the assignment arrived too late", GIVE_BACK_MS)
 
 
 def _stop(running: Running, ending: Ending | None) -> None:
