@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Iterable, Sequence
 from random import Random
 from typing import Final
@@ -20,7 +21,7 @@ from scheduler.loop import Loop, Timers, end_tasks
 from scheduler.runtime.intake import Class, Job
 from scheduler.runtime.knowledge import Knowledge
 from scheduler.runtime.limits import changed_limits, limits_of
-from scheduler.runtime.lines import Cause, gains, tier_of
+from scheduler.runtime.lines import Cause, gains, may_move, tier_of
 from scheduler.runtime.partitions import Partitions
 from scheduler.runtime.placer import Placer
 from scheduler.runtime.reader import Batch, Reader
@@ -36,7 +37,7 @@ from scheduler.store.store import Store
 logger = logging.getLogger("scheduler.dispatcher")
 
 SWEEP_MS: Final = 1_000
-REHOUSED_AT_ONCE_MAX: Final = 256  # waiting jobs whose class lost its nodes, decided anew in one step
+RECLASSIFIED_AT_ONCE_MAX: Final = 256  # waiting jobs whose pool may be another one now, decided anew in one step
 
 
 class Dispatcher:
@@ -69,7 +70,7 @@ class Dispatcher:
         self._known = Knowledge(store.reads, clock, self.partitions, self.waiting, self.skipped, self.bindings)
         self._placer = Placer(store, settings, self._known, self._refusals, random, clock)
         self._sweep = Sweep(self.waiting, settings)
-        self._homeless: dict[Class, None] = {}
+        self._undecided: dict[Class, deque[Waiter]] = {}
         self._reader: Reader | None = None
         self._beats = Loop("heartbeat", self._beat, settings.heartbeat_ms, random)
         self._tasks: list[asyncio.Task[None]] = []
@@ -134,7 +135,7 @@ class Dispatcher:
     async def _handle(self, batch: Batch) -> None:
         """Place what waits and was woken, then what is new."""
         self._swap()
-        await self._rehouse()
+        await self._reclassify()
         newcomers = self._take(batch)
         self._refusals.add(self._sweep.overdue(self.partitions.server_ms()))
         self._refusals.add(self._sweep.unservable(self._known.index))
@@ -152,7 +153,7 @@ class Dispatcher:
 
     def _idle_ms(self) -> float:
         """For how long there is nothing to do, unless something is read: until the next timer or deadline."""
-        if self.waiting.busy or self._sweep.busy or self._homeless or self._is_due:
+        if self.waiting.busy or self._sweep.busy or self._undecided or self._is_due:
             return 0
         idle_ms = min(self._timers.next_ms(), self.partitions.next_ms())
         deadline_ms = self.waiting.deadlines.next_ms()
@@ -240,7 +241,9 @@ class Dispatcher:
             self._beats.wake()  # perhaps its owner has left, and what it had should be ours now
 
     def _swap(self) -> None:
-        """Take the newest snapshot: a class that gained a node is tried, one that lost its last node is homeless."""
+        """Take the newest snapshot: a class that gained a node is tried, and jobs whose pool may be another one now are
+        decided anew.
+        """
         new, old = self.snapshots.index, self._known.index
         if new is old:
             return
@@ -248,32 +251,30 @@ class Dispatcher:
         for wanted, gained in gains(self.waiting.classes(), old, new):
             self.waiting.wake_class(wanted, gained)
         self.waiting.limits.tell_pools(changed_limits(old.pools, new.pools))
-        self._homeless = dict.fromkeys(wanted for wanted in self.waiting.members.classes() if not new.eligible(wanted))
+        for wanted in may_move(self.waiting.members.classes(), old, new):
+            self._undecided[wanted] = deque(self.waiting.members.first(wanted, len(self.waiting)))
 
-    async def _rehouse(self) -> None:
-        """Decide some jobs anew whose class has no node any more, also those that wait behind others: when their turn
-        comes, their class must be one that somebody can serve.
-
-        What a class wants is the same for all of it, so when nobody of a part goes elsewhere, nobody can.
+    async def _reclassify(self) -> None:
+        """Decide some jobs anew whose pool may be another one now, also those that wait behind others: when their turn
+        comes, their class must be the one by which they would be placed.
         """
-        left = REHOUSED_AT_ONCE_MAX
-        for wanted in list(self._homeless):
-            waiters = self.waiting.members.first(wanted, left)
+        left = RECLASSIFIED_AT_ONCE_MAX
+        for wanted, undecided in list(self._undecided.items()):
+            waiters = [undecided.popleft() for _ in range(min(left, len(undecided)))]
+            if not undecided:
+                del self._undecided[wanted]
+            waiters = [waiter for waiter in waiters if waiter.wanted == wanted and waiter.status != "left"]
             await self._known.read([waiter.job.session_id for waiter in waiters])
-            moved = [waiter for waiter in waiters if self._classify_again(waiter)]
-            if not moved:
-                del self._homeless[wanted]
+            for waiter in waiters:
+                self._classify_again(waiter)
             left -= len(waiters)
-            if not left:
+            if left <= 0:
                 return
 
-    def _classify_again(self, waiter: Waiter) -> bool:
-        """Returns: whether it has another class now."""
+    def _classify_again(self, waiter: Waiter) -> None:
         wanted = self._known.classify(waiter.job, self._clock.ms())
-        if wanted == waiter.wanted:
-            return False
-        self.waiting.reclassify(waiter, wanted)
-        return True
+        if wanted != waiter.wanted:
+            self.waiting.reclassify(waiter, wanted)
 
     # ---- what runs on timers ----
 
@@ -324,7 +325,7 @@ class Dispatcher:
         """The sweep. What the nodes were believed to hold is forgotten too: it grows stale."""
         self._known.loads.clear()
         self._refusals.retry()
-        self._sweep.judge(self._known.index, self._homeless, self._clock.ms())
+        self._sweep.judge(self._known.index, self._undecided, self._clock.ms())
         if self._reader is not None:
             await self._sweep.look(self._known.index, self._store.reads, self._reader)
 

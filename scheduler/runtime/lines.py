@@ -159,6 +159,19 @@ def gains(classes: Iterable[Class], old: Index, new: Index) -> Iterator[tuple[Cl
         )
 
 
+def may_move(classes: Iterable[Class], old: Index, new: Index) -> Iterator[Class]:
+    """Classes whose jobs may belong to another pool in a new snapshot.
+
+    Their own pool cannot serve them any more, another one can, or counts for more beside it, or tenants prefer other
+    pools.
+    """
+    for wanted in classes:
+        members = new.members_of(wanted)
+        is_revised = members is not old.members_of(wanted) and members.keys() != {wanted.pool}
+        if is_revised or old.overrides != new.overrides:
+            yield wanted
+
+
 class Members:
     """All waiters by class, whatever each of them waits for, in the order in which they came to it."""
 

@@ -61,6 +61,7 @@ class Settler:
 
     def _placed(self, each: Try, answer: calls.Reserved, now_ms: float) -> None:
         job, known, bindings = each.job, self._known, self._known.bindings
+        moved = ""
         self._report.placed += 1
         if answer.used >= 0:
             known.loads[answer.node] = answer.used
@@ -70,12 +71,23 @@ class Settler:
             after = bound_by(each, binding, answer)
             if not each.fresh or after != binding:
                 bindings.wrote(job.session_id, after, now_ms)
+            if binding is None or after.pool != binding.pool:
+                moved = job.session_id
         else:
             bindings.forget([job.session_id])  # a repeat, which does not tell where the session is bound now
         if each.waiter is not None:
             self._waiting.leave(each.waiter, placed=answer.node)
             if answer.filled:
                 self._waiting.filled(answer.node)
+        if moved:
+            self._classify_again(moved, now_ms)
+
+    def _classify_again(self, session_id: str, now_ms: float) -> None:
+        """A session has another pool, and those of its jobs that wait do so for room and limits of that one now."""
+        for waiter in self._waiting.of_session(session_id):
+            wanted = self._known.classify(waiter.job, now_ms)
+            if wanted != waiter.wanted:
+                self._waiting.reclassify(waiter, wanted)
 
     def _wait(self, each: Try, answer: calls.Refused | None, call: Call) -> None:
         """A newcomer that was not placed. answer: None when it was held back behind others, or no node can serve it."""
@@ -100,7 +112,7 @@ class Settler:
         cause = self._waiting.cause(job, wanted)
         if answer is not None and answer.why == "limited" and cause == wanted:
             cause = (answer.limit, wanted.pool)
-        if skipped.is_full(self._waiting.count(cause), len(self._waiting)):
+        if skipped.is_full(cause, self._waiting.count(cause), len(self._waiting)):
             skipped.skip(job, cause)
         elif skipped and self._known.passes_over(job, wanted):
             skipped.skip(job)

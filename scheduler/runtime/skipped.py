@@ -1,7 +1,8 @@
 """Pure. Decides; never performs. Entries that were scanned past because memory for waiting jobs is bounded.
 
 What a job would wait for (its class, a limit, its session) has a share of the memory, and all together have one bound.
-A newcomer above either is skipped: it is not remembered, only that its session has a skipped job, and between which ids
+A few of each class and each limit are remembered beyond it, or a flood of others would keep their jobs from free slots.
+A newcomer above that is skipped: it is not remembered, only that its session has a skipped job, and between which ids
 of the partition the skipped ones are. Until they have been read again, whatever would wait for the same is skipped as
 well, and so is every job of those sessions, or it would pass an earlier one. False hits of sessions only delay.
 
@@ -20,11 +21,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
-from scheduler.runtime.intake import Job
+from scheduler.runtime.intake import Class, Job
 from scheduler.runtime.lines import Cause, Order, order_of
 
 SESSION_BITS: Final = 2**23  # 1 MiB; with 100,000 skipped sessions, 1 of 200,000 others is taken for one
 CAUSES_MAX: Final = 1_000  # what newcomers are told apart by; above it all are skipped
+SHARE_MIN: Final = 16  # that may wait for the same class or limit when memory is full of others
 LATE_EVERY_MS: Final = 10_000  # how often all of it is read because deadlines passed
 _HASHES: Final = 4
 _BITS_A_SESSION_MIN: Final = 32  # with fewer, a pass is made to its end, so that the bits are set anew
@@ -103,6 +105,7 @@ class Skipped:
     def __init__(self, share_max: int, waiting_max: int, bits: int = SESSION_BITS) -> None:
         self.skipped = 0
         self._share_max = share_max
+        self._share_min = min(SHARE_MIN, max(1, share_max // 2))
         self._waiting_max = waiting_max
         self._bits = bits
         self._looked_ms: float = -math.inf
@@ -131,9 +134,14 @@ class Skipped:
         known = self._causes
         return len(known) > CAUSES_MAX or any(cause in known for cause in causes) or session_id in self._sessions
 
-    def is_full(self, count: int, waiting: int) -> bool:
-        """Whether memory has no place for one more, when `count` of all that wait do so for the same."""
-        return count >= self._share_max or waiting >= self._waiting_max
+    def is_full(self, cause: Cause, count: int, waiting: int) -> bool:
+        """Whether memory has no place for one more with a cause, when `count` of all that wait do so for the same."""
+        most = self._share_max if waiting < self._waiting_max else self._least(cause)
+        return count >= most
+
+    def _least(self, cause: Cause) -> int:
+        """How many may wait for the same however many others do: a few of a class or limit, the first of a session."""
+        return self._share_min if isinstance(cause, Class) or cause[0] else 1
 
     def skip(self, job: Job, cause: Cause | None = None) -> None:
         """Scan past a newcomer. cause: what it would have waited for, if there was no memory for it."""
@@ -172,13 +180,13 @@ class Skipped:
         if self._passing:
             return self._has_room(count_of, waiting)
         enough = self._waiting_max - self._waiting_max // 16
-        return waiting < self._waiting_max and waiting <= enough and self._is_low(count_of)
-
-    def _is_low(self, count_of: Callable[[Cause], int]) -> bool:
-        return any(count_of(cause) <= self._share_max // 2 for cause in self._causes)
+        is_low = waiting < self._waiting_max and waiting <= enough
+        if is_low and any(count_of(cause) <= self._share_max // 2 for cause in self._causes):
+            return True
+        return any(count_of(cause) <= self._least(cause) // 2 for cause in self._causes)
 
     def _has_room(self, count_of: Callable[[Cause], int], waiting: int) -> bool:
-        return waiting < self._waiting_max and any(count_of(cause) < self._share_max for cause in self._causes)
+        return any(not self.is_full(cause, count_of(cause), waiting) for cause in self._causes)
 
     def _must_end(self, now_ms: float) -> bool:
         """Whether a pass must come to its end: a deadline passed, or many sessions were added since one did."""
@@ -223,7 +231,7 @@ class Skipped:
                 self._leave(job)
                 continue
             cause = cause_of(job)
-            if self.is_full(count_of(cause) + taken[cause], waiting + len(admitted)):
+            if self.is_full(cause, count_of(cause) + taken[cause], waiting + len(admitted)):
                 self._leave(job)
                 _add(self._left_causes, cause)
                 _add(self._causes, cause)

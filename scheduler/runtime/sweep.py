@@ -52,13 +52,13 @@ class Sweep:
         """Whether more is to be taken out by `unservable`."""
         return bool(self._given_up)
 
-    def judge(self, index: Index, homeless: Collection[Class], now_ms: float) -> None:
+    def judge(self, index: Index, undecided: Collection[Class], now_ms: float) -> None:
         """Give up the classes that no node served for the time of grace; now_ms: monotonic.
 
-        homeless: those whose jobs are about to be decided anew.
+        undecided: those of which jobs are about to be decided anew.
         """
         wanted = self._waiting.members.classes()
-        unservable = [each for each in wanted if not index.eligible(each) and each not in homeless]
+        unservable = [each for each in wanted if not index.eligible(each) and each not in undecided]
         self._no_node_since_ms = {each: self._no_node_since_ms.get(each, now_ms) for each in unservable}
         for each, since_ms in self._no_node_since_ms.items():
             if now_ms - since_ms >= self._settings.no_node_grace_ms:

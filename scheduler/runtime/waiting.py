@@ -99,6 +99,10 @@ class Waiting:
         limit, pool = cause
         return self.limits.count(limit, pool) if limit else len(self._sessions.get(pool, ()))
 
+    def of_session(self, session_id: str) -> list[Waiter]:
+        """The waiting jobs of a session, in their order."""
+        return list(self._sessions.get(session_id, ()))
+
     def holds(self, job: Job) -> bool:
         """Whether this entry waits: later ones of its session come after it, so it is not later than the last."""
         for waiter in reversed(self._sessions.get(job.session_id, ())):

@@ -57,7 +57,7 @@ async def test_no_step_looks_at_all_who_wait(url: str, monkeypatch: pytest.Monke
 
 async def test_a_class_that_lost_its_nodes_is_decided_anew_in_parts(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A snapshot without the node of fifty waiting jobs costs a step no more than a few of them."""
-    monkeypatch.setattr(dispatcher, "REHOUSED_AT_ONCE_MAX", 8)
+    monkeypatch.setattr(dispatcher, "RECLASSIFIED_AT_ONCE_MAX", 8)
     classified: list[Waiter] = []
     reclassify = Waiting.reclassify
 
@@ -74,6 +74,7 @@ async def test_a_class_that_lost_its_nodes_is_decided_anew_in_parts(url: str, mo
         assert [wanted.pool for wanted in b.dispatcher.waiting.members.classes()] == [""]
 
 
+@pytest.mark.usefixtures("frequent_sweep")
 async def test_jobs_that_no_node_serves_are_refused_in_parts(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """When their time of grace is over, and not all in one step."""
     monkeypatch.setattr(sweep, "ENDED_AT_ONCE_MAX", 8)

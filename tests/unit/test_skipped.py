@@ -30,7 +30,7 @@ class Memory:
     def add(self, job: Job, cause: Cause = ZH) -> bool:
         """A newcomer that finds no room. Returns: whether it waits, rather than being skipped."""
         self.intake.append(job)
-        full = self.skipped.is_full(self.waiting[cause], self.waiting.total())
+        full = self.skipped.is_full(cause, self.waiting[cause], self.waiting.total())
         if full or self.skipped.passes_over(job.session_id, [cause]):
             self.skipped.skip(job, cause if full else None)
             return False
@@ -42,7 +42,10 @@ class Memory:
         return self.skipped.is_due(self.waiting.__getitem__, self.waiting.total(), self.now_ms)
 
     def part(self, causes: Mapping[str, Cause], size: int = 99) -> list[str]:
-        """Read so many entries of each partition again, and let those wait that are admitted."""
+        """Read so many entries of each partition again, and let those wait that are admitted.
+
+        causes: of jobs, or of all jobs of a session; of others it is ZH.
+        """
         read, read_to = [], {}
         for partition, cursor in self.skipped.cursors().items():
             ahead = [job for job in self.intake if job.partition == partition and _after(job, cursor)]
@@ -51,7 +54,7 @@ class Memory:
         found = [job for job in read if self.skipped.is_skipped(job)]
 
         def cause_of(job: Job) -> Cause:
-            return causes.get(job.session_id, ZH)
+            return causes.get(job.job_id, causes.get(job.session_id, ZH))
 
         admitted = self.skipped.admit(found, cause_of, self.waiting.__getitem__, self.waiting.total())
         for job in admitted:
@@ -99,10 +102,11 @@ def test_a_class_over_its_share_is_scanned_past_with_the_sessions_that_have_a_sk
 
 
 def test_all_together_have_a_bound_too() -> None:
-    """Whatever comes last is skipped."""
+    """Whatever comes last is skipped, but for a few of each class."""
     memory = Memory()
     causes: list[Cause] = [ZH, DE, ("tenant:t1", "a")]
     assert [memory.add(entry(i), causes[i // 4]) for i in range(12)] == [True] * 10 + [False] * 2
+    assert [memory.add(entry(i), a_class("another")) for i in range(12, 15)] == [True] * 2 + [False]
 
 
 def test_too_many_reasons_are_one_reason() -> None:
@@ -125,11 +129,30 @@ def test_a_class_is_read_again_when_half_of_its_share_is_free(waiting: int, expe
     assert memory.is_due() == expected
 
 
-def test_nothing_is_read_again_while_all_memory_is_in_use() -> None:
-    """A class that has drained waits for the others then."""
+@pytest.mark.parametrize(("waiting", "due", "admitted"), [(2, False, []), (1, True, ["j4"]), (0, True, ["j4", "j5"])])
+def test_a_few_of_a_class_are_read_again_while_others_use_all_memory(
+    waiting: int, due: bool, admitted: list[str]
+) -> None:
+    """Or they would wait beside free slots for as long as the others do; half of a share of four are a few."""
     memory = seed_flood()
-    memory.waiting[ZH], memory.waiting[DE] = 0, 10
+    memory.waiting[ZH], memory.waiting[DE] = waiting, 10
+    assert memory.is_due() == due
+    assert memory.part({}) == admitted
+
+
+def test_the_next_of_a_session_is_read_again_when_nobody_of_it_waits_any_more() -> None:
+    """However many others wait, and however many of those are read before it."""
+    memory = Memory()
+    memory.waiting[DE], memory.waiting["", "s9"] = 9, 1
+    assert [memory.add(entry(i), DE) for i in (1, 2, 3)] == [False] * 3
+    assert not memory.add(entry(9, "s9"), ("", "s9"))
     assert not memory.is_due()
+    memory.waiting[DE], memory.waiting["", "s9"] = 10, 0
+    causes: dict[str, Cause] = {f"s{i}": DE for i in (1, 2, 3)}
+    parts: list[list[str]] = []
+    while memory.is_due() and len(parts) < 9:
+        parts.append(memory.part(causes, size=1))
+    assert parts == [[], [], [], ["j9"]]
 
 
 def test_a_pass_admits_in_order_as_many_as_there_is_memory_for() -> None:
@@ -140,6 +163,16 @@ def test_a_pass_admits_in_order_as_many_as_there_is_memory_for() -> None:
     assert (memory.part({}, size=3), memory.is_due()) == (["j7"], False)
     memory.waiting[ZH] = 2
     assert (memory.part({}, size=9), memory.is_due()) == (["j8", "j9"], False)
+
+
+def test_a_pass_that_is_given_up_goes_on_behind_the_last_entry_that_was_read() -> None:
+    """All of that part were admitted; if the last one were read again it could be admitted again."""
+    memory = seed_flood(12)
+    memory.waiting[ZH] = 0
+    assert memory.part({}, size=4) == ["j4", "j5", "j6", "j7"]
+    memory.waiting[ZH] = 2
+    assert memory.skipped.cursors() == {0: "7-0"}
+    assert [memory.skipped.is_skipped(entry(i)) for i in (7, 8)] == [False, True]
 
 
 def test_all_have_caught_up_when_nothing_is_left() -> None:
@@ -173,7 +206,7 @@ def test_a_class_that_has_caught_up_does_not_wait_for_another() -> None:
 def test_later_jobs_of_a_session_are_left_with_the_first() -> None:
     """Though there is memory for their own class, and they come with it."""
     memory = Memory()
-    causes = {f"s{i}": DE for i in range(8)}
+    causes = {f"s{i}": DE for i in range(8)} | {"j8": ZH}
     for i in range(8):
         memory.add(entry(i), DE)
     assert not memory.add(entry(8, "s7"), ZH)
@@ -181,6 +214,37 @@ def test_later_jobs_of_a_session_are_left_with_the_first() -> None:
     assert memory.part(causes) == ["j4", "j5"]
     memory.waiting[DE] = 0
     assert memory.part(causes) == ["j6", "j7", "j8"]
+
+
+def test_what_is_left_for_another_reason_keeps_newcomers_from_passing() -> None:
+    """It was skipped for its class, and now it would have to wait for another one that is full."""
+    memory = seed_flood(8)
+    memory.waiting[ZH], memory.waiting[DE] = 0, 4
+    assert not memory.skipped.passes_over("s99", [DE])
+    assert memory.part({"s4": DE}, size=1) == []
+    assert memory.skipped.passes_over("s99", [DE])
+
+
+def test_entries_may_be_skipped_in_any_order() -> None:
+    """Also before the place where all were read again already: none of them is lost."""
+    memory = Skipped(share_max=4, waiting_max=10, bits=4096)
+    for number in (8, 5):
+        memory.skip(entry(number), ZH)
+    assert memory.cursors() == {0: f"4-{2**64 - 1}"}
+    memory.went_on({0: "6-0"}, lambda _: 0, 0, 0)
+    assert memory.cursors() == {0: "6-0"}
+    memory.skip(entry(6), ZH)
+    assert memory.cursors() == {0: f"5-{2**64 - 1}"}
+
+
+def test_a_partition_that_was_read_to_its_end_is_not_read_further() -> None:
+    """Another one has more."""
+    memory = seed_flood(5)
+    for number in (1, 2, 3):
+        memory.add(entry(number, f"t{number}", partition=1))
+    memory.waiting[ZH] = 0
+    assert memory.part({}, size=1) == ["j4", "j1"]
+    assert memory.skipped.cursors() == {1: "1-0"}
 
 
 def test_each_partition_has_a_place_of_its_own() -> None:
@@ -223,9 +287,24 @@ def test_many_sessions_make_a_pass_go_to_its_end() -> None:
     assert not memory.is_due()
     memory.add(entry(99, "s7"))
     assert memory.is_due()
+    parts = 0
     while memory.is_due():
         assert memory.part({}, size=2) == []
+        parts += 1
+        assert parts < 9
     assert [memory.skipped.passes_over(f"s{i}", []) for i in (4, 5, 6, 7)] == [True] * 4
+
+
+def test_a_deadline_that_was_dealt_with_makes_no_further_pass() -> None:
+    """The job is gone; the others have none."""
+    memory = seed_flood(6)
+    memory.add(entry(6, deadline_at_ms=1))
+    memory.now_ms = 1
+    assert memory.is_due()
+    memory.intake.pop()
+    assert memory.part({}) == []
+    memory.now_ms += skipped.LATE_EVERY_MS
+    assert (memory.is_due(), bool(memory.skipped)) == (False, True)
 
 
 def test_a_deadline_makes_a_pass_go_to_its_end() -> None:

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 import msgspec
 import pytest
 
-from scheduler.model import Node, Pool
+from scheduler.model import Delta, Node, Pool
 from scheduler.runtime.intake import Class
-from scheduler.runtime.lines import DEADLINES_SPARE, gains, tier_of
+from scheduler.runtime.lines import DEADLINES_SPARE, gains, may_move, tier_of
 from scheduler.runtime.waiting import WAKE_CANDIDATES_MAX, Waiter, Waiting
 from tests.unit.arrange import EN_DE, LATER_BOOT, a_class, a_job, a_node, an_index
 
@@ -140,6 +140,19 @@ def test_a_wake_lasts_until_a_try_finds_the_node_full() -> None:
     assert picture(waiting) == {f"j{i}": "parked" for i in range(9, 20)}
 
 
+def test_a_refusal_lets_the_next_wake_begin_with_one_job() -> None:
+    """However many were tried at a time before: the next event may stand for a single slot."""
+    waiting = seed_waiting(*(f"j{i}" for i in range(20)))
+    waiting.wake(["n1"], everywhere)
+    for _ in range(3):
+        for waiter in waiting.tries(128):
+            waiting.leave(waiter, placed="n1")
+    for waiter in waiting.tries(128):
+        waiting.still_full(waiter, ["n1"])
+    waiting.wake(["n1"], everywhere)
+    assert list(tried(waiting)) == ["j7"]
+
+
 def test_who_takes_the_last_slot_spends_the_wakes_of_the_node() -> None:
     """Of every class: nobody is tried in vain for what is known to be taken."""
     waiting = seed_waiting("j1", "j2")
@@ -199,6 +212,17 @@ def test_a_call_takes_no_more_than_its_limit() -> None:
     assert list(tried(waiting, limit=2)) == ["j3"]
 
 
+def test_a_call_takes_no_more_than_its_limit_of_those_that_are_tried_afresh() -> None:
+    """The next jobs of sessions whose first ones left at once."""
+    waiting = seed_waiting("j1", "j2")
+    add(waiting, "j3", "j1", DE)
+    add(waiting, "j4", "j2", a_class("b"))
+    for waiter in [each for each in waiting if each.status == "parked"]:
+        waiting.leave(waiter)
+    assert list(tried(waiting, limit=1)) == ["j3"]
+    assert list(tried(waiting, limit=1)) == ["j4"]
+
+
 # ---- questions ---------------------------------------------------------------------------------------------
 
 
@@ -249,6 +273,31 @@ def test_many_open_nodes_are_tried_by_many_at_once() -> None:
     hints = Counter(waiter.hint for waiter in waiting.tries(128))
     assert sorted(node for hint in hints for node in hint or ()) == sorted(own)
     assert sorted(hints.values()) == [1, 16, 16]
+
+
+def test_a_job_that_is_tried_afresh_in_vain_asks_before_it_parks() -> None:
+    """Its few candidates were full; the other nodes of its class were not asked."""
+    waiting = seed_waiting("j1")
+    add(waiting, "j2", "j1", DE)
+    waiting.leave(next(iter(waiting)))
+    (waiter,) = waiting.tries(128)
+    waiting.still_full(waiter, ["n1"])
+    assert picture(waiting) == {"j2": "asking"}
+
+
+def test_an_answer_holds_for_the_class_whoever_asked() -> None:
+    """One that was to find out left while none was parked; another one had asked meanwhile."""
+    waiting = seed_waiting("j1", "j2")
+    add(waiting, "j3", "j1", DE)
+    add(waiting, "j4", "j2", DE)
+    for waiter in [each for each in waiting if each.status == "parked"]:
+        waiting.leave(waiter)
+    waiting.wake(["n1"], everywhere)
+    afresh, _ = waiting.tries(128)
+    waiting.tried_in_vain(a_job("j5", "s5"), DE, 0)
+    waiting.leave(afresh, placed="n1")
+    settle(waiting)
+    assert picture(waiting) == {"j4": "trying", "j5": "parked"}
 
 
 def test_who_parked_behind_a_question_asks_when_the_asker_leaves() -> None:
@@ -302,6 +351,33 @@ def test_another_fallback_brings_nodes_that_did_not_change() -> None:
     old, new = an_index(*nodes), an_index(*nodes, pools={"a": Pool("a", fallback=("b",))})
     assert list(gains([ZH, DE], old, new)) == [(ZH, ["b1"]), (DE, [])]
     assert [tier_of(new, ZH, node) for node in ("a1", "b1", "gone")] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "pools", "moves"),
+    [
+        pytest.param([a_node("n1"), a_node("n2")], {}, False, id="its own pool alone serves it"),
+        pytest.param([a_node("n1"), a_node("n2", "b", pairs=(EN_DE,))], {}, False, id="another pool serves others"),
+        pytest.param([a_node("n1"), a_node("n2", "b")], {}, True, id="another pool serves it too"),
+        pytest.param([a_node("n2", "b")], {}, True, id="another pool serves it instead"),
+        pytest.param([], {}, True, id="no pool serves it any more"),
+        pytest.param([a_node("n1")], {"b": Pool("b", tenants=("t1",))}, True, id="a tenant prefers another pool"),
+    ],
+)
+def test_a_snapshot_after_which_jobs_may_belong_to_another_pool(
+    nodes: list[Node], pools: dict[str, Pool], moves: bool
+) -> None:
+    """Jobs that wait are placed by the pool that a newcomer would go to."""
+    before = an_index(a_node("n1"))
+    assert list(may_move([a_class()], before, an_index(*nodes, pools=pools, version=2))) == [a_class()] * moves
+
+
+def test_a_snapshot_in_which_nothing_changed_moves_no_job() -> None:
+    """Also where several pools serve a class."""
+    before = an_index(a_node("n1"), a_node("n2", "b"))
+    assert len(before.eligible(a_class())) == 1  # asked for, as every class is of which a job waits
+    same = before.revised([Delta(2, 1)])
+    assert list(may_move([a_class()], before, same)) == []
 
 
 def test_nodes_that_are_new_to_a_class_wake_it_alone() -> None:
@@ -413,17 +489,18 @@ def test_a_lost_partition_takes_its_jobs_along_and_nobody_elses() -> None:
     waiting.queue(a_job("j2", "s1", partition=1), ZH, 0)
     waiting.queue(a_job("j3", "s3", partition=2), ZH, 0)
     waiting.drop_partitions({1})
-    assert picture(waiting) == {"j3": "asking"}
+    assert (picture(waiting), names(waiting.promoted)) == ({"j3": "asking"}, [])
 
 
 def test_overdue_are_those_whose_deadline_has_passed_competing_or_not() -> None:
-    """Each is named once; who left before is not."""
+    """Each is named once, at most so many at a time; who left before is not."""
     waiting = Waiting()
     for job_id, deadline_at_ms in (("j1", 30), ("j2", 10), ("j3", 20), ("j4", None), ("j5", 10)):
         waiting.queue(a_job(job_id, "s1", deadline_at_ms=deadline_at_ms), ZH, 0)
     waiting.leave(list(waiting)[4])
     assert names(waiting.deadlines.overdue(9, 9)) == []
-    assert names(waiting.deadlines.overdue(20, 9)) == ["j2", "j3"]
+    assert names(waiting.deadlines.overdue(20, 1)) == ["j2"]
+    assert names(waiting.deadlines.overdue(20, 9)) == ["j3"]
     assert names(waiting.deadlines.overdue(20, 9)) == []
 
 
@@ -527,20 +604,27 @@ def test_the_sweep_looks_at_classes_that_are_settled() -> None:
 
 
 def test_only_a_placement_that_no_event_announced_is_a_hit_of_the_sweep() -> None:
-    """A swept wake that leads nowhere, or that an event overtakes, is none."""
+    """A swept wake that leads nowhere, or elsewhere, or comes before or after an event, is none; nor is a try that has
+    nothing to do with it any more.
+    """
     hits = {}
-    for story in ("placed", "full", "announced"):
+    for story in ("placed", "full", "announced", "announced before", "elsewhere", "another class"):
         waiting = seed_waiting("j1")
+        if story == "announced before":
+            waiting.wake(["n1"], everywhere)
         waiting.wake_class(ZH, ["n1"], swept=True)
         if story == "announced":
             waiting.wake(["n1"], everywhere)
         (waiter,) = waiting.tries(128)
+        if story == "another class":
+            waiting.reclassify(waiter, DE)
+            (waiter,) = waiting.tries(128)
         if story == "full":
             waiting.still_full(waiter, ["n1"])
         else:
-            waiting.leave(waiter, placed="n1")
+            waiting.leave(waiter, placed="bound" if story == "elsewhere" else "n1")
         hits[story] = waiting.sweep_hits
-    assert hits == {"placed": 1, "full": 0, "announced": 0}
+    assert hits == {"placed": 1, "full": 0, "announced": 0, "announced before": 0, "elsewhere": 0, "another class": 0}
 
 
 def test_reports_count_the_competing_by_pool() -> None:
