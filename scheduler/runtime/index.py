@@ -54,7 +54,7 @@ def group(nodes: Sequence[Node]) -> Group:
 def _revised(members: Members, lost: Sequence[Node], come: Sequence[Node]) -> Members:
     """Members without some nodes and with others; pools in which none of them is are shared."""
     revised = dict(members)
-    for pool in {node.pool for node in (*lost, *come)}:
+    for pool in dict.fromkeys(node.pool for node in (*lost, *come)):
         before = members.get(pool, _NOBODY)
         after = _regrouped(
             before, [node for node in lost if node.pool == pool], [node for node in come if node.pool == pool]

@@ -119,12 +119,11 @@ class Limits:
 
     def tell(self, limits: Iterable[str]) -> None:
         """These limits may have room."""
-        told = frozenset(limits)
+        told = dict.fromkeys(limits)
         if told:
             self._hand_overs += 1
-            self._told = told
-            for limit in told.intersection(self._lines):
-                line = self._lines[limit]
+            self._told = frozenset(told)
+            for line in [self._lines[limit] for limit in told if limit in self._lines]:
                 self._wake(line, line.counts)
 
     def tell_all(self) -> None:
