@@ -20,6 +20,7 @@
 --     rare: false, or a map with what few jobs have:
 --       preferred (the index of the node that it asks for), note (what else there is to say of the decision),
 --       keeps (the session stays bound to `bound` although it is placed elsewhere, if that is why),
+--       together (why it is elsewhere than the session's last job of this call, which it does not follow),
 --       limits ({{kind, index, max}, ...}; index counts the limits' keys).
 --   ARGV[5..] bodies. An index counts from 1; whatever may have more than nine digits is text.
 -- RETURNS {now_ms, answer, ...}, a text a job (home: where its session is bound; filled: that was the last slot):
@@ -260,6 +261,7 @@ local function reserve(number)
     lead = rare.preferred and {rare.preferred, 0, before} or {before}
   elseif before then
     stored_node = ''
+    if before ~= bound then bound, why = 0, rare.together or why end
   end
   local index, inbox_id, decided = assign(assignment, token_text, terms, lead, first, last, bound, why, rare)
   if not index then return wait(session, 'full') end

@@ -44,8 +44,9 @@ class ReserveItem(msgspec.Struct, frozen=True, gc=False):
     binding: `pool src:tgt`, empty to leave the session's binding alone; stored_node: the node that the stored binding
     names, so that it is written only on change. unread: the session was never asked about, and if it is bound the job
     is not placed. keeps: the session stays bound to `bound`, if there is one, although it is placed elsewhere, if that
-    is why; empty: never. follows: it is tried first where the session's last job of this call went. limits: (kind, id,
-    most) of each limit that it counts against. body: the entry's, if it is at hand.
+    is why; empty: never. follows: it is tried first where the session's last job of this call went; together: one word,
+    should there be such a job and it does not follow, empty for none. limits: (kind, id, most) of each limit that it
+    counts against. body: the entry's, if it is at hand.
     """
 
     partition: int
@@ -67,6 +68,7 @@ class ReserveItem(msgspec.Struct, frozen=True, gc=False):
     unread: bool = False
     keeps: str = ""
     follows: bool = False
+    together: str = ""
     limits: tuple[tuple[str, str, int], ...] = ()
     body: Body | None = None
 

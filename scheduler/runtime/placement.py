@@ -288,6 +288,17 @@ def stand(job: Job, wanted: Class, binding: Binding | None, index: Index) -> Sta
     return Standing(node.id, True, "full")
 
 
+def together(wanted: Class, before: Class, binds: bool) -> str:
+    """Why a job is not tried where the job before it goes, with which it is placed in one call.
+
+    Args: wanted and before, the classes of both; binds, whether the strategy binds sessions to nodes.
+    """
+    if not binds:
+        return "strategy"
+    same_pair = (wanted.src_lang, wanted.tgt_lang) == (before.src_lang, before.tgt_lang)
+    return "together" if same_pair else "pair"
+
+
 def prefer(job: Job, wanted: Class, index: Index) -> tuple[str, str]:
     """The node that a job asks for, "" when it asks for none or cannot have it, and then why."""
     name = job.preferred_node

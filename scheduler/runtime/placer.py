@@ -141,7 +141,7 @@ class Placer:
         draws = Draws(self._known.loads, self._random, len(jobs))
         tries: list[Try] = []
         held: set[str] = set()
-        last: dict[str, Class] = {}
+        earlier: dict[str, Class] = {}
         for job in jobs:
             if not partitions.holds(job.partition, job.epoch):
                 continue
@@ -152,11 +152,15 @@ class Placer:
                 placed = placement.place(job, wanted, binding, index, draws)
             if placed is None:
                 held.add(job.session_id)
-            follows = last.get(job.session_id) == wanted and not job.avoid
+            before = earlier.get(job.session_id)
+            binds = index.policy(wanted.pool).strategy == "affinity"
+            follows = before == wanted and binds and not job.avoid
+            together = ""
+            if before is not None and not follows:
+                together = placement.together(wanted, before, binds)
             unread = binding is None and job.session_id not in bindings
-            tries.append(Try(job, wanted, None, placed, binding, fresh, unread, follows))
-            if index.policy(wanted.pool).strategy == "affinity":
-                last[job.session_id] = wanted
+            tries.append(Try(job, wanted, None, placed, binding, fresh, unread, follows, together))
+            earlier[job.session_id] = wanted
         return tries
 
     # ---- those that wait ----
@@ -252,7 +256,7 @@ class Placer:
         for all of it.
         """
         names: dict[str, bool] = {}
-        for wanted in {waiter.wanted for waiter in waiters}:
+        for wanted in dict.fromkeys(waiter.wanted for waiter in waiters):
             names.update(dict.fromkeys((node.id for node in self._known.index.eligible(wanted)), False))
         if names:
             names = dict(zip(names, await self._reads.are_open(list(names)), strict=True))

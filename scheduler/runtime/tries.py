@@ -30,6 +30,7 @@ class Try(msgspec.Struct, frozen=True, gc=False):
     fresh: bool = False
     unread: bool = False
     follows: bool = False
+    together: str = ""
 
 
 def chunks(jobs: Sequence[Job], size: int, lane_of: Callable[[int], int]) -> Iterator[Sequence[Job]]:
@@ -77,6 +78,7 @@ def reserve_item(each: Try, placement: Placement, policy: Pool) -> calls.Reserve
         each.unread,
         placement.keeps,
         each.follows,
+        each.together,
         counted_by(job, policy),
         job.body,
     )

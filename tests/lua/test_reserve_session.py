@@ -219,8 +219,10 @@ async def test_a_job_that_follows_one_that_spilled_says_so(store: Store) -> None
 
 
 async def test_a_job_of_another_class_in_the_same_call_is_bound_on_its_own(store: Store) -> None:
-    """What the first job wrote is written over, also when the second stays where memory says."""
-    epoch = await seed_fleet(store, 1, 2)
+    """It does not follow the first one, whose node has room; and what that one wrote is written over, also when the
+    second stays where memory says.
+    """
+    epoch = await seed_fleet(store, 2, 2)
     entries = [await seed_job(store, f"j{i}") for i in range(2)]
     items = [
         reserve_item(entries[0], epoch, "j0", candidates=("n1",), binding="default en:zh"),
@@ -229,6 +231,35 @@ async def test_a_job_of_another_class_in_the_same_call_is_bound_on_its_own(store
 
     assert placed(await reserve(store, items)) == ["n1", "n2"]
     assert await binding(store) == b"default en:de n2 -"
+
+
+@pytest.mark.parametrize(("first", "word"), [("j0", "pair"), ("gone", "new")])
+async def test_a_job_that_does_not_follow_the_one_before_it_says_why(store: Store, first: str, word: str) -> None:
+    """If that one was placed, and otherwise its session is new."""
+    epoch = await seed_fleet(store, 1, 2)
+    entries = [await seed_job(store, f"j{i}") for i in range(2)]
+    gone = entries[0] if first == "j0" else "1-1"
+    items = [
+        reserve_item(gone, epoch, first, candidates=("n1",), binding="default en:zh"),
+        reserve_item(entries[1], epoch, "j1", candidates=("n2",), binding="default en:de", together="pair"),
+    ]
+
+    assert placed(await reserve(store, items))[1] == "n2"
+    assert await decision(store, "j1") == word
+
+
+async def test_a_job_stays_where_its_session_was_and_says_that_it_moved_meanwhile(store: Store) -> None:
+    """The job before it, which could not go there, has moved the session in the same call."""
+    epoch = await seed_fleet(store, 2, 2)
+    entries = [await seed_job(store, f"j{i}") for i in range(2)]
+    items = [
+        reserve_item(entries[0], epoch, "j0", candidates=("n2",), binding="default en:zh", why="unfit"),
+        reserve_item(entries[1], epoch, "j1", candidates=("n1",), **BOUND, together="together"),
+    ]
+
+    assert placed(await reserve(store, items)) == ["n2", "n1"]
+    assert await decision(store, "j1") == "together"
+    assert await binding(store) == b"default en:zh n1 -"
 
 
 # ---- limits ------------------------------------------------------------------------------------------------
@@ -284,6 +315,35 @@ async def test_rule_22_every_ending_frees_what_is_held(store: Store, verdict: An
 
     assert await store.connection.commands.exists(store.cell.keys.held("session", SESSION)) == 0
     assert "held" not in await store.reads.record(JOB)
+
+
+async def test_rule_22_a_limit_that_several_endings_free_is_told_once(store: Store) -> None:
+    """However many jobs of a tenant end in a call; a limit that none of them held is not told."""
+    epoch = await seed_fleet(store, 9)
+    entries = [await seed_job(store, f"j{i}", f"s{i}", tenant="t1") for i in range(3)]
+    limits = (("tenant", "t1", 9),)
+    answers = await reserve(
+        store,
+        [
+            reserve_item(entry, epoch, f"j{i}", f"s{i}", tenant="t1", limits=(("session", f"s{i}", 9), *limits))
+            for i, entry in enumerate(entries)
+        ],
+    )
+    k = store.cell.keys
+    await store.connection.commands.srem(k.held("session", "s1"), "j1")
+    before = await store.reads.last_id(k.freed)
+
+    await release(
+        store,
+        *[
+            release_item(answer.token, "finish", f"j{i}", f"s{i}", tenant_id="t1")
+            for i, answer in enumerate(answers)
+            if isinstance(answer, calls.Reserved)
+        ],
+    )
+
+    ((_, event),) = await store.reads.entries(k.freed, f"({before}")
+    assert event == {b"nodes": b"", b"limits": b"session:s0 tenant:t1 session:s2"}
 
 
 async def test_rule_22_a_limit_of_several_is_exact_within_a_call(store: Store) -> None:
