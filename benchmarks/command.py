@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from benchmarks import lifecycle as lives
 from benchmarks import report, verdict
+from benchmarks.against.command import against
 from benchmarks.claims import COMMANDS
 from benchmarks.complexity import complexity
 from benchmarks.memory import memory
@@ -63,7 +64,7 @@ def bench() -> None:
     """Measure how fast and how well jobs are dispatched, on a server in memory that is started for it.
 
     Exit codes: 0 done, 1 failure, jobs that were not placed exactly once or a claim that was not reached, 2 usage, 3 no
-    server, 130 Ctrl-C.
+    server, 4 undecided (`against`), 130 Ctrl-C.
     """
 
 
@@ -127,6 +128,7 @@ def _options(command: _Command) -> _Command:
     return command
 
 
+bench.add_command(against)
 bench.add_command(v2)
 bench.add_command(latency)
 bench.add_command(owner)

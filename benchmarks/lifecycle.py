@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from statistics import median
 from typing import Final
 
 import click
 import msgspec
 
+from benchmarks.cores import process_us
 from benchmarks.dispatchers import dispatchers
 from benchmarks.fleet import COMMON_PAIRS
-from benchmarks.measure import STALL_S, BenchmarkFailed, facts
+from benchmarks.measure import STALL_S, BenchmarkFailed, Stopwatch, facts, server_counters
 from benchmarks.relay import relay_round
 from benchmarks.verdict import Claim, Shown
 from benchmarks.workload import Workload
@@ -48,11 +48,28 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int
 
 
+class Lived(msgspec.Struct, frozen=True):
+    """A round: jobs a second, and CPU microseconds a job.
+
+    server_us: of the server
+    client_us: of this process and the dispatcher together, None where the system does not tell that of another process
+    """
+
+    jobs_per_s: float
+    server_us: float
+    client_us: float | None
+
+
 class Figures(msgspec.Struct, frozen=True):
-    """Jobs a second of each round."""
+    """Jobs a second of each round of the relay, and the rounds of the lifecycle."""
 
     relay: list[float]
-    lifecycle: list[float]
+    rounds: list[Lived]
+
+    @property
+    def lifecycle(self) -> list[float]:
+        """Jobs a second of each round."""
+        return [each.jobs_per_s for each in self.rounds]
 
     @property
     def ratio(self) -> float:
@@ -74,32 +91,41 @@ def lifecycle(plan: Plan, settings: Settings, url: str | None) -> tuple[dict[str
             relayed = (await relay_round(found_url, own, plan.workload)).jobs_per_s
             lived = await _round(found_url, own, plan.workload)
             what = f"round {number} of {plan.rounds}" if number else "warm-up"
-            click.echo(f"{what}: relay {relayed:,.0f}, lifecycle {lived:,.0f} jobs/s", err=True)
+            click.echo(f"{what}: relay {relayed:,.0f}, lifecycle {lived.jobs_per_s:,.0f} jobs/s", err=True)
             if number:
                 figures.relay.append(round(relayed))
-                figures.lifecycle.append(round(lived))
+                figures.rounds.append(lived)
         return found, figures
 
     return on_own_server("bench", url, settings, perform)
 
 
-async def _round(url: str, settings: Settings, workload: Workload) -> float:
-    """Jobs a second from the first submission to the last outcome."""
+async def _round(url: str, settings: Settings, workload: Workload) -> Lived:
+    """From the first submission to the last outcome."""
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(await open_store(url, settings))
         stack.push_async_callback(remove_namespace, store)
         manager, _ = await start_manager(url, settings)
         stack.push_async_callback(manager.stop)
-        await stack.enter_async_context(dispatchers(url, settings, store, 1))
+        (dispatcher,) = await stack.enter_async_context(dispatchers(url, settings, store, 1))
         for number in range(WORKERS):
             node = Node(url, f"n{number}", capacity=SLOTS, handler=_do_nothing, pairs=COMMON_PAIRS, settings=settings)
             await stack.enter_async_context(node)
         producer = await stack.enter_async_context(Producer(url, settings=settings, reply_to=REPLY_TO))
         requests = [Request(decode_job(document), workload.payload()) for _, document in workload.documents()]
         await producer.result(await producer.submit("first", src_lang="en", tgt_lang="zh"))
-        started_s = time.perf_counter()
+        watch, from_us = Stopwatch(await server_counters(store)), process_us(dispatcher)
+        watch.start()
         await _live(producer, requests, workload.batch)
-        return workload.jobs / (time.perf_counter() - started_s)
+        watch.stop()
+        until_us = process_us(dispatcher)
+        found = watch.round(workload.jobs, await server_counters(store))
+        used_us = None if from_us is None or until_us is None else (until_us - from_us) / workload.jobs
+        return Lived(
+            round(found.jobs_per_s),
+            round(found.server_us, 2),
+            None if used_us is None else round(found.client_us + used_us, 2),
+        )
 
 
 async def _do_nothing(_: Job) -> None:
@@ -147,7 +173,12 @@ def show(machine: dict[str, str | int], plan: Plan, figures: Figures) -> Shown:
     return Shown(
         facts=machine,
         inputs={"rounds": plan.rounds, "workers": WORKERS, "slots": SLOTS} | msgspec.structs.asdict(plan.workload),
-        figures={"relay": figures.relay, "lifecycle": figures.lifecycle, "ratio": figures.ratio},
+        figures={
+            "relay": figures.relay,
+            "lifecycle": figures.lifecycle,
+            "ratio": figures.ratio,
+            "rounds": figures.rounds,
+        },
         lines=lines,
         claims=[Claim("lifecycle by relay, jobs/s", figures.ratio, RATIO_MIN, is_least=True, rounds=ratios)],
     )

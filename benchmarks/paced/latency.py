@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from benchmarks.fleet import Member
-from benchmarks.measure import BenchmarkFailed, facts, without_collections
+from benchmarks.measure import BenchmarkFailed, facts, server_counters, without_collections
 from benchmarks.paced.open_loop import OpenLoop
 from benchmarks.v2.account import arrivals
 from benchmarks.v2.child import Child, child
@@ -59,7 +59,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Paced(msgspec.Struct, frozen=True, kw_only=True):
-    """One design at one rate. per_s: that was asked for; arrived_per_s; late_ms: of the sender, the latest."""
+    """One design at one rate. per_s: that was asked for; arrived_per_s; late_ms: of the sender, the latest; server_us,
+    client_us: CPU time a job of the server and of the process that the design runs in.
+    """
 
     design: str
     per_s: int
@@ -67,6 +69,8 @@ class Paced(msgspec.Struct, frozen=True, kw_only=True):
     latency: Latency
     arrived_per_s: float
     late_ms: float
+    server_us: float
+    client_us: float
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -81,6 +85,9 @@ class _Once(msgspec.Struct, frozen=True):
     latencies_us: list[int]
     seconds: float
     late_ns: int
+    jobs: int
+    server_us: float
+    client_us: float
 
 
 def run(plan: Plan, settings: Settings, url: str | None) -> Found:
@@ -144,8 +151,10 @@ class _Run:
             loop = OpenLoop(self._url, await _sendings(store, workload), workload.payload())
             await self._child.start(row)
             async with watching(store, loop.appeared):
+                before = await self._used_us(store)
                 with without_collections():
                     await loop.run(per_s)
+                after = await self._used_us(store)
             await self._child.stop()
             inboxes = await job_ids_in(store, [store.reads.keys.inbox(node) for node in workload.node_names()])
         arrived_ns = arrivals(loop.seen, inboxes)
@@ -157,7 +166,14 @@ class _Run:
             latencies_us=[(arrived_ns[job_id] - due_ns) // 1_000 for job_id, due_ns in counted.items()],
             seconds=(max(arrived_ns.values()) - loop.due_ns[first]) / 1_000 / _MS,
             late_ns=loop.late_ns,
+            jobs=workload.jobs,
+            server_us=after[0] - before[0],
+            client_us=after[1] - before[1],
         )
+
+    async def _used_us(self, store: Store) -> tuple[float, float]:
+        """CPU time so far of the server and of the process that the design runs in."""
+        return (await server_counters(store)).cpu_us, await self._child.cpu_ns() / 1_000
 
     def _fleet(self, workload: Workload) -> contextlib.AbstractAsyncContextManager[Store]:
         """Each node has a slot for every job, so that no job ever waits, wherever it is placed."""
@@ -191,6 +207,8 @@ def _together(name: str, per_s: int, share: int | None, rounds: Sequence[_Once])
         latency=latency(values),
         arrived_per_s=round(len(values) / sum(each.seconds for each in rounds), 1),
         late_ms=round(max(each.late_ns for each in rounds) / _MS, 2),
+        server_us=round(sum(each.server_us for each in rounds) / sum(each.jobs for each in rounds), 2),
+        client_us=round(sum(each.client_us for each in rounds) / sum(each.jobs for each in rounds), 2),
     )
 
 

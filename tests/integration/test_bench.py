@@ -144,7 +144,7 @@ def test_a_quick_lifecycle_has_an_outcome_for_every_job(url: str) -> None:
     """Beside the relay, and judged by their ratio; no key is left."""
     result = run("lifecycle", *SMALL, "--json", "--redis-url", url)
     found = document(result.stdout)
-    assert set(found) == {"ok", "claims", "facts", "inputs", "relay", "lifecycle", "ratio"}
+    assert set(found) == {"ok", "claims", "facts", "inputs", "relay", "lifecycle", "ratio", "rounds"}
     assert result.exit_code == int(not found["ok"])
     assert len(found["relay"]) == len(found["lifecycle"]) == 1
     assert found["ratio"] > 0
