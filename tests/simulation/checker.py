@@ -1,0 +1,374 @@
+"""What must hold of a run, found from the server's keys and from what clients recorded, not from any role's memory.
+
+After each command of a client, of the keys that it touched: transitions, tokens, slots, limits, order. Now and then:
+nobody waits beside a free slot (rest.py). At the end: every acknowledged job has ended once, and nothing is left.
+docs/SIMULATION.md has a table of all of it.
+
+What a fault of the data takes with it is exempt, and counted: jobs acknowledged before it whose record, entry or
+reservation is no longer what it was. What is acknowledged afterwards is not exempt.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
+
+from scheduler import keys, model, words
+from scheduler.affinity import judge_sessions
+from scheduler.errors import InvalidInput
+from scheduler.evidence import Outcome, Submission
+from scheduler.handlers import Job
+from tests.simulation.fleet import CAPACITY, SETTINGS
+from tests.simulation.history import History
+from tests.simulation.network import SCRIPTS
+from tests.simulation.plan import NODES
+from tests.simulation.server import Server
+from tests.simulation.world import Process, World
+
+_LEGAL: Final = {(row.state, row.next_state) for row in model.TRANSITIONS} | {
+    (state, state) for state in ("queued", "reserved", "delayed")
+}
+_CELL: Final = keys.CellKeys(SETTINGS.namespace)
+_SLOTS: Final = _CELL.slots("").encode()
+_JOB: Final = _CELL.job("").encode()
+_HELD: Final = _CELL.held("", "")[:-1].encode()
+WAKE_S: Final = 0.5  # in which a node notices that it slept, or that a lease is over
+ADDING: Final = frozenset({"beat", "take"})
+"""Scripts of which each call adds or takes something: a heartbeat, what is next in a stream."""
+_GONE: Final = {"state": "none"}
+
+
+class Violation(NamedTuple):
+    """invariant: a word, by which violations are told apart; detail: what was seen, and when."""
+
+    invariant: str
+    detail: str
+
+
+class Entry(NamedTuple):
+    """An intake entry. session: empty when the entry is broken; deadline_at_ms: of the server, infinite without one."""
+
+    number: tuple[int, int]
+    job_id: str
+    session: str
+    deadline_at_ms: float
+
+
+class Checker:
+    """limits: kind -> the most jobs of one id that may run at once, where a pool has that limit for all of a run.
+    strict_from_s: from then on the jobs of a session run one after the other in every pool.
+    is_excused: whether a process is the earlier life of a node and could not hear that a later one has begun, which so
+    took it for dead. acknowledged: job id -> the entry that its producer was told of. broken: entries that are no jobs.
+    judges_sessions: whether a session is bound to the node of its last job; where it returns to another one it is not.
+    """
+
+    def __init__(self, world: World, server: Server, history: History) -> None:
+        self.world = world
+        self.server = server
+        self.history = history
+        self.violations: list[Violation] = []
+        self.limits: dict[str, int] = {}
+        self.strict_from_s = float("inf")
+        self.exempt: set[str] = set()
+        self.acknowledged: dict[str, str] = {}
+        self.broken: set[str] = set()
+        self.data_faults = 0
+        self.judges_sessions = True
+        self.records: dict[str, dict[str, str]] = {}
+        self.slots: dict[str, dict[str, int]] = {}
+        self.tokens: dict[str, int] = {}
+        self._entries: dict[tuple[str, str], Entry] = {}
+        self.ended: set[str] = set()
+        self._past_since_s: dict[tuple[str, int], float] = {}
+        self.is_excused: Callable[[Process], bool] = lambda process: False
+        server.on_touch = self.touched
+        server.on_repeat = self.repeated
+        history.on_start = self.started
+
+    def blame(self, invariant: str, detail: str) -> None:
+        """Something does not hold."""
+        self.violations.append(Violation(invariant, f"{self.world.now_s:.3f} s: {detail}"))
+
+    # ---- after each command ----
+
+    def touched(self, names: Iterable[bytes]) -> None:
+        """Keys that a command changed; records first, for the others are held against them."""
+        jobs: dict[str, dict[str, str]] = {}
+        nodes, limits = [], []
+        for name in names:
+            if name.startswith(_JOB):
+                job_id = name[len(_JOB) :].decode()
+                jobs[job_id] = self.records.get(job_id, _GONE)
+                self.records[job_id] = self.read_record(job_id)
+            elif name.startswith(_SLOTS):
+                nodes.append(name[len(_SLOTS) :].decode())
+            elif name.startswith(_HELD):
+                limits.append(name)
+        for node in nodes:
+            self.slots[node] = self._read_slots(node)
+        for job_id, before in jobs.items():
+            self._check_record(job_id, before, self.records[job_id])
+        for node in nodes:
+            self._check_slots(node)
+        for limit in limits:
+            self._check_limit(limit)
+
+    def repeated(self, sha: bytes, changed: list[bytes]) -> None:
+        """The same call again leaves everything as it is, except for streams that take each call anew."""
+        script = SCRIPTS[sha]
+        if changed and script not in ADDING:
+            self.blame("repeat", f"{script} was repeated and changed {changed}")
+
+    def read_record(self, job_id: str) -> dict[str, str]:
+        """A record as it is stored, with its words; state `none` when there is none."""
+        flat = self.server.ask("HGETALL", _CELL.job(job_id))
+        fields = {flat[i].decode(): flat[i + 1].decode(errors="replace") for i in range(0, len(flat), 2)}
+        return words.split_words(fields) if fields else _GONE
+
+    def _read_slots(self, node: str) -> dict[str, int]:
+        flat = self.server.ask("ZRANGE", _CELL.slots(node), 0, -1, "WITHSCORES")
+        return {flat[i].decode(): int(float(flat[i + 1])) for i in range(0, len(flat), 2)}
+
+    def _check_record(self, job_id: str, before: dict[str, str], after: dict[str, str]) -> None:
+        old, new = before["state"], after.get("state", "none")
+        self.history.add("record", job_id, new, after.get("token", ""), after.get("reason", ""))
+        if new in model.TERMINAL:
+            self.ended.add(job_id)
+        if (old, new) not in _LEGAL:
+            self.blame("transition", f"job {job_id} went from {old} to {new}")
+        token = int(after.get("token", 0) or 0)
+        if new == "reserved" and (old != "reserved" or before.get("token") != after.get("token")):
+            if token <= self.tokens.get(job_id, 0):
+                self.blame("token", f"job {job_id} was reserved with token {token} after {self.tokens[job_id]}")
+            self._check_order(job_id, after)
+            self._check_strict(job_id, after)
+        self.tokens[job_id] = max(token, self.tokens.get(job_id, 0))
+        held_by = [node for node, members in self.slots.items() if job_id in members]
+        should = [after["node"]] if new == "reserved" and "node" in after else []
+        if held_by != should:
+            self.blame("slots", f"job {job_id} is {new}, held by {should}, and has slots on {held_by}")
+
+    def _check_strict(self, job_id: str, record: dict[str, str]) -> None:
+        """A limit that was set in mid run counts the jobs that ran before, too."""
+        if self.world.now_s < self.strict_from_s:
+            return
+        session = record.get("session", "")
+        together = [
+            each
+            for each, other in self.records.items()
+            if other["state"] == "reserved" and other.get("session") == session and each not in self.exempt
+        ]
+        if len(together) > 1:
+            self.blame("limit", f"job {job_id} runs beside others of session {session}: {sorted(together)}")
+
+    def _check_slots(self, node: str) -> None:
+        members = self.slots[node]
+        if len(members) > CAPACITY:
+            self.blame("capacity", f"{node} has {len(members)} of {CAPACITY} slots in use: {sorted(members)}")
+        for job_id in members:
+            record = self.records.get(job_id, _GONE)
+            if record["state"] != "reserved" or record.get("node") != node:
+                self.blame("slots", f"a slot of {node} is taken by job {job_id}, which is {record['state']}")
+
+    def _check_limit(self, name: bytes) -> None:
+        kind, _, who = name[len(_HELD) :].decode().partition(":")
+        members = [member.decode() for member in self.server.ask("SMEMBERS", name)]
+        most = self.limits.get(kind, 0)
+        if most and len(members) > most:
+            self.blame("limit", f"{len(members)} jobs of {kind} {who} run, of {most}: {sorted(members)}")
+        for job_id in members:
+            state = self.records.get(job_id, _GONE)["state"]
+            if state != "reserved":
+                self.blame("limit", f"job {job_id} counts for {kind} {who}, and is {state}")
+
+    def _check_order(self, job_id: str, record: dict[str, str]) -> None:
+        """No earlier entry of the session may still be in the intake of the partition."""
+        partition, _, entry_id = record.get("entry", "").partition("/")
+        if not entry_id:
+            return
+        own, now_ms = _number(entry_id), self.server.wall_s() * 1000
+        for entry in self.intake(int(partition)):
+            is_earlier = entry.number < own and entry.session == record.get("session") and entry.job_id != job_id
+            # One whose deadline has passed is about to be ended by its owner.
+            if is_earlier and entry.deadline_at_ms > now_ms:
+                self.blame(
+                    "order", f"job {job_id} ({entry_id}) passed {entry.job_id} ({entry.number}) of {entry.session}"
+                )
+
+    def intake(self, partition: int) -> list[Entry]:
+        """What is in the intake of a partition, in order."""
+        name = _CELL.jobs(partition)
+        found = []
+        for identifier, flat in self.server.ask("XRANGE", name, "-", "+"):
+            key = name, identifier.decode()
+            entry = self._entries.get(key)
+            if entry is None:
+                entry = self._entries[key] = _entry(partition, identifier.decode(), flat)
+            found.append(entry)
+        return found
+
+    # ---- handlers ----
+
+    def started(self, process: Process, job: Job) -> None:
+        """A handler begins only under a lease that is in force, and in a slot."""
+        node = job.node
+        record, until_ms = self.records.get(job.job_id, _GONE), self.slots.get(node, {}).get(job.job_id)
+        now_ms = self.server.wall_s() * 1000
+        if until_ms is None or record.get("token") != str(job.token) or record["state"] != "reserved":
+            if job.job_id not in self.exempt and not self.is_excused(process):
+                held = f"{record['state']}, token {record.get('token')}"
+                self.blame("start", f"{process.name} starts job {job.job_id} with token {job.token}, but it is {held}")
+        elif now_ms >= until_ms and job.job_id not in self.exempt:
+            self.blame("lease", f"{process.name} starts job {job.job_id} {now_ms - until_ms:.0f} ms after its lease")
+        self._check_running(process, node)
+
+    def check_leases(self) -> None:
+        """No handler that was not told to stop runs past its lease; what was asleep has a moment to notice."""
+        now_ms = self.server.wall_s() * 1000
+        past = {}
+        for (process, token), job in self.history.running.items():
+            until_ms = self.slots.get(job.node, {}).get(job.job_id)
+            is_held = until_ms is not None and self.records.get(job.job_id, _GONE).get("token") == str(token)
+            is_over = not is_held or (until_ms or 0) < now_ms
+            awake_s = self.world.now_s - process.suspended_until_s
+            if is_over and awake_s > WAKE_S and not job.stopped.is_set() and job.job_id not in self.exempt:
+                past[process.name, token] = self._past_since_s.get((process.name, token), self.world.now_s)
+                if self.world.now_s - past[process.name, token] > WAKE_S and not self.is_excused(process):
+                    self.blame("past", f"{process.name} runs job {job.job_id} past its lease")
+        self._past_since_s = past
+
+    def _check_running(self, process: Process, node: str) -> None:
+        """Of one life all handlers count; of others those that were not told to stop, if the server can reach them."""
+        running = self.history.running.items()
+        mine = [job.job_id for (each, _), job in running if each is process]
+        others = [
+            job.job_id
+            for (each, _), job in running
+            if job.node == node and each is not process and not job.stopped.is_set() and not self.is_excused(each)
+        ]
+        if len(mine) > CAPACITY or (len(mine) + len(others) > CAPACITY and not self.is_excused(process)):
+            self.blame("running", f"{process.name} runs {mine}, earlier lives {others}; it has {CAPACITY} slots")
+
+    # ---- faults of the data ----
+
+    def before_loss(self) -> dict[str, dict[str, str]]:
+        """What is known of all jobs, to be handed to `after_loss`."""
+        return dict(self.records)
+
+    def after_loss(self, before: dict[str, dict[str, str]]) -> None:
+        """Begin anew with what is there now; jobs of which something is missing are exempt."""
+        self.data_faults += 1
+        self.slots = {node: self._read_slots(node) for node in NODES}
+        entries = {entry.job_id for partition in range(SETTINGS.partitions) for entry in self.intake(partition)}
+        for job_id in {*before, *self.acknowledged}:
+            record = self.read_record(job_id)
+            if record != before.get(job_id, _GONE) or (job_id not in before and job_id not in entries):
+                self.exempt.add(job_id)
+            self.records[job_id] = record
+        self.ended = {job_id for job_id, record in self.records.items() if record["state"] in model.TERMINAL}
+
+    def after_jump(self) -> None:
+        """The server's clock was stepped: records may have expired, and their ids are new ones now."""
+        self.data_faults += 1
+        for job_id, record in self.records.items():
+            if record["state"] in model.TERMINAL and self.read_record(job_id) is _GONE:
+                self.records[job_id] = _GONE
+                self.exempt.add(job_id)
+
+    # ---- the end ----
+
+    def is_clean(self) -> bool:
+        """Whether nothing is held or kept any more."""
+        ask = self.server.ask
+        held = any(ask("ZCARD", _CELL.slots(node)) for node in NODES) or ask("KEYS", _CELL.held("*", "*"))
+        return not held and not any(ask("XLEN", _CELL.jobs(each)) for each in range(SETTINGS.partitions))
+
+    def is_done(self) -> bool:
+        """Whether every acknowledged job has ended."""
+        return all(job_id in self.exempt or job_id in self.ended for job_id in self.acknowledged)
+
+    def check_end(self) -> None:
+        """Once nothing happens any more."""
+        for job_id in self.acknowledged:
+            if job_id not in self.ended and job_id not in self.exempt:
+                state = self.records.get(job_id, _GONE)["state"]
+                self.blame("lost", f"job {job_id} was acknowledged and is {state}")
+        for node in NODES:
+            if used := self._read_slots(node):
+                self.blame("leak", f"slots of {node} at the end: {used}")
+        for partition in range(SETTINGS.partitions):
+            left = [entry.job_id for entry in self.intake(partition) if entry.job_id not in self.exempt]
+            if left:
+                self.blame("left", f"partition {partition} still has {left}")
+        for name in self.server.ask("KEYS", _CELL.held("*", "*")):
+            self.blame("leak", f"{name.decode()} at the end: {self.server.ask('SMEMBERS', name)}")
+        if delayed := self.server.ask("ZRANGE", _CELL.delayed, 0, -1):
+            self.blame("left", f"delayed at the end: {delayed}")
+        if parked := self.server.ask("XLEN", _CELL.parked):
+            self.blame("left", f"{parked} bodies are parked at the end")
+        self._check_outcomes()
+        self._check_broken()
+        if self.judges_sessions and not self.data_faults:
+            self._check_sessions()
+
+    def _check_broken(self) -> None:
+        """What is no job is dead, with a reason."""
+        for job_id in self.broken - self.exempt:
+            record = self.records.get(job_id, _GONE)
+            if (record["state"], record.get("reason")) not in (("dead", "invalid"), ("dead", "too_large")):
+                self.blame("broken", f"the broken entry {job_id} is {record['state']}: {record.get('reason')}")
+
+    def _check_sessions(self) -> None:
+        """Sessions stay on their nodes, and those that moved had a reason that is true."""
+        submissions = {}
+        for job_id, entry in self.acknowledged.items():
+            partition, _, entry_id = entry.partition("/")
+            session = self.records.get(job_id, _GONE).get("session", "")
+            submissions[job_id] = Submission(job_id, session, int(partition), entry_id)
+        outcomes = [
+            Outcome(job_id, 1, record["state"], int(record.get("token", 0)))  # type: ignore[arg-type]
+            for job_id, record in self.records.items()
+            if record["state"] in model.TERMINAL
+        ]
+        runs = sorted(self.history.runs, key=lambda run: run.token)
+        _, moved = judge_sessions(submissions, runs, outcomes, SETTINGS.session_ttl_ms)
+        for line in moved:
+            self.blame("moved", line)
+
+    def _check_outcomes(self) -> None:
+        """One terminal outcome a life."""
+        outcomes: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for _, flat in self.server.ask("XRANGE", _CELL.results, "-", "+"):
+            fields = {flat[i].decode(): flat[i + 1].decode(errors="replace") for i in range(0, len(flat), 2)}
+            if "job_id" in fields:  # others are those that somebody wrote with an absurd id
+                outcome = f"{fields['state']} {fields.get('token', '')}"
+                outcomes[fields["job_id"], fields.get("life", "1")].add(outcome)
+        for (job_id, _), found in outcomes.items():
+            if len(found) > 1 and job_id not in self.exempt:
+                self.blame("twice", f"job {job_id} ended as {sorted(found)}")
+
+
+def _number(entry_id: str) -> tuple[int, int]:
+    first, _, second = entry_id.partition("-")
+    return int(first), int(second)
+
+
+def _entry(partition: int, entry_id: str, flat: list[bytes]) -> Entry:
+    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+    job_id = fields.get(b"job_id", b"").decode(errors="replace")
+    try:
+        document = model.decode_job(fields.get(b"job", b""))
+        job_id = keys.check_id("job_id", job_id) if job_id else document.job_id
+    except InvalidInput:
+        document, job_id = None, ""
+    if len(fields.get(b"payload", b"")) > SETTINGS.payload_bytes_max:
+        document = None
+    submitted_ms = min(_number(entry_id)[0], int(fields.get(b"submitted_ms", b"9" * 16)))
+    deadline_ms = document.deadline_ms if document is not None else None
+    return Entry(
+        _number(entry_id),
+        job_id or keys.generated_job_id(0, partition, entry_id),
+        document.session_id if document is not None else "",
+        float("inf") if deadline_ms is None else submitted_ms + deadline_ms,
+    )

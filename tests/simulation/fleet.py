@@ -1,0 +1,205 @@
+"""The fleet of a run: a seat for each role and node, and who sits in it now.
+
+Everything is the product's own, started as its commands start it; only the host is another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final
+
+import msgspec
+
+from scheduler.attempts import Observer
+from scheduler.config import DEFAULTS, Settings
+from scheduler.handlers import Job
+from scheduler.host import Host
+from scheduler.management.commands import ApplyPools, encode_command
+from scheduler.management.pools import PoolDocument
+from scheduler.node import Node
+from scheduler.roles import start_dispatcher, start_manager, start_reaper
+from scheduler.store.connection import Connection
+from scheduler.store.store import open_store
+from tests.simulation.history import History
+from tests.simulation.network import Network
+from tests.simulation.plan import NODES, ROLES
+from tests.simulation.work import SimulatedThreads, Work
+from tests.simulation.world import Process, ProcessClock, World
+
+URL: Final = "redis://server:6379/0"
+SETTINGS: Final[Settings] = msgspec.structs.replace(DEFAULTS, partitions=8, run_ms_max=20_000, no_node_grace_ms=60_000)
+TIGHT: Final = msgspec.structs.replace(
+    SETTINGS, batch_max=3, read_ahead_max=8, waiting_class_max=3, waiting_max=8, sessions_max=6, candidates_max=2
+)
+"""Little memory for those who wait, small calls, and fewer bindings in memory than there are sessions."""
+MEMORY: Final = {"roomy": SETTINGS, "tight": TIGHT}
+CAPACITY: Final = 3
+EN_ZH: Final = (("en", "zh"),)
+BOTH: Final = (("en", "zh"), ("en", "de"))
+PAIRS: Final = {"n0": EN_ZH, "n1": EN_ZH, "n2": BOTH, "n3": BOTH}
+FEATURES: Final = {"n2": ("asr",), "n3": ("asr",)}
+POOL_OF: Final = {"none": {}, "gold": {"n0": "gold", "n2": "gold"}, "limits": {"n0": "gold"}}
+PLAIN: Final = "n3"  # this node runs its handlers in threads
+GRACE_S: Final = 60.0
+POOLS: Final[dict[str, dict[str, PoolDocument]]] = {
+    "none": {},
+    "gold": {
+        "gold": PoolDocument(fallback=("default",), tenants=("acme",), strategy="least_loaded"),
+        "default": PoolDocument(strategy="spread"),
+    },
+    "limits": {
+        "gold": PoolDocument(fallback=("default",), tenants=("acme",), session_concurrency=1, pressure="return"),
+        "default": PoolDocument(tenant_concurrency=2, session_concurrency=2),
+    },
+}
+STRICTER: Final = {"default": PoolDocument(session_concurrency=1), "gold": PoolDocument(session_concurrency=1)}
+
+
+class Seat:
+    """A place in the fleet. processes: those that run in it, the newest last; two while one replaces another."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.processes: list[Process] = []
+        self.lives = 0
+        self.stops: dict[Process, asyncio.Event] = {}
+        self.should_run = True
+
+    @property
+    def process(self) -> Process | None:
+        """The newest that is alive."""
+        return next((each for each in reversed(self.processes) if each.is_alive), None)
+
+
+class _Witness(Observer):
+    """Writes down which handlers a node runs."""
+
+    def __init__(self, history: History, process: Process) -> None:
+        self._history = history
+        self._process = process
+
+    def started(self, job: Job, at_us: int) -> None:
+        self._history.started(self._process, job)
+
+    def ended(self, job: Job, at_us: int) -> None:
+        self._history.ended(self._process, job)
+
+
+class Fleet:
+    """All seats. pools: which of POOLS are configured; settings: of all roles and nodes."""
+
+    def __init__(self, world: World, network: Network, history: History, pools: str, settings: Settings) -> None:
+        self.settings = settings
+        self.world = world
+        self.network = network
+        self.history = history
+        self.pools = pools
+        self.seats = {name: Seat(name) for name in (*ROLES, *NODES)}
+
+    # ---- processes ----
+
+    def host(self, process: Process) -> Host:
+        """What a process takes from its machine, which is this world."""
+        ids = self.world.chance("ids", process.name)
+        return Host(
+            name=process.name,
+            clock=ProcessClock(process),
+            random=self.world.chance("draws", process.name),
+            token_hex=lambda size: f"{ids.getrandbits(8 * size):0{2 * size}x}",
+            threads=lambda workers, name: SimulatedThreads(process),
+            connect=functools.partial(Connection, classes=self.network.classes(process)),
+        )
+
+    def start(self, name: str) -> Process:
+        """Start a process in a seat, beside the one that is there, if one is."""
+        seat = self.seats[name]
+        seat.lives += 1
+        process = Process(self.world, f"{name}.{seat.lives}")
+        seat.processes.append(process)
+        process.on_death.append(functools.partial(self.history.died, process))
+        stopping = seat.stops[process] = asyncio.Event()
+        main = self._node(name, process, stopping) if name in NODES else self._role(name, process, stopping)
+        self.run(process, main)
+        return process
+
+    def run(self, process: Process, main: Coroutine[Any, Any, None]) -> None:
+        """Let a process run; it is gone when its main function has ended."""
+
+        async def alone() -> None:
+            try:
+                await main
+            except Exception as error:
+                process.failures.append(f"{self.world.now_s:.3f} {process.name} ended: {error!r}")
+            process.call_soon(process.kill)
+
+        process.start(alone())
+
+    async def _role(self, name: str, process: Process, stopping: asyncio.Event) -> None:
+        start: Callable[..., Awaitable[tuple[Any, Any]]] = {
+            "manager": start_manager,
+            "dispatcher": start_dispatcher,
+            "reaper": start_reaper,
+        }[name.rstrip("0123456789")]
+        role, _ = await start(URL, self.settings, self.host(process))
+        await stopping.wait()
+        await role.stop()
+
+    async def _node(self, name: str, process: Process, stopping: asyncio.Event) -> None:
+        work = Work(process)
+        node = Node(
+            URL,
+            name,
+            capacity=CAPACITY,
+            handler=work.run_plainly if name == PLAIN else work.run,
+            pairs=PAIRS[name],
+            features=FEATURES.get(name, ()),
+            pool=POOL_OF[self.pools].get(name, ""),
+            settings=self.settings,
+            observer=_Witness(self.history, process),
+            host=self.host(process),
+        )
+        async with node:
+            over = [asyncio.create_task(node.stopped()), asyncio.create_task(stopping.wait())]
+            await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
+            for each in over:
+                each.cancel()
+
+    def stop(self, name: str) -> None:
+        """As SIGTERM."""
+        seat = self.seats[name]
+        process = seat.process
+        if process is not None:
+            process.do(seat.stops[process].set)
+
+    def kill(self, name: str) -> None:
+        """As SIGKILL."""
+        process = self.seats[name].process
+        if process is not None:
+            self.history.add("kill", process.name)
+            process.kill()
+
+    # ---- pools ----
+
+    def configure(self, documents: dict[str, PoolDocument], then: Callable[[], None] = lambda: None) -> None:
+        """As an operator does it, with a command that the leader answers; `then` is called after that."""
+        process = Process(self.world, f"operator.{self.world.now_s:.3f}")
+
+        async def apply() -> None:
+            async with await open_store(
+                URL, SETTINGS, None, ProcessClock(process), self.host(process).connect
+            ) as store:
+                answer = None
+                while answer is None:
+                    answer = await store.control.send_command(encode_command(ApplyPools(documents)), 5_000)
+                self.history.add("configured", answer)
+                then()
+
+        self.run(process, apply())
+
+
+def quiet() -> None:
+    """What the roles log is of no interest, unless somebody wants to see it."""
+    logging.getLogger("scheduler").setLevel(logging.CRITICAL + 1)

@@ -1,0 +1,156 @@
+"""Nobody waits beside a free slot for longer than a second while the owner of its partition is well.
+
+A job that is the first of its session in the intake, that no limit holds back and whose deadline has not passed, waits
+rightly only while no eligible node has room. What is eligible is asked of the product's own pure functions, with the
+snapshot, the capacities and the bindings that are stored.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from scheduler import calls, keys, model
+from scheduler.deltas import chain, followed
+from scheduler.errors import InvalidInput
+from scheduler.runtime import intake, placement
+from scheduler.runtime.index import Index
+from scheduler.runtime.limits import has_room, limits_of
+from scheduler.session.bindings import parse
+from tests.simulation.checker import Checker
+from tests.simulation.fleet import SETTINGS, Fleet
+from tests.simulation.network import Network
+from tests.simulation.plan import DISPATCHERS
+from tests.simulation.server import Server
+from tests.simulation.world import Process, World
+
+LOOK_EVERY_S: Final = 0.2
+WAIT_S_MAX: Final = 1.0
+CALM_S: Final = 1.0  # so long after trouble nobody is to blame
+_CELL: Final = keys.CellKeys(SETTINGS.namespace)
+_CONTROL: Final = keys.ControlKeys(SETTINGS.namespace)
+
+
+class RestChecker:
+    """Looks five times a second. troubled_until_s: of the server or of all; nobody is to blame until then."""
+
+    def __init__(self, world: World, server: Server, network: Network, fleet: Fleet, checker: Checker) -> None:
+        self.troubled_until_s = 0.0
+        self._world = world
+        self._server = server
+        self._network = network
+        self._fleet = fleet
+        self._checker = checker
+        self._since_s: dict[tuple[int, str], float] = {}
+        self._blamed: set[tuple[int, str]] = set()
+        self._owned_since_s: dict[int, tuple[str, float]] = {}
+        self._index = Index()
+
+    def begin(self) -> None:
+        """Look now, and again and again."""
+        self.look()
+        self._checker.check_leases()
+        self._world.call_at(self._world.now_s + LOOK_EVERY_S, self.begin)
+
+    def trouble(self, for_s: float) -> None:
+        """The server is in trouble for so long."""
+        self.troubled_until_s = max(self.troubled_until_s, self._world.now_s + for_s)
+
+    def look(self) -> None:
+        """One look."""
+        now_s = self._world.now_s
+        waits: set[tuple[int, str]] = set()
+        if now_s > self.troubled_until_s + CALM_S and self._read_index():
+            owners = self._owners()
+            for partition, owner in owners.items():
+                if self._is_well(partition, owner):
+                    waits |= {(partition, entry) for entry in self._wrongly_waiting(partition)}
+        self._since_s = {each: self._since_s.get(each, now_s) for each in sorted(waits)}
+        for each, since_s in self._since_s.items():
+            if now_s - since_s > WAIT_S_MAX and each not in self._blamed:
+                self._blamed.add(each)
+                self._checker.blame("waits", f"entry {each[1]} of partition {each[0]} waits beside a free slot")
+
+    def _owners(self) -> dict[int, str]:
+        flat = self._server.ask("HGETALL", _CELL.owners)
+        stored = {int(flat[i]): flat[i + 1].decode().split(" ")[1] for i in range(0, len(flat), 2)}
+        for partition, owner in stored.items():
+            if self._owned_since_s.get(partition, ("", 0.0))[0] != owner:
+                self._owned_since_s[partition] = owner, self._world.now_s
+        return stored
+
+    def _is_well(self, partition: int, owner: str) -> bool:
+        """Whether the owner has held the partition for a while and nothing has kept it from its work."""
+        now_s = self._world.now_s
+        process = self._process_of(owner)
+        if process is None or not process.is_alive or now_s - self._owned_since_s[partition][1] < 2 * CALM_S:
+            return False
+        wires = self._network.wires(process)
+        return now_s > max(process.suspended_until_s, wires.troubled_until_s, wires.cut_until_s) + CALM_S
+
+    def _process_of(self, owner: str) -> Process | None:
+        for name in DISPATCHERS:
+            for process in self._fleet.seats[name].processes:
+                if owner.startswith(f"dispatcher-{process.name}+"):
+                    return process
+        return None
+
+    def _read_index(self) -> bool:
+        """The published snapshot; False while there is none that can be read."""
+        version = int(self._server.ask("GET", _CONTROL.version) or 0)
+        if version == self._index.version:
+            return version > 0
+        try:
+            stored = model.decode_snapshot(self._server.ask("GET", _CONTROL.snapshot) or b"")
+            deltas = []
+            for identifier, flat in self._server.ask("XRANGE", _CONTROL.deltas, f"({stored.version}-0", "+"):
+                fields = dict(zip(flat[::2], flat[1::2], strict=True))
+                if int(identifier.partition(b"-")[0]) <= version:
+                    deltas.append(model.decode_delta(fields[b"delta"]) if b"delta" in fields else None)
+        except InvalidInput:
+            return False
+        found = chain(stored.version, deltas)
+        if found is None:
+            return False
+        self._index = Index(followed(stored, found))
+        return self._index.version == version
+
+    def _free_nodes(self) -> set[str]:
+        """Nodes with a free slot for the boot that is published."""
+        flat = self._server.ask("HGETALL", _CELL.capacity)
+        free = set()
+        for i in range(0, len(flat), 2):
+            node, (slots, boot, _) = flat[i].decode(), flat[i + 1].decode().split(" ")
+            published = self._index.nodes.get(node)
+            is_there = published is not None and published.boot == boot
+            if is_there and self._server.ask("ZCARD", _CELL.slots(node)) < int(slots):
+                free.add(node)
+        return free
+
+    def _wrongly_waiting(self, partition: int) -> list[str]:
+        entries = self._server.ask("XRANGE", _CELL.jobs(partition), "-", "+")
+        if not entries:
+            return []
+        free = self._free_nodes()
+        now_ms = self._server.wall_s() * 1000
+        found, sessions = [], set()
+        for identifier, flat in entries if free else ():
+            fields = dict(zip(flat[::2], flat[1::2], strict=True))
+            job = intake.decode(calls.Entry(partition, 0, identifier.decode(), fields), 0, SETTINGS)
+            if not isinstance(job, intake.Job):
+                continue
+            is_first = job.session_id not in sessions
+            sessions.add(job.session_id)
+            late = job.deadline_at_ms is not None and job.deadline_at_ms <= now_ms
+            if is_first and not late and self._has_room(job, free):
+                found.append(job.entry_id)
+        return found
+
+    def _has_room(self, job: intake.Job, free: set[str]) -> bool:
+        binding = parse(self._server.ask("GET", _CELL.session(job.session_id)))
+        wanted = placement.classify(job, binding, self._index)
+        for limit in limits_of(job, wanted, self._index.pools):
+            kind, _, name = limit.partition(":")
+            used = self._server.ask("SCARD", _CELL.held(kind, name))
+            if not has_room(limit, used, self._index.pools.get(wanted.pool)):
+                return False
+        return any(node.id in free for node in self._index.eligible(wanted))
