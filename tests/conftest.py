@@ -1,21 +1,27 @@
-"""Servers for the whole suite: every test that asks for `server`, `url` or `store` runs once on each engine.
+"""Servers for the whole suite: every test that asks for `server`, `url`, `opening` or `store` runs once on each engine.
 
-Each engine is started once, in memory. `SCHED_TEST_SERVERS=valkey,redis` restricts them. With pytest-xdist each worker
-has servers of its own, and tests that keep every core busy have the machine for themselves.
+Each engine is started once, in memory. `SCHED_TEST_SERVERS=valkey,redis` restricts them. With `fake` no server is
+started: `opening` and `store` are served in this process, and the others are refused. With pytest-xdist each worker has
+servers of its own, and tests that keep every core busy have the machine for themselves.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import functools
 import gc
+import importlib
 import inspect
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, Final, NoReturn, cast
 
+import coverage
+import hypothesis
 import pytest
 import redis
 
@@ -23,6 +29,7 @@ from scheduler.store.server import EmbeddedServer, Engine, available_engines, st
 from scheduler.store.store import Store, open_store
 
 pytest.register_assert_rewrite("tests.seeds", "tests.dumps")
+hypothesis.settings.register_profile("fast", hypothesis.settings(), max_examples=25)
 
 # A shell starts background jobs with SIGINT ignored, `nohup` everything with SIGHUP ignored, and children inherit that;
 # tests send both to processes. What is handled here, even by nothing, is not ignored in a child.
@@ -32,10 +39,15 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
 
 
+FAKE: Final = "fake"
+
+
 def _chosen_engines() -> list[str]:
-    """The engines of this machine, or those of them that the environment names."""
-    available = list(available_engines())
+    """The engines of this machine, or those of them that the environment names; `fake` only if it is named."""
+    available: list[str] = list(available_engines())
     wanted = [name.strip() for name in os.environ.get("SCHED_TEST_SERVERS", "").split(",") if name.strip()]
+    if FAKE in wanted:
+        available.append(FAKE)
     missing = sorted(set(wanted) - set(available))
     if missing:
         raise pytest.UsageError(
@@ -43,6 +55,8 @@ def _chosen_engines() -> list[str]:
         )
     return [name for name in available if not wanted or name in wanted]
 
+
+_ENGINES: Final = _chosen_engines()
 
 # What looks at the project from outside, or at the client alone, learns nothing new from a second engine.
 _ON_ONE_ENGINE = {"test_readme.py", "test_cli.py", "test_cli_jobs.py", "test_cli_listings.py", "test_cli_pools.py",
@@ -53,21 +67,27 @@ _ON_ONE_ENGINE = {"test_readme.py", "test_cli.py", "test_cli_jobs.py", "test_cli
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests of those files on every engine but the first."""
-    first = _chosen_engines()[0]
+    """Leave out the tests of those files on every engine but the first, and skip on `fake` what it lacks."""
+    first = _ENGINES[0]
     engines = [(item, getattr(item, "callspec", None)) for item in items]
     dropped = [
         item
         for item, call in engines
-        if item.path.name in _ON_ONE_ENGINE and call is not None and call.params.get("server", first) != first
+        if item.path.name in _ON_ONE_ENGINE and call is not None and call.params.get("engine_name", first) != first
     ]
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = [item for item in items if item not in set(dropped)]
+    for item, call in engines:
+        mark = item.get_closest_marker("needs_server")
+        if mark is not None and call is not None and call.params.get("engine_name") == FAKE:
+            item.add_marker(pytest.mark.skip(reason=f"{FAKE}: {mark.args[0]}"))
 
 
 def pytest_collection_finish() -> None:
     """What is there before the first test is no test's garbage, and looking through it each time would take long."""
+    if FAKE in _ENGINES:
+        importlib.import_module("tests.fake")
     gc.collect()
     gc.freeze()
 
@@ -89,6 +109,7 @@ def _garbage() -> list[str]:
         gc.collect()
     finally:
         sys.unraisablehook = before
+    gc.freeze()  # reports and the like, of which there are more after each test
     return found
 
 
@@ -96,24 +117,53 @@ def _garbage() -> list[str]:
 _ALONE = {"fault/test_chaos.py", "integration/test_procfile.py"}
 
 
-@pytest.fixture(scope="session")
-def _locks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path] | None:
-    """Two files that the workers of a run share; None when there are no workers."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return None
-    shared = tmp_path_factory.getbasetemp().parent
-    return shared / "door.lock", shared / "room.lock"
+def _is_alone(item: pytest.Item) -> bool:
+    return "/".join(item.path.parts[-2:]) in _ALONE
 
 
-@pytest.fixture(autouse=True)
-def _room(request: pytest.FixtureRequest, _locks: tuple[Path, Path] | None) -> Iterator[None]:
+# Code that is measured takes twice the time, and these run the same lines again and again.
+_NOT_MEASURED = {"property", "simulation"}
+
+
+def _is_measured(item: pytest.Item) -> bool:
+    """Whether a test counts for the coverage: one engine is enough, and so are the tests of single things."""
+    call = getattr(item, "callspec", None)
+    engine = call.params.get("engine_name", _ENGINES[0]) if call is not None else _ENGINES[0]
+    return engine == _ENGINES[0] and item.path.parent.name not in _NOT_MEASURED and not _is_alone(item)
+
+
+class _Coverage:
+    """That of this process and of those that it starts, when there is any."""
+
+    def __init__(self) -> None:
+        self._measures = True
+        self._running = coverage.Coverage.current()
+
+    def measure(self, measures: bool) -> None:
+        """From now on, or no longer."""
+        if self._running is None or measures == self._measures:
+            return
+        self._measures = measures
+        if measures:
+            self._running.start()
+        else:
+            self._running.stop()
+            os.environ.pop("COVERAGE_PROCESS_CONFIG", None)  # which `start` sets
+
+
+_COVERAGE: Final = _Coverage()
+
+
+@contextlib.contextmanager
+def _room(item: pytest.Item) -> Iterator[None]:
     """A test of _ALONE waits until no other one runs, and keeps the others waiting meanwhile and while it runs."""
-    if _locks is None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
         yield
         return
-    with _locks[0].open("ab") as door, _locks[1].open("ab") as room:
+    shared = Path(item.config.option.basetemp).parent  # of all workers of a run
+    with (shared / "door.lock").open("ab") as door, (shared / "room.lock").open("ab") as room:
         fcntl.flock(door, fcntl.LOCK_EX)
-        fcntl.flock(room, fcntl.LOCK_EX if "/".join(request.path.parts[-2:]) in _ALONE else fcntl.LOCK_SH)
+        fcntl.flock(room, fcntl.LOCK_EX if _is_alone(item) else fcntl.LOCK_SH)
         fcntl.flock(door, fcntl.LOCK_UN)
         try:
             yield
@@ -121,10 +171,39 @@ def _room(request: pytest.FixtureRequest, _locks: tuple[Path, Path] | None) -> I
             fcntl.flock(room, fcntl.LOCK_UN)  # a child that was forked may still have it open
 
 
-@pytest.fixture(scope="session", params=_chosen_engines())
-def server(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Measure where it adds something, and wait for room before the time of the test begins."""
+    _COVERAGE.measure(_is_measured(item))
+    with _room(item):
+        return (yield)
+
+
+def _refuse_server(*_: object) -> NoReturn:
+    pytest.fail(f"the test needs a server, and SCHED_TEST_SERVERS={FAKE} starts none", pytrace=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_server() -> Iterator[None]:
+    """With nothing but `fake`, no test starts a server by itself either."""
+    with pytest.MonkeyPatch.context() as patch:
+        if _ENGINES == [FAKE]:
+            patch.setattr(EmbeddedServer, "start", _refuse_server)
+        yield
+
+
+@pytest.fixture(scope="session", params=_ENGINES)
+def engine_name(request: pytest.FixtureRequest) -> str:
+    """One of the engines."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def server(engine_name: str) -> Iterator[EmbeddedServer]:
     """A running server in memory; its data is that of whatever test was before (see `url`)."""
-    with start_embedded(engine=cast(Engine, request.param)) as running:
+    if engine_name == FAKE:
+        _refuse_server()
+    with start_embedded(engine=cast(Engine, engine_name)) as running:
         yield running
 
 
@@ -142,7 +221,17 @@ def url(server: EmbeddedServer, _flusher: redis.Redis) -> str:
 
 
 @pytest.fixture
-async def store(url: str) -> AsyncIterator[Store]:
+def opening(engine_name: str, request: pytest.FixtureRequest) -> Callable[..., Coroutine[Any, Any, Store]]:
+    """`open_store` for a server without any data; called again, it opens another store on the same one."""
+    if engine_name == FAKE:
+        from tests import fake
+
+        return functools.partial(open_store, fake.URL, connect=fake.connecting(fake.start_fake()))
+    return functools.partial(open_store, request.getfixturevalue("url"))
+
+
+@pytest.fixture
+async def store(opening: Callable[..., Coroutine[Any, Any, Store]]) -> AsyncIterator[Store]:
     """An opened store on an empty server."""
-    async with await open_store(url) as opened:
+    async with await opening() as opened:
         yield opened

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from scheduler import calls, model
@@ -25,6 +25,8 @@ FAR_US: Final = 4_102_444_800_000_000
 """2100-01-01 in microseconds: ahead of every clock that runs these tests."""
 POISON_ID: Final = "18446744073709551615-18446744073709551615"
 """The highest id of a stream: after it, `XADD *` fails."""
+Opening = Callable[..., Coroutine[Any, Any, Store]]
+"""What the fixture `opening` gives: `open_store`, without the URL."""
 
 
 # ---- arranging ---------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def owners(system: System) -> Callable[[], Awaitable[dict[str, int]]]:
 
 async def shared_by(system: System, count: int) -> dict[str, int]:
     """Wait until so many dispatchers hold all partitions: those of `system` as rendezvous hashing wishes, if they are
-    all that there are.
+    all that there are. It may wish nothing for one of them.
     """
     ask, partitions = owners(system), range(system.settings.partitions)
     known = [dispatcher.owner for _, dispatcher in system.dispatchers]
@@ -52,9 +52,9 @@ async def shared_by(system: System, count: int) -> dict[str, int]:
     async def shared() -> bool:
         nonlocal held
         held = await ask()
-        if len(held) != count or "-" in held or sum(held.values()) != len(partitions):
+        if "-" in held or sum(held.values()) != len(partitions):
             return False
-        return held == wished or len(known) != count
+        return held == wished if len(known) == count else len(held) == count
 
     await system.until(shared)
     return held
@@ -95,9 +95,8 @@ async def test_dispatchers_share_the_partitions(url: str) -> None:
         two = await shared_by(system, 2)
         await dispatched_everywhere(system)
 
-        (founder,) = alone
-        stayed = {owner: count for owner, count in three.items() if owner != founder}
-        assert set(two) == set(stayed)
+        stayed = {owner: count for owner, count in three.items() if owner not in alone}
+        assert set(two).isdisjoint(alone)
         assert all(two[owner] >= count for owner, count in stayed.items())
 
 

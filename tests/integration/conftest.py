@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from scheduler.cli import common, process
+from scheduler.runtime import dispatcher
 from scheduler.store.server import EmbeddedServer, start_embedded
 from tests.integration.commands import on_server
 
@@ -35,6 +36,12 @@ def ready_url(empty_url: str) -> str:
     """The URL of a server where a manager has written the layout."""
     on_server(empty_url, lambda store: store.control.write_layout())
     return empty_url
+
+
+@pytest.fixture
+def frequent_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dispatchers of this process look ten times a second at jobs that no event helps."""
+    monkeypatch.setattr(dispatcher, "SWEEP_MS", 100)
 
 
 @pytest.fixture

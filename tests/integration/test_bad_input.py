@@ -158,6 +158,7 @@ async def test_a_huge_capacity_is_refused_and_the_fleet_goes_on(url: str) -> Non
         assert await system.producer.result(job_id, WAIT_MS) == b"x"
 
 
+@pytest.mark.usefixtures("frequent_sweep")
 async def test_jobs_that_nobody_serves_leave_together(url: str) -> None:
     """A session's jobs of a pair that nobody serves do not cost the time of grace each."""
     async with running(url, HASTY) as system:

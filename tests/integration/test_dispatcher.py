@@ -296,6 +296,7 @@ async def test_a_gap_in_freed_tries_every_waiting_class(url: str) -> None:
         assert b.dispatcher.waiting.sweep_hits == 0
 
 
+@pytest.mark.usefixtures("frequent_sweep")
 async def test_the_sweep_finds_room_that_no_event_told_and_counts_it(url: str) -> None:
     """The safety net works, and says that it was needed."""
     async with bench(url) as b:

@@ -237,6 +237,7 @@ async def test_a_deadline_ends_a_job_that_waits(url: str) -> None:
         assert gate.started == ["first", "after"]
 
 
+@pytest.mark.usefixtures("frequent_sweep")
 async def test_nobody_serves_it(url: str) -> None:
     """A job that no node could ever serve is dead after a time of grace, and says what was missing."""
     async with running(url, HASTY) as system:

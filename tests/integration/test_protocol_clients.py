@@ -355,6 +355,7 @@ async def test_a_raw_producer_that_lost_the_answer_submits_again(url: str) -> No
         assert runs == ["j0"]
 
 
+@pytest.mark.usefixtures("frequent_sweep")
 async def test_a_raw_producer_hears_why_a_job_is_dead(url: str) -> None:
     """A language that is no language, and a job that nobody serves."""
     async with running(url, HASTY) as system, serving(system, shout):

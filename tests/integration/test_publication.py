@@ -28,7 +28,7 @@ from tests.system import QUICK
 
 NODES: Final = 40
 """So many that a whole snapshot is stored only for every tenth change."""
-PROMPT: Final = msgspec.structs.replace(QUICK, publish_ms=1, silence_ms=60_000)
+PROMPT: Final = msgspec.structs.replace(QUICK, publish_ms=1, silence_ms=60_000, leader_lease_ms=60_000)
 
 
 class Scene:

@@ -10,6 +10,7 @@ import pytest
 from scheduler import calls, model
 from scheduler.errors import ServerUnavailable
 from scheduler.handlers import Job
+from scheduler.management import manager
 from scheduler.management.manager import Manager
 from scheduler.model import NodeBeat
 from scheduler.store.cell import Cell
@@ -83,8 +84,9 @@ async def test_a_thread_that_does_not_stop_keeps_no_job_from_another_node(
             monkeypatch.undo()
 
 
-async def test_a_leader_notices_that_the_server_lost_its_last_writes(url: str) -> None:
+async def test_a_leader_notices_that_the_server_lost_its_last_writes(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """RULES 31: a capacity that was written and lost, with the leader's epoch intact, is written again."""
+    monkeypatch.setattr(manager, "LOOK_BACK_MS", 500)
     async with running(url) as system:
         node = await system.add_node("n1", lambda job: job.node)
         await system.store.connection.commands.hdel(system.store.cell.keys.capacity, "n1")

@@ -205,6 +205,7 @@ async def test_a_snapshot_without_the_limit_lets_its_jobs_go(url: str, monkeypat
         assert {each.job.job_id: each.status for each in b.dispatcher.waiting} == {"j2": "limited"}
 
 
+@pytest.mark.usefixtures("frequent_sweep")
 async def test_the_sweep_finds_a_limit_with_room_that_no_event_told(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """RULES 20 and 22: the safety net works, and says that it was needed."""
     async with bench(url) as b:
@@ -263,6 +264,7 @@ async def test_a_flood_for_one_class_keeps_nobody_else_from_being_read(url: str)
         await until_placed(b, "de1", "n2")
 
 
+@pytest.mark.usefixtures("frequent_sweep")
 async def test_a_skipped_job_expires_in_time(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """RULES 19: what was scanned past is read again when a deadline has passed, whether there is memory or not."""
     monkeypatch.setattr(skipped, "LATE_EVERY_MS", 1)

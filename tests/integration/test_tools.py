@@ -19,7 +19,7 @@ def typed(tool: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("option", ["--help", "-h"])
-@pytest.mark.parametrize("tool", ["check", "demo", "test"])
+@pytest.mark.parametrize("tool", ["check", "demo", "mutants", "test"])
 def test_help(tool: str, option: str) -> None:
     """It begins with what to type, and does nothing else."""
     done = typed(tool, option)
@@ -35,6 +35,7 @@ def test_help(tool: str, option: str) -> None:
     [
         ("check", "Error: argument = '--fast': expected none; ./tools/check --help\n"),
         ("demo", "Try './tools/demo --help' for help.\n\nError: No such option '--fast'."),
+        ("mutants", "Try './tools/mutants --help' for help.\n\nError: No such option '--fast'."),
     ],
 )
 def test_wrong_usage(tool: str, problem: str) -> None:

@@ -84,6 +84,17 @@ async def test_rule_28_repeat_of_no_slots_changes_nothing(store: Store, reason: 
         assert await write(store, item(0, reason)) == ["unchanged"]
 
 
+async def test_dead_node_that_left_is_not_written_again(store: Store) -> None:
+    """A reaper has taken it out; a leader that still calls it dead must not bring it back into the cell."""
+    await write(store, item(0, "dead"), item(1, node="n2"))
+    await write(store, item(2))
+    await write(store, item(0, "dead"))
+    assert await store.cell.leave(NODE, BOOT) == "left"
+
+    async with unchanged(store):
+        assert await write(store, item(0, "dead")) == ["unchanged"]
+
+
 async def test_rule_31_epoch_below_the_highest_is_fenced_and_changes_nothing(store: Store) -> None:
     """A paused leader that wakes cannot write an old capacity."""
     await write(store, item(2), epoch=8)

@@ -6,7 +6,6 @@ import re
 from typing import Any, Final
 
 import pytest
-import redis.asyncio
 
 from scheduler import keys
 from scheduler.store.scripts import SCRIPT_NAMES, load_scripts, script_directory
@@ -114,12 +113,11 @@ def test_no_key_is_built_in_lua(name: str) -> None:
         assert command == "TIME" or re.fullmatch(r"(\w+_)?key|job\.key|KEYS\[.+\]|'(GROUP|CREATE)'", key), key
 
 
-async def served(store: Store, url: str) -> list[tuple[str, list[str], list[list[str]]]]:
+async def served(store: Store) -> list[tuple[str, list[str], list[list[str]]]]:
     """Run everything under MONITOR: (script, its keys, the commands that it issued) of each call."""
     names = {script.sha: script.name for script in load_scripts().values()}
     found: list[tuple[str, list[str], list[list[str]]]] = []
-    client: Any = redis.asyncio.Redis.from_url(url, protocol=2)
-    async with client, client.monitor() as monitor:
+    async with store.connection.commands.monitor() as monitor:
         for run in RUNS.values():
             await store.connection.commands.flushall()
             await run(store)
@@ -146,9 +144,9 @@ def keys_of(words: list[str]) -> list[str]:
     return [words[2] if words[0] == "XGROUP" else words[1]]
 
 
-async def test_scripts_touch_no_key_that_they_were_not_given(store: Store, url: str) -> None:
+async def test_scripts_touch_no_key_that_they_were_not_given(store: Store) -> None:
     """Each command of a script names keys of its own call, and each script is seen to issue some."""
-    seen = await served(store, url)
+    seen = await served(store)
 
     strays = [
         (name, words)
@@ -160,17 +158,17 @@ async def test_scripts_touch_no_key_that_they_were_not_given(store: Store, url: 
     assert {name for name, _, commands in seen if len(commands) > 1} == set(SCRIPT_NAMES)
 
 
-async def test_keys_of_a_call_share_one_slot(store: Store, url: str) -> None:
+async def test_keys_of_a_call_share_one_slot(store: Store) -> None:
     """All keys of a call have the same hash tag, so that each script is atomic on a cluster too."""
-    seen = await served(store, url)
+    seen = await served(store)
 
     tags = [{key[: key.index("}") + 1] for key in given} for _, given, _ in seen]
     assert {len(found) for found in tags} == {1}
 
 
-async def test_only_the_management_scripts_write_snapshot_version_and_capacity(store: Store, url: str) -> None:
+async def test_only_the_management_scripts_write_snapshot_version_and_capacity(store: Store) -> None:
     """Who was seen to write each key of the management domain."""
-    seen = await served(store, url)
+    seen = await served(store)
     control, cell = keys.ControlKeys(), keys.CellKeys()
 
     def writers(key: str) -> set[str]:

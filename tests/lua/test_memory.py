@@ -11,7 +11,7 @@ from redis.exceptions import OutOfMemoryError
 from scheduler import calls, model
 from scheduler.errors import ServerUnavailable
 from scheduler.store.scripts import SCRIPT_NAMES
-from scheduler.store.store import Store, open_store
+from scheduler.store.store import Store
 from tests.dumps import dump, unchanged
 from tests.seeds import (
     BOOT,
@@ -19,6 +19,7 @@ from tests.seeds import (
     MANAGER,
     NODE,
     OWNER,
+    Opening,
     promote,
     reject,
     reject_item,
@@ -104,11 +105,11 @@ async def test_rule_34_every_other_script_writes_with_full_memory(store: Store, 
     assert await dump(store) != before
 
 
-async def test_rule_34_submit_is_refused_with_full_memory(store: Store, url: str) -> None:
+async def test_rule_34_submit_is_refused_with_full_memory(store: Store, opening: Opening) -> None:
     """A producer is told that the server does not take the job now, and nothing is written."""
     await seed_job(store, "earlier", "s9")
 
-    async with await open_store(url, patience_ms=0) as impatient, full_memory(store), unchanged(store):
+    async with await opening(patience_ms=0) as impatient, full_memory(store), unchanged(store):
         with pytest.raises(ServerUnavailable, match="maxmemory"):
             await impatient.cell.submit([submit_item()])
 
@@ -120,9 +121,9 @@ async def test_rule_34_raw_entry_is_refused_with_full_memory(store: Store) -> No
             await seed_entry(store)
 
 
-async def test_rule_34_submit_goes_on_when_there_is_memory_again(store: Store, url: str) -> None:
+async def test_rule_34_submit_goes_on_when_there_is_memory_again(store: Store, opening: Opening) -> None:
     """The refusal leaves nothing behind: the same submission is accepted afterwards."""
-    async with await open_store(url, patience_ms=0) as impatient:
+    async with await opening(patience_ms=0) as impatient:
         async with full_memory(store):
             with pytest.raises(ServerUnavailable):
                 await impatient.cell.submit([submit_item()])

@@ -148,17 +148,21 @@ async def test_a_whole_snapshot_lets_older_deltas_go(store: Store) -> None:
     assert await store.control.read_snapshot() == snapshot(9)
 
 
-async def test_rule_33_delta_of_another_version_is_lost_and_changes_nothing(store: Store) -> None:
-    """With the whole snapshot too: what the caller published last is not there, so neither is what he answered."""
+@pytest.mark.parametrize("stored", [4, 6])
+async def test_rule_33_delta_of_another_version_is_lost_and_changes_nothing(store: Store, stored: int) -> None:
+    """With the whole snapshot too: what the caller published last is not there, so neither is what he answered; or
+    another leader has published since.
+    """
     epoch = await seed_leader(store)
     command = await seed_taken_command(store, epoch)
-    await store.control.publish(MANAGER, epoch, snapshot(4))
+    await store.control.publish(MANAGER, epoch, snapshot(stored))
+    delta = model.Delta(7, 5, (TWO,))
 
     async with unchanged(store):
-        for whole in (None, snapshot(6)):
-            with pytest.raises(Lost, match="version 4 is stored"):
+        for whole in (None, snapshot(7)):
+            with pytest.raises(Lost, match=f"version {stored} is stored"):
                 await store.control.publish(
-                    MANAGER, epoch, whole, GROWN, sets={"a": b"b"}, answers=[(command, b"done")]
+                    MANAGER, epoch, whole, delta, sets={"a": b"b"}, answers=[(command, b"done")]
                 )
 
 
@@ -185,6 +189,18 @@ async def test_rule_33_delta_that_could_not_be_followed_is_lost_and_changes_noth
 
     await store.control.publish(MANAGER, epoch, snapshot(6))
     assert await store.control.read_snapshot() == snapshot(6)
+
+
+async def test_rule_33_delta_after_a_missing_one_is_lost_and_changes_nothing(store: Store) -> None:
+    """The stream would take it, but no reader could come from the stored snapshot to the version before it."""
+    epoch = await seed_leader(store)
+    await store.control.publish(MANAGER, epoch, snapshot(5))
+    await store.control.publish(MANAGER, epoch, None, GROWN)
+    await store.connection.commands.xdel(store.control.keys.deltas, "6-0")
+
+    async with unchanged(store):
+        with pytest.raises(Lost, match="version 6 is stored"):
+            await store.control.publish(MANAGER, epoch, None, model.Delta(7, 6, removed=("n1",)))
 
 
 async def test_rule_28_repeat_of_a_delta_changes_nothing(store: Store) -> None:

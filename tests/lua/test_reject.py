@@ -13,6 +13,7 @@ from tests.seeds import (
     DEAD_RETENTION_MS,
     JOB,
     PARTITION,
+    POISON_ID,
     RETENTION_MS,
     SESSION,
     document,
@@ -142,6 +143,17 @@ async def test_history_of_an_earlier_attempt_is_kept(store: Store) -> None:
     ((_, dead),) = await store.reads.entries(store.cell.keys.dead)
     assert (record["attempts"], record["token"]) == ("1", str(token))
     assert (dead[b"attempts"], dead[b"node"]) == (b"1", b"n1")
+
+
+async def test_submission_time_of_a_raw_entry_is_never_in_the_future(store: Store) -> None:
+    """A job whose entry id is the highest possible was submitted now, not in the year 584556019."""
+    epoch = await seed_owner(store)
+    await seed_entry(store, entry_id=POISON_ID)
+
+    assert await reject(store, reject_item(POISON_ID, epoch)) == ["rejected"]
+
+    record = await store.reads.record(JOB)
+    assert record["submitted_ms"] == record["ended_ms"]
 
 
 async def test_bad_entry_is_kept_as_it_came(store: Store) -> None:

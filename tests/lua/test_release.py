@@ -152,16 +152,29 @@ async def test_rule_23_terminal_record_is_small_and_the_result_has_its_own_key(s
     assert await store.reads.are_open([NODE]) == [True]
 
 
-async def test_long_result_is_not_copied_into_the_feed(store: Store) -> None:
+@pytest.mark.parametrize("above", [0, 1])
+async def test_long_result_is_not_copied_into_the_feed(store: Store, above: int) -> None:
     """A result above the limit is told without its bytes; who wants it reads its key."""
     token = await seed(store)
-    result = b"x" * (store.settings.result_inline_bytes_max + 1)
+    result = b"x" * (store.settings.result_inline_bytes_max + above)
 
     await release(store, ending(token, "finish", result=result))
 
     ((_, outcome),) = await store.reads.entries(store.cell.keys.results)
-    assert b"result" not in outcome
+    assert outcome.get(b"result") == (None if above else result)
     assert await store.reads.result(JOB) == result
+
+
+async def test_dead_job_has_no_result(store: Store) -> None:
+    """What its last attempt returned, or why it failed, is no result of the job."""
+    token = await seed(store)
+
+    await release(store, ending(token, "dead", result=b"half", content_type="text/plain"))
+
+    ((_, outcome),) = await store.reads.entries(store.cell.keys.results)
+    assert {b"result", b"content_type"} & set(outcome) == set()
+    assert "content_type" not in await store.reads.record(JOB)
+    assert await store.reads.result(JOB) is None
 
 
 @pytest.mark.parametrize(("content_type", "is_kept"), [("", False), ("text/plain; charset=utf-8", True)])
@@ -258,6 +271,29 @@ async def test_given_back_job_avoids_no_node(store: Store) -> None:
     assert fields[b"avoid"] == b""
 
 
+async def test_rule_23_long_reason_of_a_job_that_goes_back_is_cut(store: Store) -> None:
+    """A value above 64 bytes would make the record a large hash, which it stays."""
+    token = await seed(store)
+
+    await release(store, ending(token, "retry", reason="x" * 65))
+
+    assert (await store.reads.record(JOB))["reason"] == "x" * 64
+
+
+@pytest.mark.parametrize("verdict", GOING_BACK)
+async def test_only_a_retry_and_a_give_back_wait(store: Store, verdict: model.Verdict) -> None:
+    """The handler or its node asked for the delay; a job that lost its node has waited for long enough. All of them
+    avoid the node, a give-back too: it comes with a delay because the node cannot run the job.
+    """
+    token = await seed(store)
+    state: model.State = "delayed" if verdict in ("retry", "give_back") else "queued"
+
+    assert await only(store, ending(token, verdict, delay_ms=60_000)) == calls.Released(state)
+
+    stream = store.cell.keys.parked if state == "delayed" else store.cell.keys.jobs(PARTITION)
+    assert [fields[b"avoid"].decode() for _, fields in await store.reads.entries(stream)] == [NODE]
+
+
 async def test_delayed_job_is_due_after_its_delay(store: Store) -> None:
     """The body is parked with its partition, and the due time counts from the server's clock."""
     token = await seed(store)
@@ -343,6 +379,16 @@ async def test_rule_17_expiry_on_a_suspect_node_costs_nothing(store: Store, star
     assert (record["state"], record["crashes"], record["not_started"], record["avoid"]) == ("queued", "0", "0", NODE)
 
 
+async def test_rule_17_reboot_of_a_suspect_node_is_a_crash(store: Store) -> None:
+    """A later life of it says that it was started again, so the network is not the cause."""
+    token = await seed_reserved(store, started=True)
+    await seed_node(store, reason="suspect")
+
+    await release(store, ending(token, "reboot"))
+
+    assert (await store.reads.record(JOB))["crashes"] == "1"
+
+
 @pytest.mark.parametrize(
     ("verdict", "started", "used", "detail"),
     [
@@ -366,6 +412,7 @@ async def test_used_up_budget_is_dead_with_the_reason(
 
     ((_, dead),) = await store.reads.entries(store.cell.keys.dead)
     assert (dead[b"reason"].decode(), dead[b"detail"].decode()) == ("attempts_exhausted", detail)
+    assert (await store.reads.record(JOB)).get("attempts", "0") == ("2" if verdict == "retry" else "0")
 
 
 async def test_give_back_has_no_budget(store: Store) -> None:
@@ -408,6 +455,32 @@ async def test_rule_20_one_call_wakes_with_one_entry(store: Store) -> None:
 
     entries = await store.reads.entries(store.cell.keys.freed)
     assert [fields for _, fields in entries][before:] == [{b"nodes": b"n1 n2"}]
+
+
+async def test_rule_21_several_slots_that_one_call_frees_open_a_node_that_shrank(store: Store) -> None:
+    """Two jobs run on one slot: the first end makes no room yet, the second one does, and that is told."""
+    tokens = {job: await seed_reserved(store, job, job, slots=2) for job in ("j1", "j2")}
+    await seed_node(store, slots=1)
+    before = await store.reads.length(store.cell.keys.freed)
+
+    await release(store, *[release_item(token, "finish", job, job) for job, token in tokens.items()])
+
+    assert await store.reads.are_open([NODE]) == [True]
+    assert await store.reads.length(store.cell.keys.freed) == before + 1
+
+
+async def test_rule_21_job_without_a_slot_frees_none(store: Store) -> None:
+    """Its slot was lost and another job took it: the node is as full as before, so it is not opened and not told."""
+    first = await seed_reserved(store, "j1", "s1")
+    await store.connection.commands.zrem(store.cell.keys.slots(NODE), "j1")
+    await seed_reserved(store, "j2", "s2")
+    freed = (await dump(store))[store.cell.keys.freed]
+
+    assert await release(store, release_item(first, "finish", "j1", "s1")) == [calls.Released("completed")]
+
+    assert await store.reads.used([NODE]) == [1]
+    assert await store.reads.are_open([NODE]) == [False]
+    assert (await dump(store))[store.cell.keys.freed] == freed
 
 
 @pytest.mark.parametrize("reason", ["draining", "quarantined", "dead", "gone"])
@@ -457,6 +530,16 @@ async def test_each_job_of_a_call_has_its_own_answer(store: Store) -> None:
         calls.Released("delayed"),
     ]
     assert sorted(await bodies(store)) == [("intake", "j2"), ("parked", "j3")]
+
+
+async def test_reservation_without_a_slot_can_be_expired(store: Store) -> None:
+    """No lease of it can ever end, so that nothing else would bring its job back."""
+    token = await seed_reserved(store)
+    await store.connection.commands.zrem(store.cell.keys.slots(NODE), JOB)
+
+    assert await only(store, ending(token, "expire")) == calls.Released("queued")
+
+    assert await standing(store) == ("queued", ["intake"])
 
 
 async def test_raw_job_ends_like_a_submitted_one(store: Store) -> None:

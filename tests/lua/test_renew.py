@@ -54,7 +54,8 @@ async def test_rule_12_first_renewal_marks_the_start_and_sets_the_full_lease(sto
 async def test_rule_28_repeat_only_moves_the_lease(store: Store) -> None:
     """A second renewal prolongs from its own time and leaves the start as it was."""
     token = await seed_reserved(store, started=True)
-    started_ms = (await store.reads.record(JOB))["started_ms"]
+    started_ms = str(int((await store.reads.record(JOB))["started_ms"]) - 1_000)
+    await seed_record(store, started_ms=started_ms)
 
     now_ms, answers = await store.cell.renew(NODE, [(JOB, token)])
 

@@ -210,6 +210,18 @@ async def test_holder_that_is_no_text_keeps_no_other_job_from_its_answer(store: 
     assert placed(answers) == ["\ufffd", NODE]
 
 
+async def test_junk_for_a_holder_keeps_no_other_job_from_its_answer(store: Store) -> None:
+    """The record of a placed job was overwritten by hand: a repeat of its entry asks nothing more of the caller."""
+    epoch, entry_id = await seed_all(store, slots=2)
+    await reserve(store, [reserve_item(entry_id, epoch)])
+    await seed_record(store, holder="junk")
+    other = await seed_job(store, "j2", "s2")
+
+    answers = await reserve(store, [reserve_item(entry_id, epoch), reserve_item(other, epoch, "j2", "s2")])
+
+    assert placed(answers) == ["gone", NODE]
+
+
 async def test_rule_3_same_entry_while_the_job_is_delayed(store: Store) -> None:
     """A repeat that comes after the job failed and was parked changes nothing."""
     token = await seed_delayed(store, due=False)
@@ -228,6 +240,19 @@ async def test_rule_28_repeat_after_the_job_went_back_is_a_duplicate(store: Stor
 
     async with unchanged(store):
         assert await reserve(store, [reserve_item(entry_id, epoch)]) == [DUPLICATE]
+
+
+@pytest.mark.parametrize("reason", ["expired", "cancelled"])
+async def test_entry_of_a_job_that_went_back_and_was_rejected_is_gone(store: Store, reason: str) -> None:
+    """Its record still says who held it before; a late repeat for the entry is not told that it was placed there."""
+    epoch, entry_id = await seed_all(store)
+    (token,) = tokens(await reserve(store, [reserve_item(entry_id, epoch)]))
+    await release(store, release_item(token, "retry"))
+    went_back = (await store.reads.record(JOB))["entry"].partition("/")[2]
+    assert await reject(store, reject_item(went_back, epoch, reason)) == ["rejected"]
+
+    async with unchanged(store):
+        assert await reserve(store, [reserve_item(went_back, epoch)]) == [GONE]
 
 
 async def test_rule_28_repeat_of_a_whole_batch_changes_nothing(store: Store) -> None:

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from scheduler import calls, keys, model
-from scheduler.store.store import Store, open_store
+from scheduler.store.store import Store
 from tests.dumps import dump, job_id_of
 from tests.lua.picture import CELL, Picture
 from tests.seeds import (
     RETENTION_MS,
+    Opening,
     reject,
     reject_item,
     release,
@@ -440,10 +441,10 @@ class Machine(RuleBasedStateMachine):
         self.last = None
 
 
-def test_any_order_of_calls_keeps_the_guarantees(url: str) -> None:
+def test_any_order_of_calls_keeps_the_guarantees(opening: Opening) -> None:
     """Capacity, slots, bodies, transitions, tokens, order, waking and repeats hold after every step."""
     with asyncio.Runner() as runner:
-        store = runner.run(open_store(url))
+        store = runner.run(opening())
         try:
             run_state_machine_as_test(
                 type("BoundMachine", (Machine,), {"runner": runner, "store": store}),

@@ -77,6 +77,18 @@ async def test_rule_32_take_acknowledges_the_last_batch(store: Store) -> None:
     assert await pending(store, store.control.keys.heartbeats) == [second.heartbeats[0].id]
 
 
+async def test_rule_32_thousands_of_heartbeats_are_acknowledged_in_one_call(store: Store) -> None:
+    """More than Lua hands over in one command; the last ones as well."""
+    epoch = await seed_leader(store)
+    await store.control.beat(b"doc")
+    taken = await store.control.take(MANAGER, epoch)
+
+    others = [f"{number}-1" for number in range(1, 9_000)]
+    await store.control.take(MANAGER, epoch, [*others, taken.heartbeats[0].id])
+
+    assert await pending(store, store.control.keys.heartbeats) == []
+
+
 async def test_rule_32_trimmed_pending_entries_are_acknowledged(store: Store) -> None:
     """What was read and then trimmed can never be handled: reading it again acknowledges it."""
     epoch = await seed_leader(store)
