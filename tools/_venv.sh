@@ -1,10 +1,11 @@
 # Shared by the scripts beside it, to be sourced. Sets `project` (the project's folder) and `venv` (the environment in it);
 # `ensure_venv <extra>` makes the environment and installs the project into it, editable, with that extra. What is
 # installed already is left alone, without a look at the network: a stamp file remembers what it was installed from.
+# TOOLS_VENV names an environment that is used as it is, for a copy of the project that has none.
 
 unset CDPATH
 project=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P) || exit 1
-venv="$project/.venv"
+venv="${TOOLS_VENV:-$project/.venv}"
 
 # What an installation depends on. Sources are not part of it: an editable install follows them.
 wanted_stamp() {
@@ -70,6 +71,7 @@ install_extra() {
 
 # Of several at once the first installs and the others wait. The lock is on a file that is there anyway.
 ensure_venv() {
+  [ -n "${TOOLS_VENV:-}" ] && return 0
   is_installed "$1" && return 0
   (
     if command -v flock >/dev/null 2>&1; then flock 9; fi

@@ -12,9 +12,10 @@ from tests.integration.test_readme import ARCHITECTURE, ROOT, quoted, table
 
 def test_every_file_has_a_sentence() -> None:
     """Each file of the package and its tools, and each script, stands in the tables once, and nothing else does."""
-    sources = [path for place in ("lua", "scheduler", "benchmarks", "chaos") for path in (ROOT / place).rglob("*")]
+    places = ("lua", "scheduler", "benchmarks", "chaos", "mutants")
+    sources = [path for place in places for path in (ROOT / place).rglob("*")]
     there = {path.relative_to(ROOT).as_posix() for path in sources if path.suffix in (".py", ".lua", ".typed")}
-    rows = re.findall(r"^\| (`(?:lua|scheduler|benchmarks|chaos)/.*?) \| .+ \|$", ARCHITECTURE, re.MULTILINE)
+    rows = re.findall(rf"^\| (`(?:{'|'.join(places)})/.*?) \| .+ \|$", ARCHITECTURE, re.MULTILINE)
     told = [name for row in rows for name in quoted(row)]
     assert sorted(told) == sorted(there)
 

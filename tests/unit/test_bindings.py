@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.session.bindings import Binding, Bindings, parse, prefix
+from scheduler.session.bindings import BALANCE_MAX, Binding, Bindings, parse, prefix
 
 ZH = Binding("a", "en", "zh", "n1")
 TTL_MS = 1_000
@@ -44,6 +44,23 @@ def test_what_is_none_of_ours_is_no_binding(stored: bytes | None) -> None:
 def test_another_pair_does_not_fit(pair: tuple[str, str], fits: bool) -> None:
     """A session that changes its languages is bound anew."""
     assert ZH.fits(*pair) is fits
+
+
+def test_a_session_of_any_source_fits_each_one() -> None:
+    """Its first jobs did not say which; another target is another pair all the same."""
+    unknown = Binding("a", "auto", "zh", "n1")
+    assert [unknown.fits(*pair) for pair in (("en", "zh"), ("auto", "zh"), ("en", "de"))] == [True, True, False]
+
+
+def test_whether_sessions_are_likely_bound_is_what_most_of_the_last_ones_were() -> None:
+    """Those of long ago are outweighed; of a balance nothing is expected."""
+    known = Bindings(10, TTL_MS)
+    seen = []
+    for is_stored, times in ((True, 1), (False, 1), (True, 9 * BALANCE_MAX), (False, BALANCE_MAX - 1), (False, 1)):
+        for _ in range(times):
+            known.weigh(is_stored)
+        seen.append(known.likely_stored)
+    assert seen == [True, False, True, True, False]
 
 
 def test_what_was_written_is_fresh_for_half_of_its_life() -> None:

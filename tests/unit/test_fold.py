@@ -19,6 +19,7 @@ from scheduler.management.fold import (
     forget,
     listen_anew,
     recover,
+    settled,
 )
 from scheduler.management.pools import DEFAULT_POOL, PoolDocument, complete
 from scheduler.model import Node, NodeBeat, Reason, Snapshot
@@ -193,11 +194,50 @@ def test_a_drain_of_many_is_no_silence_of_many() -> None:
     assert set(capacities(after).values()) == {(0, "dead")}
 
 
+def test_a_dead_node_stays_dead_when_many_others_fall_silent() -> None:
+    """RULES 17: it fell silent alone and before them, so that nothing speaks for it; the others are suspect."""
+    names = [f"n{number}" for number in range(9)]
+    fleet = seed_fleet(a_beat("dead"), *map(a_beat, names))
+    fleet, _ = fold(fleet, [(a_beat(name), 4_000) for name in names])
+    fleet = age(fleet, 1_000 + SILENCE_MS, SILENCE_MS)
+    fleet, _ = fold(fleet, [(a_beat(name), 9_000) for name in names[4:]])
+    after = age(fleet, 4_000 + SILENCE_MS, SILENCE_MS)
+    assert capacities(after) == {"dead": (0, "dead")} | dict.fromkeys(names[:4], (4, "suspect")) | dict.fromkeys(
+        names[4:], (4, "ready")
+    )
+
+
+def test_a_node_that_drains_is_dead_when_it_falls_silent_with_many_others() -> None:
+    """RULES 17: it was expected to go; as a suspect it would be in the way of its reaper for four periods more."""
+    names = [f"n{number}" for number in range(9)]
+    fleet = seed_fleet(a_beat("drains", draining=True), *map(a_beat, names))
+    after = age(fleet, 1_000 + SILENCE_MS, SILENCE_MS)
+    assert capacities(after) == {"drains": (0, "dead")} | dict.fromkeys(names, (4, "suspect"))
+
+
 def test_silence_counts_only_while_somebody_listened() -> None:
     """After a pause of the leader every age starts anew."""
     fleet = listen_anew(seed_fleet(a_beat("n1")), 60_000)
     assert capacities(age(fleet, 60_000 + SILENCE_MS - 1, SILENCE_MS)) == {"n1": (4, "ready")}
     assert capacities(age(fleet, 60_000 + SILENCE_MS, SILENCE_MS)) == {"n1": (0, "dead")}
+
+
+@pytest.mark.parametrize(("nodes", "reason"), [(1, "dead"), (4, "suspect")])
+def test_a_node_that_is_heard_again_is_news(nodes: int, reason: str) -> None:
+    """Though it says what it said before: the cells have it as dead or suspect, and nothing else tells them."""
+    beats = [a_beat(f"n{number}") for number in range(nodes)]
+    fleet = settled(age(seed_fleet(*beats), 1_000 + SILENCE_MS, SILENCE_MS))
+    assert {why for _, why in capacities(fleet).values()} == {reason}
+    heard, _ = fold(fleet, [(beats[0], 1_001 + SILENCE_MS)])
+    assert (set(heard.news), capacities(heard)["n0"]) == ({"n0"}, (4, "ready"))
+
+
+def test_a_node_whose_first_heartbeat_is_read_late_is_dead_in_time() -> None:
+    """Its silence counts from when it was heard, though all others were looked at later than that."""
+    fleet = age(seed_fleet(a_beat("n1"), heard_ms=4_000), 4_000, SILENCE_MS)
+    fleet, _ = fold(fleet, [(a_beat("n2"), 1_000)])
+    after = age(fleet, 1_000 + SILENCE_MS, SILENCE_MS)
+    assert capacities(after) == {"n1": (4, "ready"), "n2": (0, "dead")}
 
 
 def test_listening_anew_makes_nobody_older() -> None:
@@ -347,8 +387,9 @@ def test_an_earlier_boot_does_not_return_by_a_take_over() -> None:
 
 
 def test_the_dead_do_not_get_a_new_period_by_a_take_over() -> None:
-    """A node that the cell calls dead is dead at once, until it is heard."""
+    """A node that the cell calls dead is dead at once, until it is heard; also if the new leader pauses."""
     fleet = recover(Snapshot(5), {"n1": CapacityItem("n1", 0, BOOT, "dead")}, 90_000)
     assert capacities(age(fleet, 90_000, SILENCE_MS)) == {"n1": (0, "dead")}
+    assert capacities(age(listen_anew(fleet, 99_000), 99_000, SILENCE_MS)) == {"n1": (0, "dead")}
     heard, _ = fold(fleet, [(a_beat("n1"), 90_001)])
     assert capacities(age(heard, 90_002, SILENCE_MS)) == {"n1": (4, "ready")}

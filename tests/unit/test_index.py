@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from scheduler.model import Match, Node, Pool, Snapshot
-from scheduler.runtime.index import Index
+from scheduler.deltas import followed
+from scheduler.model import Delta, Match, Node, Pool, Snapshot
+from scheduler.runtime import index as index_module
+from scheduler.runtime.index import Group, Index
 from scheduler.runtime.intake import Class
-from tests.unit.arrange import EN_DE, EN_ZH, a_class, a_node, an_index
+from tests.unit.arrange import EN_DE, EN_ZH, LATER_BOOT, a_class, a_node, an_index
 
 NOBODY: tuple[str, str] = ("", "")
 
@@ -110,6 +113,60 @@ def test_a_pool_for_certain_tenants_is_for_them_alone(tenant: str, scope: str, p
     index = an_index(a_node("a1"), a_node("v1", "vip"), pools={"vip": Pool("vip", match=Match(tenants=("t1",)))})
     assert index.scope_of(tenant) == scope
     assert set(index.members(*EN_ZH, (), index.scope_of(tenant))) == pools
+
+
+def seen(index: Index) -> dict[str, object]:
+    """What an index answers, without the order of the nodes."""
+
+    def shown(group: Group) -> object:
+        nodes = sorted(group.nodes, key=lambda node: node.id)
+        return nodes, sorted(group.ids), group.slots, group.trusted and sorted(group.trusted.ids)
+
+    asked = [(*pair, (), tenant) for pair in (EN_ZH, EN_DE, ("auto", "zh"), NOBODY) for tenant in ("", "t1")]
+    members = {needs: {pool: shown(found) for pool, found in index.members(*needs).items()} for needs in asked}
+    return {"boots": index.boots, "eligible": sorted(n.id for n in index.eligible(a_class("a"))), "members": members}
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [
+        pytest.param(Delta(2, 1, (a_node("new"),)), id="a node joins"),
+        pytest.param(Delta(2, 1, (a_node("new", "b", pairs=(("auto", "zh"),)),)), id="of any source"),
+        pytest.param(Delta(2, 1, removed=("zh",)), id="a node leaves"),
+        pytest.param(Delta(2, 1, removed=("zh", "zh-gpu", "plain")), id="a pool loses its last node"),
+        pytest.param(Delta(2, 1, (a_node("zh", slots=9),)), id="a node grows"),
+        pytest.param(Delta(2, 1, (a_node("zh", "b"),)), id="a node goes to another pool"),
+        pytest.param(Delta(2, 1, (a_node("zh", pairs=(EN_DE,)),)), id="a node serves something else"),
+        pytest.param(Delta(2, 1, (a_node("zh", boot=LATER_BOOT),)), id="a node was started again"),
+        pytest.param(Delta(2, 1, (msgspec.structs.replace(a_node("zh"), suspect=True),)), id="a node becomes suspect"),
+        pytest.param(Delta(2, 1, pools=(Pool("a", fallback=("b",)), Pool("b"))), id="another fallback"),
+        pytest.param(
+            Delta(2, 1, (a_node("new", "b"),), pools=(Pool("a"), Pool("b", match=Match(tenants=("t1",))))),
+            id="a pool for one tenant, and a node in it",
+        ),
+    ],
+)
+@pytest.mark.parametrize("moved_min", [0, 64])
+@pytest.mark.parametrize("asked", [True, False])
+def test_an_index_after_a_change_answers_as_one_made_anew(
+    delta: Delta, moved_min: int, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it had been asked before or not, and whether the nodes that moved are posted at once or not."""
+    monkeypatch.setattr(index_module, "MOVED_MIN", 0)
+    before = an_index(*FLEET)
+    monkeypatch.setattr(index_module, "MOVED_MIN", moved_min)
+    if asked:
+        seen(before)
+    whole = followed(Snapshot(1, FLEET, tuple(before.pools.values())), [delta])
+    assert seen(before.revised([delta])) == seen(Index(whole))
+
+
+def test_a_node_that_joins_a_pool_for_one_tenant_is_for_that_one_alone() -> None:
+    """Also in an index that had been asked for its members before."""
+    before = an_index(a_node("a1"), pools={"vip": Pool("vip", match=Match(tenants=("t1",)))})
+    seen(before)
+    after = before.revised([Delta(2, 1, (a_node("v1", "vip"),))])
+    assert [set(after.members(*EN_ZH, (), tenant)) for tenant in ("", "t1")] == [{"a"}, {"a", "vip"}]
 
 
 def test_what_a_change_did_not_touch_is_shared() -> None:

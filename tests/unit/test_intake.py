@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from scheduler.calls import Entry, RejectItem
 from scheduler.config import DEFAULTS
-from scheduler.runtime.intake import Job, decode, refuse_job
+from scheduler.runtime.intake import BODY_BYTES_MAX, Job, decode, refuse_job
 from tests.unit.arrange import a_job
 
 CELL = 2
@@ -96,6 +96,12 @@ def test_the_smallest_document() -> None:
         pytest.param(
             {"deadline_ms": 500}, {"submitted_ms": b"soon"}, {"deadline_at_ms": 1_500}, id="or at no time at all"
         ),
+        pytest.param(
+            {"deadline_ms": 500},
+            {"submitted_ms": b"9" * 5_000},
+            {"deadline_at_ms": 1_500},
+            id="or at one of more digits than can be read",
+        ),
     ],
 )
 def test_what_the_fields_beside_the_document_mean(
@@ -161,6 +167,16 @@ def test_an_entry_at_its_limits_is_taken() -> None:
     """Limits are the largest that is allowed."""
     body = b'{"session_id":"s1"}'.ljust(100)
     assert isinstance(decode(entry(body, payload=b"x" * 10), CELL, SMALL), Job)
+
+
+@pytest.mark.parametrize("above", [0, 1])
+def test_a_small_body_is_kept_with_its_job(above: int) -> None:
+    """Document and payload together count; what is larger is read by the script."""
+    document = b'{"session_id":"s1"}'
+    payload = b"x" * (BODY_BYTES_MAX - len(document) + above)
+    job = decode(entry(document, payload=payload), CELL, DEFAULTS)
+    assert isinstance(job, Job)
+    assert job.body == (None if above else (document, payload))
 
 
 def test_a_refused_job_keeps_its_names() -> None:

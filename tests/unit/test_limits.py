@@ -116,6 +116,13 @@ def test_a_limited_job_holds_up_its_session_and_its_limit_but_not_its_class() ->
     }
 
 
+def test_a_later_job_of_a_session_that_is_limited_too_queues_behind_the_first() -> None:
+    """Both were in calls that were under way; it does not compete for the limit beside it."""
+    waiting = seed_limited("j1")
+    waiting.newly_limited(a_tenants_job("j2", "j1"), DE, 0, TENANT, waiting.limits.mark)
+    assert (picture(waiting), waiting.count((TENANT, "a"))) == ({"j1": "limited", "j2": "behind"}, 1)
+
+
 def test_newcomers_queue_where_their_tenant_waits() -> None:
     """Those of a session behind it, others at the limit, also when their class waits for room."""
     waiting = seed_limited("j1")
@@ -148,6 +155,14 @@ def test_an_event_lets_the_first_try_and_then_the_next() -> None:
     tell(waiting)
     assert try_all(waiting, room=2) == (["j4", "j1"], 1)
     assert picture(waiting) == {"j2": "limited", "j3": "limited"}
+
+
+def test_an_event_lets_the_first_of_all_classes_try() -> None:
+    """The more urgent one is of a class that came to the limit later."""
+    waiting = seed_limited("j1")
+    waiting.newly_limited(a_tenants_job("j2", priority=1), DE, 0, TENANT, waiting.limits.mark)
+    tell(waiting)
+    assert names(waiting.tries(1)) == ["j2"]
 
 
 def test_other_limits_do_not_let_go() -> None:
@@ -183,6 +198,33 @@ def test_whoever_leaves_lets_the_next_try() -> None:
     (first,) = waiting.tries(128)
     waiting.leave(first)
     assert names(waiting.tries(128)) == ["j2"]
+
+
+def test_only_placements_let_more_try_at_once() -> None:
+    """Each shows room for another one; a job that was cancelled while it was tried shows none."""
+    waiting = seed_limited(*(f"j{i}" for i in range(9)))
+    tell(waiting)
+    sizes = []
+    for placed in ("", "n1", "n1", ""):
+        chosen = waiting.tries(128)
+        sizes.append(len(chosen))
+        for waiter in chosen:
+            waiting.leave(waiter, placed)
+    assert sizes == [1, 1, 2, 4]
+
+
+def test_a_full_limit_lets_one_try_when_it_is_told_again() -> None:
+    """However many it let go at a time before."""
+    waiting = seed_limited(*(f"j{i}" for i in range(9)))
+    tell(waiting)
+    for _ in range(2):
+        for waiter in waiting.tries(128):
+            waiting.leave(waiter, placed="n1")
+    for waiter in waiting.tries(128):
+        waiting.still_limited(waiter, TENANT, waiting.limits.mark)
+    assert waiting.tries(128) == []
+    tell(waiting)
+    assert names(waiting.tries(128)) == ["j3"]
 
 
 def test_whoever_leaves_from_the_line_changes_nothing_for_the_others() -> None:
@@ -328,7 +370,7 @@ def test_lost_partitions_and_deadlines_take_limited_jobs_along() -> None:
 def test_the_sweep_looks_at_limits_that_nothing_was_told_of() -> None:
     """What it finds is a hit when a job is placed; what an event told first is none."""
     hits = {}
-    for story in ("swept", "told"):
+    for story in ("swept", "told", "cancelled"):
         waiting = seed_limited("j1", "j2")
         assert waiting.limits.settled() == [(TENANT, "a")]
         if story == "told":
@@ -336,6 +378,20 @@ def test_the_sweep_looks_at_limits_that_nothing_was_told_of() -> None:
         assert waiting.limits.settled() == ([] if story == "told" else [(TENANT, "a")])
         waiting.limits.sweep(TENANT, "a")
         waiting.limits.sweep("tenant:t9", "a")
-        assert try_all(waiting, room=1) == (["j1"], 1)
+        if story == "cancelled":
+            (waiter,) = waiting.tries(1)
+            waiting.leave(waiter)
+            assert try_all(waiting, room=0) == ([], 1)
+        else:
+            assert try_all(waiting, room=1) == (["j1"], 1)
         hits[story] = waiting.sweep_hits
-    assert hits == {"swept": 1, "told": 0}
+    assert hits == {"swept": 1, "told": 0, "cancelled": 0}
+
+
+def test_a_look_that_comes_late_wakes_no_later_job() -> None:
+    """No job waits any more in the pool for which it found room."""
+    waiting = seed_limited("j1")
+    waiting.limits.sweep(TENANT, "b")
+    waiting.newly_limited(a_tenants_job("j2"), a_class("b"), 0, TENANT, waiting.limits.mark)
+    waiting.queue(a_tenants_job("j3"), a_class("b"), 0)
+    assert (picture(waiting), waiting.busy) == (dict.fromkeys(("j1", "j2", "j3"), "limited"), False)

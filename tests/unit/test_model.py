@@ -193,6 +193,11 @@ def test_a_heartbeat_without_a_kind_is_a_nodes_only_if_it_says_so() -> None:
         pytest.param(
             {"capacity": -1}, "capacity = -1: expected a number of slots from 0 to 1000000", id="negative capacity"
         ),
+        pytest.param(
+            {"capacity": 1_000_001},
+            "capacity = 1000001: expected a number of slots from 0 to 1000000",
+            id="more slots than a node can have",
+        ),
         pytest.param({"pairs": [["en"]]}, "$.pairs[0]", id="half a pair"),
         pytest.param({"pairs": [["en", "z:h"]]}, "tgt_lang = 'z:h'", id="a colon in a language"),
         pytest.param({"features": ["a b"]}, "feature = 'a b'", id="feature"),

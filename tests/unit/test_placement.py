@@ -95,6 +95,7 @@ def test_a_pool_has_as_many_keys_as_its_slots() -> None:
         pytest.param("affinity", bound("a1"), {}, (("a1",), ("a2", "a3")), id="the bound node first"),
         pytest.param("affinity", bound("gone"), {}, (("a2", "a3", "a1"),), id="a bound node that is gone"),
         pytest.param("affinity", bound("a1"), {"count": 2}, (("a1",), ("a2",)), id="the bound node counts"),
+        pytest.param("affinity", bound("a1"), {"nodes": A123[:1]}, (("a1",),), id="its only node is named once"),
         pytest.param("affinity", bound("a1"), {"avoid": "a1"}, (("a2", "a3"),), id="not where it failed"),
         pytest.param("affinity", bound("a1"), {"avoid": "a2"}, (("a1",), ("a3",)), id="another one failed"),
         pytest.param("spread", None, {}, (("a2", "a3", "a1"),), id="spread: least loaded first"),
@@ -111,6 +112,13 @@ def test_a_pool_has_as_many_keys_as_its_slots() -> None:
         pytest.param("least_loaded", bound("a1"), {}, (("a2", "a3", "a1"),), id="whatever it did before"),
         pytest.param("least_loaded", None, {"nodes": A123[:1], "avoid": "a1"}, (("a1",),), id="no choice left"),
         pytest.param("least_loaded", None, {"count": 2}, (("a2", "a3"),), id="a few are enough"),
+        pytest.param(
+            "least_loaded",
+            None,
+            {"loads": {"a1": 6, "a2": 5, "a3": 4}},
+            (("a3", "a2", "a1"),),
+            id="all are believed to be full, which may be wrong",
+        ),
     ],
 )
 def test_order(strategy: Strategy, binding: Binding | None, options: dict[str, object], expected: Groups) -> None:
@@ -277,8 +285,12 @@ def test_suspects_are_placed_on_last(
 def test_a_suspect_that_alone_has_room_is_taken() -> None:
     """RULES 17: last is not never: among the nodes known to have room it comes after all others."""
     index = an_index(*suspects("a2"), pools={"a": Pool("a", "affinity")})
-    among = place_among(a_job(), a_class(), bound("a2"), index, ["a2", "a3"], LOADS, Random(1))
-    alone = place_among(a_job(), a_class(), bound("a2"), index, ["a2"], LOADS, Random(1))
-    assert among is not None
-    assert alone is not None
-    assert (among.groups, alone.groups) == ((("a3",), ("a2",)), (("a2",),))
+    groups = {}
+    for names, binding in (("a2 a3", bound("a2")), ("a2 a3", None), ("a2", bound("a2"))):
+        found = place_among(a_job(), a_class(), binding, index, names.split(), LOADS, Random(1))
+        groups[names, binding is not None] = found.groups if found else None
+    assert groups == {
+        ("a2 a3", True): (("a3",), ("a2",)),
+        ("a2 a3", False): (("a3",), ("a2",)),
+        ("a2", True): (("a2",),),
+    }

@@ -65,6 +65,12 @@ def test_the_delay_doubles_up_to_its_limit_give_or_take_a_fifth(attempt: int, ba
     assert 1.15 * base_ms < max(drawn) <= 1.2 * base_ms
 
 
+def test_half_characters_of_a_detail_are_spelled_out() -> None:
+    """File names have them, and no server takes them."""
+    assert failed(1, "no file \udcff", None, 1, 1, Random(1)).detail == "no file \\udcff"
+    assert rejected("no file \udcff").result == b"no file \\udcff"
+
+
 def test_a_long_detail_is_cut() -> None:
     """It is for a person, and is stored."""
     long = "x" * 10_000

@@ -1,0 +1,5 @@
+"""`python -m mutants`."""
+
+from mutants.command import main
+
+main()
