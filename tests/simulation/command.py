@@ -104,7 +104,8 @@ def shortest(plan: Plan, invariant: str) -> Seed:
     def fails(shorter: Plan) -> bool:
         return invariant in run(shorter, until=invariant)[0].invariants
 
-    return Seed(shrink(plan, fails, lambda line: click.echo(f"  {line} left", err=True)), "open", invariant)
+    failed_s = run(plan, until=invariant)[0].virtual_s
+    return Seed(shrink(plan, failed_s, fails, lambda line: click.echo(f"  {line} left", err=True)), "open", invariant)
 
 
 def line_of(result: Result) -> str:

@@ -12,9 +12,20 @@ from tests.simulation.plan import Plan
 T = TypeVar("T")
 
 
-def shrink(plan: Plan, fails: Callable[[Plan], bool], tell: Callable[[str], None] = lambda line: None) -> Plan:
-    """A plan with as few faults and jobs as are needed for `fails`. tell: told of each step."""
+def shrink(
+    plan: Plan, failed_s: float, fails: Callable[[Plan], bool], tell: Callable[[str], None] = lambda line: None
+) -> Plan:
+    """A plan with as few faults and jobs as are needed for `fails`.
+
+    Args: plan; failed_s, when it fails; fails, whether another one does; tell, told of each step.
+    """
     replace = msgspec.structs.replace
+    earlier = replace(
+        plan,
+        events=tuple(event for event in plan.events if event.at_s <= failed_s),
+        jobs=tuple(job for job in plan.jobs if job.at_s <= failed_s),
+    )
+    plan = earlier if fails(earlier) else plan
 
     def without(field: str) -> Callable[[Sequence[object]], bool]:
         return lambda items: fails(replace(plan, **{field: tuple(items)}))  # of the plan as it is then
