@@ -13,6 +13,7 @@ import functools
 import gc
 import importlib
 import inspect
+import logging
 import os
 import signal
 import sys
@@ -177,6 +178,16 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     _COVERAGE.measure(_is_measured(item))
     with _room(item):
         return (yield)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """No test hears less, or more, because of what an earlier one did to the loggers of the process."""
+    root, own = logging.getLogger(), logging.getLogger("scheduler")
+    handlers, level = list(root.handlers), own.level
+    yield
+    root.handlers[:] = handlers
+    own.setLevel(level)
 
 
 def _refuse_server(*_: object) -> NoReturn:

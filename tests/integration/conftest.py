@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,8 +44,8 @@ def frequent_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def own_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """An empty current directory, no server in the environment, little patience, and nothing left behind here."""
+def own_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An empty current directory, no server in the environment, and little patience."""
     for name in ("SCHED_REDIS_URL", "REDIS_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -54,7 +53,3 @@ def own_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     monkeypatch.setattr(common, "PATIENCE_MS", 50)
     monkeypatch.setattr(common, "LAYOUT_WAIT_MS", 0)
     monkeypatch.setattr(process, "START_MS_MAX", 50)
-    before = list(logging.getLogger().handlers)
-    yield
-    logging.getLogger().handlers[:] = before
-    logging.getLogger("scheduler").setLevel(logging.NOTSET)

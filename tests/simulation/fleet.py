@@ -201,5 +201,5 @@ class Fleet:
 
 
 def quiet() -> None:
-    """What the roles log is of no interest, unless somebody wants to see it."""
+    """What the roles log is of no interest, unless somebody wants to see it. It holds for the whole process."""
     logging.getLogger("scheduler").setLevel(logging.CRITICAL + 1)
