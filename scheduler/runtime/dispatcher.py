@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Iterable, Sequence
 from random import Random
 from typing import Final
@@ -30,6 +29,7 @@ from scheduler.runtime.report import Report
 from scheduler.runtime.skipped import Skipped
 from scheduler.runtime.snapshots import Snapshots
 from scheduler.runtime.sweep import Sweep, expired
+from scheduler.runtime.undecided import Undecided
 from scheduler.runtime.waiting import Waiter, Waiting
 from scheduler.session.bindings import Bindings, parse
 from scheduler.store.store import Store
@@ -70,7 +70,7 @@ class Dispatcher:
         self._known = Knowledge(store.reads, clock, self.partitions, self.waiting, self.skipped, self.bindings)
         self._placer = Placer(store, settings, self._known, self._refusals, random, clock)
         self._sweep = Sweep(self.waiting, settings)
-        self._undecided: dict[Class, deque[Waiter]] = {}
+        self._undecided = Undecided(self.waiting.members)
         self._reader: Reader | None = None
         self._beats = Loop("heartbeat", self._beat, settings.heartbeat_ms, random)
         self._tasks: list[asyncio.Task[None]] = []
@@ -252,24 +252,17 @@ class Dispatcher:
             self.waiting.wake_class(wanted, gained)
         self.waiting.limits.tell_pools(changed_limits(old.pools, new.pools))
         for wanted in may_move(self.waiting.members.classes(), old, new):
-            self._undecided[wanted] = deque(self.waiting.members.first(wanted, len(self.waiting)))
+            self._undecided.add(wanted)
 
     async def _reclassify(self) -> None:
         """Decide some jobs anew whose pool may be another one now, also those that wait behind others: when their turn
         comes, their class must be the one by which they would be placed.
         """
-        left = RECLASSIFIED_AT_ONCE_MAX
-        for wanted, undecided in list(self._undecided.items()):
-            waiters = [undecided.popleft() for _ in range(min(left, len(undecided)))]
-            if not undecided:
-                del self._undecided[wanted]
-            waiters = [waiter for waiter in waiters if waiter.wanted == wanted and waiter.status != "left"]
-            await self._known.read([waiter.job.session_id for waiter in waiters])
-            for waiter in waiters:
-                self._classify_again(waiter)
-            left -= len(waiters)
-            if left <= 0:
-                return
+        waiters = self._undecided.next(RECLASSIFIED_AT_ONCE_MAX)
+        await self._known.read([waiter.job.session_id for waiter in waiters])
+        for waiter in waiters:
+            self._classify_again(waiter)
+        self._undecided.decided()
 
     def _classify_again(self, waiter: Waiter) -> None:
         wanted = self._known.classify(waiter.job, self._clock.ms())

@@ -110,7 +110,7 @@ class Index:
         if any(delta.pools is not None for delta in deltas):
             after._set_pools(newest_pools((), deltas))
         else:
-            after.pools, after.overrides, after._scopes = self.pools, self.overrides, self._scopes
+            after.pools, after.overrides, after.scopes = self.pools, self.overrides, self.scopes
         after._fill(deltas[-1].version, nodes, self, names)
         return after
 
@@ -119,7 +119,7 @@ class Index:
     def _set_pools(self, pools: Sequence[Pool]) -> None:
         self.pools: dict[str, Pool] = {pool.id: pool for pool in pools}
         self.overrides: dict[str, str] = {tenant: pool.id for pool in pools for tenant in pool.tenants}
-        self._scopes = frozenset(tenant for pool in pools for tenant in pool.match.tenants)
+        self.scopes = frozenset(tenant for pool in pools for tenant in pool.match.tenants)
 
     def _fill(self, version: int, nodes: Posting, before: Index | None, names: Sequence[str]) -> None:
         """Share what did not change. names: of all nodes that came, went or are others."""
@@ -183,7 +183,7 @@ class Index:
 
     def scope_of(self, tenant: str) -> str:
         """The tenant, if some pool is for certain tenants alone and for this one too; else empty."""
-        return tenant if tenant in self._scopes else ""
+        return tenant if tenant in self.scopes else ""
 
     def members(self, src_lang: str, tgt_lang: str, features: tuple[str, ...], tenant: str = "") -> Members:
         """pool -> nodes that can serve the pair with all features. Pools without such a node are missing, and so are

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Final, Literal
 
-from scheduler.runtime.index import Index
+from scheduler.runtime.index import Index, Members
 from scheduler.runtime.intake import Class, Job
 
 DEADLINES_SPARE: Final = 1_000  # deadlines of those who left that may be kept beside as many as there are waiters
@@ -165,14 +165,21 @@ def may_move(classes: Iterable[Class], old: Index, new: Index) -> Iterator[Class
     Their own pool cannot serve them any more, another one can, or counts for more beside it, or tenants prefer other
     pools.
     """
+    if (old.overrides, old.scopes) != (new.overrides, new.scopes):
+        yield from classes
+        return
     for wanted in classes:
-        members = new.members_of(wanted)
-        is_revised = members is not old.members_of(wanted) and members.keys() != {wanted.pool}
-        if is_revised or old.overrides != new.overrides:
+        before, after = old.members_of(wanted), new.members_of(wanted)
+        if after is not before and after.keys() != {wanted.pool} and _weights(before) != _weights(after):
             yield wanted
 
 
-class Members:
+def _weights(members: Members) -> dict[str, int]:
+    """What the choice between pools depends on: a node that was started again alters nothing."""
+    return {pool: each.slots for pool, each in members.items()}
+
+
+class WaitersByClass:
     """All waiters by class, whatever each of them waits for, in the order in which they came to it."""
 
     def __init__(self) -> None:
@@ -193,9 +200,9 @@ class Members:
         if not members:
             del self._classes[waiter.wanted]
 
-    def first(self, wanted: Class, count: int) -> list[Waiter]:
-        """The first `count` of a class."""
-        return list(islice(self._classes.get(wanted, {}), count))
+    def of(self, wanted: Class) -> Iterable[Waiter]:
+        """All of a class."""
+        return self._classes.get(wanted, {})
 
     def last(self, wanted: Class, count: int) -> list[Waiter]:
         """The last `count` of a class, last first."""

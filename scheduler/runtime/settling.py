@@ -90,11 +90,13 @@ class Settler:
                 self._waiting.reclassify(waiter, wanted)
 
     def _wait(self, each: Try, answer: calls.Refused | None, call: Call) -> None:
-        """A newcomer that was not placed. answer: None when it was held back behind others, or no node can serve it."""
+        """A newcomer that was not placed. answer: None when it was held back behind others, or no node can serve it.
+
+        What the answer says of a class is of no use if the job has another one now.
+        """
         job, wanted, waiting = each.job.without_body(), each.wanted, self._waiting
         self._count(answer)
-        if call.index is not self._known.index:
-            # Another snapshot came while the call was under way: what it said of another class is of no use.
+        if call.index is not self._known.index or self._has_another_pool(each):
             wanted = self._known.classify(job, call.sent_ms)
             answer = answer if wanted == each.wanted else None
         if not call.again and self._skip(job, wanted, answer):
@@ -105,6 +107,11 @@ class Settler:
             waiting.queue(job, wanted, call.sent_ms)
         else:
             waiting.tried_in_vain(job, wanted, call.sent_ms)
+
+    def _has_another_pool(self, each: Try) -> bool:
+        """Whether an earlier job of the session was placed since this try was made, and bound it to another pool."""
+        binding = self._known.bindings.peek(each.job.session_id)
+        return binding is not None and (each.binding is None or each.binding.pool != binding.pool)
 
     def _skip(self, job: Job, wanted: Class, answer: calls.Refused | None) -> bool:
         """Scan past a newcomer if memory has no place for it, or for an earlier job of its session."""

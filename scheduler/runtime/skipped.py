@@ -1,7 +1,8 @@
 """Pure. Decides; never performs. Entries that were scanned past because memory for waiting jobs is bounded.
 
 What a job would wait for (its class, a limit, its session) has a share of the memory, and all together have one bound.
-A few of each class and each limit are remembered beyond it, or a flood of others would keep their jobs from free slots.
+A few of each class and each limit are remembered beyond it, or a flood of others would keep their jobs from free slots;
+that has a bound of its own, for classes are as many as clients can name, and those that no node serves get half of it.
 A newcomer above that is skipped: it is not remembered, only that its session has a skipped job, and between which ids
 of the partition the skipped ones are. Until they have been read again, whatever would wait for the same is skipped as
 well, and so is every job of those sessions, or it would pass an earlier one. False hits of sessions only delay.
@@ -26,7 +27,9 @@ from scheduler.runtime.lines import Cause, Order, order_of
 
 SESSION_BITS: Final = 2**23  # 1 MiB; with 100,000 skipped sessions, 1 of 200,000 others is taken for one
 CAUSES_MAX: Final = 1_000  # what newcomers are told apart by; above it all are skipped
-SHARE_MIN: Final = 16  # that may wait for the same class or limit when memory is full of others
+SHARE_MIN: Final = 16  # that may wait for the same class or limit when memory is full of others,
+BEYOND_SHARE: Final = 8  # all of them together: one of so many that may wait
+BEYOND_MIN: Final = 16 * SHARE_MIN
 LATE_EVERY_MS: Final = 10_000  # how often all of it is read because deadlines passed
 _HASHES: Final = 4
 _BITS_A_SESSION_MIN: Final = 32  # with fewer, a pass is made to its end, so that the bits are set anew
@@ -107,6 +110,7 @@ class Skipped:
         self._share_max = share_max
         self._share_min = min(SHARE_MIN, max(1, share_max // 2))
         self._waiting_max = waiting_max
+        self._beyond_max = max(waiting_max // BEYOND_SHARE, BEYOND_MIN)
         self._bits = bits
         self._looked_ms: float = -math.inf
         self._caught_up()
@@ -136,12 +140,20 @@ class Skipped:
 
     def is_full(self, cause: Cause, count: int, waiting: int) -> bool:
         """Whether memory has no place for one more with a cause, when `count` of all that wait do so for the same."""
-        most = self._share_max if waiting < self._waiting_max else self._least(cause)
-        return count >= most
+        if waiting < self._waiting_max:
+            return count >= self._share_max
+        return count >= self._least(cause) or waiting >= self._most_beyond(cause)
 
     def _least(self, cause: Cause) -> int:
         """How many may wait for the same however many others do: a few of a class or limit, the first of a session."""
-        return self._share_min if isinstance(cause, Class) or cause[0] else 1
+        if isinstance(cause, Class):
+            return self._share_min if cause.pool else 1
+        return self._share_min if cause[0] else 1
+
+    def _most_beyond(self, cause: Cause) -> int:
+        """How many may wait in all when one with this cause comes. What no node serves leaves room for the others."""
+        is_unserved = isinstance(cause, Class) and not cause.pool
+        return self._waiting_max + (self._beyond_max // 2 if is_unserved else self._beyond_max)
 
     def skip(self, job: Job, cause: Cause | None = None) -> None:
         """Scan past a newcomer. cause: what it would have waited for, if there was no memory for it."""
@@ -183,7 +195,9 @@ class Skipped:
         is_low = waiting < self._waiting_max and waiting <= enough
         if is_low and any(count_of(cause) <= self._share_max // 2 for cause in self._causes):
             return True
-        return any(count_of(cause) <= self._least(cause) // 2 for cause in self._causes)
+        return any(
+            count_of(cause) <= self._least(cause) // 2 and waiting < self._most_beyond(cause) for cause in self._causes
+        )
 
     def _has_room(self, count_of: Callable[[Cause], int], waiting: int) -> bool:
         return any(not self.is_full(cause, count_of(cause), waiting) for cause in self._causes)

@@ -8,7 +8,7 @@ second later.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Final, Generic, TypeVar
 
 from scheduler.calls import RejectItem
@@ -52,7 +52,7 @@ class Sweep:
         """Whether more is to be taken out by `unservable`."""
         return bool(self._given_up)
 
-    def judge(self, index: Index, undecided: Collection[Class], now_ms: float) -> None:
+    def judge(self, index: Index, undecided: Container[Class], now_ms: float) -> None:
         """Give up the classes that no node served for the time of grace; now_ms: monotonic.
 
         undecided: those of which jobs are about to be decided anew.

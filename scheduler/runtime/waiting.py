@@ -1,6 +1,6 @@
 """Pure. Decides; never performs. Which jobs wait, in what order, and which of them are tried now.
 
-Rules (DESIGN.md, guarantees 5 and 7):
+Rules (the README promises the order of sessions and that no job waits beside a free slot):
 - Only the first waiting job of a session competes; later ones queue behind it, whatever their class.
 - Newcomers do not pass competing jobs of their class, nor those who wait for a limit that they fall under.
 - A job parks only after `open` said that no eligible node has room. `freed` events are handed in one at a time between
@@ -25,7 +25,7 @@ from typing import Final
 
 from scheduler.runtime.intake import Class, Job
 from scheduler.runtime.limits import Limits
-from scheduler.runtime.lines import Cause, Deadlines, Line, Members, order_of, shared_out
+from scheduler.runtime.lines import Cause, Deadlines, Line, WaitersByClass, order_of, shared_out
 from scheduler.runtime.lines import Waiter as Waiter
 
 WAKE_CANDIDATES_MAX: Final = 16  # nodes tried by one woken job; others are for other jobs, or stay pending
@@ -49,7 +49,7 @@ class Waiting:
         self.waited = 0
         self.limits = Limits()
         self.deadlines = Deadlines()
-        self.members = Members()
+        self.members = WaitersByClass()
         self.promoted: list[Waiter] = []
         self._limits_of = limits_of
         self._tier_of = tier_of

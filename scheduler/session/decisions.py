@@ -23,7 +23,7 @@ WORDS: Final[Mapping[str, str]] = {
     "unfit": "the node where its session was bound cannot serve it",
     "pool": "its session goes by another pool now",
     "pair": "its session changed its languages",
-    "together": "it was placed in one call with the job before it, which asked for something else",
+    "together": "it was placed in one call with the job before it, and asked for other nodes",
     "strategy": "the strategy of its pool binds no session to a node",
 }
 

@@ -253,16 +253,23 @@ async def test_jobs_of_a_new_session_in_one_batch_stay_together(url: str) -> Non
     """Nobody knows a binding when they are read, and there are many nodes as free as the first one's."""
     async with bench(url, CALM) as b:
         await publish(b, tuple(a_node(f"p{number}", slots=9) for number in range(20)), (PLAIN,))
-        partition = keys.partition_of("s1", b.layout.partitions)
-        pipeline = b.store.connection.commands.pipeline()
-        for number in range(6):
-            document = model.encode_job(msgspec.structs.replace(a_job(), job_id=f"j{number}"))
-            pipeline.xadd(b.store.cell.keys.jobs(partition), {"job": document})
-        await pipeline.execute()
-        b.entries += 6
-        await b.step_until_read()
+        await submit_together(b, *(a_job(job_id=f"j{number}") for number in range(6)))
         placed = [await where(b, f"j{number}") for number in range(6)]
         assert placed == [(placed[0][0], "new")] + [(placed[0][0], "stayed")] * 5
+
+
+async def test_a_job_waits_in_the_pool_that_its_session_has_since_the_same_batch(url: str) -> None:
+    """It was read with the job that bound the session, and asked for a pool that is full."""
+    async with bench(url, CALM) as b:
+        nodes = (a_node("g1", "gold", slots=1), a_node("p1", slots=9, features=("asr",)))
+        await publish(b, nodes, (Pool("gold", tenants=("t1",)), PLAIN))
+        await submit(b, a_job("s0", tenant_id="t1"), "j0")
+        await submit_together(
+            b, a_job(tenant_id="t1", job_id="j1", features=("asr",)), a_job(tenant_id="t1", job_id="j2")
+        )
+        await b.step_until_read()
+        placed = [await where(b, job_id) for job_id in ("j0", "j1", "j2")]
+        assert placed == [("g1", "new"), ("p1", "new"), ("p1", "stayed")]
 
 
 async def test_a_new_owner_finds_what_sessions_are_bound_to(url: str) -> None:

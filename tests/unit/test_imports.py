@@ -32,6 +32,7 @@ PURE: Final = {
     "scheduler.management.picture",
     "scheduler.management.pools",
     "scheduler.runtime.tries",
+    "scheduler.runtime.undecided",
     "scheduler.runtime.index",
     "scheduler.runtime.intake",
     "scheduler.runtime.limits",

@@ -321,3 +321,28 @@ def test_a_deadline_makes_a_pass_go_to_its_end() -> None:
     assert not memory.is_due()
     memory.now_ms += skipped.LATE_EVERY_MS
     assert memory.is_due()
+
+
+def test_classes_without_end_fill_no_memory() -> None:
+    """Clients can name as many as they like; what no node serves leaves half of the last places to the others."""
+    memory = Memory(bits=2**20)
+    beyond = skipped.BEYOND_MIN
+    unserved = [memory.add(entry(i), a_class("", features=(f"f{i}",))) for i in range(2 * beyond)]
+    assert unserved == [True] * (10 + beyond // 2) + [False] * (2 * beyond - 10 - beyond // 2)
+    served = [memory.add(entry(i, f"t{i}"), a_class(features=(f"f{i}",))) for i in range(beyond)]
+    assert served == [True] * (beyond // 2) + [False] * (beyond // 2)
+    assert not memory.is_due()
+    memory.waiting[a_class("", features=("f0",))] = 0
+    assert memory.is_due()
+
+
+def test_a_class_that_no_node_serves_has_one_place_when_memory_is_full() -> None:
+    """It is read again when that one has left, for the class may have a node since."""
+    memory = Memory()
+    for number in range(10):
+        memory.add(entry(number), a_class(features=(f"f{number}",)))
+    nobody = a_class("", features=("none",))
+    assert [memory.add(entry(10 + i), nobody) for i in range(3)] == [True, False, False]
+    assert not memory.is_due()
+    memory.waiting[nobody] = 0
+    assert memory.is_due()

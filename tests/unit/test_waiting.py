@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import msgspec
 import pytest
 
-from scheduler.model import Delta, Node, Pool
+from scheduler.model import Delta, Match, Node, Pool
 from scheduler.runtime.intake import Class
 from scheduler.runtime.lines import DEADLINES_SPARE, gains, may_move, tier_of
 from scheduler.runtime.waiting import WAKE_CANDIDATES_MAX, Waiter, Waiting
@@ -372,12 +372,28 @@ def test_a_snapshot_after_which_jobs_may_belong_to_another_pool(
     assert list(may_move([a_class()], before, an_index(*nodes, pools=pools, version=2))) == [a_class()] * moves
 
 
-def test_a_snapshot_in_which_nothing_changed_moves_no_job() -> None:
-    """Also where several pools serve a class."""
+@pytest.mark.parametrize(
+    ("node", "moves"),
+    [
+        pytest.param(a_node("n2", "b"), False, id="nothing changed"),
+        pytest.param(a_node("n2", "b", boot=LATER_BOOT), False, id="it was started again"),
+        pytest.param(a_node("n2", "b", slots=5), True, id="its pool counts for more"),
+    ],
+)
+def test_a_snapshot_moves_jobs_only_by_the_slots_of_pools(node: Node, moves: bool) -> None:
+    """Where several pools serve a class; a fleet that is restarted gives no reason to look at all that wait."""
     before = an_index(a_node("n1"), a_node("n2", "b"))
     assert len(before.eligible(a_class())) == 1  # asked for, as every class is of which a job waits
-    same = before.revised([Delta(2, 1)])
-    assert list(may_move([a_class()], before, same)) == []
+    after = before.revised([Delta(2, 1, nodes=(node,))])
+    assert list(may_move([a_class()], before, after)) == [a_class()] * moves
+
+
+def test_a_pool_for_certain_tenants_moves_jobs_that_waited_in_no_such_scope() -> None:
+    """Their class has a tenant now, although nothing changed for the class that they have."""
+    nodes = (a_node("n1"), a_node("n2", "b"))
+    before = an_index(*nodes, pools={"b": Pool("b", match=Match(tenants=("t1",)))})
+    after = an_index(*nodes, pools={"b": Pool("b", match=Match(tenants=("t1", "t2")))}, version=2)
+    assert list(may_move([a_class()], before, after)) == [a_class()]
 
 
 def test_nodes_that_are_new_to_a_class_wake_it_alone() -> None:
