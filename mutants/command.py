@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import signal
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -15,10 +17,9 @@ from typing import Final
 import click
 
 from mutants.listed import InvalidList, Mutant, chosen, read_list
-from mutants.run import Memory, Outcome, Runner, copy_project, key_of
+from mutants.run import Memory, NoCheckout, Outcome, Runner, copy_project, key_of
 
 LIMIT_S: Final = 60.0
-LINE_WIDTH: Final = 80
 _BY_SIGNAL: Final = 128
 
 Found = list[tuple[Mutant, Outcome]]
@@ -53,9 +54,10 @@ def mutants(
 ) -> None:
     """Change one line of the scheduler at a time, in a copy, and see whether the tests that are named for it fail.
 
-    The changes, and what notices each, are in tests/mutants.toml. A PATTERN is a piece of a file and line, of the
-    changed text, of the reason, or of a test's name; without one, all changes are tried. What was tried before is not
-    tried again until the changed file or the test is another one.
+    The changes, and what notices each (tests, or seeds of the simulation), are in tests/mutants.toml, which says how to
+    add one. A PATTERN is a piece of a file and line, of the changed text, of the reason, or of a test's name; without
+    one, all changes are tried. What was tried before is not tried again until the changed file or the test is another
+    one; it is kept in .mutants_cache.
 
     Ends with 0 if every change was noticed, with 1 if one survived or its tests do not pass without it.
     """
@@ -77,7 +79,10 @@ def mutants(
         click.echo(f"{len(known)} of {len(listed)} were tried before; --fresh tries them again")
     try:
         found = asyncio.run(_try_all(ahead, memory, min(workers or os.cpu_count() or 1, len(ahead)), limit_s))
+    except NoCheckout as error:
+        raise click.UsageError(str(error)) from error
     except KeyboardInterrupt:
+        click.echo("interrupted; the same command goes on from here", err=True)
         raise click.exceptions.Exit(_BY_SIGNAL + signal.SIGINT) from None
     if not _conclude(known + found):
         raise click.exceptions.Exit(1)
@@ -91,7 +96,11 @@ async def _try_all(ahead: Sequence[Mutant], memory: Memory, workers: int, limit_
         found.append((mutant, outcome))
         word = outcome.word if outcome.is_noticed else outcome.word.upper()
         line = f"{word:9} {outcome.seconds:4.1f} s  {mutant.place()}  {mutant.why}"
-        click.echo(line if len(line) <= LINE_WIDTH else line[: LINE_WIDTH - 3] + "...")
+        width = shutil.get_terminal_size().columns
+        if not sys.stdout.isatty():
+            click.echo(f"{line}  ({', '.join(mutant.noticed_by)})")
+        else:
+            click.echo(line if len(line) <= width else line[: width - 3] + "...")
 
     with tempfile.TemporaryDirectory(prefix="scheduler-mutants-") as folder:
         copies = [Path(folder) / str(number) for number in range(workers)]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,11 +23,15 @@ from mutants.listed import ROOT, Mutant
 Word = Literal["noticed", "timed out", "survived", "broken"]
 CACHE: Final = ROOT / ".mutants_cache" / "results.jsonl"
 STOP_S: Final = 20.0  # for a test to stop its server when its time is over; twice what that waits before it kills
-QUICK: Final = (
-    2  # a change that makes tests hang is noticed only if they take less than the limit by so much without it
-)
+QUICK: Final = 2
+"""A change that makes tests hang is noticed only if they take less than the limit by so much without it."""
 TAIL_LINES: Final = 15
-_PASSED, _FAILED = 0, 1
+_PASSED, _FAILED, _UNUSABLE = 0, 1, 3
+_VIOLATIONS: Final = re.compile(r"^seed [0-9]+ [a-z]+: [0-9]+ violations", re.MULTILINE)
+
+
+class NoCheckout(Exception):
+    """git cannot say what to copy."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -56,7 +61,8 @@ class _Ended(msgspec.Struct, frozen=True):
 class Memory:
     """What earlier runs found, so that a run goes on where one before it ended.
 
-    A result holds as long as the change, the file that it is in, and the files of the tests are the same.
+    A result holds as long as the change, the file that it is in, and the files of the tests and of what they share are
+    the same; with a seed, as long as all sources are.
     """
 
     def __init__(self, path: Path = CACHE, fresh: bool = False) -> None:
@@ -85,20 +91,26 @@ class Memory:
 def key_of(mutant: Mutant, root: Path = ROOT, changed: bool = True) -> str:
     """What a result is kept under. root: where the files are; changed: with the change, else without it."""
     digest = hashlib.sha256()
-    names = sorted({mutant.file, *(test.partition("::")[0] for test in mutant.tests)})
-    files = [root / name for name in names]
+    tests = [root / test.partition("::")[0] for test in mutant.tests]
+    files = {root / mutant.file, *tests}
+    for folder in {test.parent for test in tests} | {root / "tests"}:
+        files |= {path for path in folder.glob("*.py") if not path.name.startswith("test_")}
     if mutant.seeds:
-        files += sorted((root / "tests" / "simulation").rglob("*.py"))
+        files |= {*(root / "tests" / "simulation").glob("*.py"), *(root / "scheduler").rglob("*.py")}
+        files |= {*(root / "lua").glob("*.lua")}
     told = (mutant.noticed_by, *((mutant.text, mutant.replacement) if changed else ()))
-    for part in (msgspec.json.encode(told), *(path.read_bytes() for path in files if path.exists())):
+    for part in (msgspec.json.encode(told), *(path.read_bytes() for path in sorted(files) if path.exists())):
         digest.update(hashlib.sha256(part).digest())
     return digest.hexdigest()
 
 
 def copy_project(target: Path) -> None:
-    """Copy what git knows, and what it does not ignore."""
+    """Copy what git knows, and what it does not ignore. Raises: NoCheckout."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    try:
+        listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        raise NoCheckout(f"{ROOT}: expected a git checkout, to know which files are the project's") from None
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -200,10 +212,16 @@ async def run_tests(tests: Sequence[str], copy: Path, limit_s: float) -> _Ended:
 
 
 async def run_seed(seed: str, copy: Path, limit_s: float) -> _Ended:
-    """Run the simulation in a copy; 1 is a violation that it found. seed: `seed 7`, `seed 7 scenario`."""
+    """Run the simulation in a copy; 1 is a violation that it found, not an error of the simulation itself.
+
+    Args: seed, `seed 7` or `seed 7 scenario`; copy; limit_s.
+    """
     _, number, *scenario = seed.split()
     arguments = ["--seed", number, *(part for name in scenario for part in ("--scenario", name))]
-    return await _run(["./tools/simulate", *arguments], copy, limit_s)
+    ended = await _run(["./tools/simulate", *arguments], copy, limit_s)
+    if ended.code == _FAILED and not _VIOLATIONS.search(ended.output):
+        return _Ended(_UNUSABLE, ended.output)
+    return ended
 
 
 async def _run(command: Sequence[str], copy: Path, limit_s: float) -> _Ended:

@@ -51,8 +51,8 @@ def against(commit: str, new: str | None, minutes: float, only: tuple[Name, ...]
 
     \b
     Examples:
-      ./tools/bench against HEAD              what I have changed since then
-      ./tools/bench against v1.0 --new HEAD   two commits
+      ./tools/bench against HEAD                what I have changed since then
+      ./tools/bench against HEAD~3 --new HEAD   two commits
     """  # fmt: skip
     chosen = tuple(each for each in benchmarks(quick=quick) if not only or each.name in only)
     plan = Plan(

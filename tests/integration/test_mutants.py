@@ -82,15 +82,16 @@ def test_tests_that_run_something_else_than_the_copy_are_stopped(tmp_path: Path)
 
 
 async def test_a_seed_is_a_run_of_the_simulation(tmp_path: Path) -> None:
-    """With its number, and the scenario if there is one; 1 is a violation."""
+    """With its number, and the scenario if there is one; 1 is a violation. One that fails itself has found nothing."""
     tool = tmp_path / "tools" / "simulate"
     tool.parent.mkdir()
-    tool.write_text('#!/bin/sh\necho "$@"\nexit 1\n')
+    tool.write_text('#!/bin/sh\necho "$@"\n[ "$2" = 9 ] || echo "seed $2 storm: 3 violations, jobs: 1 dead"\nexit 1\n')
     tool.chmod(0o755)
-    ended = [await run_seed(seed, tmp_path, LIMIT_S) for seed in ("seed 7", "seed 12 storm")]
-    assert [(each.code, each.output) for each in ended] == [
-        (1, "--seed 7\n"),
-        (1, "--seed 12 --scenario storm\n"),
+    ended = [await run_seed(seed, tmp_path, LIMIT_S) for seed in ("seed 7", "seed 12 storm", "seed 9")]
+    assert [(each.code, each.output.splitlines()[0]) for each in ended] == [
+        (1, "--seed 7"),
+        (1, "--seed 12 --scenario storm"),
+        (3, "--seed 9"),
     ]
 
 

@@ -19,7 +19,7 @@ from scheduler.affinity import judge_sessions
 from scheduler.errors import InvalidInput
 from scheduler.evidence import Outcome, Submission
 from scheduler.handlers import Job
-from tests.simulation.fleet import CAPACITY, SETTINGS
+from tests.simulation.fleet import CAPACITY, SETTINGS, can_run
 from tests.simulation.history import History
 from tests.simulation.network import SCRIPTS
 from tests.simulation.plan import NODES
@@ -33,14 +33,24 @@ _CELL: Final = keys.CellKeys(SETTINGS.namespace)
 _SLOTS: Final = _CELL.slots("").encode()
 _JOB: Final = _CELL.job("").encode()
 _HELD: Final = _CELL.held("", "")[:-1].encode()
+_CONTROL: Final = keys.ControlKeys(SETTINGS.namespace)
 WAKE_S: Final = 0.5  # in which a node notices that it slept, or that a lease is over
+_FENCES: Final = frozenset({_CELL.owners, _CONTROL.leader, _CONTROL.version})
 ADDING: Final = frozenset({"beat", "take"})
 """Scripts of which each call adds or takes something: a heartbeat, what is next in a stream."""
 _GONE: Final = {"state": "none"}
+INVARIANTS: Final = frozenset(
+    {
+        "broken", "capacity", "closed", "crash", "deadline", "epoch", "leak", "lease", "left", "limit", "lost", "moved",
+        "order", "overdue", "past", "repeat", "running", "slots", "spins", "start", "token", "transition", "twice",
+        "unfit", "unheard", "waits",
+    }
+)  # fmt: skip
+"""The words by which violations are told apart; docs/SIMULATION.md says what each means."""
 
 
 class Violation(NamedTuple):
-    """invariant: a word, by which violations are told apart; detail: what was seen, and when."""
+    """invariant: one of INVARIANTS; detail: what was seen, and when."""
 
     invariant: str
     detail: str
@@ -56,10 +66,11 @@ class Entry(NamedTuple):
 
 
 class Checker:
-    """limits: kind -> the most jobs of one id that may run at once, where a pool has that limit for all of a run.
+    """limits: pool -> kind -> the most jobs of one session or tenant that may run when another one of the pool begins.
     strict_from_s: from then on the jobs of a session run one after the other in every pool.
     is_excused: whether a process is the earlier life of a node and could not hear that a later one has begun, which so
-    took it for dead. acknowledged: job id -> the entry that its producer was told of. broken: entries that are no jobs.
+    took it for dead. acknowledged: job id -> the entry that its producer was told of. due_s: job id -> when its
+    deadline is over, as its producer counts the time. broken: entries that are no jobs.
     judges_sessions: whether a session is bound to the node of its last job; where it returns to another one it is not.
     """
 
@@ -68,10 +79,11 @@ class Checker:
         self.server = server
         self.history = history
         self.violations: list[Violation] = []
-        self.limits: dict[str, int] = {}
+        self.limits: dict[str, dict[str, int]] = {}
         self.strict_from_s = float("inf")
         self.exempt: set[str] = set()
         self.acknowledged: dict[str, str] = {}
+        self.due_s: dict[str, float] = {}
         self.broken: set[str] = set()
         self.data_faults = 0
         self.judges_sessions = True
@@ -80,6 +92,7 @@ class Checker:
         self.tokens: dict[str, int] = {}
         self._entries: dict[tuple[str, str], Entry] = {}
         self.ended: set[str] = set()
+        self._fences: dict[str, tuple[int, str]] = {}
         self._past_since_s: dict[tuple[str, int], float] = {}
         self.is_excused: Callable[[Process], bool] = lambda process: False
         server.on_touch = self.touched
@@ -88,7 +101,8 @@ class Checker:
 
     def blame(self, invariant: str, detail: str) -> None:
         """Something does not hold."""
-        self.violations.append(Violation(invariant, f"{self.world.now_s:.3f} s: {detail}"))
+        assert invariant in INVARIANTS, invariant
+        self.violations.append(Violation(invariant, f"{self.world.elapsed_s:.3f} s: {detail}"))
 
     # ---- after each command ----
 
@@ -105,6 +119,8 @@ class Checker:
                 nodes.append(name[len(_SLOTS) :].decode())
             elif name.startswith(_HELD):
                 limits.append(name)
+            elif name.decode() in _FENCES:
+                self._check_fences()
         for node in nodes:
             self.slots[node] = self._read_slots(node)
         for job_id, before in jobs.items():
@@ -112,7 +128,7 @@ class Checker:
         for node in nodes:
             self._check_slots(node)
         for limit in limits:
-            self._check_limit(limit)
+            self._check_held(limit)
 
     def repeated(self, sha: bytes, changed: list[bytes]) -> None:
         """The same call again leaves everything as it is, except for streams that take each call anew."""
@@ -141,7 +157,9 @@ class Checker:
         if new == "reserved" and (old != "reserved" or before.get("token") != after.get("token")):
             if token <= self.tokens.get(job_id, 0):
                 self.blame("token", f"job {job_id} was reserved with token {token} after {self.tokens[job_id]}")
+            self._check_capacity(job_id, after)
             self._check_order(job_id, after)
+            self._check_limits(job_id, after)
             self._check_strict(job_id, after)
         self.tokens[job_id] = max(token, self.tokens.get(job_id, 0))
         held_by = [node for node, members in self.slots.items() if job_id in members]
@@ -171,16 +189,55 @@ class Checker:
             if record["state"] != "reserved" or record.get("node") != node:
                 self.blame("slots", f"a slot of {node} is taken by job {job_id}, which is {record['state']}")
 
-    def _check_limit(self, name: bytes) -> None:
+    def _check_capacity(self, job_id: str, record: dict[str, str]) -> None:
+        """A node gets a job only for the life that `capacity` names, and while it has a slot by that."""
+        node = record.get("node", "")
+        slots, boot, *_ = (self.server.ask("HGET", _CELL.capacity, node) or b"0 -").decode().split(" ")
+        used = self.server.ask("ZCARD", _CELL.slots(node))
+        if boot != record.get("boot") or used > int(slots):
+            wrong = f"boot {record.get('boot')} in slot {used}, while it has {slots} as {boot}"
+            self.blame("capacity", f"job {job_id} is reserved on {node}, {wrong}")
+
+    def _check_fences(self) -> None:
+        """Epochs and versions never fall, and each new holder has a higher epoch than the one before."""
+        flat = self.server.ask("HGETALL", _CELL.owners)
+        held = {}
+        for number in range(0, len(flat), 2):
+            epoch, owner, _ = flat[number + 1].decode().split(" ")
+            held[f"partition {flat[number].decode()}"] = int(epoch), owner.removeprefix("-")
+        name, epoch = self.server.ask("HMGET", _CONTROL.leader, "name", "epoch")
+        held["the lead"] = int(epoch or 0), (name or b"").decode()
+        held["the snapshot"] = int(self.server.ask("GET", _CONTROL.version) or 0), ""
+        for what, (number, holder) in held.items():
+            number_before, holder_before = self._fences.get(what, (0, ""))
+            is_new = holder not in ("", holder_before)
+            if number < number_before or (is_new and number == number_before):
+                before = f"{number_before} of {holder_before!r}"
+                self.blame("epoch", f"{what} has the epoch {number} of {holder!r} after {before}")
+        self._fences = held
+
+    def _check_limits(self, job_id: str, record: dict[str, str]) -> None:
+        """How many of a session or tenant run is counted from the records; those count whose pool has such a limit."""
+        for kind, most in self._limits_of(record).items():
+            who = record.get(kind, "")
+            together = [
+                each
+                for each, other in self.records.items()
+                if other["state"] == "reserved" and other.get(kind, "") == who and kind in self._limits_of(other)
+            ]
+            if who and len(together) > most:
+                self.blame("limit", f"job {job_id} runs beside others of {kind} {who}, of {most}: {sorted(together)}")
+
+    def _limits_of(self, record: dict[str, str]) -> dict[str, int]:
+        return self.limits.get(record.get("policy", "").partition(" ")[0], {})
+
+    def _check_held(self, name: bytes) -> None:
+        """Who counts for a limit runs."""
         kind, _, who = name[len(_HELD) :].decode().partition(":")
-        members = [member.decode() for member in self.server.ask("SMEMBERS", name)]
-        most = self.limits.get(kind, 0)
-        if most and len(members) > most:
-            self.blame("limit", f"{len(members)} jobs of {kind} {who} run, of {most}: {sorted(members)}")
-        for job_id in members:
-            state = self.records.get(job_id, _GONE)["state"]
+        for member in self.server.ask("SMEMBERS", name):
+            state = self.records.get(member.decode(), _GONE)["state"]
             if state != "reserved":
-                self.blame("limit", f"job {job_id} counts for {kind} {who}, and is {state}")
+                self.blame("limit", f"job {member.decode()} counts for {kind} {who}, and is {state}")
 
     def _check_order(self, job_id: str, record: dict[str, str]) -> None:
         """No earlier entry of the session may still be in the intake of the partition."""
@@ -221,6 +278,9 @@ class Checker:
                 self.blame("start", f"{process.name} starts job {job.job_id} with token {job.token}, but it is {held}")
         elif now_ms >= until_ms and job.job_id not in self.exempt:
             self.blame("lease", f"{process.name} starts job {job.job_id} {now_ms - until_ms:.0f} ms after its lease")
+        if not can_run(node, job.src_lang, job.tgt_lang, job.features):
+            asked = f"{job.src_lang}:{job.tgt_lang} {' '.join(job.features)}"
+            self.blame("unfit", f"{process.name} starts job {job.job_id}, which asks for {asked}")
         self._check_running(process, node)
 
     def check_leases(self) -> None:
@@ -259,6 +319,7 @@ class Checker:
     def after_loss(self, before: dict[str, dict[str, str]]) -> None:
         """Begin anew with what is there now; jobs of which something is missing are exempt."""
         self.data_faults += 1
+        self._fences = {}
         self.slots = {node: self._read_slots(node) for node in NODES}
         entries = {entry.job_id for partition in range(SETTINGS.partitions) for entry in self.intake(partition)}
         for job_id in {*before, *self.acknowledged}:
@@ -307,10 +368,19 @@ class Checker:
             self.blame("left", f"delayed at the end: {delayed}")
         if parked := self.server.ask("XLEN", _CELL.parked):
             self.blame("left", f"{parked} bodies are parked at the end")
+        for partition in range(SETTINGS.partitions):
+            self._check_open(_CELL.jobs(partition))
         self._check_outcomes()
         self._check_broken()
         if self.judges_sessions and not self.data_faults:
             self._check_sessions()
+
+    def _check_open(self, stream: str) -> None:
+        """One more entry can be written."""
+        try:
+            self.server.ask("XADD", stream, "*", "last", "1")
+        except RuntimeError as error:
+            self.blame("closed", f"{stream} takes no entry any more: {error}")
 
     def _check_broken(self) -> None:
         """What is no job is dead, with a reason."""

@@ -2,45 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Final
 
 import click
-import msgspec
 
 from tests.simulation.fleet import quiet
-from tests.simulation.plan import SCENARIOS, Plan, draw
+from tests.simulation.plan import SCENARIOS, Plan, Scenario, draw
 from tests.simulation.run import Result, run
 from tests.simulation.seeds import Seed, read_seeds, show_seed
 from tests.simulation.shrink import shrink
 
-STATE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stream-scheduler" / "simulate.json"
+CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stream-scheduler" / "simulate"
+KEPT_S: Final = 30 * 86_400  # results of code that nobody has run for so long are thrown away
+NAMED_MAX: Final = 8
 SHOWN_MAX: Final = 3
+LATER_S: Final = 10.0  # a shorter schedule may fail so much later than the whole one
 FAILED: Final = 1
-
-
-class Progress(msgspec.Struct):
-    """What a series has done, so that it can go on later. version: of the code; done: seeds without a violation."""
-
-    version: str
-    scenario: str
-    done: set[int] = set()
+BY_SIGNAL: Final = 128
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--seed", type=int, help="Run one seed.")
+@click.option("--seed", type=click.IntRange(min=0), help="Run one seed.")
 @click.option("--seeds", type=click.IntRange(min=1), help="Run so many, from --from on, on all cores.")
-@click.option("--from", "first", type=int, default=0, show_default=True, help="The first of --seeds.")
-@click.option(
-    "--scenario", type=click.Choice(sorted(SCENARIOS)), default="mixed", show_default=True, help="What may happen."
-)
+@click.option("--from", "first", type=click.IntRange(min=0), help="The first of --seeds.  [default: 0]")
+@click.option("--scenario", type=click.Choice(sorted(SCENARIOS)), help="What may happen.  [default: mixed]")
 @click.option("--jobs", type=click.IntRange(min=1), help="Jobs of a run.  [default: those of the scenario]")
 @click.option("--known", is_flag=True, help="Run the seeds of tests/simulation/seeds.txt instead.")
 @click.option("--shrink", "shrinks", is_flag=True, help="Print the shortest schedule that still fails.")
@@ -50,8 +44,8 @@ class Progress(msgspec.Struct):
 def simulate(
     seed: int | None,
     seeds: int | None,
-    first: int,
-    scenario: str,
+    first: int | None,
+    scenario: str | None,
     jobs: int | None,
     known: bool,
     shrinks: bool,
@@ -62,7 +56,7 @@ def simulate(
     """Run the whole scheduler in one process, on virtual time, with faults.
 
     A seed says what is submitted and what goes wrong, and gives the same run
-    each time. Exit codes: 0 no violation, 1 a violation, 2 usage.
+    each time. Exit codes: 0 no violation, 1 a violation, 2 usage, 130 Ctrl-C.
 
     \b
     Examples:
@@ -73,13 +67,36 @@ def simulate(
     """
     if sum((seed is not None, seeds is not None, known)) != 1:
         raise click.UsageError("expected one of --seed, --seeds and --known")
+    drawn = {"--scenario": scenario is not None, "--jobs": jobs is not None, "--shrink": shrinks}
+    _refuse(drawn, known, "--seed or --seeds")
+    _refuse({"--from": first is not None, "--keep-going": keep_going, "--fresh": fresh}, seeds is None, "--seeds")
+    _refuse({"--log": logs}, seed is None, "--seed")
     quiet()
     if known:
         sys.exit(run_known())
+    drawn_as = SCENARIOS[scenario or "mixed"]
     if seed is not None:
-        sys.exit(run_one(draw(seed, SCENARIOS[scenario], jobs), shrinks, logs))
+        sys.exit(run_one(draw(seed, drawn_as, jobs), shrinks, logs))
     assert seeds is not None
-    sys.exit(run_series(scenario, range(first, first + seeds), jobs, keep_going, shrinks, fresh))
+    start = first or 0
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, _interrupt)
+    sys.exit(run_series(drawn_as, range(start, start + seeds), jobs, keep_going, shrinks, fresh))
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """End in good order, once: a second Ctrl-C would come in the middle of that."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    click.echo("interrupted; the same command goes on from here", err=True)
+    sys.exit(BY_SIGNAL + number)
+
+
+def _refuse(given: Mapping[str, bool], is_useless: bool, wanted: str) -> None:
+    """Options that would do nothing."""
+    for option, is_given in given.items():
+        if is_given and is_useless:
+            raise click.UsageError(f"{option} goes with {wanted}")
 
 
 # ---- one seed --------------------------------------------------------------------------------------------------------
@@ -87,40 +104,40 @@ def simulate(
 
 def run_one(plan: Plan, shrinks: bool, logs: bool) -> int:
     """Run one plan, and print what came of it."""
-    result, played = run(plan, keeps_lines=logs)
+    result, played = run(plan, logs=logs)
     if logs:
         click.echo("\n".join(played.history.lines))
     click.echo(line_of(result))
     for invariant, detail in result.violations:
         click.echo(f"  {invariant}: {detail}")
-    if result.violations and shrinks:
+    if shrinks and result.violations:
         click.echo(show_seed(shortest(plan, result.invariants[0])))
+    elif shrinks:
+        click.echo("nothing to shrink: the seed has no violation")
     return FAILED if result.violations else 0
 
 
 def shortest(plan: Plan, invariant: str) -> Seed:
     """The shortest schedule that breaks the same invariant."""
 
-    def fails(shorter: Plan) -> bool:
-        return invariant in run(shorter, until=invariant)[0].invariants
-
     failed_s = run(plan, until=invariant)[0].virtual_s
+
+    def fails(shorter: Plan) -> bool:
+        return invariant in run(shorter, until=invariant, until_s=failed_s + LATER_S)[0].invariants
+
     return Seed(shrink(plan, failed_s, fails, lambda line: click.echo(f"  {line} left", err=True)), "open", invariant)
 
 
 def line_of(result: Result) -> str:
     """A run in a line."""
-    states = " ".join(f"{count} {name}" for name, count in sorted(result.counts.items()) if name in _STATES)
-    faults = sum(count for name, count in result.counts.items() if name not in _STATES and name not in _COUNTS)
+    words = {"none": "without a record"}
+    states = " ".join(f"{count} {words.get(name, name)}" for name, count in sorted(result.states.items()))
+    exempt = f" ({result.exempt} of them exempt)" if result.exempt else ""
     verdict = f"{len(result.violations)} violations" if result.violations else "ok"
     return (
-        f"seed {result.seed} {result.scenario}: {verdict}, {states}, {faults} faults in {result.counts['commands']} "
-        f"commands, {result.virtual_s:.0f} virtual s in {result.real_s:.1f} s, digest {result.digest}"
+        f"seed {result.seed} {result.scenario}: {verdict}, jobs: {states}{exempt}, {result.faults} faults in "
+        f"{result.commands} commands, {result.virtual_s:.0f} virtual s in {result.real_s:.1f} s, digest {result.digest}"
     )
-
-
-_STATES: Final = ("completed", "failed", "dead", "cancelled", "queued", "reserved", "delayed", "none")
-_COUNTS: Final = ("commands", "exempt")
 
 
 # ---- many ------------------------------------------------------------------------------------------------------------
@@ -134,37 +151,51 @@ def _run_seed(seed: int, scenario: str, jobs: int | None) -> Result:
         raise RuntimeError(f"the simulation itself failed in seed {seed} of {scenario}") from error
 
 
-def run_series(scenario: str, seeds: range, jobs: int | None, keep_going: bool, shrinks: bool, fresh: bool) -> int:
+def run_series(scenario: Scenario, seeds: range, jobs: int | None, keep_going: bool, shrinks: bool, fresh: bool) -> int:
     """Run seeds on all cores. What is done is remembered, so that the same call goes on where it was ended."""
-    with _progress(scenario, jobs, fresh) as progress:
-        left = [seed for seed in seeds if seed not in progress.done]
-        if len(left) < len(seeds):
-            click.echo(f"{len(seeds) - len(left)} of {len(seeds)} seeds were run before (--fresh runs them again)")
-        failed: dict[str, Result] = {}
-        began_s = time.monotonic()
-        for number, result in enumerate(_results(left, scenario, jobs), 1):
-            if not result.violations:
-                progress.done.add(result.seed)
-            elif result.invariants[0] not in failed:
-                failed[result.invariants[0]] = result
-                _tell(result)
-                if not keep_going:
-                    break
-            if sys.stderr.isatty():
-                click.echo(f"\r{number} of {len(left)} seeds", err=True, nl=False)
-    count = len(progress.done & set(seeds))
-    verdict = f"violations of {', '.join(failed)}" if failed else "0 violations"
-    click.echo(f"{count} of {len(seeds)} seeds without a violation in {time.monotonic() - began_s:.0f} s: {verdict}")
-    for invariant, result in failed.items() if shrinks else ():
-        click.echo("\n" + show_seed(shortest(draw(result.seed, SCENARIOS[scenario], jobs), invariant)))
+    done = Done(scenario.name, jobs, fresh)
+    left = [seed for seed in seeds if seed not in done]
+    if len(left) < len(seeds):
+        click.echo(f"{len(seeds) - len(left)} of {len(seeds)} seeds were run before (--fresh runs them again)")
+    failed: dict[str, list[Result]] = {}
+    began_s = time.monotonic()
+    for number, result in enumerate(_results(left, scenario.name, jobs), 1):
+        if not result.violations:
+            done.add(result.seed)
+        elif _is_news(result, failed):
+            _tell(result)
+            if not keep_going:
+                break
+        if sys.stderr.isatty():
+            click.echo(f"{number} of {len(left)} seeds\r", err=True, nl=False)
+    count = sum(seed in done for seed in seeds)
+    found = "; ".join(f"{word} in {_numbers(results)}" for word, results in sorted(failed.items()))
+    took_s = time.monotonic() - began_s
+    click.echo(f"{count} of {len(seeds)} seeds without a violation in {took_s:.0f} s: {found or '0 violations'}")
+    for invariant, results in failed.items() if shrinks else ():
+        click.echo("\n" + show_seed(shortest(draw(results[0].seed, scenario, jobs), invariant)))
     return FAILED if failed else 0
+
+
+def _is_news(result: Result, failed: dict[str, list[Result]]) -> bool:
+    """Note a seed that failed under each word. Returns: whether one of them is a new one."""
+    words = len(failed)
+    for invariant in result.invariants:
+        failed.setdefault(invariant, []).append(result)
+    return len(failed) > words
+
+
+def _numbers(results: list[Result]) -> str:
+    seeds = sorted(result.seed for result in results)
+    shown = ", ".join(map(str, seeds[:NAMED_MAX]))
+    return f"seed {shown}" + (f" and {len(seeds) - NAMED_MAX} more" if len(seeds) > NAMED_MAX else "")
 
 
 def _results(seeds: list[int], scenario: str, jobs: int | None) -> Iterator[Result]:
     """Results as they come. A few seeds are handed out at a time, so that little runs on after the last."""
     cores = os.cpu_count() or 1
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(cores, mp_context=context) as pool:
+    with ProcessPoolExecutor(cores, mp_context=context, initializer=_begin_worker) as pool:
         rest = iter(seeds)
         running: set[Future[Result]] = set()
         try:
@@ -178,6 +209,21 @@ def _results(seeds: list[int], scenario: str, jobs: int | None) -> Iterator[Resu
                     yield each.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+
+
+def _begin_worker() -> None:
+    """A worker ends when the command tells it to, or is gone; Ctrl-C in a terminal is the command's business."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _tell(result: Result) -> None:
@@ -186,20 +232,30 @@ def _tell(result: Result) -> None:
         click.echo(f"  {invariant}: {detail}")
 
 
-@contextlib.contextmanager
-def _progress(scenario: str, jobs: int | None, fresh: bool) -> Iterator[Progress]:
-    """What was done before with the same code, written down again at the end, however that comes."""
-    version = f"{_version()} {jobs}"
-    progress = Progress(version, scenario)
-    with contextlib.suppress(OSError, msgspec.DecodeError):
-        stored = msgspec.json.decode(STATE.read_bytes(), type=Progress)
-        if (stored.version, stored.scenario) == (version, scenario) and not fresh:
-            progress = stored
-    try:
-        yield progress
-    finally:
-        STATE.parent.mkdir(parents=True, exist_ok=True)
-        STATE.write_bytes(msgspec.json.encode(progress))
+class Done:
+    """The seeds of a series that have no violation, each written down at once: a file for each series of each version
+    of the code. Args: scenario; jobs; fresh, whether to forget them.
+    """
+
+    def __init__(self, scenario: str, jobs: int | None, fresh: bool) -> None:
+        self._path = CACHE / f"{_version()}-{scenario}-{jobs or 'all'}"
+        CACHE.mkdir(parents=True, exist_ok=True)
+        for path in CACHE.iterdir():
+            if time.time() - path.stat().st_mtime > KEPT_S:
+                path.unlink(missing_ok=True)
+        if fresh:
+            self._path.unlink(missing_ok=True)
+        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        self._seeds = {int(line) for line in lines if line.isdigit()}
+
+    def __contains__(self, seed: int) -> bool:
+        return seed in self._seeds
+
+    def add(self, seed: int) -> None:
+        """One more."""
+        self._seeds.add(seed)
+        with self._path.open("a") as file:
+            file.write(f"{seed}\n")
 
 
 def _version() -> str:
@@ -220,7 +276,11 @@ def _version() -> str:
 def run_known() -> int:
     """Run the list: what was mended must hold, what is open must still fail."""
     wrong = 0
-    for seed in read_seeds():
+    try:
+        seeds = read_seeds()
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    for seed in seeds:
         result, _ = run(seed.plan)
         fails = seed.invariant in result.invariants
         is_right = fails if seed.status == "open" else not result.violations

@@ -6,9 +6,10 @@ Everything is the product's own, started as its commands start it; only the host
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +20,7 @@ from scheduler.handlers import Job
 from scheduler.host import Host
 from scheduler.management.commands import ApplyPools, encode_command
 from scheduler.management.pools import PoolDocument
+from scheduler.model import Match
 from scheduler.node import Node
 from scheduler.roles import start_dispatcher, start_manager, start_reaper
 from scheduler.store.connection import Connection
@@ -41,7 +43,12 @@ EN_ZH: Final = (("en", "zh"),)
 BOTH: Final = (("en", "zh"), ("en", "de"))
 PAIRS: Final = {"n0": EN_ZH, "n1": EN_ZH, "n2": BOTH, "n3": BOTH}
 FEATURES: Final = {"n2": ("asr",), "n3": ("asr",)}
-POOL_OF: Final = {"none": {}, "gold": {"n0": "gold", "n2": "gold"}, "limits": {"n0": "gold"}}
+POOL_OF: Final = {
+    "none": {},
+    "gold": {"n0": "gold", "n2": "gold"},
+    "limits": {"n0": "gold"},
+    "rivals": {"n0": "gold", "n2": "gold", "n3": "closed"},
+}
 PLAIN: Final = "n3"  # this node runs its handlers in threads
 GRACE_S: Final = 60.0
 POOLS: Final[dict[str, dict[str, PoolDocument]]] = {
@@ -54,8 +61,19 @@ POOLS: Final[dict[str, dict[str, PoolDocument]]] = {
         "gold": PoolDocument(fallback=("default",), tenants=("acme",), session_concurrency=1, pressure="return"),
         "default": PoolDocument(tenant_concurrency=2, session_concurrency=2),
     },
+    "rivals": {
+        "gold": PoolDocument(tenants=("acme",)),
+        "closed": PoolDocument(match=Match(tenants=("globex",))),
+        "default": PoolDocument(),
+    },
 }
+"""By name, what is said of pools. The rivals have no fallback: the pool of a job alone says where it can run."""
 STRICTER: Final = {"default": PoolDocument(session_concurrency=1), "gold": PoolDocument(session_concurrency=1)}
+
+
+def can_run(node: str, src_lang: str, tgt_lang: str, features: Iterable[str]) -> bool:
+    """Whether a node of the fleet is made for such jobs."""
+    return (src_lang, tgt_lang) in PAIRS[node] and set(features) <= set(FEATURES.get(node, ()))
 
 
 class Seat:
@@ -203,3 +221,32 @@ class Fleet:
 def quiet() -> None:
     """What the roles log is of no interest, unless somebody wants to see it. It holds for the whole process."""
     logging.getLogger("scheduler").setLevel(logging.CRITICAL + 1)
+
+
+class LogLines(logging.Handler):
+    """Puts what the roles log among what the clients of a run saw. It is no part of the digest."""
+
+    def __init__(self, world: World, history: History) -> None:
+        super().__init__()
+        self._world = world
+        self._history = history
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One record, with the process that wrote it."""
+        name = self._world.process.name if self._world.process is not None else "-"
+        self._history.tell(f"{name} {record.levelname} {record.name}: {record.getMessage()}")
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear everything for a while, and nobody else does."""
+        logger = logging.getLogger("scheduler")
+        before = logger.level, logger.propagate
+        logger.addHandler(self)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        try:
+            yield
+        finally:
+            logger.removeHandler(self)
+            logger.setLevel(before[0])
+            logger.propagate = before[1]

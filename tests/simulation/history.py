@@ -27,10 +27,14 @@ class History:
 
     def add(self, *what: object) -> None:
         """Something happened now."""
-        line = f"{self._world.now_s:.{_DIGITS}f} {what!r}"
-        self._digest.update(line.encode())
+        self._digest.update(self.tell(" ".join(map(str, what))).encode())
+
+    def tell(self, what: str) -> str:
+        """Something for readers of the log alone. Returns: the line."""
+        line = f"{self._world.elapsed_s:.{_DIGITS}f} {what}"
         if self.keeps_lines:
             self.lines.append(line)
+        return line
 
     def digest(self) -> str:
         """Of all so far."""

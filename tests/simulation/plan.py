@@ -78,23 +78,35 @@ class Event(msgspec.Struct, frozen=True, order=True):
 
 
 def parse_event(line: str) -> Event:
-    """The reverse of str(event). Raises: ValueError."""
-    at_s, who, what, *rest = line.split()
+    """The reverse of str(event). Raises: ValueError, with what was expected."""
+    words = line.split()
+    if len(words) < 3 or not _is_number(words[0]):
+        raise ValueError(f"{line!r}: expected a fault, as in `3.120 dispatcher0 late reserve 4.2`")
+    at_s, who, what, *rest = words
     call = rest.pop(0) if rest and not _is_number(rest[0]) else ""
+    if len(rest) > 1 or not all(map(_is_number, rest)):
+        raise ValueError(f"{line!r}: expected one number at most behind the fault, got {' '.join(rest)!r}")
+    known = FAULTS.get(who, frozenset())
+    if what not in known:
+        expected = f"one of {', '.join(sorted(known))}" if known else f"one of {', '.join(FAULTS)} before it"
+        raise ValueError(f"{line!r}: {who} has no fault {what!r}; expected {expected}")
     return Event(float(at_s), who, what, call, float(rest[0]) if rest else 0.0)
 
 
 def _is_number(word: str) -> bool:
-    return word.lstrip("-").replace(".", "", 1).isdigit()
+    return word.removeprefix("-").replace(".", "", 1).isdigit()
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """A run. pools, memory: which of the configurations of fleet.py; events: in their order."""
+    """A run. pools, memory: which of the configurations of fleet.py; drawn: of how many jobs these are some; events: in
+    their order.
+    """
 
     seed: int
     scenario: str
     pools: str
     memory: str
+    drawn: int
     jobs: tuple[JobPlan, ...]
     events: tuple[Event, ...]
 
@@ -111,9 +123,10 @@ class Scenario(msgspec.Struct, frozen=True):
 
     name: str
     kinds: tuple[tuple[str, float], ...]
-    pools: tuple[str, ...] = ("none", "none", "gold", "limits")
+    pools: tuple[str, ...] = ("none", "gold", "limits", "rivals")
     broken: float = 0.0  # share of jobs that are no jobs
     doubled: float = 0.0  # share of jobs sent both ways, under one id
+    deadlines: float = 0.06  # share of jobs with a deadline
     jobs: int = 120
     load_s: float = 20.0
 
@@ -181,6 +194,19 @@ KINDS: Final[dict[str, Callable[[Random, float], Event]]] = {
     "limit": _to("limit", ("operator",), 0, 0),
 }
 
+_ON_SEATS: Final = frozenset({"reset", "cut", "kill", "pause", "sleep", "stop", "twin", *WIRES})
+_ON_SERVER: Final = frozenset(
+    {"pause", "slow", "scripts", "readonly", "loading", "restart", "clock", "lose", "empty", "flush", "full"}
+)
+FAULTS: Final[dict[str, frozenset[str]]] = dict.fromkeys(SEATS, _ON_SEATS) | {
+    PRODUCER: frozenset(WIRES),
+    "server": _ON_SERVER,
+    "stream": frozenset({"maxid", "future"}),
+    "operator": frozenset({"limit"}),
+    "all": frozenset({"roll"}),
+}
+"""Who -> what can happen to it."""
+
 _SURVIVED: Final = (
     ("wire", 70.0), ("reset", 4.0), ("cut", 2.0), ("kill", 5.0), ("pause", 2.0), ("stop", 1.0), ("twin", 1.0),
     ("roll", 0.3), ("pause_server", 0.7), ("slow_server", 0.7), ("scripts", 0.7), ("readonly", 0.5), ("loading", 0.3),
@@ -216,7 +242,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         _alone("flush", "flush"),
         _alone("full", "full"),
         _alone("maxid", "maxid"),
-        _alone("future", "future"),
+        msgspec.structs.replace(_alone("future", "future"), deadlines=0.5, jobs=120),
         Scenario("limit", (("limit", 2.0), ("kill", 3.0), ("wire", 5.0)), pools=("none", "gold"), jobs=60),
         Scenario("doubled", (("kill", 3.0), ("wire", 10.0)), doubled=0.2, jobs=60),
         Scenario("worst", (*_SURVIVED, *_WORST), broken=0.04, doubled=0.05),
@@ -232,7 +258,9 @@ def draw(seed: int, scenario: Scenario, jobs: int | None = None) -> Plan:
     count = scenario.jobs if jobs is None else jobs
     pools = _stream(seed, "pools").choice(scenario.pools)
     memory = _stream(seed, "memory").choice(("roomy", "roomy", "tight"))
-    return Plan(seed, scenario.name, pools, memory, _draw_jobs(seed, scenario, count), _draw_events(seed, scenario))
+    return Plan(
+        seed, scenario.name, pools, memory, count, _draw_jobs(seed, scenario, count), _draw_events(seed, scenario)
+    )
 
 
 def _stream(seed: int, *name: object) -> Random:
@@ -280,7 +308,7 @@ def _draw_job(seed: int, scenario: Scenario, number: int, at_s: float) -> JobPla
         tenant=("", "acme", "globex", "")[session % 4],
         features=("asr",) if random.random() < 0.05 else (),
         priority=random.choice((0, 0, 0, 0, 1, 5)),
-        deadline_ms=random.choice((500, 3_000, 20_000)) if random.random() < 0.06 else None,
+        deadline_ms=random.choice((500, 3_000, 20_000)) if random.random() < scenario.deadlines else None,
         preferred=random.choice(NODES) if random.random() < 0.05 else "",
         again_s=round(random.uniform(0.01, 8.0), 3) if random.random() < 0.08 else 0.0,
     )

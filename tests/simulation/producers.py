@@ -119,7 +119,7 @@ class Producers:
             return
         self._history.add("submitted", answer)
         if msgspec.structs.asdict(answer).get("why") not in ("busy", "refused", "job_id_taken"):
-            self._acknowledge(job.job_id, getattr(answer, "entry", ""))
+            self._acknowledge(job, job.job_id, getattr(answer, "entry", ""))
 
     async def _xadd(self, raw: Connection, job: JobPlan) -> None:
         """As the protocol page says: repeated until it is answered, with an id of one's own."""
@@ -132,13 +132,15 @@ class Producers:
         except (SchedulerError, RedisError) as error:
             self._history.add("refused", job.job_id, type(error).__name__)
             return
-        self._history.add("added", job.job_id, entry)
+        self._history.add("added", job.job_id, entry.decode())
         job_id = keys.generated_job_id(0, partition, entry.decode()) if job.way in BROKEN else job.job_id
-        self._acknowledge(job_id, f"{partition}/{entry.decode()}", job.way in BROKEN)
+        self._acknowledge(job, job_id, f"{partition}/{entry.decode()}")
 
-    def _acknowledge(self, job_id: str, entry: str, broken: bool = False) -> None:
+    def _acknowledge(self, job: JobPlan, job_id: str, entry: str) -> None:
         self._checker.acknowledged.setdefault(job_id, entry)
-        if broken:
+        if job_id != job.job_id:
             self._checker.broken.add(job_id)
-        else:
-            self.unheard.add(job_id)
+            return
+        self.unheard.add(job_id)
+        if job.deadline_ms is not None:
+            self._checker.due_s.setdefault(job_id, self._world.now_s + job.deadline_ms / 1000)

@@ -1,12 +1,14 @@
-"""Nobody waits beside a free slot for longer than a second while the owner of its partition is well.
+"""What may not last: a job beside a free slot or past its deadline while the owner of its partition is well, a lease
+that lapsed or a delayed job that is due while a reaper is well.
 
 A job that is the first of its session in the intake, that no limit holds back and whose deadline has not passed, waits
-rightly only while no eligible node has room. What is eligible is asked of the product's own pure functions, with the
-snapshot, the capacities and the bindings that are stored.
+rightly only while no eligible node has room. Which pool it belongs to is asked of the product's own pure functions, by
+the snapshot and the bindings that are stored; which nodes of that pool can run it, this file knows by itself.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from scheduler import calls, keys, model
@@ -17,24 +19,33 @@ from scheduler.runtime.index import Index
 from scheduler.runtime.limits import has_room, limits_of
 from scheduler.session.bindings import parse
 from tests.simulation.checker import Checker
-from tests.simulation.fleet import SETTINGS, Fleet
+from tests.simulation.fleet import SETTINGS, Fleet, can_run
 from tests.simulation.network import Network
-from tests.simulation.plan import DISPATCHERS
+from tests.simulation.plan import DISPATCHERS, NODES, REAPERS
 from tests.simulation.server import Server
 from tests.simulation.world import Process, World
 
 LOOK_EVERY_S: Final = 0.2
 WAIT_S_MAX: Final = 1.0
+LATE_S_MAX: Final = {"roomy": 2.5, "tight": 12.5}
+"""A dispatcher looks at deadlines each second, and every ten seconds at those that it has no memory for."""
+OVERDUE_S_MAX: Final = 3.0
+DEAF_S: Final = SETTINGS.lease_ms / 3000 + 2.0  # a reaper that heard nothing for a while judges nobody for so long
 CALM_S: Final = 1.0  # so long after trouble nobody is to blame
 _CELL: Final = keys.CellKeys(SETTINGS.namespace)
 _CONTROL: Final = keys.ControlKeys(SETTINGS.namespace)
 
 
 class RestChecker:
-    """Looks five times a second. troubled_until_s: of the server or of all; nobody is to blame until then."""
+    """Looks five times a second. late_s_max: so late a deadline may be noticed; troubled_until_s: of the server or of
+    all; nobody is to blame until then.
+    """
 
-    def __init__(self, world: World, server: Server, network: Network, fleet: Fleet, checker: Checker) -> None:
+    def __init__(
+        self, world: World, server: Server, network: Network, fleet: Fleet, checker: Checker, late_s_max: float
+    ) -> None:
         self.troubled_until_s = 0.0
+        self._late_s_max = late_s_max
         self._world = world
         self._server = server
         self._network = network
@@ -42,6 +53,8 @@ class RestChecker:
         self._checker = checker
         self._since_s: dict[tuple[int, str], float] = {}
         self._blamed: set[tuple[int, str]] = set()
+        self._late: set[str] = set()
+        self._overdue: set[str] = set()
         self._owned_since_s: dict[int, tuple[str, float]] = {}
         self._index = Index()
 
@@ -63,12 +76,39 @@ class RestChecker:
             owners = self._owners()
             for partition, owner in owners.items():
                 if self._is_well(partition, owner):
-                    waits |= {(partition, entry) for entry in self._wrongly_waiting(partition)}
+                    jobs = self._read_jobs(partition)
+                    waits |= {(partition, entry) for entry in self._wrongly_waiting(jobs)}
+                    self._check_deadlines(jobs)
         self._since_s = {each: self._since_s.get(each, now_s) for each in sorted(waits)}
         for each, since_s in self._since_s.items():
             if now_s - since_s > WAIT_S_MAX and each not in self._blamed:
                 self._blamed.add(each)
                 self._checker.blame("waits", f"entry {each[1]} of partition {each[0]} waits beside a free slot")
+        if now_s > self.troubled_until_s + DEAF_S and any(map(self._is_calm, REAPERS)):
+            self._check_overdue()
+
+    def _is_calm(self, seat: str) -> bool:
+        """Whether the process there has had nothing in its way for as long as a reaper keeps still after that."""
+        process = self._fleet.seats[seat].process
+        if process is None:
+            return False
+        wires = self._network.wires(process)
+        since_s = max(process.begun_s, process.suspended_until_s, wires.troubled_until_s, wires.cut_until_s)
+        return self._world.now_s > since_s + DEAF_S
+
+    def _check_overdue(self) -> None:
+        """What a reaper should have dealt with."""
+        until_ms = (self._server.wall_s() - OVERDUE_S_MAX) * 1000
+        for node in NODES:
+            for member in self._server.ask("ZRANGE", _CELL.slots(node), "-inf", int(until_ms), "BYSCORE"):
+                self._blame_overdue(member.decode(), f"the lease of job {member.decode()} on {node} has lapsed")
+        for member in self._server.ask("ZRANGE", _CELL.delayed, "-inf", int(until_ms), "BYSCORE"):
+            self._blame_overdue(member.decode(), f"job {member.decode()} is due")
+
+    def _blame_overdue(self, job_id: str, detail: str) -> None:
+        if job_id not in self._overdue and job_id not in self._checker.exempt:
+            self._overdue.add(job_id)
+            self._checker.blame("overdue", f"{detail} for more than {OVERDUE_S_MAX} s")
 
     def _owners(self) -> dict[int, str]:
         flat = self._server.ask("HGETALL", _CELL.owners)
@@ -126,24 +166,35 @@ class RestChecker:
                 free.add(node)
         return free
 
-    def _wrongly_waiting(self, partition: int) -> list[str]:
-        entries = self._server.ask("XRANGE", _CELL.jobs(partition), "-", "+")
-        if not entries:
-            return []
-        free = self._free_nodes()
-        now_ms = self._server.wall_s() * 1000
-        found, sessions = [], set()
-        for identifier, flat in entries if free else ():
+    def _read_jobs(self, partition: int) -> list[intake.Job]:
+        """Those in the intake of a partition, in order."""
+        found = []
+        for identifier, flat in self._server.ask("XRANGE", _CELL.jobs(partition), "-", "+"):
             fields = dict(zip(flat[::2], flat[1::2], strict=True))
             job = intake.decode(calls.Entry(partition, 0, identifier.decode(), fields), 0, SETTINGS)
-            if not isinstance(job, intake.Job):
-                continue
+            if isinstance(job, intake.Job):
+                found.append(job)
+        return found
+
+    def _wrongly_waiting(self, jobs: list[intake.Job]) -> list[str]:
+        free = self._free_nodes() if jobs else set()
+        now_ms = self._server.wall_s() * 1000
+        found, sessions = [], set()
+        for job in jobs if free else ():
             is_first = job.session_id not in sessions
             sessions.add(job.session_id)
             late = job.deadline_at_ms is not None and job.deadline_at_ms <= now_ms
             if is_first and not late and self._has_room(job, free):
                 found.append(job.entry_id)
         return found
+
+    def _check_deadlines(self, jobs: list[intake.Job]) -> None:
+        """By the time that passed since the producer was told, whatever a clock or an identifier says."""
+        for job in jobs:
+            late_s = self._world.now_s - self._checker.due_s.get(job.job_id, math.inf)
+            if late_s > self._late_s_max and job.job_id not in self._checker.exempt | self._late:
+                self._late.add(job.job_id)
+                self._checker.blame("deadline", f"job {job.job_id} waits {late_s:.1f} s past its deadline")
 
     def _has_room(self, job: intake.Job, free: set[str]) -> bool:
         binding = parse(self._server.ask("GET", _CELL.session(job.session_id)))
@@ -153,4 +204,12 @@ class RestChecker:
             used = self._server.ask("SCARD", _CELL.held(kind, name))
             if not has_room(limit, used, self._index.pools.get(wanted.pool)):
                 return False
-        return any(node.id in free for node in self._index.eligible(wanted))
+        pools = [pool for pool in self._index.tiers(wanted.pool) if self._admits(pool, job.tenant_id)]
+        return any(
+            self._index.nodes[node].pool in pools and can_run(node, job.src_lang, job.tgt_lang, job.features)
+            for node in free
+        )
+
+    def _admits(self, pool: str, tenant: str) -> bool:
+        tenants = self._index.policy(pool).match.tenants
+        return not tenants or tenant in tenants

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -13,12 +15,12 @@ import msgspec
 
 from scheduler.management.pools import PoolDocument
 from tests.simulation.checker import Checker
-from tests.simulation.fleet import MEMORY, POOLS, SETTINGS, STRICTER, Fleet
+from tests.simulation.fleet import MEMORY, POOLS, SETTINGS, STRICTER, Fleet, LogLines
 from tests.simulation.history import History
 from tests.simulation.network import WIRES, CommandFault, Network
 from tests.simulation.plan import LOAD_FROM_S, SEATS, Event, Plan
 from tests.simulation.producers import Producers
-from tests.simulation.rest import RestChecker
+from tests.simulation.rest import LATE_S_MAX, RestChecker
 from tests.simulation.server import Server
 from tests.simulation.world import ORIGIN_S, Process, Spinning, World
 
@@ -32,7 +34,9 @@ HOUR_MS: Final = 3_600_000
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What came of a run. counts: jobs by state, faults by kind, commands; digest: of its history."""
+    """What came of a run. states: of jobs -> how many; exempt: jobs that a fault of the data took with it; faults: of
+    any kind, that struck; digest: of its history.
+    """
 
     seed: int
     scenario: str
@@ -40,7 +44,10 @@ class Result(msgspec.Struct, frozen=True):
     digest: str
     virtual_s: float
     real_s: float
-    counts: dict[str, int]
+    states: dict[str, int]
+    exempt: int
+    faults: int
+    commands: int
 
     @property
     def invariants(self) -> tuple[str, ...]:
@@ -61,18 +68,19 @@ class Run:
         self.checker = Checker(self.world, self.server, self.history)
         self.fleet = Fleet(self.world, self.network, self.history, plan.pools, MEMORY[plan.memory])
         self.producers = Producers(self.world, self.fleet, self.checker)
-        self.rest = RestChecker(self.world, self.server, self.network, self.fleet, self.checker)
+        late_s_max = LATE_S_MAX[plan.memory]
+        self.rest = RestChecker(self.world, self.server, self.network, self.fleet, self.checker, late_s_max)
         self.struck: Counter[str] = Counter()
         self.network.struck = self._struck
         self.checker.is_excused = self._is_excused
-        self._until = ""
+        self._until, self._until_s = "", math.inf
         self._busy = 0
 
     # ---- from start to end ----
 
-    def play(self, until: str = "") -> None:
-        """All of it. until: end when this invariant is broken."""
-        self._until = until
+    def play(self, until: str = "", until_s: float = math.inf) -> None:
+        """All of it. until: end when this invariant is broken; until_s: end at this time at the latest, unjudged."""
+        self._until, self._until_s = until, until_s
         try:
             self._begin()
             self._run(lambda: False, self.plan.ends_s)
@@ -80,7 +88,7 @@ class Run:
             self._heal()
             self._run(self._is_done, DONE_S_MAX)
             self._rest()
-            if not self._is_found():
+            if not self._is_over():
                 self._check_end()
         except Spinning as error:
             self.checker.blame("spins", str(error))
@@ -97,16 +105,18 @@ class Run:
 
     def _run(self, until: Callable[[], bool], limit_s: float) -> bool:
         """Let time pass until something is true, at most for so long. Returns whether it is."""
-        self.world.run(lambda: self._is_found() or until(), self.world.now_s + limit_s)
+        self.world.run(lambda: self._is_over() or until(), min(self.world.now_s + limit_s, self._until_s))
         return until()
 
-    def _is_found(self) -> bool:
-        return bool(self._until) and any(each.invariant == self._until for each in self.checker.violations)
+    def _is_over(self) -> bool:
+        return self.world.now_s >= self._until_s or any(
+            each.invariant == self._until for each in self.checker.violations
+        )
 
     def _rest(self) -> None:
         """Until nothing is held any more; the last lease of a node that died may have to end first."""
         until_s = self.world.now_s + REST_S
-        while self.world.now_s < until_s and not self._is_found() and not self.checker.is_clean():
+        while self.world.now_s < until_s and not self._is_over() and not self.checker.is_clean():
             self._run(lambda: False, 1.0)
 
     def _is_done(self) -> bool:
@@ -116,10 +126,10 @@ class Run:
         for number, name in enumerate(SEATS):
             self.world.call_at(ORIGIN_S + 0.05 * number, self.fleet.start, name)
         if self.plan.pools != "none":
-            self._configure(POOLS[self.plan.pools], 0.2)
-            if self.plan.pools == "limits":
-                self.checker.limits = {"session": 2}
-                self.checker.judges_sessions = False
+            documents = POOLS[self.plan.pools]
+            self._configure(documents, 0.2)
+            self.checker.limits = {name: limits for name, each in documents.items() if (limits := _limits_of(each))}
+            self.checker.judges_sessions = self.plan.pools != "limits"
         self.world.call_at(ORIGIN_S + LOAD_FROM_S - 1.5, self.producers.begin, self.plan.jobs)
         self.world.call_at(ORIGIN_S + LOAD_FROM_S, self.rest.begin)
         for event in self.plan.events:
@@ -278,6 +288,7 @@ class Run:
 
     def _server_empty(self, s: float) -> None:
         self._restart(s, lambda: self.server.restart(empty=True))
+        self.checker.limits = {}  # what was said of pools is lost, too
 
     def _restart(self, down_s: float, restart: Callable[[], None]) -> None:
         before = self.checker.before_loss()
@@ -291,6 +302,7 @@ class Run:
     def _server_flush(self, s: float) -> None:
         before = self.checker.before_loss()
         self.server.flush()
+        self.checker.limits = {}  # what was said of pools is lost, too
         self.rest.trouble(1.0)
         self.checker.after_loss(before)
 
@@ -312,29 +324,37 @@ class Run:
             return  # it takes no such entry any more
 
 
-def run(plan: Plan, *, keeps_lines: bool = False, until: str = "") -> tuple[Result, Run]:
-    """Play a plan, to its end or until an invariant is broken.
+def _limits_of(pool: PoolDocument) -> dict[str, int]:
+    """kind -> how many may run."""
+    said = {"session": pool.session_concurrency, "tenant": pool.tenant_concurrency}
+    return {kind: most for kind, most in said.items() if isinstance(most, int)}
 
+
+def run(plan: Plan, *, logs: bool = False, until: str = "", until_s: float = math.inf) -> tuple[Result, Run]:
+    """Play a plan, to its end, or until an invariant is broken, or for so many virtual seconds.
+
+    Args: logs, whether the lines of the history are kept, with what the roles log.
     Returns: what came of it, and the world as it was at the end.
     """
     started_s = time.perf_counter()
     collects = gc.isenabled()
     gc.disable()
-    played = Run(plan, keeps_lines)
+    played = Run(plan, logs)
     try:
-        played.play(until)
-        counts = Counter(record["state"] for record in played.checker.records.values()) + played.struck
-        counts["commands"] = played.server.commands
-        counts["exempt"] = len(played.checker.exempt)
+        with LogLines(played.world, played.history).listening() if logs else contextlib.nullcontext():
+            played.play(until, ORIGIN_S + until_s)
         return (
             Result(
-                plan.seed,
-                plan.scenario,
-                tuple((each.invariant, each.detail) for each in played.checker.violations),
-                played.history.digest(),
-                played.world.now_s - ORIGIN_S,
-                time.perf_counter() - started_s,
-                dict(counts),
+                seed=plan.seed,
+                scenario=plan.scenario,
+                violations=tuple((each.invariant, each.detail) for each in played.checker.violations),
+                digest=played.history.digest(),
+                virtual_s=played.world.elapsed_s,
+                real_s=time.perf_counter() - started_s,
+                states=dict(Counter(record["state"] for record in played.checker.records.values())),
+                exempt=len(played.checker.exempt),
+                faults=played.struck.total(),
+                commands=played.server.commands,
             ),
             played,
         )

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
 from tests.simulation.plan import Plan
 
 T = TypeVar("T")
+SIMPLE: Final = {"pools": "none", "memory": "roomy"}
+"""The fleet about which there is nothing to say."""
 
 
 def shrink(
     plan: Plan, failed_s: float, fails: Callable[[Plan], bool], tell: Callable[[str], None] = lambda line: None
 ) -> Plan:
-    """A plan with as few faults and jobs as are needed for `fails`.
+    """A plan with as few faults and jobs as are needed for `fails`, and the simplest fleet.
 
     Args: plan; failed_s, when it fails; fails, whether another one does; tell, told of each step.
     """
@@ -26,6 +28,9 @@ def shrink(
         jobs=tuple(job for job in plan.jobs if job.at_s <= failed_s),
     )
     plan = earlier if fails(earlier) else plan
+    for field, simple in SIMPLE.items():
+        simpler = replace(plan, **{field: simple})
+        plan = simpler if simpler != plan and fails(simpler) else plan
 
     def without(field: str) -> Callable[[Sequence[object]], bool]:
         return lambda items: fails(replace(plan, **{field: tuple(items)}))  # of the plan as it is then

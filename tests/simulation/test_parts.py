@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import hiredis
+import msgspec
 import pytest
 
 from scheduler.store.scripts import load_scripts
@@ -212,9 +213,35 @@ def test_a_command_is_called_by_its_script() -> None:
 @pytest.mark.parametrize("scenario", sorted(SCENARIOS))
 def test_a_schedule_is_the_same_in_words(scenario: str) -> None:
     """So a seed that failed can be kept as a text."""
-    plan = draw(7, SCENARIOS[scenario])
-    seed = Seed(plan, "open", "lost", "Because.")
-    assert parse_seeds(show_seeds([seed])) == [seed]
+    every = draw(7, SCENARIOS[scenario])
+    fewer = draw(7, SCENARIOS[scenario], 20)
+    other = msgspec.structs.replace(
+        fewer, pools="rivals", memory="tight", jobs=fewer.jobs[3:9], events=every.events[:2]
+    )
+    seeds = [Seed(plan, "open", "lost", "Because.") for plan in (every, fewer, other)]
+    assert parse_seeds(show_seeds(seeds)) == seeds
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("seed x mixed open lost", r"the block 'seed x mixed open lost': expected `seed NUMBER SCENARIO open\|mended"),
+        ("seed 1 mixd open lost", "scenario = 'mixd': expected one of calm, "),
+        ("seed 1 mixed open losst", "invariant = 'losst': expected one of broken, "),
+        ("seed 1 mixed open lost\nfleet gold small", "memory = 'small': expected one of roomy, tight"),
+        ("seed 1 mixed open lost\njobs a", r"'jobs a': expected `fleet POOLS MEMORY`, or `jobs NUMBER"),
+        ("seed 1 mixed open lost\njobs 7 999", "there is no job 999: expected numbers below 120"),
+        ("seed 1 mixed open lost\nn1 kill 3", "'n1 kill 3': expected a fault, as in"),
+        ("seed 1 mixed open lost\n3.4 n1 explode", "n1 has no fault 'explode'; expected one of cut, delayed, "),
+        ("seed 1 mixed open lost\n3.4 n9 kill", "n9 has no fault 'kill'; expected one of manager0, "),
+        ("seed 1 mixed open lost\n3.4 n1 kill 3 4", "expected one number at most behind the fault, got '3 4'"),
+        ("seed 1 mixed open lost\nseed 2 mixed open lost", "'seed 2 mixed open lost': expected a fault, as in"),
+    ],
+)
+def test_a_list_with_a_mistake(text: str, error: str) -> None:
+    """The error names the block, and what was expected."""
+    with pytest.raises(ValueError, match=error):
+        parse_seeds(f"seed 1 calm mended lost\n  \n{text}\n")
 
 
 def test_a_line_of_a_schedule() -> None:

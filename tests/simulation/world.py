@@ -69,6 +69,11 @@ class World:
         """A stream of chance that nobody else draws from."""
         return Random("/".join(map(str, (self.seed, *name))))
 
+    @property
+    def elapsed_s(self) -> float:
+        """Since the run began, as schedules count."""
+        return self.now_s - ORIGIN_S
+
     # ---- what is to be done ----
 
     def soon(self, process: Process | None, handle: asyncio.Handle) -> None:
@@ -199,13 +204,15 @@ def _end(task: asyncio.Task[Any]) -> None:
 class Process(_Loop):
     """A process, which is its event loop. Everything of it shares its fate.
 
-    drift_s: by how much its own monotonic clock is behind that of the world; a machine that slept did not count.
+    begun_s: when it was started; drift_s: by how much its own monotonic clock is behind that of the world; a machine
+    that slept did not count.
     """
 
     def __init__(self, world: World, name: str) -> None:
         self.world = world
         self.name = name
         self.is_alive = True
+        self.begun_s = world.now_s
         self.drift_s = 0.0
         self.suspended_until_s = 0.0
         self.failures: list[str] = []
