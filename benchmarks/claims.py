@@ -11,6 +11,7 @@ import msgspec
 from benchmarks import flood, next_waiting, placement_cost, snapshot, verdict
 from benchmarks.load import Load, live
 from benchmarks.measure import machine
+from benchmarks.options import Real
 from benchmarks.shown import Show, inputs_of, show_evenness, show_sessions, show_waits
 from scheduler.cli.common import find_server, log_level_option, settings_of_environment
 from scheduler.config import Settings
@@ -61,7 +62,7 @@ def fleet_options(command: _Command) -> _Command:
         click.option("--seed", type=int, default=1, show_default=True, help="Of arrivals, sessions and holding times."),
         click.option("--dispatchers", type=click.IntRange(1, 16), default=DISPATCHERS, show_default=True),
         click.option("--hold-ms", type=click.IntRange(20, 60_000), help=f"Of a slot by a job.  [default: {HOLD_MS}]"),
-        click.option("--seconds", type=click.FloatRange(0.5, 3_600), help=f"Measured.  [default: {SECONDS:g}]"),
+        click.option("--seconds", type=Real(0.5, 3_600), help=f"Measured.  [default: {SECONDS:g}]"),
         click.option("--slots", type=click.IntRange(1, 1_000), help=f"Of each node.  [default: {SLOTS}]"),
         click.option("--nodes", type=click.IntRange(1, 10_000), help=f"In the fleet.  [default: {NODES}]"),
     ):
@@ -98,7 +99,7 @@ def _command(name: str, use_percent: float, strategy: Strategy, show: Show, text
 
     used = click.option(
         "--use",
-        type=click.FloatRange(1, 99.9),
+        type=Real(1, 99.9),
         default=use_percent,
         show_default=True,
         help="Percent of all slots, on average.",
@@ -145,10 +146,10 @@ _SESSIONS: Final = _command(
 @common_options
 @click.option("--rounds", type=click.IntRange(min=1), help="Quiet and flooded.  [default: 3; 1 with --quick]")
 @click.option("--nodes", type=click.IntRange(2, 10_000), help=f"One serves the rare pair.  [default: {NODES}]")
-@click.option("--seconds", type=click.FloatRange(0.2, 3_600), help="Quiet, and standing.  [default: 20]")
-@click.option("--jobs-per-s", type=click.FloatRange(1, 10_000), default=300, show_default=True, help="Of other pairs.")
+@click.option("--seconds", type=Real(0.2, 3_600), help="Quiet, and standing.  [default: 20]")
+@click.option("--jobs-per-s", type=Real(1, 10_000), default=300, show_default=True, help="Of other pairs.")
 @click.option("--flood-jobs", type=click.IntRange(10, 1_000_000), help="Of the rare pair.  [default: 50000]")
-@click.option("--flood-per-s", type=click.FloatRange(10, 50_000), default=2_000, show_default=True)
+@click.option("--flood-per-s", type=Real(10, 50_000), default=2_000, show_default=True)
 @click.option("--hold-ms", type=click.IntRange(20, 60_000), default=500, show_default=True, help="Of a slot by a job.")
 @click.option("--dispatchers", type=click.IntRange(1, 16), default=DISPATCHERS, show_default=True)
 @click.option("--seed", type=int, default=1, show_default=True)
@@ -245,7 +246,7 @@ def _placement(
 
 @click.command(name="snapshot")
 @common_options
-@click.option("--seconds", type=click.FloatRange(0.5, 3_600), help="Without changes, and with.  [default: 20]")
+@click.option("--seconds", type=Real(0.5, 3_600), help="Without changes, and with.  [default: 20]")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of nodes, and of those that change.")
 def _snapshot(seconds: float | None, seed: int, quick: bool, as_json: bool, redis_url: str | None) -> None:
     """What large fleets cost, and how soon a change is seen.

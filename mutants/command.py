@@ -19,7 +19,7 @@ import click
 from mutants.listed import InvalidList, Mutant, chosen, read_list
 from mutants.run import Memory, NoCheckout, Outcome, Runner, copy_project, key_of
 
-LIMIT_S: Final = 60.0
+LIMIT_S: Final = 60
 _BY_SIGNAL: Final = 128
 
 Found = list[tuple[Mutant, Outcome]]
@@ -44,13 +44,13 @@ def _part(_context: click.Context, _parameter: click.Parameter, value: str) -> t
 @click.option("--workers", type=click.IntRange(min=1), help="Changes tried at a time.  [default: one per core]")
 @click.option(
     "--limit-s",
-    type=click.FloatRange(min=1),
+    type=click.IntRange(min=1),
     default=LIMIT_S,
     show_default=True,
     help="How long the tests of one change may take.",
 )
 def mutants(
-    patterns: tuple[str, ...], part: tuple[int, int], only_list: bool, fresh: bool, workers: int | None, limit_s: float
+    patterns: tuple[str, ...], part: tuple[int, int], only_list: bool, fresh: bool, workers: int | None, limit_s: int
 ) -> None:
     """Change one line of the scheduler at a time, in a copy, and see whether the tests that are named for it fail.
 
@@ -77,6 +77,7 @@ def mutants(
     ahead = [mutant for mutant in listed if mutant not in before]
     if known:
         click.echo(f"{len(known)} of {len(listed)} were tried before; --fresh tries them again")
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         found = asyncio.run(_try_all(ahead, memory, min(workers or os.cpu_count() or 1, len(ahead)), limit_s))
     except NoCheckout as error:

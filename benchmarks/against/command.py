@@ -14,6 +14,7 @@ from benchmarks.against.held import Heat, run_heat
 from benchmarks.against.judgement import decide
 from benchmarks.against.measures import Benchmark, Name, benchmarks
 from benchmarks.against.run import Found, Plan, measure
+from benchmarks.options import Real
 from scheduler.cli.failures import as_failure
 
 PROJECT: Final = Path(__file__).resolve().parents[2]
@@ -32,7 +33,7 @@ UNDECIDED: Final = 4
 @click.option("--new", metavar="COMMIT", help="Measure this commit.  [default: the files as they are now]")
 @click.option(
     "--minutes",
-    type=click.FloatRange(0.1, 600),
+    type=Real(0.1, 600),
     default=MINUTES,
     show_default=True,
     help="The longest time, beside making environments.",
@@ -76,6 +77,8 @@ def _measured(old: sides.Code, new: sides.Code, plan: Plan) -> Found:
         old_side = sides.prepared(directory, PROJECT, "old", old)
         new_side = sides.prepared(directory, PROJECT, "new", new)
         _tell(f"old: {old.label}\nnew: {new.label}\nup to {plan.minutes:g} minutes")
+        if old.key == new.key:
+            _tell("both sides are the same code: what differs is noise")
 
         def heat(benchmark: Benchmark, number: int) -> Heat:
             return run_heat(old_side, new_side, benchmark, plan.rounds, number)

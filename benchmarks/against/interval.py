@@ -50,7 +50,8 @@ def rank_of_end(count: int, outside_one_in: int = LIKELY) -> int:
 
 
 def interval_of_ratios(ratios: Sequence[float], outside_one_in: int = LIKELY) -> Interval | None:
-    """The interval of the median of ratios, which are above 0; None when there are too few: fewer than 6, or 10.
+    """The interval of the median of ratios, which are above 0; None when there are too few: fewer than 6, to be
+    sure fewer than 9.
 
     An even number of them has the geometric mean of the middle two as its median: with old and new exchanged, each
     figure becomes its reciprocal.

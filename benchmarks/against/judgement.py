@@ -148,7 +148,7 @@ def _undecided(rows: Sequence[Row]) -> tuple[bool, str]:
     name = rows[0].benchmark
     few = [row for row in rows if row.verdict is not None and row.ratio is None]
     if few:
-        return False, f"{name}: {few[0].heats} heats are too few: expected 6 or more"
+        return False, f"{name}: {few[0].heats} of at least 6 heats were measured"
     wide = [row for row in rows if row.verdict == "undecided"]
     close = [row for row in wide if row.ratio is not None and is_beyond(row.measure.kind, row.ratio)]
     if close:

@@ -27,9 +27,10 @@ from scheduler.runtime.lines import Cause, Order, order_of
 
 SESSION_BITS: Final = 2**23  # 1 MiB; with 100,000 skipped sessions, 1 of 200,000 others is taken for one
 CAUSES_MAX: Final = 1_000  # what newcomers are told apart by; above it all are skipped
-SHARE_MIN: Final = 16  # that may wait for the same class or limit when memory is full of others,
-BEYOND_SHARE: Final = 8  # all of them together: one of so many that may wait
-BEYOND_MIN: Final = 16 * SHARE_MIN
+BEYOND_SHARE: Final = 8  # one of so many that may wait, in all, when memory is full of others,
+BEYOND_MIN: Final = 256
+FEW_MAX: Final = 256  # and of these, for the same class or limit; a pass over millions must be worth it
+FEW_SHARE: Final = 16
 LATE_EVERY_MS: Final = 10_000  # how often all of it is read because deadlines passed
 _HASHES: Final = 4
 _BITS_A_SESSION_MIN: Final = 32  # with fewer, a pass is made to its end, so that the bits are set anew
@@ -108,9 +109,9 @@ class Skipped:
     def __init__(self, share_max: int, waiting_max: int, bits: int = SESSION_BITS) -> None:
         self.skipped = 0
         self._share_max = share_max
-        self._share_min = min(SHARE_MIN, max(1, share_max // 2))
         self._waiting_max = waiting_max
         self._beyond_max = max(waiting_max // BEYOND_SHARE, BEYOND_MIN)
+        self._few = min(FEW_MAX, self._beyond_max // FEW_SHARE, max(1, share_max // 2))
         self._bits = bits
         self._looked_ms: float = -math.inf
         self._caught_up()
@@ -147,8 +148,8 @@ class Skipped:
     def _least(self, cause: Cause) -> int:
         """How many may wait for the same however many others do: a few of a class or limit, the first of a session."""
         if isinstance(cause, Class):
-            return self._share_min if cause.pool else 1
-        return self._share_min if cause[0] else 1
+            return self._few if cause.pool else 1
+        return self._few if cause[0] else 1
 
     def _most_beyond(self, cause: Cause) -> int:
         """How many may wait in all when one with this cause comes. What no node serves leaves room for the others."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from scheduler import keys, model, words
 from scheduler.affinity import judge_sessions
@@ -26,7 +26,8 @@ from tests.simulation.plan import NODES
 from tests.simulation.server import Server
 from tests.simulation.world import Process, World
 
-_LEGAL: Final = {(row.state, row.next_state) for row in model.TRANSITIONS} | {
+_HAPPENS: Final = {*SCRIPTS.values(), "XADD", "retention"}
+_LEGAL: Final = {(row.state, row.next_state) for row in model.TRANSITIONS if row.script in _HAPPENS} | {
     (state, state) for state in ("queued", "reserved", "delayed")
 }
 _CELL: Final = keys.CellKeys(SETTINGS.namespace)
@@ -38,12 +39,17 @@ WAKE_S: Final = 0.5  # in which a node notices that it slept, or that a lease is
 _FENCES: Final = frozenset({_CELL.owners, _CONTROL.leader, _CONTROL.version})
 ADDING: Final = frozenset({"beat", "take"})
 """Scripts of which each call adds or takes something: a heartbeat, what is next in a stream."""
+ANSWERED_AGAIN: Final = {
+    ("promote", "promoted"): "stale",
+    ("capacity", "written"): "unchanged",
+}
+"""Scripts that say of a repeat that it comes late; all others answer it as they did at first."""
 _GONE: Final = {"state": "none"}
 INVARIANTS: Final = frozenset(
     {
         "broken", "capacity", "closed", "crash", "deadline", "epoch", "leak", "lease", "left", "limit", "lost", "moved",
-        "order", "overdue", "past", "repeat", "running", "slots", "spins", "start", "token", "transition", "twice",
-        "unfit", "unheard", "waits",
+        "order", "overdue", "past", "repeat", "running", "slots", "spins", "stale", "start", "token", "transition",
+        "twice", "unfit", "unheard", "waits",
     }
 )  # fmt: skip
 """The words by which violations are told apart; docs/SIMULATION.md says what each means."""
@@ -130,11 +136,18 @@ class Checker:
         for limit in limits:
             self._check_held(limit)
 
-    def repeated(self, sha: bytes, changed: list[bytes]) -> None:
-        """The same call again leaves everything as it is, except for streams that take each call anew."""
+    def repeated(self, sha: bytes, reply: Any, again: Any, changed: list[bytes]) -> None:
+        """The same call again leaves everything as it is, and is answered so that its caller has nothing else to do.
+        Streams that take each call anew are not asked.
+        """
         script = SCRIPTS[sha]
-        if changed and script not in ADDING:
+        if script in ADDING:
+            return
+        if changed:
             self.blame("repeat", f"{script} was repeated and changed {changed}")
+        expected = [ANSWERED_AGAIN.get((script, word), word) for word in _words_of(reply)]
+        if _words_of(again) != expected:
+            self.blame("repeat", f"{script} was answered {_words_of(reply)}, and repeated {_words_of(again)}")
 
     def read_record(self, job_id: str) -> dict[str, str]:
         """A record as it is stored, with its words; state `none` when there is none."""
@@ -249,9 +262,8 @@ class Checker:
             is_earlier = entry.number < own and entry.session == record.get("session") and entry.job_id != job_id
             # One whose deadline has passed is about to be ended by its owner.
             if is_earlier and entry.deadline_at_ms > now_ms:
-                self.blame(
-                    "order", f"job {job_id} ({entry_id}) passed {entry.job_id} ({entry.number}) of {entry.session}"
-                )
+                earlier = "{}-{}".format(*entry.number)
+                self.blame("order", f"job {job_id} ({entry_id}) passed {entry.job_id} ({earlier}) of {entry.session}")
 
     def intake(self, partition: int) -> list[Entry]:
         """What is in the intake of a partition, in order."""
@@ -318,8 +330,8 @@ class Checker:
 
     def after_loss(self, before: dict[str, dict[str, str]]) -> None:
         """Begin anew with what is there now; jobs of which something is missing are exempt."""
-        self.data_faults += 1
         self._fences = {}
+        exempt, slots = len(self.exempt), self.slots
         self.slots = {node: self._read_slots(node) for node in NODES}
         entries = {entry.job_id for partition in range(SETTINGS.partitions) for entry in self.intake(partition)}
         for job_id in {*before, *self.acknowledged}:
@@ -328,10 +340,11 @@ class Checker:
                 self.exempt.add(job_id)
             self.records[job_id] = record
         self.ended = {job_id for job_id, record in self.records.items() if record["state"] in model.TERMINAL}
+        self.data_faults += len(self.exempt) > exempt or slots != self.slots
 
-    def after_jump(self) -> None:
+    def after_jump(self, s: float) -> None:
         """The server's clock was stepped: records may have expired, and their ids are new ones now."""
-        self.data_faults += 1
+        self.data_faults += abs(s) * 1000 >= SETTINGS.session_ttl_ms
         for job_id, record in self.records.items():
             if record["state"] in model.TERMINAL and self.read_record(job_id) is _GONE:
                 self.records[job_id] = _GONE
@@ -407,16 +420,23 @@ class Checker:
             self.blame("moved", line)
 
     def _check_outcomes(self) -> None:
-        """One terminal outcome a life."""
-        outcomes: dict[tuple[str, str], set[str]] = defaultdict(set)
+        """One terminal outcome a life, told once."""
+        outcomes: dict[tuple[str, str], list[str]] = defaultdict(list)
         for _, flat in self.server.ask("XRANGE", _CELL.results, "-", "+"):
             fields = {flat[i].decode(): flat[i + 1].decode(errors="replace") for i in range(0, len(flat), 2)}
             if "job_id" in fields:  # others are those that somebody wrote with an absurd id
                 outcome = f"{fields['state']} {fields.get('token', '')}"
-                outcomes[fields["job_id"], fields.get("life", "1")].add(outcome)
+                outcomes[fields["job_id"], fields.get("life", "1")].append(outcome)
         for (job_id, _), found in outcomes.items():
             if len(found) > 1 and job_id not in self.exempt:
                 self.blame("twice", f"job {job_id} ended as {sorted(found)}")
+
+
+def _words_of(reply: Any) -> list[str]:
+    """The first word of each answer of a script."""
+    answers = reply if isinstance(reply, list) else [reply]
+    first = [each[0] if isinstance(each, list) and each else each for each in answers]
+    return [each.decode().split(" ")[0] for each in first if isinstance(each, bytes)]
 
 
 def _number(entry_id: str) -> tuple[int, int]:

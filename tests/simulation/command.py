@@ -2,42 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
-from typing import Final
+from types import FrameType
+from typing import Final, NoReturn
 
 import click
 
+from tests.simulation.checker import INVARIANTS
 from tests.simulation.fleet import quiet
 from tests.simulation.plan import SCENARIOS, Plan, Scenario, draw
 from tests.simulation.run import Result, run
 from tests.simulation.seeds import Seed, read_seeds, show_seed
 from tests.simulation.shrink import shrink
 
-CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stream-scheduler" / "simulate"
+_CACHES: Final = Path(os.environ.get("XDG_CACHE_HOME", ""))  # a relative one is to be ignored, says its standard
+CACHE: Final = (_CACHES if _CACHES.is_absolute() else Path.home() / ".cache") / "stream-scheduler" / "simulate"
 KEPT_S: Final = 30 * 86_400  # results of code that nobody has run for so long are thrown away
 NAMED_MAX: Final = 8
 SHOWN_MAX: Final = 3
 LATER_S: Final = 10.0  # a shorter schedule may fail so much later than the whole one
 FAILED: Final = 1
+WHY: Final = "What happens, in a sentence."
 BY_SIGNAL: Final = 128
+TOLD_EVERY: Final = 50
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--seed", type=click.IntRange(min=0), help="Run one seed.")
 @click.option("--seeds", type=click.IntRange(min=1), help="Run so many, from --from on, on all cores.")
 @click.option("--from", "first", type=click.IntRange(min=0), help="The first of --seeds.  [default: 0]")
-@click.option("--scenario", type=click.Choice(sorted(SCENARIOS)), help="What may happen.  [default: mixed]")
+@click.option(
+    "--scenario", type=click.Choice(sorted(SCENARIOS)), metavar="NAME", help="What may happen.  [default: mixed]"
+)
 @click.option("--jobs", type=click.IntRange(min=1), help="Jobs of a run.  [default: those of the scenario]")
 @click.option("--known", is_flag=True, help="Run the seeds of tests/simulation/seeds.txt instead.")
 @click.option("--shrink", "shrinks", is_flag=True, help="Print the shortest schedule that still fails.")
+@click.option(
+    "--invariant",
+    type=click.Choice(sorted(INVARIANTS)),
+    metavar="WORD",
+    help="With --shrink: which.  [default: the first]",
+)
 @click.option("--keep-going", is_flag=True, help="Do not end at the first violation; tell one seed of each kind.")
 @click.option("--fresh", is_flag=True, help="Run again what an earlier call of the same series has run.")
 @click.option("--log", "logs", is_flag=True, help="With --seed: print what happens, and what the roles log.")
@@ -49,6 +63,7 @@ def simulate(
     jobs: int | None,
     known: bool,
     shrinks: bool,
+    invariant: str | None,
     keep_going: bool,
     fresh: bool,
     logs: bool,
@@ -56,7 +71,8 @@ def simulate(
     """Run the whole scheduler in one process, on virtual time, with faults.
 
     A seed says what is submitted and what goes wrong, and gives the same run
-    each time. Exit codes: 0 no violation, 1 a violation, 2 usage, 130 Ctrl-C.
+    each time. docs/SIMULATION.md names the scenarios and the words of what is
+    checked. Exit codes: 0 no violation, 1 a violation, 2 usage, 130 Ctrl-C.
 
     \b
     Examples:
@@ -71,23 +87,34 @@ def simulate(
     _refuse(drawn, known, "--seed or --seeds")
     _refuse({"--from": first is not None, "--keep-going": keep_going, "--fresh": fresh}, seeds is None, "--seeds")
     _refuse({"--log": logs}, seed is None, "--seed")
+    _refuse({"--invariant": invariant is not None}, seed is None or not shrinks, "--seed and --shrink")
     quiet()
+    _on_signals(_end_at_once)
     if known:
         sys.exit(run_known())
     drawn_as = SCENARIOS[scenario or "mixed"]
     if seed is not None:
-        sys.exit(run_one(draw(seed, drawn_as, jobs), shrinks, logs))
+        sys.exit(run_one(draw(seed, drawn_as, jobs), shrinks, invariant, logs))
     assert seeds is not None
     start = first or 0
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, _interrupt)
     sys.exit(run_series(drawn_as, range(start, start + seeds), jobs, keep_going, shrinks, fresh))
 
 
-def _interrupt(number: int, frame: object) -> None:
-    """End in good order, once: a second Ctrl-C would come in the middle of that."""
+def _on_signals(handler: Callable[[int, FrameType | None], object]) -> None:
     for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
+        signal.signal(each, handler)
+
+
+def _end_at_once(number: int, frame: object) -> NoReturn:
+    """While a run is under way in this process, whose handlers would take an exception for their own."""
+    click.echo("interrupted", err=True)
+    sys.stdout.flush()
+    os._exit(BY_SIGNAL + number)
+
+
+def _end_in_order(number: int, frame: object) -> NoReturn:
+    """Once: a second Ctrl-C would come in the middle of that."""
+    _on_signals(lambda *_: None)
     click.echo("interrupted; the same command goes on from here", err=True)
     sys.exit(BY_SIGNAL + number)
 
@@ -102,18 +129,19 @@ def _refuse(given: Mapping[str, bool], is_useless: bool, wanted: str) -> None:
 # ---- one seed --------------------------------------------------------------------------------------------------------
 
 
-def run_one(plan: Plan, shrinks: bool, logs: bool) -> int:
+def run_one(plan: Plan, shrinks: bool, invariant: str | None, logs: bool) -> int:
     """Run one plan, and print what came of it."""
     result, played = run(plan, logs=logs)
     if logs:
         click.echo("\n".join(played.history.lines))
     click.echo(line_of(result))
-    for invariant, detail in result.violations:
-        click.echo(f"  {invariant}: {detail}")
-    if shrinks and result.violations:
-        click.echo(show_seed(shortest(plan, result.invariants[0])))
+    for word, detail in result.violations:
+        click.echo(f"  {word}: {detail}")
+    chosen = invariant or next(iter(result.invariants), "")
+    if shrinks and chosen in result.invariants:
+        click.echo(show_seed(shortest(plan, chosen)))
     elif shrinks:
-        click.echo("nothing to shrink: the seed has no violation")
+        click.echo(f"nothing to shrink: the seed has no violation{f' of {invariant}' if invariant else ''}")
     return FAILED if result.violations else 0
 
 
@@ -125,7 +153,8 @@ def shortest(plan: Plan, invariant: str) -> Seed:
     def fails(shorter: Plan) -> bool:
         return invariant in run(shorter, until=invariant, until_s=failed_s + LATER_S)[0].invariants
 
-    return Seed(shrink(plan, failed_s, fails, lambda line: click.echo(f"  {line} left", err=True)), "open", invariant)
+    shortest_plan = shrink(plan, failed_s, fails, lambda line: click.echo(f"  {line} left", err=True))
+    return Seed(shortest_plan, "open", invariant, WHY)
 
 
 def line_of(result: Result) -> str:
@@ -133,7 +162,8 @@ def line_of(result: Result) -> str:
     words = {"none": "without a record"}
     states = " ".join(f"{count} {words.get(name, name)}" for name, count in sorted(result.states.items()))
     exempt = f" ({result.exempt} of them exempt)" if result.exempt else ""
-    verdict = f"{len(result.violations)} violations" if result.violations else "ok"
+    count = len(result.violations)
+    verdict = f"{count} violation{'s' * (count != 1)}" if count else "ok"
     return (
         f"seed {result.seed} {result.scenario}: {verdict}, jobs: {states}{exempt}, {result.faults} faults in "
         f"{result.commands} commands, {result.virtual_s:.0f} virtual s in {result.real_s:.1f} s, digest {result.digest}"
@@ -144,7 +174,6 @@ def line_of(result: Result) -> str:
 
 
 def _run_seed(seed: int, scenario: str, jobs: int | None) -> Result:
-    quiet()
     try:
         return run(draw(seed, SCENARIOS[scenario], jobs))[0]
     except Exception as error:
@@ -159,6 +188,7 @@ def run_series(scenario: Scenario, seeds: range, jobs: int | None, keep_going: b
         click.echo(f"{len(seeds) - len(left)} of {len(seeds)} seeds were run before (--fresh runs them again)")
     failed: dict[str, list[Result]] = {}
     began_s = time.monotonic()
+    _on_signals(_end_in_order)
     for number, result in enumerate(_results(left, scenario.name, jobs), 1):
         if not result.violations:
             done.add(result.seed)
@@ -168,6 +198,9 @@ def run_series(scenario: Scenario, seeds: range, jobs: int | None, keep_going: b
                 break
         if sys.stderr.isatty():
             click.echo(f"{number} of {len(left)} seeds\r", err=True, nl=False)
+        elif number % TOLD_EVERY == 0:
+            click.echo(f"{number} of {len(left)} seeds", err=True)
+    _on_signals(_end_at_once)
     count = sum(seed in done for seed in seeds)
     found = "; ".join(f"{word} in {_numbers(results)}" for word, results in sorted(failed.items()))
     took_s = time.monotonic() - began_s
@@ -215,6 +248,7 @@ def _results(seeds: list[int], scenario: str, jobs: int | None) -> Iterator[Resu
 
 def _begin_worker() -> None:
     """A worker ends when the command tells it to, or is gone; Ctrl-C in a terminal is the command's business."""
+    quiet()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -239,14 +273,18 @@ class Done:
 
     def __init__(self, scenario: str, jobs: int | None, fresh: bool) -> None:
         self._path = CACHE / f"{_version()}-{scenario}-{jobs or 'all'}"
-        CACHE.mkdir(parents=True, exist_ok=True)
-        for path in CACHE.iterdir():
-            if time.time() - path.stat().st_mtime > KEPT_S:
-                path.unlink(missing_ok=True)
-        if fresh:
-            self._path.unlink(missing_ok=True)
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        self._seeds = {int(line) for line in lines if line.isdigit()}
+        self._seeds: set[int] = set()
+        try:
+            CACHE.mkdir(parents=True, exist_ok=True)
+            for path in CACHE.iterdir():
+                if time.time() - path.stat().st_mtime > KEPT_S:
+                    path.unlink(missing_ok=True)
+            if fresh:
+                self._path.unlink(missing_ok=True)
+            lines = self._path.read_text().splitlines() if self._path.exists() else []
+            self._seeds = {int(line) for line in lines if line.isdigit()}
+        except OSError as error:
+            click.echo(f"what is done cannot be remembered: {error}", err=True)
 
     def __contains__(self, seed: int) -> bool:
         return seed in self._seeds
@@ -254,7 +292,7 @@ class Done:
     def add(self, seed: int) -> None:
         """One more."""
         self._seeds.add(seed)
-        with self._path.open("a") as file:
+        with contextlib.suppress(OSError), self._path.open("a") as file:
             file.write(f"{seed}\n")
 
 

@@ -13,9 +13,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any, Final
 
 import msgspec
+from redis.exceptions import RedisError
 
 from scheduler.attempts import Observer
 from scheduler.config import DEFAULTS, Settings
+from scheduler.errors import SchedulerError
 from scheduler.handlers import Job
 from scheduler.host import Host
 from scheduler.management.commands import ApplyPools, encode_command
@@ -218,35 +220,42 @@ class Fleet:
         self.run(process, apply())
 
 
-def quiet() -> None:
-    """What the roles log is of no interest, unless somebody wants to see it. It holds for the whole process."""
-    logging.getLogger("scheduler").setLevel(logging.CRITICAL + 1)
+class Log(logging.Handler):
+    """Hears what the roles log. It is no part of the digest.
 
+    Args: world; history, which gets a line of each record; blame, told of an error that nobody expected.
+    """
 
-class LogLines(logging.Handler):
-    """Puts what the roles log among what the clients of a run saw. It is no part of the digest."""
-
-    def __init__(self, world: World, history: History) -> None:
+    def __init__(self, world: World, history: History, blame: Callable[[str, str], None]) -> None:
         super().__init__()
         self._world = world
         self._history = history
+        self._blame = blame
 
     def emit(self, record: logging.LogRecord) -> None:
         """One record, with the process that wrote it."""
         name = self._world.process.name if self._world.process is not None else "-"
         self._history.tell(f"{name} {record.levelname} {record.name}: {record.getMessage()}")
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and not isinstance(error, (SchedulerError, OSError, RedisError)):
+            self._blame("crash", f"{name}: {record.getMessage()}: {error!r}")
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Hear everything for a while, and nobody else does."""
+    def listening(self, level: int) -> Iterator[None]:
+        """Hear this and what is worse for a while, and nobody else does."""
         logger = logging.getLogger("scheduler")
-        before = logger.level, logger.propagate
+        before, propagated = logger.level, logger.propagate
         logger.addHandler(self)
-        logger.setLevel(logging.INFO)
+        logger.setLevel(level)
         logger.propagate = False
         try:
             yield
         finally:
             logger.removeHandler(self)
-            logger.setLevel(before[0])
-            logger.propagate = before[1]
+            logger.setLevel(before)
+            logger.propagate = propagated
+
+
+def quiet() -> None:
+    """What dead processes log while they are thrown away is of no interest. It holds for the whole process."""
+    logging.getLogger("scheduler").setLevel(logging.CRITICAL + 1)

@@ -31,12 +31,11 @@ CALLS: Final = {
     "n": ("beat", "renew", "release", "xread", "leave", "multi", "*"),
     "producer": ("submit", "hgetall", "xread", "*"),
 }
+"""What each kind of process sends, so that a rare script is hit as often as a poll."""
 STREAMS: Final = (
     "jobs:0", "jobs:1", "jobs:2", "inbox:n0", "inbox:n3", "freed", "results", "parked", "dead",
     "heartbeats", "commands", "deltas",
 )  # fmt: skip
-
-"""What each kind of process sends, so that a rare script is hit as often as a poll."""
 
 
 class JobPlan(msgspec.Struct, frozen=True):
@@ -119,10 +118,13 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Scenario(msgspec.Struct, frozen=True):
-    """What may happen. kinds: drawing function -> how many a minute of a fleet under load; jobs: how many."""
+    """What may happen. kinds: of faults -> how many a run, about; once: kinds that happen once, in the first half of
+    the load, each with a process that is killed in the seconds after it; jobs: how many.
+    """
 
     name: str
     kinds: tuple[tuple[str, float], ...]
+    once: tuple[str, ...] = ()
     pools: tuple[str, ...] = ("none", "gold", "limits", "rivals")
     broken: float = 0.0  # share of jobs that are no jobs
     doubled: float = 0.0  # share of jobs sent both ways, under one id
@@ -222,9 +224,10 @@ _WORST: Final = tuple(
 )
 
 
-def _alone(name: str, kind: str, kills: float = 3.0) -> Scenario:
+def _alone(kind: str, jobs: int = 60, deadlines: float = 0.06) -> Scenario:
     """One kind of what is not survived yet, and now and then a process that ends."""
-    return Scenario(name, ((kind, 1.5), ("kill", kills), ("wire", 5.0)), broken=0.03, jobs=60)
+    kinds = (("kill", 3.0), ("wire", 5.0))
+    return Scenario(kind, kinds, (kind,), broken=0.03, jobs=jobs, deadlines=deadlines)
 
 
 SCENARIOS: Final[dict[str, Scenario]] = {
@@ -235,14 +238,8 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         Scenario("wires", (("wire", 150.0), ("reset", 10.0), ("cut", 5.0)), broken=0.04),
         Scenario("processes", _PROCESSES, broken=0.04),
         Scenario("server", _SERVER, broken=0.04),
-        _alone("clock", "clock", kills=8.0),
-        _alone("sleep", "sleep"),
-        _alone("lose", "lose"),
-        _alone("empty", "empty"),
-        _alone("flush", "flush"),
-        _alone("full", "full"),
-        _alone("maxid", "maxid"),
-        msgspec.structs.replace(_alone("future", "future"), deadlines=0.5, jobs=120),
+        *map(_alone, ("clock", "sleep", "lose", "empty", "flush", "full", "maxid")),
+        _alone("future", jobs=120, deadlines=0.5),
         Scenario("limit", (("limit", 2.0), ("kill", 3.0), ("wire", 5.0)), pools=("none", "gold"), jobs=60),
         Scenario("doubled", (("kill", 3.0), ("wire", 10.0)), doubled=0.2, jobs=60),
         Scenario("worst", (*_SURVIVED, *_WORST), broken=0.04, doubled=0.05),
@@ -268,15 +265,20 @@ def _stream(seed: int, *name: object) -> Random:
 
 
 def _draw_events(seed: int, scenario: Scenario) -> tuple[Event, ...]:
-    """Each kind as a Poisson process, from a little before the load until a little after it."""
+    """Most kinds as a Poisson process, from a little before the load until a little after it."""
     events: list[Event] = []
     span_s = scenario.load_s + 5.0
-    for kind, a_minute in scenario.kinds:
+    for kind, a_run in scenario.kinds:
         random = _stream(seed, "kind", kind)
-        at_s = LOAD_FROM_S - 1.0 + random.expovariate(a_minute / span_s)
+        at_s = LOAD_FROM_S - 1.0 + random.expovariate(a_run / span_s)
         while at_s < LOAD_FROM_S - 1.0 + span_s:
             events.append(KINDS[kind](random, round(at_s, 3)))
-            at_s += random.expovariate(a_minute / span_s)
+            at_s += random.expovariate(a_run / span_s)
+    for kind in scenario.once:
+        random = _stream(seed, "once", kind)
+        at_s = LOAD_FROM_S + random.uniform(1.0, scenario.load_s / 2)
+        events.append(KINDS[kind](random, round(at_s, 3)))
+        events.append(KINDS["kill"](random, round(at_s + random.uniform(0.1, 4.0), 3)))
     return tuple(sorted(events))
 
 

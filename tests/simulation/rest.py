@@ -20,18 +20,20 @@ from scheduler.runtime.limits import has_room, limits_of
 from scheduler.session.bindings import parse
 from tests.simulation.checker import Checker
 from tests.simulation.fleet import SETTINGS, Fleet, can_run
-from tests.simulation.network import Network
+from tests.simulation.network import SCRIPTS, Network
 from tests.simulation.plan import DISPATCHERS, NODES, REAPERS
 from tests.simulation.server import Server
 from tests.simulation.world import Process, World
 
 LOOK_EVERY_S: Final = 0.2
+REPEAT_EVERY: Final = 5  # looks
 WAIT_S_MAX: Final = 1.0
 LATE_S_MAX: Final = {"roomy": 2.5, "tight": 12.5}
 """A dispatcher looks at deadlines each second, and every ten seconds at those that it has no memory for."""
 OVERDUE_S_MAX: Final = 3.0
 DEAF_S: Final = SETTINGS.lease_ms / 3000 + 2.0  # a reaper that heard nothing for a while judges nobody for so long
 CALM_S: Final = 1.0  # so long after trouble nobody is to blame
+_RENEW: Final = next(sha for sha, name in SCRIPTS.items() if name == "renew")
 _CELL: Final = keys.CellKeys(SETTINGS.namespace)
 _CONTROL: Final = keys.ControlKeys(SETTINGS.namespace)
 
@@ -57,12 +59,32 @@ class RestChecker:
         self._overdue: set[str] = set()
         self._owned_since_s: dict[int, tuple[str, float]] = {}
         self._index = Index()
+        self._looks = 0
+        self._chance = world.chance("repeats")
 
     def begin(self) -> None:
         """Look now, and again and again."""
         self.look()
         self._checker.check_leases()
+        self._looks += 1
+        if self._looks % REPEAT_EVERY == 0:
+            self._repeat_late()
         self._world.call_at(self._world.now_s + LOOK_EVERY_S, self.begin)
+
+    def _repeat_late(self) -> None:
+        """A call of a while ago comes once more, and a renewal with a token that is not the newest comes late."""
+        if self._checker.data_faults or not self._server.past or self._server.refuses:
+            return
+        command = self._chance.choice(self._server.past)
+        if changed := self._server.again(command):
+            self._checker.blame("repeat", f"{SCRIPTS[command[1]]} came again late and changed {changed}")
+        live = [(job_id, record) for job_id, record in self._checker.records.items() if record["state"] == "reserved"]
+        if live:
+            job_id, record = self._chance.choice(live)
+            names = _CELL.slots(record["node"]).encode(), _CELL.job(job_id).encode()
+            stale = str(int(record["token"]) - 1).encode()
+            if changed := self._server.again([b"EVALSHA", _RENEW, b"2", *names, job_id.encode(), stale]):
+                self._checker.blame("stale", f"renew of job {job_id} with an old token changed {changed}")
 
     def trouble(self, for_s: float) -> None:
         """The server is in trouble for so long."""

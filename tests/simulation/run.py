@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import gc
+import logging
 import math
 import time
 from collections import Counter
@@ -15,7 +15,7 @@ import msgspec
 
 from scheduler.management.pools import PoolDocument
 from tests.simulation.checker import Checker
-from tests.simulation.fleet import MEMORY, POOLS, SETTINGS, STRICTER, Fleet, LogLines
+from tests.simulation.fleet import MEMORY, POOLS, SETTINGS, STRICTER, Fleet, Log
 from tests.simulation.history import History
 from tests.simulation.network import WIRES, CommandFault, Network
 from tests.simulation.plan import LOAD_FROM_S, SEATS, Event, Plan
@@ -96,6 +96,21 @@ class Run:
             for process in seat.processes:
                 for failure in process.failures:
                     self.checker.blame("crash", failure)
+
+    def result(self, real_s: float) -> Result:
+        """What came of it."""
+        return Result(
+            seed=self.plan.seed,
+            scenario=self.plan.scenario,
+            violations=tuple((each.invariant, each.detail) for each in self.checker.violations),
+            digest=self.history.digest(),
+            virtual_s=self.world.elapsed_s,
+            real_s=real_s,
+            states=dict(Counter(record["state"] for record in self.checker.records.values())),
+            exempt=len(self.checker.exempt),
+            faults=self.struck.total(),
+            commands=self.server.commands,
+        )
 
     def _check_end(self) -> None:
         self.checker.check_end()
@@ -309,7 +324,7 @@ class Run:
     def _server_clock(self, s: float) -> None:
         self.server.shift_s += s
         self.rest.trouble(1.0)
-        self.checker.after_jump()
+        self.checker.after_jump(s)
 
     def _add_absurd(self, event: Event) -> None:
         """Somebody writes an entry with an id that no clock gives."""
@@ -340,25 +355,12 @@ def run(plan: Plan, *, logs: bool = False, until: str = "", until_s: float = mat
     collects = gc.isenabled()
     gc.disable()
     played = Run(plan, logs)
-    try:
-        with LogLines(played.world, played.history).listening() if logs else contextlib.nullcontext():
+    log = Log(played.world, played.history, played.checker.blame)
+    with log.listening(logging.INFO if logs else logging.ERROR):
+        try:
             played.play(until, ORIGIN_S + until_s)
-        return (
-            Result(
-                seed=plan.seed,
-                scenario=plan.scenario,
-                violations=tuple((each.invariant, each.detail) for each in played.checker.violations),
-                digest=played.history.digest(),
-                virtual_s=played.world.elapsed_s,
-                real_s=time.perf_counter() - started_s,
-                states=dict(Counter(record["state"] for record in played.checker.records.values())),
-                exempt=len(played.checker.exempt),
-                faults=played.struck.total(),
-                commands=played.server.commands,
-            ),
-            played,
-        )
-    finally:
-        played.world.close()
-        if collects:
-            gc.enable()
+            return played.result(time.perf_counter() - started_s), played
+        finally:
+            played.world.close()
+            if collects:
+                gc.enable()

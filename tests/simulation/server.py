@@ -7,6 +7,7 @@ remembered, and is answered when a command touched one of the streams that it re
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import hashlib
@@ -30,6 +31,7 @@ from fakeredis.commands_mixins import scripting_mixin, server_mixin
 from fakeredis.model import _client_info, _hash, _stream
 from redis.asyncio import Redis
 
+from scheduler.store.scripts import load_scripts
 from tests.simulation.mends import full_stream_info, keep_error_texts, monitor_line
 
 WALL_ORIGIN_S: Final = 1_700_000_000.0
@@ -298,12 +300,19 @@ class _Socket(FakeSocket):
             return lua_runtime.table_from({b"err": text.encode()})
 
 
+PAST_MAX: Final = 100
+ENDING: Final = frozenset({"release", "reject", "submit"})
+"""Scripts of which a call that comes again, however late, changes nothing."""
+SCRIPT_NAMES: Final = {script.sha.encode(): script.name for script in load_scripts().values()}
+
+
 class Server:
     """One server.
 
     world: whose time passes. shift_s: of its wall clock. is_full, is_replica, is_loading: what it refuses. slow_s: what
     each command takes on top. on_touch: told the keys that a command of a client changed, after each. on_repeat: told
-    of a script that was repeated, and which of its keys that changed. commands: how many were done.
+    of a script that was repeated, of both answers, and which of its keys it changed. commands: how many were done.
+    past: calls that may come once more at any later time, the newest last.
     """
 
     def __init__(self, world: Time) -> None:
@@ -314,9 +323,10 @@ class Server:
         self.is_loading = False
         self.slow_s = 0.0
         self.commands = 0
+        self.past: deque[list[bytes]] = deque(maxlen=PAST_MAX)
         self.touched: dict[bytes, None] = {}
         self.on_touch: Callable[[Iterable[bytes]], None] = lambda keys: None
-        self.on_repeat: Callable[[bytes, list[bytes]], None] = lambda sha, changed: None
+        self.on_repeat: Callable[[bytes, Any, Any, list[bytes]], None] = lambda sha, reply, again, changed: None
         self.scripts: dict[bytes, _Script] = {}
         self.clients: list[Client] = []
         self.monitors: list[Client] = []
@@ -417,6 +427,8 @@ class Server:
             self.tell(b"in-this-process:0", command)
         reply = self._reply(client, command)
         self._set_clock()
+        if command[0] == b"EVALSHA" and SCRIPT_NAMES.get(command[1]) in ENDING and not isinstance(reply, SimpleError):
+            self.past.append(command)
         if client.doubles:
             client.doubles = False
             reply = self._repeat(client, command, reply)
@@ -437,8 +449,16 @@ class Server:
         names = command[3 : 3 + int(command[2])]
         before = {name: self.image(name) for name in names}
         again = self._reply(client, command)
-        self.on_repeat(command[1], [name for name in names if self.image(name) != before[name]])
+        self.on_repeat(command[1], reply, again, [name for name in names if self.image(name) != before[name]])
         return again
+
+    def again(self, command: list[bytes]) -> list[bytes]:
+        """Do a call now that a client made before. Returns: those of its keys that it changed."""
+        names = command[3 : 3 + int(command[2])]
+        before = {name: self.image(name) for name in names}
+        with contextlib.suppress(RuntimeError):
+            self.ask(*command)
+        return [name for name in names if self.image(name) != before[name]]
 
     def image(self, name: bytes) -> Any:
         """All that is stored under a key."""
@@ -449,6 +469,11 @@ class Server:
         }  # fmt: skip
         question = read.get(kind.value)
         return None if question is None else self._plain(self.ask(question[0], name, *question[1:]))
+
+    @property
+    def refuses(self) -> bool:
+        """Whether it takes no writes for the moment."""
+        return self.is_full or self.is_replica or self.is_loading
 
     @staticmethod
     def _plain(reply: Any) -> Any:

@@ -184,7 +184,7 @@ def test_all_rows_together(rows: Sequence[tuple[Any, ...]], expected: str, words
 def test_a_benchmark_without_heats_is_undecided() -> None:
     """The time was over before."""
     decision = decide(rows_of(LATENCY, []))
-    assert decision == Decision("undecided", ("latency: 0 heats are too few: expected 6 or more",))
+    assert decision == Decision("undecided", ("latency: 0 of at least 6 heats were measured",))
 
 
 # ---- what benchmarks print -------------------------------------------------------------------------------------------
