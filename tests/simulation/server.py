@@ -488,11 +488,19 @@ class Server:
         if name == "monitor":
             self.monitors.append(client)
             return SimpleString(b"OK")
-        if self.is_full and name in _ADDS:
-            return SimpleError(_OOM)
+        queues = client.socket._transaction is not None and name not in _IN_TRANSACTIONS
+        if self.is_full and (queues or name in _ADDS):  # Redis refuses all that is queued then, reads too
+            return self._refuse(client, _OOM)
         if self.is_replica and name in _WRITES:
-            return SimpleError(_READONLY)
+            return self._refuse(client, _READONLY)
         return client.socket.do(command)
+
+    @staticmethod
+    def _refuse(client: Client, error: str) -> SimpleError:
+        """What was refused while it was queued makes EXEC fail."""
+        if client.socket._transaction is not None:
+            client.socket._transaction_failed = True
+        return SimpleError(error)
 
     def tell(self, who: bytes, command: list[bytes]) -> None:
         """Tell clients that monitor of a command."""

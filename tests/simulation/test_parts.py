@@ -177,8 +177,9 @@ def test_what_the_server_refuses() -> None:
     plain = line.server.load_script(b"#!lua\nreturn 1")
     line.server.is_full = True
     commands = [("SET", "a", "1"), ("EVALSHA", script, "1", "b"), ("EVALSHA", plain, "0"), ("EVALSHA", "0" * 40, "0")]
+    commands += [("MULTI",), ("GET", "a"), ("EXEC",)]
     found = [str(answer)[2:6] for answer in line.send(commands)]
-    assert found == ["-OOM", "+OK\\", "-OOM", "-NOS"]
+    assert found == ["-OOM", "+OK\\", "-OOM", "-NOS", "+OK\\", "-OOM", "-EXE"]
     line.world.close()
 
 
