@@ -75,8 +75,8 @@ class Checker:
     """limits: pool -> kind -> the most jobs of one session or tenant that may run when another one of the pool begins.
     strict_from_s: from then on the jobs of a session run one after the other in every pool.
     is_excused: whether a process is the earlier life of a node and could not hear that a later one has begun, which so
-    took it for dead. acknowledged: job id -> the entry that its producer was told of. due_s: job id -> when its
-    deadline is over, as its producer counts the time. broken: entries that are no jobs.
+    took it for dead. acknowledged: job id -> the entry that its producer was told of. due_s: entry -> when the
+    deadline of its job is over, as its producer counts the time. broken: entries that are no jobs.
     judges_sessions: whether a session is bound to the node of its last job; where it returns to another one it is not.
     """
 
@@ -379,8 +379,11 @@ class Checker:
             self.blame("leak", f"{name.decode()} at the end: {self.server.ask('SMEMBERS', name)}")
         if delayed := self.server.ask("ZRANGE", _CELL.delayed, 0, -1):
             self.blame("left", f"delayed at the end: {delayed}")
-        if parked := self.server.ask("XLEN", _CELL.parked):
-            self.blame("left", f"{parked} bodies are parked at the end")
+        parked = [
+            identifier for identifier, flat in self.server.ask("XRANGE", _CELL.parked, "-", "+") if b"job" in flat
+        ]
+        if parked:
+            self.blame("left", f"{len(parked)} bodies are parked at the end")
         for partition in range(SETTINGS.partitions):
             self._check_open(_CELL.jobs(partition))
         self._check_outcomes()

@@ -143,4 +143,4 @@ class Producers:
             return
         self.unheard.add(job_id)
         if job.deadline_ms is not None:
-            self._checker.due_s.setdefault(job_id, self._world.now_s + job.deadline_ms / 1000)
+            self._checker.due_s.setdefault(entry, self._world.now_s + job.deadline_ms / 1000)

@@ -213,7 +213,7 @@ class RestChecker:
     def _check_deadlines(self, jobs: list[intake.Job]) -> None:
         """By the time that passed since the producer was told, whatever a clock or an identifier says."""
         for job in jobs:
-            late_s = self._world.now_s - self._checker.due_s.get(job.job_id, math.inf)
+            late_s = self._world.now_s - self._checker.due_s.get(f"{job.partition}/{job.entry_id}", math.inf)
             if late_s > self._late_s_max and job.job_id not in self._checker.exempt | self._late:
                 self._late.add(job.job_id)
                 self._checker.blame("deadline", f"job {job.job_id} waits {late_s:.1f} s past its deadline")
