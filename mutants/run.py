@@ -27,7 +27,7 @@ QUICK: Final = 2
 """A change that makes tests hang is noticed only if they take less than the limit by so much without it."""
 TAIL_LINES: Final = 15
 _PASSED, _FAILED, _UNUSABLE = 0, 1, 3
-_VIOLATIONS: Final = re.compile(r"^seed [0-9]+ [a-z]+: [0-9]+ violations", re.MULTILINE)
+_VIOLATIONS: Final = re.compile(r"^seed [0-9]+ [a-z]+: [0-9]+ violations?,", re.MULTILINE)
 
 
 class NoCheckout(Exception):

@@ -409,6 +409,8 @@ class Checker:
         """Sessions stay on their nodes, and those that moved had a reason that is true."""
         submissions = {}
         for job_id, entry in self.acknowledged.items():
+            if not entry:
+                continue  # it was answered that the job is known, and not where
             partition, _, entry_id = entry.partition("/")
             session = self.records.get(job_id, _GONE).get("session", "")
             submissions[job_id] = Submission(job_id, session, int(partition), entry_id)
