@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import hiredis
 import msgspec
 import pytest
 
 from scheduler.store.scripts import load_scripts
+from tests.simulation.checker import INVARIANTS
 from tests.simulation.network import CommandFault, Network, call_of
-from tests.simulation.plan import SCENARIOS, Event, Plan, draw, parse_event
+from tests.simulation.plan import FAULTS, SCENARIOS, Event, Plan, draw, parse_event
 from tests.simulation.seeds import Seed, parse_seeds, read_seeds, show_seeds
 from tests.simulation.server import Server
 from tests.simulation.shrink import minimal
 from tests.simulation.world import ORIGIN_S, Process, Spinning, World
 
 # ---- the world -----------------------------------------------------------------------------------------------------
+
+ROOT: Final = Path(__file__).resolve().parents[2]
 
 
 async def ticks(process: Process, told: list[float], count: int) -> None:
@@ -250,6 +254,13 @@ def test_a_line_of_a_schedule() -> None:
     assert parse_event("3.120 n1 late renew 4.2") == Event(3.12, "n1", "late", "renew", 4.2)
     assert parse_event("3.000 server clock -3600") == Event(3.0, "server", "clock", "", -3600.0)
     assert str(parse_event("3.000 all roll")) == "3.000 all roll"
+
+
+def test_the_page_says_what_each_word_means() -> None:
+    """Of what is checked, of scenarios and of faults."""
+    page = (ROOT / "docs" / "SIMULATION.md").read_text(encoding="utf-8")
+    words = {*INVARIANTS, *SCENARIOS, *(what for known in FAULTS.values() for what in known)}
+    assert [word for word in sorted(words) if f"`{word}`" not in page] == []
 
 
 def test_the_list_can_be_read_and_names_nothing_twice() -> None:
