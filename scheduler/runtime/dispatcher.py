@@ -20,7 +20,7 @@ from scheduler.loop import Loop, Timers, end_tasks
 from scheduler.runtime.intake import Class, Job
 from scheduler.runtime.knowledge import Knowledge
 from scheduler.runtime.limits import changed_limits, limits_of
-from scheduler.runtime.lines import Cause, gains, may_move, tier_of
+from scheduler.runtime.lines import Cause, any_may_move, gains, may_move, tier_of
 from scheduler.runtime.partitions import Partitions
 from scheduler.runtime.placer import Placer
 from scheduler.runtime.reader import Batch, Reader
@@ -253,6 +253,8 @@ class Dispatcher:
         self.waiting.limits.tell_pools(changed_limits(old.pools, new.pools))
         for wanted in may_move(self.waiting.members.classes(), old, new):
             self._undecided.add(wanted)
+        if self.skipped and any_may_move(old, new):
+            self.skipped.look_again()
 
     async def _reclassify(self) -> None:
         """Decide some jobs anew whose pool may be another one now, also those that wait behind others: when their turn

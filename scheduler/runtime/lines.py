@@ -174,6 +174,19 @@ def may_move(classes: Iterable[Class], old: Index, new: Index) -> Iterator[Class
             yield wanted
 
 
+def any_may_move(old: Index, new: Index) -> bool:
+    """Whether some job, of whatever class, may belong to another pool in a new snapshot."""
+    if old.overrides != new.overrides or old.scopes != new.scopes:
+        return True
+    before, after = _places(old), _places(new)
+    return before != after and len({place[0] for place in (*before.values(), *after.values())}) > 1
+
+
+def _places(index: Index) -> dict[str, tuple[object, ...]]:
+    """Of each node what the choice between pools depends on, its pool first."""
+    return {name: (node.pool, node.slots, node.pairs, node.features) for name, node in index.nodes.items()}
+
+
 def _weights(members: Members) -> dict[str, int]:
     """What the choice between pools depends on: a node that was started again alters nothing."""
     return {pool: each.slots for pool, each in members.items()}

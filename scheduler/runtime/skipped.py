@@ -11,7 +11,8 @@ Once there is memory again, what was skipped is read again in parts, from the lo
 that there is memory for are admitted, in order; others are left. A pass ends when it has come to the highest id in all
 partitions, and then only what it left counts as skipped: that is how sessions and classes have caught up. A pass that
 cannot admit anybody any more is given up, and the next one begins at the first that was left. Now and then one is made
-to its end all the same: when many sessions may be taken for skipped ones, or when the deadline of a skipped job passed.
+to its end all the same: when many sessions may be taken for skipped ones, when the deadline of a skipped job passed, or
+when a snapshot came since which some of them may belong to another pool, and would not wait for what they did.
 """
 
 from __future__ import annotations
@@ -123,6 +124,7 @@ class Skipped:
         self._since_pass = 0
         self._left_by_pass = 0
         self._deadline_ms: float = math.inf
+        self._moved = False
         self._begin_pass()
         self._passing = False
 
@@ -181,6 +183,10 @@ class Skipped:
 
     # ---- reading again ----
 
+    def look_again(self) -> None:
+        """Some of what is skipped may belong to another pool now."""
+        self._moved = bool(self._ranges)
+
     def is_due(self, count_of: Callable[[Cause], int], waiting: int, now_ms: float) -> bool:
         """Whether the next part should be read again now.
 
@@ -204,7 +210,11 @@ class Skipped:
         return any(not self.is_full(cause, count_of(cause), waiting) for cause in self._causes)
 
     def _must_end(self, now_ms: float) -> bool:
-        """Whether a pass must come to its end: a deadline passed, or many sessions were added since one did."""
+        """Whether a pass must come to its end: pools changed, a deadline passed, or many sessions were added since one
+        did.
+        """
+        if self._moved or self._to_end:
+            return True
         if self._deadline_ms <= now_ms and now_ms - self._looked_ms >= LATE_EVERY_MS:
             return True
         many = max(self._bits // _BITS_A_SESSION_MIN, 2 * self._left_by_pass)
@@ -221,6 +231,7 @@ class Skipped:
 
     def _begin_pass(self) -> None:
         self._passing = True
+        self._to_end, self._moved = self._moved, False
         self._left_causes: set[Cause] = set()
         self._left_sessions: _Sessions | None = None
         self._left_deadline_ms: float = math.inf
@@ -295,7 +306,7 @@ class Skipped:
         self._causes, self._sessions = self._left_causes, self._left_sessions
         self._deadline_ms = self._left_deadline_ms
         self._left_by_pass, self._since_pass = self._left, 0
-        self._passing = False
+        self._passing = self._to_end = False
 
     def _give_up_pass(self) -> None:
         self._passing = False

@@ -240,7 +240,10 @@ class Checker:
             together = [
                 each
                 for each, other in self.records.items()
-                if other["state"] == "reserved" and other.get(kind, "") == who and kind in self._limits_of(other)
+                if other["state"] == "reserved"
+                and other.get(kind, "") == who
+                and kind in self._limits_of(other)
+                and int(other["token"]) <= int(record["token"])  # those of the same call that came later do not count
             ]
             if who and len(together) > most:
                 self.blame("limit", f"job {job_id} runs beside others of {kind} {who}, of {most}: {sorted(together)}")
@@ -410,20 +413,26 @@ class Checker:
                 self.blame("broken", f"the broken entry {job_id} is {record['state']}: {record.get('reason')}")
 
     def _check_sessions(self) -> None:
-        """Sessions stay on their nodes, and those that moved had a reason that is true."""
+        """Sessions stay on their nodes, and those that moved had a reason that is true. Nothing is promised to those of
+        which a job was written into another partition.
+        """
         submissions = {}
+        strays = set()
         for job_id, entry in self.acknowledged.items():
             if not entry:
                 continue  # it was answered that the job is known, and not where
             partition, _, entry_id = entry.partition("/")
             session = self.records.get(job_id, _GONE).get("session", "")
             submissions[job_id] = Submission(job_id, session, int(partition), entry_id)
+            if session and int(partition) != keys.partition_of(session, SETTINGS.partitions):
+                strays.add(session)
+        submissions = {job_id: each for job_id, each in submissions.items() if each.session_id not in strays}
         outcomes = [
             Outcome(job_id, 1, record["state"], int(record.get("token", 0)))  # type: ignore[arg-type]
             for job_id, record in self.records.items()
             if record["state"] in model.TERMINAL
         ]
-        runs = sorted(self.history.runs, key=lambda run: run.token)
+        runs = sorted((run for run in self.history.runs if run.session_id not in strays), key=lambda run: run.token)
         _, moved = judge_sessions(submissions, runs, outcomes, SETTINGS.session_ttl_ms)
         for line in moved:
             self.blame("moved", line)

@@ -346,3 +346,34 @@ def test_a_class_that_no_node_serves_has_one_place_when_memory_is_full() -> None
     assert not memory.is_due()
     memory.waiting[nobody] = 0
     assert memory.is_due()
+
+
+def test_what_may_belong_to_another_pool_now_is_looked_at_again() -> None:
+    """All of it, although there is no memory for what it waited for before."""
+    memory = seed_flood(4 + 4)
+    assert not memory.is_due()
+    memory.skipped.look_again()
+    assert memory.is_due()
+    assert memory.part({}, size=2) == []
+    assert memory.is_due()  # this pass goes to its end
+    assert memory.part({"s7": DE}, size=9) == ["j7"]
+    assert not memory.is_due()
+
+
+def test_a_snapshot_in_the_middle_of_a_pass_makes_another_one() -> None:
+    """What was read before may have moved since."""
+    memory = seed_flood(4 + 4)
+    memory.skipped.look_again()
+    memory.part({}, size=2)
+    memory.skipped.look_again()
+    memory.part({}, size=9)
+    assert memory.is_due()
+    memory.part({}, size=9)
+    assert not memory.is_due()
+
+
+def test_nothing_skipped_is_not_looked_at_again() -> None:
+    """Whatever the snapshot says."""
+    memory = Memory()
+    memory.skipped.look_again()
+    assert not memory.is_due()

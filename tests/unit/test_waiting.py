@@ -10,7 +10,7 @@ import pytest
 
 from scheduler.model import Delta, Match, Node, Pool
 from scheduler.runtime.intake import Class
-from scheduler.runtime.lines import DEADLINES_SPARE, gains, may_move, tier_of
+from scheduler.runtime.lines import DEADLINES_SPARE, any_may_move, gains, may_move, tier_of
 from scheduler.runtime.waiting import WAKE_CANDIDATES_MAX, Waiter, Waiting
 from tests.unit.arrange import EN_DE, LATER_BOOT, a_class, a_job, a_node, an_index
 
@@ -394,6 +394,40 @@ def test_a_pool_for_certain_tenants_moves_jobs_that_waited_in_no_such_scope() ->
     before = an_index(*nodes, pools={"b": Pool("b", match=Match(tenants=("t1",)))})
     after = an_index(*nodes, pools={"b": Pool("b", match=Match(tenants=("t1", "t2")))}, version=2)
     assert list(may_move([a_class()], before, after)) == [a_class()]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "moves"),
+    [
+        pytest.param([a_node("n1")], [a_node("n1"), a_node("n2")], False, id="one pool has another node"),
+        pytest.param([a_node("n1")], [a_node("n1"), a_node("n2", "b")], True, id="another pool has come"),
+        pytest.param([a_node("n1"), a_node("n2", "b")], [a_node("n1")], True, id="a pool has gone"),
+        pytest.param(
+            [a_node("n1"), a_node("n2", "b")],
+            [a_node("n1"), a_node("n2", "b", boot=LATER_BOOT)],
+            False,
+            id="a node was started again",
+        ),
+        pytest.param(
+            [a_node("n1"), a_node("n2", "b")],
+            [a_node("n1"), a_node("n2", "b", pairs=(EN_DE,))],
+            True,
+            id="a node serves another pair",
+        ),
+    ],
+)
+def test_a_snapshot_after_which_what_is_skipped_may_belong_to_another_pool(
+    before: list[Node], after: list[Node], moves: bool
+) -> None:
+    """Nobody knows its classes."""
+    assert any_may_move(an_index(*before), an_index(*after, version=2)) is moves
+
+
+def test_a_tenant_that_gets_a_pool_of_its_own_may_move_what_is_skipped() -> None:
+    """Although no node changed."""
+    nodes = (a_node("n1"), a_node("n2", "b"))
+    after = an_index(*nodes, pools={"b": Pool("b", tenants=("t1",))}, version=2)
+    assert any_may_move(an_index(*nodes), after)
 
 
 def test_nodes_that_are_new_to_a_class_wake_it_alone() -> None:
