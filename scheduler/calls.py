@@ -100,6 +100,8 @@ class Refused(msgspec.Struct, frozen=True, gc=False):
     limit: str = ""
 
 
+DEALT_WITH: Final = ("duplicate", "gone")
+"""Why a job was refused of which there is nothing left to do."""
 HOLDS_BACK: Final = ("full", "bound", "behind", "limited")
 """Why a job was refused that is still to be placed: later ones of its session are behind it."""
 

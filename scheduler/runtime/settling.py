@@ -53,6 +53,8 @@ class Settler:
         elif answer.why == "fenced":
             partitions.lose(job.partition)
         else:
+            if answer.why in calls.DEALT_WITH:  # perhaps by an earlier call of ours, whose answer never came
+                self._known.bindings.forget([job.session_id])
             refusal = refusal_of(job, answer, self._cell)
             if refusal is not None:
                 self._refusals.add([refusal])

@@ -356,6 +356,32 @@ async def test_answer_to_a_repeat_does_not_leave_an_old_binding_in_memory(
         assert await where(b, "j2") == ("p2", "stayed")
 
 
+async def test_session_of_a_job_that_is_gone_is_not_taken_for_a_new_one(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier call may have placed it and bound the session, and its answer never came."""
+    reserve = Cell.reserve
+
+    async with bench(url) as b:
+        await publish(b, (a_node("p1", slots=1),), (PLAIN,))
+        await submit(b, a_job("s0"), "j0")
+        await submit(b, a_job(), "j1")  # full; the session is known to be bound to no node
+
+        async def late(cell: Cell, *arguments: Any) -> list[calls.Reserved | calls.Refused]:
+            await reserve(cell, *arguments)  # its answer is lost, and until it is repeated the lease has ended
+            return [calls.Refused("gone")]
+
+        monkeypatch.setattr(Cell, "reserve", late)
+        await publish(b, (a_node("p1", slots=1), a_node("p2", slots=3)), (PLAIN,))
+        while len(b.dispatcher.waiting):
+            await b.dispatcher.run_once()
+        monkeypatch.setattr(Cell, "reserve", reserve)
+
+        await submit(b, a_job(), "j2")
+
+        assert await where(b, "j2") == ("p2", "stayed")
+
+
 async def test_job_after_a_repeat_leaves_nothing_in_memory_that_is_not_stored(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

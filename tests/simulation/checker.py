@@ -78,6 +78,7 @@ class Checker:
     is_excused: whether a process is the earlier life of a node and could not hear that a later one has begun, which so
     took it for dead. acknowledged: job id -> the entry that its producer was told of. due_s: entry -> when the
     deadline of its job is over, as its producer counts the time. broken: entries that are no jobs.
+    strays: sessions of which a job was written into another partition.
     judges_sessions: whether a session is bound to the node of its last job; where it returns to another one it is not.
     """
 
@@ -92,6 +93,7 @@ class Checker:
         self.acknowledged: dict[str, str] = {}
         self.due_s: dict[str, float] = {}
         self.broken: set[str] = set()
+        self.strays: set[str] = set()
         self.data_faults = 0
         self.judges_sessions = True
         self.records: dict[str, dict[str, str]] = {}
@@ -417,22 +419,21 @@ class Checker:
         which a job was written into another partition.
         """
         submissions = {}
-        strays = set()
         for job_id, entry in self.acknowledged.items():
             if not entry:
                 continue  # it was answered that the job is known, and not where
             partition, _, entry_id = entry.partition("/")
             session = self.records.get(job_id, _GONE).get("session", "")
             submissions[job_id] = Submission(job_id, session, int(partition), entry_id)
-            if session and int(partition) != keys.partition_of(session, SETTINGS.partitions):
-                strays.add(session)
-        submissions = {job_id: each for job_id, each in submissions.items() if each.session_id not in strays}
+        submissions = {job_id: each for job_id, each in submissions.items() if each.session_id not in self.strays}
         outcomes = [
             Outcome(job_id, 1, record["state"], int(record.get("token", 0)))  # type: ignore[arg-type]
             for job_id, record in self.records.items()
             if record["state"] in model.TERMINAL
         ]
-        runs = sorted((run for run in self.history.runs if run.session_id not in strays), key=lambda run: run.token)
+        runs = sorted(
+            (run for run in self.history.runs if run.session_id not in self.strays), key=lambda run: run.token
+        )
         _, moved = judge_sessions(submissions, runs, outcomes, SETTINGS.session_ttl_ms)
         for line in moved:
             self.blame("moved", line)

@@ -126,6 +126,7 @@ class Producers:
         partition = keys.partition_of(job.session, SETTINGS.partitions)
         if job.way == "other_partition":
             partition = (partition + 1) % SETTINGS.partitions
+            self._checker.strays.add(job.session)
         stream = keys.CellKeys(SETTINGS.namespace).jobs(partition)
         try:
             entry = await raw.patiently(lambda: raw.commands.xadd(stream, fields_of(job)))

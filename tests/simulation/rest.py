@@ -206,6 +206,7 @@ class RestChecker:
             is_first = job.session_id not in sessions
             sessions.add(job.session_id)
             late = job.deadline_at_ms is not None and job.deadline_at_ms <= now_ms
+            is_first = is_first and job.session_id not in self._checker.strays  # perhaps it waits for one elsewhere
             if is_first and not late and self._has_room(job, free):
                 found.append(job.entry_id)
         return found
