@@ -153,11 +153,11 @@ class Placer:
             if placed is None:
                 held.add(job.session_id)
             before = earlier.get(job.session_id)
-            binds = index.policy(wanted.pool).strategy == "affinity"
-            follows = before == wanted and binds and not job.avoid
-            together = ""
-            if before is not None and not follows:
-                together = placement.together(wanted, before, binds)
+            follows, together = False, ""
+            if before is not None:
+                binds = index.policy(wanted.pool).strategy == "affinity"
+                follows = before == wanted and binds and not job.avoid
+                together = "" if follows else placement.together(wanted, before, binds)
             unread = binding is None and job.session_id not in bindings
             tries.append(Try(job, wanted, None, placed, binding, fresh, unread, follows, together))
             earlier[job.session_id] = wanted

@@ -81,7 +81,7 @@ class Settler:
             self._waiting.leave(each.waiter, placed=answer.node)
             if answer.filled:
                 self._waiting.filled(answer.node)
-        if moved:
+        if moved and len(self._waiting):
             self._classify_again(moved, now_ms)
 
     def _classify_again(self, session_id: str, now_ms: float) -> None:

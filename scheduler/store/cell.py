@@ -50,10 +50,6 @@ def _packed(values: Sequence[Any]) -> bytes:
     return _encode(values)[header_bytes:]
 
 
-def _has_rare(item: calls.ReserveItem) -> bool:
-    return bool(item.preferred or item.note or item.keeps or item.together or item.limits)
-
-
 def _rare(item: calls.ReserveItem, nodes: _Indices, limits: _Indices) -> dict[str, Any]:
     """What few jobs have, and is left out for all others."""
     rare: dict[str, Any] = {}
@@ -188,7 +184,9 @@ class Cell:
                 first, len(candidates),
                 nodes[item.bound] if item.bound else 0, item.why, item.binding, item.stored_node, item.variant,
                 item.unread, item.follows, len(bodies) + 5 if item.body is not None else 0,
-                _rare(item, nodes, limits) if _has_rare(item) else False,
+                _rare(item, nodes, limits)
+                if item.preferred or item.note or item.keeps or item.together or item.limits
+                else False,
             )  # fmt: skip
             if item.body is not None:
                 bodies += item.body
