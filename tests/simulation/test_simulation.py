@@ -17,7 +17,7 @@ from tests.simulation.seeds import Seed, read_seeds
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 FRESH: Final = 20
-FRESH_JOBS: Final = 40  # a third of what `tools/simulate` runs, for there are many
+FRESH_JOBS: Final = 30  # a quarter of what `tools/simulate` runs, for there are many
 KNOWN: Final = read_seeds()
 
 
