@@ -17,6 +17,7 @@ from redis.asyncio.connection import Connection as RedisConnection
 from scheduler.store.connection import Connection
 from scheduler.store.packing import HiredisMixin
 from tests.simulation.server import WALL_ORIGIN_S, Server
+from tests.transport import InProcessTransport
 
 URL: Final = "redis://in-this-process:6379/0"
 _AT_ONCE_S: Final = 0.001  # a timer of the event loop is no finer
@@ -59,7 +60,7 @@ def connecting(server: Server) -> Callable[..., Connection]:
     return functools.partial(Connection, classes={RedisConnection: InProcess})
 
 
-class _Link(asyncio.Transport):
+class _Link(InProcessTransport):
     """One connection, seen from its client."""
 
     def __init__(self, server: Server, protocol: asyncio.StreamReaderProtocol) -> None:
@@ -84,9 +85,6 @@ class _Link(asyncio.Transport):
         if not self._closing:
             self._protocol.data_received(data)
 
-    def get_write_buffer_size(self) -> int:
-        return 0
-
     def is_closing(self) -> bool:
         return self._closing
 
@@ -97,12 +95,3 @@ class _Link(asyncio.Transport):
             self._loop.call_soon(self._protocol.connection_lost, None)
 
     abort = close
-
-    def pause_reading(self) -> None:
-        pass
-
-    def resume_reading(self) -> None:
-        pass
-
-    def get_extra_info(self, name: Any, default: Any = None) -> Any:
-        return default

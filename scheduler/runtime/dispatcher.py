@@ -30,7 +30,7 @@ from scheduler.runtime.skipped import Skipped
 from scheduler.runtime.snapshots import Snapshots
 from scheduler.runtime.sweep import Sweep, expired
 from scheduler.runtime.undecided import Undecided
-from scheduler.runtime.waiting import Waiter, Waiting
+from scheduler.runtime.waiting import Waiting
 from scheduler.session.bindings import Bindings, parse
 from scheduler.store.store import Store
 
@@ -260,16 +260,14 @@ class Dispatcher:
         """Decide some jobs anew whose pool may be another one now, also those that wait behind others: when their turn
         comes, their class must be the one by which they would be placed.
         """
+        if not self._undecided:
+            return
         waiters = self._undecided.next(RECLASSIFIED_AT_ONCE_MAX)
         await self._known.read([waiter.job.session_id for waiter in waiters])
+        now_ms = self._clock.ms()
         for waiter in waiters:
-            self._classify_again(waiter)
+            self._known.reclassify(waiter, now_ms)
         self._undecided.decided()
-
-    def _classify_again(self, waiter: Waiter) -> None:
-        wanted = self._known.classify(waiter.job, self._clock.ms())
-        if wanted != waiter.wanted:
-            self.waiting.reclassify(waiter, wanted)
 
     # ---- what runs on timers ----
 

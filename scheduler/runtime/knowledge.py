@@ -16,7 +16,7 @@ from scheduler.runtime.limits import limits_of
 from scheduler.runtime.lines import Cause
 from scheduler.runtime.partitions import Partitions
 from scheduler.runtime.skipped import Skipped
-from scheduler.runtime.waiting import Waiting
+from scheduler.runtime.waiting import Waiter, Waiting
 from scheduler.session.bindings import Bindings, parse
 from scheduler.store.reads import Reads
 
@@ -67,6 +67,12 @@ class Knowledge:
         """The class of a job by what is known now; now_ms: monotonic."""
         binding, _ = self.bindings.get(job.session_id, now_ms)
         return placement.classify(job, binding, self.index)
+
+    def reclassify(self, waiter: Waiter, now_ms: float) -> None:
+        """Decide the class of a waiting job anew; now_ms: monotonic. What is bound must have been read."""
+        wanted = self.classify(waiter.job, now_ms)
+        if wanted != waiter.wanted:
+            self.waiting.reclassify(waiter, wanted)
 
     def passes_over(self, job: Job, wanted: Class) -> bool:
         """Whether a job would pass one that was scanned past: of its session, its class, or one of its limits."""

@@ -63,7 +63,7 @@ class Settler:
 
     def _placed(self, each: Try, answer: calls.Reserved, now_ms: float) -> None:
         job, known, bindings = each.job, self._known, self._known.bindings
-        moved = ""
+        moved = False
         self._report.placed += 1
         if answer.used >= 0:
             known.loads[answer.node] = answer.used
@@ -73,8 +73,7 @@ class Settler:
             after = bound_by(each, binding, answer)
             if not each.fresh or after != binding:
                 bindings.wrote(job.session_id, after, now_ms)
-            if binding is None or after.pool != binding.pool:
-                moved = job.session_id
+            moved = binding is None or after.pool != binding.pool
         else:
             bindings.forget([job.session_id])  # a repeat, which does not tell where the session is bound now
         if each.waiter is not None:
@@ -82,14 +81,8 @@ class Settler:
             if answer.filled:
                 self._waiting.filled(answer.node)
         if moved and len(self._waiting):
-            self._classify_again(moved, now_ms)
-
-    def _classify_again(self, session_id: str, now_ms: float) -> None:
-        """A session has another pool, and those of its jobs that wait do so for room and limits of that one now."""
-        for waiter in self._waiting.of_session(session_id):
-            wanted = self._known.classify(waiter.job, now_ms)
-            if wanted != waiter.wanted:
-                self._waiting.reclassify(waiter, wanted)
+            for waiter in self._waiting.of_session(job.session_id):  # for room and limits of another pool now
+                known.reclassify(waiter, now_ms)
 
     def _wait(self, each: Try, answer: calls.Refused | None, call: Call) -> None:
         """A newcomer that was not placed. answer: None when it was held back behind others, or no node can serve it.

@@ -26,7 +26,7 @@ from tests.simulation.shrink import shrink
 
 _CACHES: Final = Path(os.environ.get("XDG_CACHE_HOME", ""))  # a relative one is to be ignored, says its standard
 CACHE: Final = (_CACHES if _CACHES.is_absolute() else Path.home() / ".cache") / "stream-scheduler" / "simulate"
-KEPT_S: Final = 30 * 86_400  # results of code that nobody has run for so long are thrown away
+KEPT_S: Final = 30 * 86_400  # older results are deleted
 NAMED_MAX: Final = 8
 SHOWN_MAX: Final = 3
 LATER_S: Final = 10.0  # a shorter schedule may fail so much later than the whole one

@@ -223,7 +223,7 @@ class Fleet:
 class Log(logging.Handler):
     """Hears what the roles log. It is no part of the digest.
 
-    Args: world; history, which gets a line of each record; blame, told of an error that nobody expected.
+    Args: world; history, which gets a line of each record; blame, called with each unexpected error.
     """
 
     def __init__(self, world: World, history: History, blame: Callable[[str, str], None]) -> None:
@@ -242,7 +242,7 @@ class Log(logging.Handler):
 
     @contextlib.contextmanager
     def listening(self, level: int) -> Iterator[None]:
-        """Hear this and what is worse for a while, and nobody else does."""
+        """Receive records of this level and above, in the place of other handlers."""
         logger = logging.getLogger("scheduler")
         before, propagated = logger.level, logger.propagate
         logger.addHandler(self)

@@ -18,6 +18,7 @@ from scheduler.store.packing import HiredisMixin
 from scheduler.store.scripts import load_scripts
 from tests.simulation.server import Server
 from tests.simulation.world import Process, World
+from tests.transport import InProcessTransport
 
 LATENCY_S: Final = (0.000_05, 0.000_5)
 SCRIPTS: Final = {script.sha.encode(): script.name for script in load_scripts().values()}
@@ -129,7 +130,7 @@ class Network:
         return reader, asyncio.StreamWriter(link, protocol, reader, loop)
 
 
-class Link(asyncio.Transport):
+class Link(InProcessTransport):
     """One connection, seen from its process."""
 
     def __init__(self, network: Network, wires: Wires, protocol: asyncio.StreamReaderProtocol) -> None:
@@ -164,9 +165,6 @@ class Link(asyncio.Transport):
         else:
             self._strike(data, fault)
 
-    def get_write_buffer_size(self) -> int:
-        return 0
-
     def is_closing(self) -> bool:
         return self._closing
 
@@ -176,15 +174,6 @@ class Link(asyncio.Transport):
             self._wires.process.call_soon(self._protocol.connection_lost, None)
 
     abort = close
-
-    def pause_reading(self) -> None:
-        pass
-
-    def resume_reading(self) -> None:
-        pass
-
-    def get_extra_info(self, name: Any, default: Any = None) -> Any:
-        return default
 
     # ---- what happens to it ----
 
