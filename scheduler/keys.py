@@ -17,7 +17,7 @@ JobId = NewType("JobId", str)
 SessionId = NewType("SessionId", str)
 NodeId = NewType("NodeId", str)
 
-PROTOCOL = 5
+PROTOCOL = 6
 MANAGEMENT_GROUP = "management"
 LEADER_CONSUMER = "leader"
 

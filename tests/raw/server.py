@@ -14,7 +14,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
-PROTOCOL: Final = 5
+PROTOCOL: Final = 6
 PAUSE_FIRST_S: Final = 0.02
 PAUSE_LAST_S: Final = 0.5
 PATIENCE_S: Final = 30.0
