@@ -25,6 +25,7 @@ from scheduler.cli.failures import BY_SIGNAL
 from scheduler.cli.load import beside, follow, look_up, submit_load, to_its_end, wait_for_outcomes
 from scheduler.cli.process import ignore_hangups, run_async, stop_roles
 from scheduler.cli.records import NodeRecords, Records
+from scheduler.clock import SYSTEM_CLOCK
 from scheduler.config import Settings
 from scheduler.errors import SchedulerError
 from scheduler.handlers import Job
@@ -273,7 +274,7 @@ async def _serving(url: str, plan: Plan, records: Records) -> AsyncIterator[list
                 observer=observer,
                 drain_ms_max=DRAIN_MS_MAX,
             )
-            from_us = time.monotonic_ns() // 1_000
+            from_us = SYSTEM_CLOCK.us()
             await node.__aenter__()
             nodes.append(node)
             observers.append(observer)

@@ -6,7 +6,6 @@ import asyncio
 import difflib
 import importlib
 import sys
-import time
 import traceback
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +14,7 @@ import msgspec
 
 from scheduler.attempts import Observer
 from scheduler.audit import Capacity, Run
+from scheduler.clock import SYSTEM_CLOCK
 from scheduler.errors import InvalidInput
 from scheduler.handlers import Handler, Job
 from scheduler.node import Node
@@ -112,7 +112,7 @@ class Recorder(Observer):
     def serves(self, node: Node, slots: int) -> None:
         """The node has its boot, and no handler has started yet."""
         self._boot = node.boot
-        self._write(Capacity(node.node_id, node.boot, time.monotonic_ns() // 1000, slots))
+        self._write(Capacity(node.node_id, node.boot, SYSTEM_CLOCK.us(), slots))
 
     def started(self, job: Job, at_us: int) -> None:
         """A handler begins."""

@@ -204,8 +204,8 @@ def _end(task: asyncio.Task[Any]) -> None:
 class Process(_Loop):
     """A process, which is its event loop. Everything of it shares its fate.
 
-    begun_s: when it was started; drift_s: by how much its own monotonic clock is behind that of the world; a machine
-    that slept did not count.
+    begun_s: when it was started; drift_s: by how much the clock of its event loop is behind that of the world; it stood
+    still while the machine slept.
     """
 
     def __init__(self, world: World, name: str) -> None:
@@ -269,7 +269,7 @@ class Process(_Loop):
                 call()
 
     def suspend(self, for_s: float, *, clock_stops: bool = False) -> None:
-        """As SIGSTOP, or with `clock_stops` as a machine that sleeps: its own clock did not go meanwhile."""
+        """As SIGSTOP, or with `clock_stops` as a machine that sleeps: the clock of its event loop stands still."""
         if self.is_suspended or not self.is_alive:
             return
         self.suspended_until_s = self.world.now_s + for_s
@@ -360,13 +360,13 @@ _NO_LOOP: Final = _NoLoop()
 
 
 class ProcessClock(Clock):
-    """The own clock of a simulated process."""
+    """The own clock of a simulated process, which runs on while its machine sleeps."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
 
     def ms(self) -> float:
-        return self._process.time() * 1000
+        return self._process.world.now_s * 1000
 
     def us(self) -> int:
-        return round(self._process.time() * 1_000_000)
+        return round(self._process.world.now_s * 1_000_000)
