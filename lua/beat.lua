@@ -5,7 +5,8 @@
 -- ARGV[1] document   ARGV[2] member of the dispatchers (name+boot), empty for nodes and reapers
 -- ARGV[3] heartbeats_max   ARGV[4] silence_ms: how long a dispatcher counts as live   ARGV[5] stays | leaves (a dispatcher)
 -- RETURNS {now_ms, {live dispatcher, ...}}; the list is empty for nodes and reapers
--- INVARIANT one heartbeat more in the stream, and nothing else but the caller's own membership. A repeat is another beat.
+-- INVARIANT one heartbeat more in the stream, and of dispatchers the caller's own membership; who was heard ahead of the
+--   clock, because it went back, was heard now. A repeat is another beat.
 local heartbeats_key, dispatchers_key = KEYS[1], KEYS[2]
 local document, member = ARGV[1], ARGV[2]
 local heartbeats_max, silence_ms, leaves = ARGV[3], tonumber(ARGV[4]), ARGV[5] == 'leaves'
@@ -30,6 +31,9 @@ if member ~= '' then
     redis.call('ZREM', dispatchers_key, member)
   else
     redis.call('ZADD', dispatchers_key, now_text, member)
+  end
+  for _, ahead in ipairs(redis.call('ZRANGEBYSCORE', dispatchers_key, '(' .. now_text, '+inf')) do
+    redis.call('ZADD', dispatchers_key, 'XX', now_text, ahead)
   end
   redis.call('ZREMRANGEBYSCORE', dispatchers_key, '-inf', string.format('(%.0f', now_ms - silence_ms))
   live = redis.call('ZRANGE', dispatchers_key, 0, -1)

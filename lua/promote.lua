@@ -6,6 +6,7 @@
 -- RETURNS {now_ms, answer, ...}, one a job: {"promoted", entry} | {"early", due_ms} | {"stale"} | {"moved"}
 --         | {"dead"}: the parked body is missing | {"busy", due_ms}: the intake does not take it, tried again later
 -- INVARIANT a delayed job has one parked body; promoting moves it to the intake in one step. A repeat answers "stale".
+--   A job is due no later than its own delay from now, whatever the clock did since.
 local delayed_key, parked_key, results_key = KEYS[1], KEYS[2], KEYS[3]
 local retention_ms, results_max = ARGV[1], ARGV[2]
 local BUSY_MS = 1000
@@ -38,14 +39,21 @@ end
 
 local function promote(job_key, jobs_key, reply_key, job_id, partition, reply_to)
   local record = redis.call('HMGET', job_key, 'state', 'entry', 'parked_id', 'session', 'entry', 'life', 'holder', 'attempts',
-    'submitted_ms', 'reply_to', 'nonce')
+    'submitted_ms', 'reply_to', 'nonce', 'delay_ms')
   if record[1] ~= 'delayed' then
     redis.call('ZREM', delayed_key, job_id)
     return {'stale'}
   end
   if string.match(record[2] or '', '^%d+') ~= partition or (record[10] or '') ~= reply_to then return {'moved'} end
   local due_ms = tonumber(redis.call('ZSCORE', delayed_key, job_id) or 0)
-  if due_ms > now_ms then return {'early', due_ms} end
+  if due_ms > now_ms then
+    local latest_ms = now_ms + (tonumber(record[12]) or due_ms)
+    if due_ms > latest_ms then -- written before the clock went back
+      due_ms = latest_ms
+      redis.call('ZADD', delayed_key, 'XX', string.format('%.0f', due_ms), job_id)
+    end
+    return {'early', due_ms}
+  end
   local parked_id = string.match(record[3] or '', '^%d+%-%d+$')
   local parked = parked_id and redis.pcall('XRANGE', parked_key, parked_id, parked_id)[1]
   if not parked then return lose_body(job_key, reply_key, job_id, record) end
@@ -66,7 +74,7 @@ local function promote(job_key, jobs_key, reply_key, job_id, partition, reply_to
   redis.call('XDEL', parked_key, parked_id)
   redis.call('ZREM', delayed_key, job_id)
   redis.call('HSET', job_key, 'state', 'queued', 'entry', entry)
-  redis.call('HDEL', job_key, 'parked_id')
+  redis.call('HDEL', job_key, 'parked_id', 'delay_ms')
   return {'promoted', entry}
 end
 

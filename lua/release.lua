@@ -12,7 +12,7 @@
 --   verdict (finish | retry | expire | reboot | give_back | dead), boot of the caller, delay_ms, state (completed | failed),
 --   reason, detail, content_type, result
 -- RETURNS {now_ms, answer, ...}, one a job: {"released", state} | {"stale", token} | {"unknown"} | {"busy", why} | {"moved"}
--- INVARIANT a slot is freed exactly once; the body is in exactly one stream or the job is terminal; a repeat of the last
+-- INVARIANT a slot is freed exactly once; `expire` of a lease that lies further ahead than its own length cuts it; the body is in exactly one stream or the job is terminal; a repeat of the last
 --           ending (token and verdict) gives the same answer, every other ending without the slot is stale.
 local KEYS, ARGV, redis, string = KEYS, ARGV, redis, string -- a local is found faster than a global
 local capacity_key, open_key, freed_key, results_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -127,9 +127,9 @@ local function go_back(job, after, body)
     redis.call('HSET', job.key, 'entry', job.partition .. '/' .. entry_id)
   else
     -- A body that the intake would not take is tried again a second later.
-    local due_ms = now_ms + (after.state == 'delayed' and job.delay_ms or 1000)
-    redis.call('ZADD', delayed_key, string.format('%.0f', due_ms), job.job_id)
-    redis.call('HSET', job.key, 'parked_id', parked_id)
+    local delay_ms = after.state == 'delayed' and job.delay_ms or 1000
+    redis.call('ZADD', delayed_key, string.format('%.0f', now_ms + delay_ms), job.job_id)
+    redis.call('HSET', job.key, 'parked_id', parked_id, 'delay_ms', string.format('%.0f', delay_ms))
   end
   return {'released', state}
 end
@@ -198,8 +198,18 @@ local function read_record(job_key)
   record.partition = string.match(record.entry or '', '^%d+')
   record.life = record.life or '1'
   record.node, record.token = string.match(record.holder or '', '^(%S+) (%S+)$')
-  record.boot, record.inbox_id = string.match(record.assignment or '', '^(%S+) (%d+%-%d+)$')
+  record.boot, record.inbox_id, record.first_lease_ms = string.match(record.assignment or '', '^(%S+) (%d+%-%d+) ?(%d*)')
   return record
+end
+
+-- No lease lies further ahead than its own length. One that does was written before the clock went back.
+local function cut_lease(job, record, slots_key, until_ms)
+  local length_ms = tonumber(record.started_ms and string.match(record.policy or '', '^%S+ (%d+)') or record.first_lease_ms)
+  if not length_ms or until_ms <= now_ms + length_ms then return end
+  redis.call('ZADD', slots_key, 'XX', string.format('%.0f', now_ms + length_ms), job.job_id)
+  if record.started_ms and (tonumber(record.started_ms) or 0) > now_ms then
+    redis.call('HSET', job.key, 'started_ms', now_text)
+  end
 end
 
 -- Why this ending may not be: an answer, or nil.
@@ -213,8 +223,12 @@ local function refusal(job, record)
     return {'moved'}
   end
   if job.verdict == 'expire' then
-    local until_ms = redis.call('ZSCORE', KEYS[NODE_KEYS + 2 * job.node_index - 1], job.job_id)
-    if until_ms and tonumber(until_ms) > now_ms then return {'busy', 'the lease has not ended'} end
+    local slots_key = KEYS[NODE_KEYS + 2 * job.node_index - 1]
+    local until_ms = tonumber(redis.call('ZSCORE', slots_key, job.job_id) or 0)
+    if until_ms > now_ms then
+      cut_lease(job, record, slots_key, until_ms)
+      return {'busy', 'the lease has not ended'}
+    end
   elseif job.verdict == 'reboot' and boot_order(job.boot) <= boot_order(record.boot) then
     return {'busy', 'not a later boot'}
   end

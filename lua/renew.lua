@@ -6,26 +6,37 @@
 -- RETURNS {now_ms, answer, ...}, one a job: {"renewed", lease_until_ms} | {"cancelling", lease_until_ms}
 --         | {"stale", token} | {"unknown"} | {"overrun", started_ms}
 -- INVARIANT only the live reservation with this token is prolonged. A lapsed lease that nobody took may still be renewed.
+--   The time a job has run counts what passed between renewals, a lease at most and never less than nothing: what the
+--   clock was stepped by is no time of the job.
 local slots_key = KEYS[1]
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local answers = {now_ms}
 
+-- How much of the time since the last renewal the job cannot have run in: all beyond a lease; below 0 if it is negative.
+local function unrun_ms(passed_ms, lease_ms)
+  return passed_ms < 0 and passed_ms or math.max(0, passed_ms - lease_ms)
+end
+
 local function renew(job_key, job_id, token)
   local record = redis.call('HMGET', job_key, 'state', 'holder', 'policy', 'started_ms', 'cancel')
   if not record[1] then return {'unknown'} end
   local last = string.match(record[2] or '', '^%S+ (%S+)$')
   if record[1] ~= 'reserved' or last ~= token then return {'stale', last or '0'} end
-  if not redis.call('ZSCORE', slots_key, job_id) then return {'stale', last} end
+  local until_ms = tonumber(redis.call('ZSCORE', slots_key, job_id) or nil)
+  if not until_ms then return {'stale', last} end
   local lease_ms, run_ms_max = string.match(record[3] or '', '^%S+ (%d+) %d+ %d+ (%d+)')
   if not lease_ms then return {'unknown'} end
   local started_ms = tonumber(record[4])
-  if started_ms and now_ms > started_ms + run_ms_max then return {'overrun', record[4]} end
+  local began_ms = started_ms and math.min(started_ms + unrun_ms(now_ms - (until_ms - lease_ms), tonumber(lease_ms)), now_ms)
+  if began_ms and now_ms > began_ms + run_ms_max then return {'overrun', string.format('%.0f', began_ms)} end
 
   local lease_until_ms = string.format('%.0f', now_ms + lease_ms)
   redis.call('ZADD', slots_key, 'XX', lease_until_ms, job_id)
-  if not started_ms then redis.call('HSET', job_key, 'started_ms', string.format('%.0f', now_ms)) end
+  if began_ms ~= started_ms or not started_ms then
+    redis.call('HSET', job_key, 'started_ms', string.format('%.0f', began_ms or now_ms))
+  end
   return {record[5] and 'cancelling' or 'renewed', lease_until_ms}
 end
 

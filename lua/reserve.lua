@@ -50,8 +50,9 @@ for i = 1, #partitions do
   owned[i] = owned[i] and string.match(owned[i], '^%S+') == epochs[i] or false
 end
 
-local lease_until_ms_of = {} -- a policy: when a lease that begins now ends
+local lease_until_ms_of, lengths = {}, {} -- a policy: when a first lease that begins now ends, and how long it is
 for i = 1, #policies do
+  lengths[i] = string.format('%.0f', starts_ms[i])
   lease_until_ms_of[i] = string.format('%.0f', now_ms + starts_ms[i])
 end
 
@@ -155,8 +156,8 @@ end
 
 -- Write what is new in the record of a placed job. Where it came from is written once. Here and in the assignment words
 -- that belong together are one text, because each field costs the server more than a word.
-local function write_record(job_key, index, inbox_id, token, policy, decision, entry, session, submitted_ms, before)
-  local holder, assignment = nodes[index] .. ' ' .. token, nodes[NODES + index] .. ' ' .. inbox_id
+local function write_record(job_key, index, inbox_id, length_text, token, policy, decision, entry, session, submitted_ms, before)
+  local holder, assignment = nodes[index] .. ' ' .. token, nodes[NODES + index] .. ' ' .. inbox_id .. ' ' .. length_text
   if before.state and before.submitted_ms then
     redis.call('HSET', job_key, 'state', 'reserved', 'holder', holder, 'assignment', assignment, 'policy', policy,
       'decision', decision)
@@ -250,7 +251,7 @@ local function reserve(number)
   local token_text, policy = string.format('%.0f', token), policies[policy_index]
   local submitted_ms = record.submitted_ms or submitted(entry_id)
   local terms = lease_until_ms_of[policy_index] .. ' ' .. entry .. ' ' .. attempt_of(record) .. ' ' .. (record.life or '1')
-    .. ' ' .. submitted_ms
+    .. ' ' .. submitted_ms .. ' ' .. lengths[policy_index]
   local assignment = {'job', document, 'payload', payload, 'job_id', job_id, 'session', session, 'reservation', '',
     'policy', policy, 'decision', ''}
   if tenant ~= '' then add(assignment, 'tenant', tenant) end
@@ -272,7 +273,7 @@ local function reserve(number)
 
   last_token = token
   redis.call('ZADD', KEYS[NODE_KEYS + 2 * index - 1], lease_until_ms_of[policy_index], job_id)
-  write_record(job_key, index, inbox_id, token_text, policy, assignment[DECISION], entry, session, submitted_ms, record)
+  write_record(job_key, index, inbox_id, lengths[policy_index], token_text, policy, assignment[DECISION], entry, session, submitted_ms, record)
   write_rare(job_key, job_id, tenant, reply_to, rare.limits, record)
   local home = decided == rare.keeps and bound > 0 and bound or index
   bind(session_key, session, binding, home, stored_node, variant)

@@ -1,6 +1,7 @@
 """A node's attempts under way: each runs a handler under a lease, is renewed with the others, and ends with a word.
 
-Rules: no handler starts or goes on past its lease, as bounded by the node's own clock (leases.py). An attempt lasts
+Rules: no handler starts or goes on past its lease, as bounded by the node's own clock (leases.py). An assignment whose
+lease is not surely in force is renewed first, and starts when the server says that it is still ours. An attempt lasts
 until nothing of its handler runs any more: what should have stopped but runs on, a thread above all, keeps its slot
 occupied, and its reservation is renewed for as long as the server allows.
 """
@@ -74,6 +75,7 @@ class Attempts:
         report: Callable[[Job, Ending], None],
     ) -> None:
         self.running: dict[int, Running] = {}
+        self._unsure: dict[int, tuple[Job, leases.Reservation]] = {}
         self._cell = cell
         self._settings = settings
         self._node_id = node_id
@@ -95,27 +97,29 @@ class Attempts:
 
     @property
     def reserved(self) -> int:
-        """How many of them hold their reservation, as far as is known here."""
-        return sum(not running.lost for running in self.running.values())
-
-    def _latest_ms(self) -> float:
-        """The server's time is at most this."""
-        return self._server_clock.latest_ms(self._clock.ms())
+        """How many hold their reservation, as far as is known here, with those that did not start yet."""
+        return sum(not running.lost for running in self.running.values()) + len(self._unsure)
 
     # ---- from start to end ----
 
-    def start(self, job: Job, lease_until_ms: int, lease_ms: int) -> None:
-        """Run the handler; a job that arrives late, or finds its slot still occupied, is given back instead.
-
-        Args: job; lease_until_ms, the end of its first lease (server time); lease_ms, of the renewed ones.
-        """
-        if job.token in self.running:
-            return
-        length_ms = max(1, lease_until_ms - int(job.inbox_id.partition("-")[0]))
-        lease = leases.Reservation(job.job_id, job.token, lease_until_ms, lease_ms, length_ms)
+    def start(self, job: Job) -> bool:
+        """Run the handler if the first lease is surely in force. Returns: whether it is; else `renew` is due now."""
+        if job.token in self.running or job.token in self._unsure:
+            return True
+        given, own_ms = job.reservation, self._clock.ms()
+        latest_ms = self._server_clock.latest_ms(own_ms)
+        ends_ms = leases.first_lease_ends_ms(given.lease_until_ms, given.length_ms, latest_ms, own_ms)
+        lease = leases.Reservation(
+            job.job_id, job.token, own_ms if ends_ms is None else ends_ms, job.policy.lease_ms, given.length_ms
+        )
         if not self._may_run(lease):
-            self._report(job, _too_late())
-            return
+            self._unsure[job.token] = job, lease
+            return False
+        self._begin(job, lease)
+        return True
+
+    def _begin(self, job: Job, lease: leases.Reservation) -> None:
+        """Run the handler; a job that finds its slot still occupied is given back instead."""
         if self._is_occupied():
             detail = "an attempt that lost its lease still occupies the slot"
             self._report(job, retry.given_back(detail, GIVE_BACK_MS))
@@ -132,7 +136,7 @@ class Attempts:
         return any(running.job.stopped.is_set() for running in self.running.values())
 
     def _may_run(self, lease: leases.Reservation) -> bool:
-        return leases.may_run(lease, self._latest_ms(), self._settings.margin_ms)
+        return leases.may_run(lease, self._clock.ms(), self._settings.margin_ms)
 
     async def _attempt(self, job: Job, lease: leases.Reservation) -> Ending:
         if not self._may_run(lease):
@@ -180,7 +184,10 @@ class Attempts:
     # ---- what stops them ----
 
     def stop_all(self, detail: str) -> None:
-        """Stop every handler; each job goes back when its handler has ended."""
+        """Stop every handler; each job goes back when its handler has ended, and at once where none has started."""
+        unsure, self._unsure = self._unsure, {}
+        for job, _ in unsure.values():
+            self._report(job, retry.given_back(detail))
         for running in list(self.running.values()):
             _stop(running, retry.given_back(detail))
 
@@ -204,22 +211,40 @@ class Attempts:
             self._give_up(running)
 
     async def renew(self) -> None:
-        """Renew all in one call when a third of some lease has passed; stop what is lost, cancelled or too long."""
+        """Renew all in one call when a third of some lease has passed, or some are unsure; start these, and stop what
+        is lost, cancelled or too long.
+        """
         reservations = [running.lease for running in self.running.values() if not (running.lost or running.overrun)]
-        at_once, self._renew_at_once = self._renew_at_once, False
-        due = at_once or leases.renewal_due(reservations, self._latest_ms())
-        if not reservations or not due:
+        reservations += [lease for _, lease in self._unsure.values()]
+        at_once, self._renew_at_once = self._renew_at_once or bool(self._unsure), False
+        if not reservations or not (at_once or leases.renewal_due(reservations, self._clock.ms())):
             return
-        _, answers = await self._cell.renew(self._node_id, [(each.job_id, each.token) for each in reservations])
+        items = [(each.job_id, each.token) for each in reservations]
+        _, sent_ms, answers = await self._cell.renew(self._node_id, items)
         for lease, answer in zip(reservations, answers, strict=True):
-            running = self.running.get(lease.token)
-            if running is not None:
-                self._renewed(running, answer)
+            if isinstance(answer, calls.Renewed):
+                lease.ends_ms, lease.length_ms = sent_ms + lease.lease_ms, lease.lease_ms
+            if lease.token in self._unsure:
+                self._made_sure(lease.token, answer)
+            elif lease.token in self.running:
+                self._renewed(self.running[lease.token], answer)
+
+    def _made_sure(self, token: int, answer: calls.Renewed | calls.NotRenewed) -> None:
+        """The server has said whether an assignment that did not start yet is ours."""
+        job, lease = self._unsure[token]
+        if isinstance(answer, calls.Renewed) and not answer.cancelling and not self._may_run(lease):
+            return  # the answer took as long as the lease: asked again
+        del self._unsure[token]
+        if not isinstance(answer, calls.Renewed):
+            logger.info("%s: the reservation of job %s ended before it started", self._node_id, lease.job_id)
+        elif answer.cancelling:
+            self._report(job, retry.given_back("cancelled"))
+        else:
+            self._begin(job, lease)
 
     def _renewed(self, running: Running, answer: calls.Renewed | calls.NotRenewed) -> None:
         lease = running.lease
         if isinstance(answer, calls.Renewed):
-            lease.lease_until_ms, lease.length_ms = answer.lease_until_ms, lease.lease_ms
             if answer.cancelling:
                 _stop(running, retry.given_back("cancelled"))
         elif answer.why == "overrun":
@@ -244,7 +269,7 @@ class Attempts:
                 late_ms,
             )
         reservations = [running.lease for running in self.running.values() if not running.job.stopped.is_set()]
-        for lease in leases.to_stop(reservations, self._latest_ms(), self._settings.margin_ms):
+        for lease in leases.to_stop(reservations, now_ms, self._settings.margin_ms):
             logger.warning(
                 "%s: the lease of job %s cannot be renewed in time, its handler stops", self._node_id, lease.job_id
             )

@@ -14,6 +14,10 @@ from typing import Final
 _RUNS_ON: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
+STEP_MS_MIN: Final = 20.0  # a clock that is set right by less was not stepped
+SLEW: Final = 0.1  # of the time that passed: no service sets a clock right faster without a step
+
+
 class Clock:
     """Own time, from an origin that means nothing. A run on virtual time hands in a clock of its own."""
 
@@ -24,6 +28,40 @@ class Clock:
     def us(self) -> int:
         """Whole microseconds."""
         return time.clock_gettime_ns(_RUNS_ON) // 1000
+
+
+class ServerTime:
+    """The server's clock beside our own: whether it was stepped, or ours stood still.
+
+    An answer that tells the server's time was made between its request and its arrival, so it says within which bounds
+    the server's clock is ahead of ours. Answers agree while both clocks run; bounds that exclude each other are a step.
+    """
+
+    def __init__(self) -> None:
+        self._bounds_ms: tuple[float, float] | None = None
+        self._told_at_ms = 0.0
+
+    def told(self, now_ms: int, sent_ms: float, arrived_ms: float) -> float:
+        """An answer said `now_ms` (server time); its request was sent and it arrived then, by our own clock.
+
+        Returns: by how much the server's clock was stepped since the last one at least, in milliseconds: below 0 if it
+        went back, 0 if it was not.
+        """
+        least_ms, most_ms = now_ms - arrived_ms, now_ms + 1 - sent_ms
+        if self._bounds_ms is None:
+            step_ms = 0.0
+        else:
+            slewed_ms = SLEW * (arrived_ms - self._told_at_ms) + STEP_MS_MIN
+            before_least_ms, before_most_ms = self._bounds_ms[0] - slewed_ms, self._bounds_ms[1] + slewed_ms
+            step_ms = max(0.0, least_ms - before_most_ms) + min(0.0, most_ms - before_least_ms)
+            if not step_ms:
+                least_ms, most_ms = max(least_ms, before_least_ms), min(most_ms, before_most_ms)
+        self._bounds_ms, self._told_at_ms = (least_ms, most_ms), arrived_ms
+        return step_ms
+
+    def server_ms(self, own_ms: float) -> float:
+        """The server's time at `own_ms` at most, as the last answer told it. Our own before the first."""
+        return own_ms + (self._bounds_ms[1] if self._bounds_ms is not None else 0.0)
 
 
 SYSTEM_CLOCK: Final = Clock()

@@ -99,6 +99,7 @@ class CellKeys:
         self.owners = f"{self._tag}:owners"
         self.capacity = f"{self._tag}:capacity"
         self.leader_epoch = f"{self._tag}:leader_epoch"
+        self.last_boot = f"{self._tag}:last_boot"
         self.open = f"{self._tag}:open"
         self.freed = f"{self._tag}:freed"
         self.results = f"{self._tag}:results"

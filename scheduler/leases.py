@@ -1,8 +1,10 @@
-"""Pure. Decides; never performs. A node's own bound on the server's time, which reservations are renewed or stopped,
-and which of an earlier life are kept.
+"""Pure. Decides; never performs. A node's leases as deadlines of its own clock: which may run, which are renewed or
+stopped; and which of an earlier life are kept.
 
-No handler runs past its lease: the bound on the server's time is the `now_ms` of an answer plus the own monotonic
-time since that request was *sent*, so it is never too low, however long the answer took or the process was stopped.
+No handler runs past its lease. Each lease becomes a deadline of the node's own clock: the time when a renewal was
+*sent* plus the length of the lease, so never too late, however long the answer took or the process was stopped, and
+whatever the server's clock does meanwhile. Of a first lease only the end is known, by the server's clock. It counts
+where the server's time as known here agrees with it; else the server is asked, by a renewal, before the start.
 """
 
 from __future__ import annotations
@@ -13,59 +15,72 @@ import msgspec
 
 
 class ServerClock:
-    """An upper bound of the server's time, from the newest answer."""
+    """An upper bound of the server's time: the `now_ms` of the newest answer and the own time since it was asked."""
 
     def __init__(self) -> None:
         self._now_ms = 0.0
         self._sent_ms: float | None = None
 
     def heard(self, now_ms: int, sent_ms: float) -> None:
-        """An answer said `now_ms` (server time); its request was sent at `sent_ms` (own monotonic time)."""
+        """An answer said `now_ms` (server time); its request was sent at `sent_ms` (own time)."""
         if self._sent_ms is None or sent_ms >= self._sent_ms:
             # The server cut its time down to whole milliseconds; a bound has to make up for that.
             self._now_ms, self._sent_ms = now_ms + 1, sent_ms
 
-    def latest_ms(self, monotonic_ms: float) -> float:
-        """The server's time is at most this. Infinite before the first answer: nothing may be started then."""
+    def latest_ms(self, own_ms: float) -> float:
+        """The server's time is at most this. Infinite before the first answer."""
         if self._sent_ms is None:
             return float("inf")
-        return self._now_ms + (monotonic_ms - self._sent_ms)
+        return self._now_ms + (own_ms - self._sent_ms)
 
 
 class Reservation(msgspec.Struct):
-    """A reservation that this node runs. length_ms: of the lease in force, first `start_ms`, later the full one."""
+    """A reservation that this node runs.
+
+    ends_ms: of its lease, by the node's own clock. lease_ms: how long renewed leases are. length_ms: of the lease in
+    force, first `start_ms` of its pool, later `lease_ms`.
+    """
 
     job_id: str
     token: int
-    lease_until_ms: int
+    ends_ms: float
     lease_ms: int
     length_ms: int
 
 
-def to_stop(reservations: Iterable[Reservation], latest_ms: float, margin_ms: int) -> list[Reservation]:
-    """Those whose lease may end within the margin."""
-    return [each for each in reservations if not may_run(each, latest_ms, margin_ms)]
+def first_lease_ends_ms(lease_until_ms: int, length_ms: int, latest_ms: float, own_ms: float) -> float | None:
+    """When a first lease ends by the node's own clock; None when that cannot be told from the server's time.
+
+    Args: lease_until_ms, its end (server time); length_ms; latest_ms, the bound of the server's time, at own_ms. With a
+    lease that ends later than its own length from now, the server's clock was stepped since it was made or heard.
+    """
+    left_ms = lease_until_ms - latest_ms
+    return own_ms + left_ms if left_ms <= length_ms else None
 
 
-def renewal_due(reservations: Iterable[Reservation], latest_ms: float) -> bool:
-    """Whether a third of some lease has passed; then all are renewed, in one call."""
-    return any(latest_ms >= each.lease_until_ms - each.length_ms * 2 / 3 for each in reservations)
-
-
-def may_run(reservation: Reservation, latest_ms: float, margin_ms: int) -> bool:
+def may_run(reservation: Reservation, own_ms: float, margin_ms: int) -> bool:
     """Whether a handler may start or go on: an assignment can arrive late.
 
     The margin is half of the lease at most: pools can have shorter leases than the node's own settings were made for.
     """
-    return latest_ms < reservation.lease_until_ms - min(margin_ms, reservation.length_ms // 2)
+    return own_ms < reservation.ends_ms - min(margin_ms, reservation.length_ms // 2)
 
 
-def was_renewed_since(boot_ms: int, started_ms: int | None, lease_until_ms: int, lease_ms: int) -> bool:
-    """Whether a reservation was renewed at `boot_ms` or later: who holds it is alive then.
+def to_stop(reservations: Iterable[Reservation], own_ms: float, margin_ms: int) -> list[Reservation]:
+    """Those whose lease ends within the margin."""
+    return [each for each in reservations if not may_run(each, own_ms, margin_ms)]
 
-    A renewal gives `lease_ms` from its own time on, so it took place that long before the lease ends. Only the first
-    lease has another length; it is the one in force as long as nothing is started.
 
-    Args: boot_ms, server time; started_ms and lease_ms, as the record has them; lease_until_ms, as the slot has it.
+def renewal_due(reservations: Iterable[Reservation], own_ms: float) -> bool:
+    """Whether a third of some lease has passed; then all are renewed, in one call."""
+    return any(own_ms >= each.ends_ms - each.length_ms * 2 / 3 for each in reservations)
+
+
+def is_left_behind(started_ms: int | None, lease_until_ms: int, held_until_ms: int | None) -> bool:
+    """Whether nobody has renewed a reservation of an earlier life since this life began: who holds it is dead, or cut
+    off.
+
+    Args: started_ms, of the record, None before the first renewal; lease_until_ms, as the slot has it now;
+    held_until_ms, as it had it when this life began, None when there was no such slot.
     """
-    return started_ms is not None and lease_until_ms - lease_ms >= boot_ms
+    return started_ms is None or lease_until_ms == held_until_ms

@@ -96,6 +96,7 @@ class Node:
         model.decode_beat(model.encode_beat(self._beat_document))
         self._server_clock = leases.ServerClock()
         self._earlier: list[Job] = []
+        self._held_before: dict[str, int] = {}
         self._cursor = "0"
         self._margin_is_over = False
         self._may_leave_from_ms = float("inf")
@@ -109,7 +110,8 @@ class Node:
         try:
             self._store.connection.heard = self._server_clock.heard
             self._layout = await self._store.layout()
-            self.boot = f"{await self._store.control.time_us()}-{self._host.token_hex(4)}"
+            number, self._held_before = await self._store.cell.boot(self.node_id)
+            self.boot = f"{number}-{self._host.token_hex(4)}"
             self._beat_document = msgspec.structs.replace(self._beat_document, boot=self.boot)
             workers = max(THREADS_MIN, 2 * self._beat_document.capacity)
             self._threads = self._host.threads(workers, f"scheduler-{self.node_id}")
@@ -329,7 +331,8 @@ class Node:
         if boot == self.boot and self._ended.is_set():
             self._end(job, retry.given_back("the node stopped", GIVE_BACK_MS))
         elif boot == self.boot:
-            self._attempts.start(job, job.reservation.lease_until_ms, job.policy.lease_ms)
+            if not self._attempts.start(job):
+                self._renew_loop.wake()
         elif model.boot_order(boot) < model.boot_order(self.boot):
             self._earlier.append(job)
 
@@ -346,7 +349,6 @@ class Node:
         does not stop at once. So what was not renewed since we began belongs to a life that is dead, or cut off. What
         was is left alone: its holder ends it, or else the reaper does when the lease lapses, as with any node.
         """
-        boot_ms = model.boot_order(self.boot) // 1_000
         while self._earlier:
             batch = self._earlier[: self._settings.batch_max]
             found = await self._store.reads.leases(self.node_id, [job.job_id for job in batch])
@@ -354,10 +356,10 @@ class Node:
             for job, lease in zip(batch, found, strict=True):
                 if lease.holder is None or lease.holder.token != job.token or lease.until_ms is None:
                     continue  # given back meanwhile
-                if leases.was_renewed_since(boot_ms, lease.started_ms, lease.until_ms, lease.policy.lease_ms):
-                    logger.info("%s: an earlier life still runs job %s", self.node_id, job.job_id)
-                else:
+                if leases.is_left_behind(lease.started_ms, lease.until_ms, self._held_before.get(job.job_id)):
                     self._end(job, retry.Ending("reboot", reason="reboot", detail="the node was started again"))
+                else:
+                    logger.info("%s: an earlier life still runs job %s", self.node_id, job.job_id)
 
     async def _release(self) -> None:
         """Report what has ended, and have this node leave if that was all that kept it."""

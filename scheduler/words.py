@@ -57,7 +57,8 @@ def entry_id_of(text: str | None) -> str | None:
 
 class Reservation(NamedTuple):
     """What an assignment says of its reservation. boot: of the node; lease_until_ms: server time, the end of the first
-    lease; entry: the intake entry; attempt: from 1; submitted_ms: server time of the first submission.
+    lease; entry: the intake entry; attempt: from 1; submitted_ms: server time of the first submission; length_ms: of
+    the first lease.
     """
 
     token: int
@@ -67,6 +68,7 @@ class Reservation(NamedTuple):
     attempt: int
     life: int
     submitted_ms: int
+    length_ms: int
 
 
 def parse_reservation(text: str) -> Reservation:
@@ -74,8 +76,14 @@ def parse_reservation(text: str) -> Reservation:
     words = text.split(" ")
     if len(words) < len(Reservation._fields):
         raise ValueError(f"reservation = {text[:200]!r}: expected {len(Reservation._fields)} words")
-    token, boot, lease_until_ms, entry, attempt, life, submitted_ms = words[: len(Reservation._fields)]
-    return Reservation(int(token), boot, int(lease_until_ms), entry, int(attempt), int(life), int(submitted_ms))
+    token, boot, lease_until_ms, entry, *numbers = words[: len(Reservation._fields)]
+    return Reservation(int(token), boot, int(lease_until_ms), entry, *map(int, numbers))
+
+
+def first_lease_ms(assignment: str | None) -> int:
+    """How long the first lease of a record's `assignment` is, 0 when it does not say."""
+    words = (assignment or "").split(" ")
+    return (number_of(words[2]) or 0) if len(words) > 2 else 0
 
 
 class Holder(NamedTuple):
@@ -98,8 +106,8 @@ def split_words(record: Mapping[str, str]) -> dict[str, str]:
     holder = parse_holder(record.get("holder"))
     if holder is not None:
         fields |= zip(holder._fields, map(str, holder), strict=True)
-    boot, _, inbox_id = record.get("assignment", "").partition(" ")
-    if inbox_id:
-        fields |= {"boot": boot, "inbox_id": inbox_id}
+    boot, *rest = record.get("assignment", "").split(" ")
+    if rest:
+        fields |= {"boot": boot, "inbox_id": rest[0]}
     token, _, verdict = record.get("last_ending", "").partition(" ")
     return fields | {"last_token": token, "last_verdict": verdict} if verdict else fields

@@ -64,11 +64,11 @@ class Ignored(msgspec.Struct, frozen=True):
     why: str
 
 
-def fold(fleet: Fleet, beats: Iterable[tuple[NodeBeat, int]]) -> tuple[Fleet, list[Ignored]]:
+def fold(fleet: Fleet, beats: Iterable[tuple[NodeBeat, int]], *, late: bool = False) -> tuple[Fleet, list[Ignored]]:
     """Fold heartbeats, in stream order.
 
     Args: fleet; beats, (document, heard_ms) each; the very document that is known already says nothing new, so it is
-    best to decode equal ones once. Returns: the new fleet, and what was ignored.
+    best to decode equal ones once; late, newer ones may be folded already. Returns: the new fleet, what was ignored.
     """
     nodes = dict(fleet.nodes)
     rules = node_rules(fleet.pools)
@@ -81,11 +81,12 @@ def fold(fleet: Fleet, beats: Iterable[tuple[NodeBeat, int]]) -> tuple[Fleet, li
             news.add(beat.node)
         elif beat.boot != known.beat.boot:
             ignored.append(Ignored(beat.node, f"boot {beat.boot} is older than {known.beat.boot}"))
-        elif heard_ms >= known.heard_ms:  # else it was read late: a newer one is folded already
+        elif not late or heard_ms >= known.heard_ms:
             said = beat if beat is known.beat else _within_boot(beat, known.beat)
             if said is not beat:
                 ignored.append(Ignored(beat.node, f"boot {beat.boot} changed what it serves; that takes a new boot"))
-            nodes[beat.node] = Known(said, heard_ms, pool=known.pool)
+            # What was known to be heard is: a stamp from before the clock was stepped makes nobody silent.
+            nodes[beat.node] = Known(said, max(heard_ms, known.heard_ms), pool=known.pool)
             if known.dead or known.suspect or not _same_capacity(said, known.beat):
                 news.add(beat.node)
     return _with(fleet, nodes, news), ignored
@@ -176,9 +177,11 @@ def recover(snapshot: Snapshot, capacities: Mapping[str, CapacityItem], now_ms: 
 
 
 def listen_anew(fleet: Fleet, now_ms: int) -> Fleet:
-    """Ages start anew: nobody listened before `now_ms`, so nobody was silent either. The dead stay dead until heard."""
+    """Ages start anew: nobody listened before `now_ms`, or the clock was another one, so nobody was silent either. The
+    dead stay dead until heard.
+    """
     nodes = {
-        node: known if known.dead else msgspec.structs.replace(known, heard_ms=max(known.heard_ms, now_ms))
+        node: msgspec.structs.replace(known, heard_ms=min(known.heard_ms, now_ms) if known.dead else now_ms)
         for node, known in fleet.nodes.items()
     }
     return msgspec.structs.replace(fleet, nodes=nodes)
@@ -191,7 +194,8 @@ def age(fleet: Fleet, now_ms: int, silence_ms: int) -> Fleet:
     dead only after SUSPECT_PERIODS of silence. All nodes are looked at only when the first of them can be due.
     """
     if silence_ms == fleet.silence_ms and fleet.looked_ms <= now_ms < fleet.due_ms:
-        return fleet
+        return msgspec.structs.replace(fleet, looked_ms=now_ms)
+    fleet = _not_ahead(fleet, now_ms)
     many = _many_fall_silent(fleet.nodes.values(), now_ms, silence_ms)
     changed = {}
     due_ms = now_ms + silence_ms
@@ -199,13 +203,24 @@ def age(fleet: Fleet, now_ms: int, silence_ms: int) -> Fleet:
         silent = now_ms - known.heard_ms >= silence_ms
         doubted = not known.dead and not known.beat.draining and (known.suspect or (silent and many))
         suspect = doubted and now_ms - known.heard_ms < SUSPECT_PERIODS * silence_ms
-        dead = silent and not suspect
+        dead = known.dead or (silent and not suspect)  # the dead stay so until they are heard
         if (dead, suspect) != (known.dead, known.suspect):
             changed[node] = msgspec.structs.replace(known, dead=dead, suspect=suspect)
         if not dead:
             due_ms = min(due_ms, known.heard_ms + silence_ms * (SUSPECT_PERIODS if suspect else 1))
     aged = _with(fleet, {**fleet.nodes, **changed}, changed) if changed else fleet
     return msgspec.structs.replace(aged, looked_ms=now_ms, due_ms=due_ms, silence_ms=silence_ms)
+
+
+def _not_ahead(fleet: Fleet, now_ms: int) -> Fleet:
+    """Whoever seems to be heard later than now, because the clock went back, was heard now."""
+    if all(known.heard_ms <= now_ms for known in fleet.nodes.values()):
+        return fleet
+    nodes = {
+        node: msgspec.structs.replace(known, heard_ms=min(known.heard_ms, now_ms))
+        for node, known in fleet.nodes.items()
+    }
+    return msgspec.structs.replace(fleet, nodes=nodes)
 
 
 def _many_fall_silent(nodes: Iterable[Known], now_ms: int, silence_ms: int) -> bool:

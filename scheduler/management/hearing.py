@@ -12,7 +12,7 @@ from scheduler.errors import InvalidInput
 from scheduler.model import NodeBeat, boot_order, decode_beat
 
 NODES_MAX: Final = 200_000  # of which documents are remembered: with more all are forgotten, for many may be no more
-BOOT_AHEAD_US_MAX: Final = 60_000_000  # a boot later than that could never be replaced
+BOOT_MAX: Final = 2**52  # no clock says more, and above it a boot could never be replaced
 _RUNNING: Final = b',"running":'
 _DIGITS_MAX: Final = 9
 
@@ -38,8 +38,11 @@ class Hearing:
         beat = decode_beat(document)
         if not isinstance(beat, NodeBeat):
             return None
-        if boot_order(beat.boot) > time_ms * 1_000 + BOOT_AHEAD_US_MAX:
-            raise InvalidInput(f"boot {beat.boot} is in the future")
+        if boot_order(beat.boot) >= BOOT_MAX:
+            raise InvalidInput(
+                f"boot = {beat.boot!r}, heard at {time_ms} ms: expected a number that the script boot gave, "
+                f"below {BOOT_MAX}"
+            )
         if len(self._said) >= NODES_MAX:
             self._said.clear()
             self._beats.clear()

@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from scheduler.calls import CapacityItem, Heartbeat, Taken
-from scheduler.clock import SYSTEM_CLOCK, Clock
+from scheduler.clock import SYSTEM_CLOCK, Clock, ServerTime
 from scheduler.config import Settings
 from scheduler.errors import Fenced, InvalidInput, Lost
 from scheduler.management import commands, fold, pools
@@ -65,6 +65,7 @@ class Manager:
         self._published = Picture()
         self._stored = Stored()
         self._published_at_ms = 0.0
+        self._server_time = ServerTime()
         self._now_ms = 0
         self._taken_at_ms = 0.0
         self._led_at_ms = 0.0
@@ -135,7 +136,7 @@ class Manager:
         self._lost = {}
         self._acknowledge = ()
         while True:
-            taken, _ = await self._take(leading.epoch, pending=True)
+            taken, _ = await self._take(leading.epoch, pending=True, late=False)
             self._unanswered = bool(taken.commands)
             if not taken.heartbeats:
                 break
@@ -193,18 +194,25 @@ class Manager:
         self._unanswered = len(taken.commands) >= TAKE_MAX
         return Report(True, heartbeats, invalid, capacities, published, len(taken.commands))
 
-    async def _take(self, epoch: int, *, pending: bool) -> tuple[Taken, int]:
-        """Take and fold. Returns what was taken, and how many heartbeats of it could not be decoded."""
+    async def _take(self, epoch: int, *, pending: bool, late: bool | None = None) -> tuple[Taken, int]:
+        """Take and fold. late: newer heartbeats than these may be folded already; without a word, if they are pending.
+
+        Returns: what was taken, and how many heartbeats of it could not be decoded.
+        """
+        sent_ms = self._clock.ms()
         taken = await self._store.control.take(self.name, epoch, self._acknowledge, pending=pending, count=TAKE_MAX)
         self._acknowledge = tuple(heartbeat.id for heartbeat in taken.heartbeats)
         now_ms = self._clock.ms()
-        if now_ms - self._taken_at_ms > DEAF_MS:
+        step_ms = self._server_time.told(taken.now_ms, sent_ms, now_ms)
+        if step_ms:
+            logger.warning("the server's clock was stepped by about %.0f ms: all ages of nodes begin anew", step_ms)
+        if step_ms or now_ms - self._taken_at_ms > DEAF_MS:
             self._fleet = fold.listen_anew(self._fleet, taken.now_ms)
         self._taken_at_ms = now_ms
         self._now_ms = taken.now_ms
-        return taken, self._fold(taken.heartbeats)
+        return taken, self._fold(taken.heartbeats, pending if late is None else late)
 
-    def _fold(self, heartbeats: tuple[Heartbeat, ...]) -> int:
+    def _fold(self, heartbeats: tuple[Heartbeat, ...], late: bool) -> int:
         """Fold what can be decoded. Returns how many could not."""
         beats = []
         invalid = 0
@@ -218,7 +226,7 @@ class Manager:
                 if beat is not None:
                     beats.append((beat, heartbeat.time_ms))
         self.invalid_heartbeats += invalid
-        self._fleet, ignored = fold.fold(self._fleet, beats)
+        self._fleet, ignored = fold.fold(self._fleet, beats, late=late)
         for each in ignored:
             logger.debug("heartbeat of %s: %s", each.node, each.why)
         return invalid

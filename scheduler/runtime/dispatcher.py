@@ -14,7 +14,7 @@ from random import Random
 from typing import Final
 
 from scheduler import calls, keys, model
-from scheduler.clock import SYSTEM_CLOCK, Clock
+from scheduler.clock import SYSTEM_CLOCK, Clock, ServerTime
 from scheduler.config import Settings
 from scheduler.loop import Loop, Timers, end_tasks
 from scheduler.runtime.intake import Class, Job
@@ -75,6 +75,7 @@ class Dispatcher:
         self._beats = Loop("heartbeat", self._beat, settings.heartbeat_ms, random)
         self._tasks: list[asyncio.Task[None]] = []
         self._timers = Timers("sweep")
+        self._server_time = ServerTime()
         self._stepped_ms = clock.ms()
 
     @property
@@ -137,7 +138,7 @@ class Dispatcher:
         self._swap()
         await self._reclassify()
         newcomers = self._take(batch)
-        self._refusals.add(self._sweep.overdue(self.partitions.server_ms()))
+        self._refusals.add(self._sweep.overdue(self._clock.ms()))
         self._refusals.add(self._sweep.unservable(self._known.index))
         self._wake(batch)
         others: Sequence[Job] = newcomers
@@ -157,7 +158,7 @@ class Dispatcher:
             return 0
         idle_ms = min(self._timers.next_ms(), self.partitions.next_ms())
         deadline_ms = self.waiting.deadlines.next_ms()
-        return idle_ms if deadline_ms is None else min(idle_ms, deadline_ms - self.partitions.server_ms() + 1)
+        return idle_ms if deadline_ms is None else min(idle_ms, deadline_ms - self._clock.ms() + 1)
 
     def _limits_of(self, job: Job, wanted: Class) -> tuple[str, ...]:
         return limits_of(job, wanted, self._known.index.pools)
@@ -182,7 +183,7 @@ class Dispatcher:
     @property
     def _is_due(self) -> bool:
         """Whether a part of what was scanned past is to be read again."""
-        return self.skipped.is_due(self.waiting.count, len(self.waiting), self.partitions.server_ms())
+        return self.skipped.is_due(self.waiting.count, len(self.waiting), self._clock.ms())
 
     async def _read_again(self) -> None:
         """Read a part of what was scanned past, and place those that there is memory for now."""
@@ -199,7 +200,7 @@ class Dispatcher:
         await self._known.read([job.session_id for job in found])
         jobs = self.skipped.admit(self._in_time(found), self._cause_of, self.waiting.count, len(self.waiting))
         await self._placer.newcomers(jobs, self._keep, again=True)
-        self.skipped.went_on(read_to, self.waiting.count, len(self.waiting), self.partitions.server_ms())
+        self.skipped.went_on(read_to, self.waiting.count, len(self.waiting), self._clock.ms())
 
     def _cause_of(self, job: Job) -> Cause:
         return self.waiting.cause(job, self._known.classify(job, self._clock.ms()))
@@ -218,7 +219,7 @@ class Dispatcher:
 
     def _in_time(self, jobs: Iterable[Job]) -> list[Job]:
         """Those whose deadline has not passed; the others are refused."""
-        now_ms = self.partitions.server_ms()
+        now_ms = self._clock.ms()
         in_time = []
         for job in jobs:
             if job.deadline_at_ms is not None and job.deadline_at_ms <= now_ms:
@@ -297,8 +298,10 @@ class Dispatcher:
         """Say that we live, and learn who else does. Who takes no step for a whole lease must not seem alive."""
         if self._clock.ms() - self._stepped_ms > self._settings.partition_lease_ms:
             return
+        sent_ms = self._clock.ms()
         beaten = await self._store.control.beat(self._document(), self.owner)
-        if self.partitions.see(beaten.live):
+        step_ms = self._server_time.told(beaten.now_ms, sent_ms, self._clock.ms())
+        if self.partitions.see(beaten.live, stepped=step_ms != 0):
             self.wake()
 
     def _document(self) -> bytes:

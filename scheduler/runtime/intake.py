@@ -33,8 +33,8 @@ class Class(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
 
 
 class Job(msgspec.Struct, frozen=True, gc=False):
-    """A job in the hands of its dispatcher. deadline_at_ms: server time, or None. body: a small one that was just read;
-    others are in the intake only.
+    """A job in the hands of its dispatcher. deadline_at_ms: by the dispatcher's own clock, or None; as decoded, by the
+    server's. body: a small one that was just read; others are in the intake only.
     """
 
     partition: int
@@ -102,6 +102,18 @@ def decode(entry: calls.Entry, cell: int, settings: Settings) -> Job | calls.Rej
         document.preferred_node,
         (body, payload) if len(body) + len(payload) <= BODY_BYTES_MAX else None,
     )
+
+
+def by_own_clock(job: Job, entry: calls.Entry, server_ms: int, own_ms: float) -> Job:
+    """The job with its deadline by the clock of its owner, so that it ends in time whatever the server's clock does.
+
+    Args: job, as decoded from entry; server_ms, the server's time after the entry was read; own_ms, our own at that
+    moment. An entry of the future was submitted now.
+    """
+    if job.deadline_at_ms is None:
+        return job
+    left_ms = job.deadline_at_ms - max(server_ms, _submitted_ms(entry))
+    return msgspec.structs.replace(job, deadline_at_ms=int(own_ms + left_ms))
 
 
 def refuse(entry: calls.Entry, cell: int, reason: str, detail: str) -> calls.RejectItem:

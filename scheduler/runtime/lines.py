@@ -223,7 +223,7 @@ class WaitersByClass:
 
 
 class Deadlines:
-    """The deadlines of waiting jobs, by the server's time."""
+    """The deadlines of waiting jobs, by the dispatcher's own clock."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, Waiter]] = []
@@ -243,7 +243,7 @@ class Deadlines:
             self._heap = [each for each in self._heap if each[2].status != "left"]
             heapq.heapify(self._heap)
 
-    def overdue(self, now_ms: int, count: int) -> list[Waiter]:
+    def overdue(self, now_ms: float, count: int) -> list[Waiter]:
         """At most `count` waiters whose deadline has passed, earliest first; each is named once."""
         overdue: list[Waiter] = []
         while self._heap and self._heap[0][0] <= now_ms and len(overdue) < count:

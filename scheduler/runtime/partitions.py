@@ -54,7 +54,6 @@ class Partitions:
         self._lanes: dict[int, int] = {}
         self._to_give_up: set[int] = set()
         self._claim_due_ms = 0.0
-        self._clock_offset_ms = 0.0
 
     def __len__(self) -> int:
         return len(self._epochs)
@@ -72,20 +71,17 @@ class Partitions:
         """0 or 1: each is about half of what is held, for calls that must share no partition."""
         return self._lanes.get(partition, 0)
 
-    def server_ms(self) -> int:
-        """About the server's time: for deadlines of jobs, which wait much longer than this is wrong."""
-        return int(self._clock.ms() + self._clock_offset_ms)
-
     # ---- when to claim ----
 
-    def see(self, live: Iterable[str]) -> bool:
-        """The dispatchers that are alive, as a heartbeat was told. Returns whether that changes what is wished.
+    def see(self, live: Iterable[str], *, stepped: bool = False) -> bool:
+        """The dispatchers that are alive, as a heartbeat was told; stepped, the server's clock was since the last one.
 
-        The first that is heard after an outage is told of nobody else. So whoever was deaf for long leaves the others,
-        who beat again as soon as they get through, the time for that before it calls them silent.
+        The first that is heard after an outage, or after a step of the clock, is told of nobody else. So it leaves the
+        others, who beat again as soon as they get through, the time for that before it calls them silent.
+        Returns: whether what is wished is something else now.
         """
         now_ms = self._clock.ms()
-        if now_ms - self._seen_ms > self._deaf_ms:
+        if stepped or now_ms - self._seen_ms > self._deaf_ms:
             self._returning_until_ms = now_ms + self._return_ms
         self._seen_ms = now_ms
         seen = frozenset({self.owner, *live})
@@ -123,14 +119,13 @@ class Partitions:
         # was read before the drop is placed after it.
         now_ms, answers = await self._cell.claim(self.owner, sorted(self._wished), sorted(self._to_give_up))
         self._to_give_up.clear()
-        self._clock_offset_ms = now_ms - self._clock.ms()
         refused = [answer for answer in answers if isinstance(answer, calls.HeldByOther)]
         self._drop(frozenset(answer.partition for answer in refused))
         self._take([answer for answer in answers if isinstance(answer, calls.Owned)])
         if refused:
             # The holder renews, or hands over and says so; if it does neither, its lease ends.
-            lapse_ms = min(answer.until_ms for answer in refused) + 1 - self._clock_offset_ms
-            self._claim_due_ms = min(self._claim_due_ms, lapse_ms)
+            lapse_ms = min(answer.until_ms for answer in refused) + 1 - now_ms
+            self._claim_due_ms = min(self._claim_due_ms, self._clock.ms() + lapse_ms)
 
     def _take(self, owned: list[calls.Owned]) -> None:
         """Begin each new hold with an empty memory."""

@@ -268,6 +268,7 @@ class Reader:
         """Whatever is wrong with an entry is wrong with that one alone. An answer meanwhile is not kept waiting."""
         cell, settings = self._reads.keys.cell, self._settings
         jobs, refused = [], []
+        told: tuple[int, float] | None = None
         for number, entry in enumerate(entries):
             if number % DECODED_AT_ONCE_MAX == DECODED_AT_ONCE_MAX - 1:
                 await asyncio.sleep(0)
@@ -277,6 +278,10 @@ class Reader:
                 logger.exception("entry %s of partition %d cannot be decoded", entry.id, entry.partition)
                 decoded = intake.refuse(entry, cell, "invalid", f"it cannot be decoded: {error!r}")
             if isinstance(decoded, Job):
+                if decoded.deadline_at_ms is not None:
+                    # Asked after the read, and for those who need it only.
+                    told = told or (await self._reads.now_ms(), self._clock.ms())
+                    decoded = intake.by_own_clock(decoded, entry, *told)
                 jobs.append(decoded)
             else:
                 refused.append(decoded)

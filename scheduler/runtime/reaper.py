@@ -12,9 +12,11 @@ from typing import Final
 
 import msgspec
 
-from scheduler import calls, keys, model, words
-from scheduler.clock import SYSTEM_CLOCK, Clock
+from scheduler import calls, model
+from scheduler.clock import SYSTEM_CLOCK, Clock, ServerTime
 from scheduler.config import Settings
+from scheduler.runtime.ahead import Ahead
+from scheduler.runtime.lapses import partition_of, read_lapses
 from scheduler.store.connection import or_each_alone
 from scheduler.store.store import Store
 
@@ -23,7 +25,6 @@ logger = logging.getLogger("scheduler.reaper")
 SLICE_NODES_MAX: Final = 1_000
 DEAF_MS: Final = 1_000
 TRIM_EVERY_MS: Final = 60_000
-_FIELDS: Final = ("state", "holder", "entry", "session", "tenant", "reply_to")
 
 
 class Report(msgspec.Struct):
@@ -56,18 +57,22 @@ class Reaper:
         self._name = name
         self._boot = boot
         self._clock = clock
+        self._server_time = ServerTime()
+        self._ahead = Ahead(store.reads, settings, self._release, self._call_promote)
         self._expired: dict[str, int] = {}
         self._position = 0
         self._now_ms = 0
         self._heard_at_ms = float("-inf")
-        self._quiet_until_ms = 0.0
+        self._anew_at_ms = 0.0
         self._beat_due_ms = 0.0
         self._trim_due_ms = 0.0
 
     async def run_once(self) -> Report:
         """One slice: expire what lapsed, let the dead leave, promote what is due. Returns the counts so far."""
         capacities = await self._store.reads.capacities()
-        if await self._listen():
+        await self._listen()
+        await self._ahead.step(sorted(capacities), self._now_ms)
+        if self._may_judge(self._settings.lease_ms):
             await self._judge(capacities)
         await self._promote()  # also by one that was deaf: what is due is nobody's silence
         await self._trim()
@@ -82,10 +87,8 @@ class Reaper:
                 self.report.left += 1
                 logger.info("node %s is gone", node)
 
-    async def _listen(self) -> bool:
-        """Ask for the time; whoever was deaf waits one renewal first, so that nodes can renew before they are
-        judged.
-        """
+    async def _listen(self) -> None:
+        """Ask for the time. Whoever was deaf, or saw the server's clock stepped, begins to listen anew."""
         asked_at_ms = self._clock.ms()
         if asked_at_ms >= self._beat_due_ms:
             beat = model.ReaperBeat(self._name, self._boot, self._expired)
@@ -95,11 +98,19 @@ class Reaper:
         else:
             self._now_ms = await self._store.control.time_us() // 1000
         heard_at_ms = self._clock.ms()
-        deaf_ms = heard_at_ms - self._heard_at_ms
+        step_ms = self._server_time.told(self._now_ms, asked_at_ms, heard_at_ms)
+        if step_ms:
+            logger.warning(
+                "the server's clock was stepped by about %.0f ms: leases are judged after a renewal", step_ms
+            )
+            self._ahead.look_again()
+        if step_ms or heard_at_ms - self._heard_at_ms > DEAF_MS:
+            self._anew_at_ms = heard_at_ms
         self._heard_at_ms = heard_at_ms
-        if deaf_ms > DEAF_MS:
-            self._quiet_until_ms = heard_at_ms + self._settings.lease_ms / 3
-        return heard_at_ms >= self._quiet_until_ms
+
+    def _may_judge(self, lease_ms: int) -> bool:
+        """Whether every node had the time to renew since listening began: a third of its leases."""
+        return self._clock.ms() >= self._anew_at_ms + lease_ms / 3
 
     def _slice(self, nodes: list[str]) -> list[str]:
         if self._position >= len(nodes):
@@ -112,25 +123,8 @@ class Reaper:
         lapsed = await self._store.reads.lapsed(nodes, self._now_ms, self._settings.batch_max)
         for start in range(0, len(lapsed), self._settings.batch_max):
             batch = lapsed[start : start + self._settings.batch_max]
-            records = await self._store.reads.records([job_id for job_id, _ in batch], _FIELDS)
-            items = [
-                calls.ReleaseItem(
-                    job_id=job_id,
-                    node=node,
-                    partition=_partition(entry),
-                    session_id=session or "",
-                    tenant_id=tenant or "",
-                    reply_to=reply_to or "",
-                    token=held.token,
-                    verdict="expire",
-                    reason="lease_expired",
-                    detail=f"the lease on node {node} was not renewed",
-                )
-                for (job_id, node), (state, holder, entry, session, tenant, reply_to) in zip(
-                    batch, records, strict=True
-                )
-                if state == "reserved" and (held := words.parse_holder(holder)) is not None and held.node == node
-            ]
+            lapses = await read_lapses(self._store.reads, batch)
+            items = [each.item for each in lapses if self._may_judge(each.lease_ms)]
             if items:
                 await self._release(items)
 
@@ -151,9 +145,14 @@ class Reaper:
         if not due:
             return
         records = await self._store.reads.records(due, ("entry", "reply_to"))
-        items = [
-            (job_id, _partition(entry), reply_to or "") for job_id, (entry, reply_to) in zip(due, records, strict=True)
-        ]
+        await self._call_promote(
+            [
+                (job_id, partition_of(entry), reply_to or "")
+                for job_id, (entry, reply_to) in zip(due, records, strict=True)
+            ]
+        )
+
+    async def _call_promote(self, items: list[tuple[str, int, str]]) -> None:
         answers = await or_each_alone(
             items, lambda batch: self._store.cell.promote(batch, self._layout.retention_ms), lambda _: "broken"
         )
@@ -164,11 +163,3 @@ class Reaper:
         if self._clock.ms() >= self._trim_due_ms:
             self._trim_due_ms = self._clock.ms() + TRIM_EVERY_MS
             await self._store.cell.forget_dead(self._now_ms - self._layout.dead_retention_ms)
-
-
-def _partition(entry: str | None) -> int:
-    """Of the entry that a record names; what is no entry is of none, and the script finds that out."""
-    try:
-        return keys.partition_of_entry(entry or "")
-    except ValueError:
-        return 0

@@ -190,7 +190,7 @@ class Skipped:
     def is_due(self, count_of: Callable[[Cause], int], waiting: int, now_ms: float) -> bool:
         """Whether the next part should be read again now.
 
-        Args: count_of, how many wait for a cause; waiting, for any; now_ms, by the server's time.
+        Args: count_of, how many wait for a cause; waiting, for any; now_ms, by our own clock.
         """
         if not self._ranges:
             return False

@@ -43,9 +43,9 @@ class Sweep:
 
     # ---- what ends ----
 
-    def overdue(self, server_ms: int) -> list[RejectItem]:
-        """Take some of those out of the waiting whose deadline has passed, by the server's time."""
-        return self._leave(self._waiting.deadlines.overdue(server_ms, ENDED_AT_ONCE_MAX), expired)
+    def overdue(self, now_ms: float) -> list[RejectItem]:
+        """Take some of those out of the waiting whose deadline has passed, by our own clock."""
+        return self._leave(self._waiting.deadlines.overdue(now_ms, ENDED_AT_ONCE_MAX), expired)
 
     @property
     def busy(self) -> bool:
@@ -140,7 +140,7 @@ async def _with_room(limits: Sequence[tuple[str, str]], index: Index, reads: Rea
 
 def expired(job: Job) -> RejectItem:
     """The refusal of a job whose deadline has passed."""
-    return intake.refuse_job(job, "expired", f"its deadline passed at {job.deadline_at_ms} (server time, ms)")
+    return intake.refuse_job(job, "expired", "its deadline passed while it waited")
 
 
 def no_node(job: Job) -> RejectItem:

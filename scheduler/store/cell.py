@@ -125,6 +125,17 @@ class Cell:
             raise Fenced(f"leader epoch {epoch} is over: {answer[1].decode()} was seen")
         return [word.decode() for word in answer[1:]]
 
+    async def boot(self, node: str) -> tuple[int, dict[str, int]]:
+        """Begin a life of a node.
+
+        Returns: the number of its boot, above all others; and what earlier lives hold: job_id -> end of its lease.
+        """
+        answer = await self._connection.call(
+            "boot", [self.keys.last_boot, self.keys.capacity, self.keys.slots(node)], [node]
+        )
+        held = answer[2]
+        return int(answer[1]), {held[i].decode(): int(float(held[i + 1])) for i in range(0, len(held), 2)}
+
     async def leave(self, node: str, boot: str) -> str:
         """End a node that has neither slots nor reservations. Returns: left, busy or replaced."""
         answer = await self._connection.call(
@@ -211,23 +222,24 @@ class Cell:
 
     async def renew(
         self, node: str, reservations: Sequence[tuple[str, int]]
-    ) -> tuple[int, list[calls.Renewed | calls.NotRenewed]]:
+    ) -> tuple[int, float, list[calls.Renewed | calls.NotRenewed]]:
         """Prolong leases of one node.
 
-        Args: node; reservations, (job_id, token) each. Returns: (now_ms, an answer for each).
+        Args: node; reservations, (job_id, token) each. Returns: (now_ms; sent_ms, own time when the try that was
+        answered was sent; an answer for each).
         """
         names = [self.keys.slots(node)] + [self.keys.job(job_id) for job_id, _ in reservations]
         arguments: list[Argument] = []
         for job_id, token in reservations:
             arguments += [job_id, token]
-        answer = await self._connection.call("renew", names, arguments)
+        sent_ms, answer = await self._connection.call_timed("renew", names, arguments)
         answers: list[calls.Renewed | calls.NotRenewed] = []
         for given in answer[1:]:
             if given[0] in (b"renewed", b"cancelling"):
                 answers.append(calls.Renewed(int(given[1]), given[0] == b"cancelling"))
             else:
                 answers.append(calls.NotRenewed(given[0].decode()))
-        return answer[0], answers
+        return answer[0], sent_ms, answers
 
     async def release(
         self, items: Sequence[calls.ReleaseItem], retention_ms: int, dead_retention_ms: int

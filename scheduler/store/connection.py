@@ -177,6 +177,12 @@ class Connection:
         Raises: ServerUnavailable when the server did not answer within the patience; ScriptFailed for an error inside
         the script.
         """
+        return (await self.call_timed(name, keys, arguments))[1]
+
+    async def call_timed(
+        self, name: str, keys: Sequence[str], arguments: Sequence[Argument]
+    ) -> tuple[float, list[Any]]:
+        """As `call`. Returns: (own time when the try that was answered was sent, in milliseconds; the answer)."""
         script = load_scripts()[name]
         sent_ms = 0.0
 
@@ -195,7 +201,7 @@ class Connection:
             raise ScriptFailed(f"{name}: {error}") from error
         if name in _TELL_TIME:
             self.heard(answer[0], sent_ms)
-        return answer
+        return sent_ms, answer
 
     async def all_of(self, commands: Sequence[Sequence[Argument]], *, at_once: bool = False) -> list[Any]:
         """Answers of several commands in one round trip. at_once: at one moment, without others in between.

@@ -63,6 +63,36 @@ class Reads:
             for stream, entries in reply or ()
         }
 
+    async def now_ms(self) -> int:
+        """The server's time."""
+        seconds, microseconds = await self._command(lambda client: client.time())
+        return int(seconds) * 1_000 + int(microseconds) // 1_000
+
+    async def slots_after(
+        self, nodes: Sequence[str], after_ms: int, start: int, count: int
+    ) -> list[tuple[str, str, int]]:
+        """(job_id, node, lease deadline) of leases that end later, of each node `count` from the `start`-th."""
+        rows = await self._connection.all_of(
+            [
+                ("ZRANGEBYSCORE", self.keys.slots(node), f"({after_ms}", "+inf", "WITHSCORES", "LIMIT", start, count)
+                for node in nodes
+            ]
+        )
+        return [
+            (member.decode(), node, int(float(score)))
+            for node, members in zip(nodes, rows, strict=True)
+            for member, score in zip(members[::2], members[1::2], strict=True)
+        ]
+
+    async def delayed_after(self, after_ms: int, start: int, count: int) -> list[tuple[str, int]]:
+        """(job_id, due time) of delayed jobs that are due later, the latest first, from the `start`-th."""
+        rows = await self._command(
+            lambda client: client.zrevrangebyscore(
+                self.keys.delayed, "+inf", f"({after_ms}", start, count, withscores=True
+            )
+        )
+        return [(member.decode(), int(score)) for member, score in rows]
+
     async def bindings(self, session_ids: Sequence[str]) -> list[bytes | None]:
         """The stored binding of each session."""
         names = [self.keys.session(session_id) for session_id in session_ids]
@@ -245,7 +275,7 @@ class Reads:
         stored = _text(await self._command(lambda client: client.hgetall(self.keys.owners)))
         held = {}
         for partition, value in stored.items():
-            epoch, owner, until_ms = value.split(" ")
+            epoch, owner, until_ms, *_ = value.split(" ")
             held[int(partition)] = (int(epoch), owner, int(until_ms))
         return held
 

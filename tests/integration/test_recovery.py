@@ -57,7 +57,7 @@ async def test_a_thread_that_does_not_stop_keeps_no_job_from_another_node(
 
     async def cut_off(
         self: Cell, node: str, reservations: Sequence[tuple[str, int]]
-    ) -> tuple[int, list[calls.Renewed | calls.NotRenewed]]:
+    ) -> tuple[int, float, list[calls.Renewed | calls.NotRenewed]]:
         if node == "n1":
             raise ServerUnavailable("cut off")
         return await renew(self, node, reservations)

@@ -174,6 +174,13 @@ async def run_reserve(store: Store) -> None:
     await reserve(store, [reserve_item(await seed_job(store, "b0", "s1"), epoch, "b0", "s1", unread=True)])
 
 
+async def run_boot(store: Store) -> None:
+    """A node that is new, and one that holds a job."""
+    await store.cell.boot(NODE)
+    await seed_reserved(store)
+    await store.cell.boot(NODE)
+
+
 async def run_renew(store: Store) -> None:
     """Renewed, stale, unknown, cancelling, overrun."""
     token = await seed_reserved(store)
@@ -250,6 +257,7 @@ RUNS: Final[dict[str, Callable[[Store], Awaitable[None]]]] = {
     "lead": run_lead,
     "take": run_take,
     "publish": run_publish,
+    "boot": run_boot,
     "claim": run_claim,
     "capacity": run_capacity,
     "leave": run_leave,

@@ -119,3 +119,15 @@ async def test_rule_24_poisoned_stream_starts_anew(store: Store) -> None:
 
     taken = await store.control.take(MANAGER, epoch)
     assert [each.document for each in taken.heartbeats] == [b"doc"]
+
+
+async def test_who_was_heard_ahead_of_the_clock_was_heard_now(store: Store) -> None:
+    """The clock went back: a dispatcher that is dead counts as live for as long as any other, not until the clock has
+    caught up.
+    """
+    await store.connection.commands.zadd(store.control.keys.dispatchers, {"d2+1": FAR_US // 1000})
+
+    beaten = await store.control.beat(b"doc", "d1+1")
+
+    assert beaten.live == ("d1+1", "d2+1")
+    assert await store.connection.commands.zscore(store.control.keys.dispatchers, "d2+1") == beaten.now_ms

@@ -149,3 +149,15 @@ async def test_rule_28_repeated_or_foreign_give_up_changes_nothing(store: Store,
         answer = await store.connection.call("claim", names, [owner, 6_000, 10, 1, "give_up"])
 
     assert answer[1:] == [[b"given_up"]]
+
+
+@pytest.mark.parametrize("length_ms", ["", " 2000"])
+async def test_a_lease_from_before_the_clock_went_back_is_cut(store: Store, length_ms: str) -> None:
+    """A dead owner holds its partition for one lease at most, however far ahead that seems to end."""
+    await seed_owners(store, f"7 d1 {FAR_US // 1000}{length_ms}")
+
+    now_ms, answers = await store.cell.claim("d2", [1])
+
+    until_ms = now_ms + (int(length_ms) if length_ms else store.settings.partition_lease_ms)
+    assert answers == [calls.HeldByOther(1, "d1", until_ms)]
+    assert await store.reads.owners() == {1: (7, "d1", until_ms)}

@@ -17,7 +17,7 @@ LABELS: Final = ("KEYS", "ARGV", "RETURNS", "INVARIANT")
 # Commands that scripts use: those that read, and those that write; where the keys stand, if not as the first argument.
 READS: Final = {
     "EXISTS", "SCARD", "GET", "HGET", "HGETALL", "HMGET", "XLEN", "XRANGE", "ZCARD", "ZRANGE", "ZSCORE", "TIME",
-    "XREVRANGE",
+    "XREVRANGE", "ZRANGEBYSCORE",
 }  # fmt: skip
 WRITES: Final = {
     "DEL", "HDEL", "HSET", "PEXPIRE", "SADD", "SET", "SREM", "XACK", "XADD", "XDEL", "XGROUP", "XREADGROUP", "ZADD",
@@ -215,15 +215,15 @@ def words_of(answer: list[Any]) -> set[str]:
 async def test_every_answer_of_the_header_is_given(store: Store, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run of the script gives every word that its header names, and no word beside them."""
     given: set[str] = set()
-    call = store.connection.call
+    call = store.connection.call_timed
 
-    async def record(script: str, key_names: Any, arguments: Any) -> list[Any]:
-        answer = await call(script, key_names, arguments)
+    async def record(script: str, key_names: Any, arguments: Any) -> tuple[float, list[Any]]:
+        sent_ms, answer = await call(script, key_names, arguments)
         if script == name:
             given.update(words_of(answer))
-        return answer
+        return sent_ms, answer
 
-    monkeypatch.setattr(store.connection, "call", record)
+    monkeypatch.setattr(store.connection, "call_timed", record)
     await RUNS[name](store)
 
     assert answer_words(name) <= given

@@ -111,3 +111,15 @@ async def test_rule_28_repeated_or_foreign_give_up_changes_nothing(store: Store,
         answer = await store.connection.call("lead", [store.control.keys.leader], [name, 0, "give_up"])
 
     assert answer[0] == b"given_up"
+
+
+async def test_a_lease_from_before_the_clock_went_back_is_cut(store: Store) -> None:
+    """A dead leader is followed for one lease at most, however far ahead its lease seems to end."""
+    await seed_leader(store, "m1")
+    await store.connection.commands.hset(store.control.keys.leader, "until_ms", FAR_US // 1000)
+
+    answer = await store.control.lead("m2")
+
+    until_ms = answer.now_ms + store.settings.leader_lease_ms
+    assert answer == Following("m1", until_ms, answer.now_ms)
+    assert (await stored(store))[2] == until_ms

@@ -10,6 +10,7 @@ from scheduler import model
 from scheduler.store.store import Store
 from tests.dumps import bodies, dump, standing, stands, transitions, unchanged
 from tests.seeds import (
+    FAR_US,
     JOB,
     PARTITION,
     RETENTION_MS,
@@ -71,7 +72,7 @@ async def test_promoted_job_has_its_body_and_history_in_the_intake(store: Store)
         b"avoid": b"n1",
     }
     changes = {"state": "queued", "entry": f"{PARTITION}/{entry_id}"}
-    del before["parked_id"]
+    del before["parked_id"], before["delay_ms"]
     assert await store.reads.record(JOB) == before | changes
     after = await dump(store)
     assert k.delayed not in after
@@ -205,3 +206,16 @@ async def test_each_job_of_a_call_has_its_own_answer(store: Store) -> None:
 
     assert answers == ["stale", "early", "promoted"]
     assert sorted(await bodies(store)) == [("intake", "j2"), ("parked", "j1")]
+
+
+async def test_a_job_is_due_no_later_than_its_own_delay(store: Store) -> None:
+    """The clock went back: its due time is cut to its delay from now, and it is early all the same."""
+    await seed_delayed(store, due=False)
+    await store.connection.commands.zadd(store.cell.keys.delayed, {JOB: FAR_US // 1000})
+    before_ms = await store.control.time_us() // 1000
+
+    assert await promote(store) == "early"
+
+    due_ms = await store.reads.due_ms(JOB)
+    assert due_ms is not None
+    assert before_ms + 60_000 <= due_ms <= await store.control.time_us() // 1000 + 60_000

@@ -7,14 +7,17 @@ from typing import Any
 import pytest
 
 from scheduler import calls, model
+from scheduler.model import Pool
 from scheduler.store.store import Store
 from tests.dumps import dump, unchanged
 from tests.lua.endings import BUSY, GOING_BACK, MOVED, STALE, UNKNOWN, VERDICTS, ending, only, seed
 from tests.seeds import (
     BOOT,
     DEAD_RETENTION_MS,
+    FAR_US,
     JOB,
     NODE,
+    POOL,
     RETENTION_MS,
     release,
     release_item,
@@ -179,3 +182,23 @@ async def test_rule_24_poisoned_feeds_do_not_stop_the_ending(store: Store, verdi
     assert (await store.reads.record(JOB))["state"] == answer.state
     assert await store.reads.used([NODE]) == [0]
     assert await store.reads.are_open([NODE]) == [True]
+
+
+@pytest.mark.parametrize("started", [True, False])
+async def test_expire_cuts_a_lease_that_lies_further_ahead_than_its_length(store: Store, started: bool) -> None:
+    """The clock went back: the lease ends its own length from now, the first or a later one, and goes on until then."""
+    pool = Pool(POOL, start_ms=4_000, lease_ms=9_000)
+    token = await seed_reserved(store, pool=pool, started=started)
+    await store.connection.commands.zadd(store.cell.keys.slots(NODE), {JOB: FAR_US // 1000})
+    if started:
+        await seed_record(store, started_ms=FAR_US // 1000)
+    before_ms = await store.control.time_us() // 1000
+
+    assert await only(store, ending(token, "expire")) == BUSY
+
+    after_ms, length_ms = await store.control.time_us() // 1000, 9_000 if started else 4_000
+    ((_, until_ms),) = await store.reads.reservations(NODE)
+    assert before_ms + length_ms <= until_ms <= after_ms + length_ms
+    record = await store.reads.record(JOB)
+    assert record["state"] == "reserved"
+    assert before_ms <= int(record.get("started_ms", before_ms)) <= after_ms

@@ -30,7 +30,7 @@ async def renew(
     store: Store, *reservations: tuple[str, int], node: str = NODE
 ) -> list[calls.Renewed | calls.NotRenewed]:
     """The answer for each reservation."""
-    return (await store.cell.renew(node, reservations))[1]
+    return (await store.cell.renew(node, reservations))[2]
 
 
 async def test_rule_12_first_renewal_marks_the_start_and_sets_the_full_lease(store: Store) -> None:
@@ -38,7 +38,7 @@ async def test_rule_12_first_renewal_marks_the_start_and_sets_the_full_lease(sto
     token = await seed_reserved(store, pool=POLICY)
     before = await dump(store)
 
-    now_ms, answers = await store.cell.renew(NODE, [(JOB, token)])
+    now_ms, _, answers = await store.cell.renew(NODE, [(JOB, token)])
 
     lease_until_ms = now_ms + POLICY.lease_ms
     k = store.cell.keys
@@ -57,7 +57,7 @@ async def test_rule_28_repeat_only_moves_the_lease(store: Store) -> None:
     started_ms = str(int((await store.reads.record(JOB))["started_ms"]) - 1_000)
     await seed_record(store, started_ms=started_ms)
 
-    now_ms, answers = await store.cell.renew(NODE, [(JOB, token)])
+    now_ms, _, answers = await store.cell.renew(NODE, [(JOB, token)])
 
     assert answers == [calls.Renewed(now_ms + 15_000)]
     assert (await store.reads.record(JOB))["started_ms"] == started_ms
@@ -69,7 +69,7 @@ async def test_rule_28_lapsed_lease_that_nobody_took_is_renewed(store: Store) ->
     token = await seed_reserved(store)
     await seed_lapsed(store)
 
-    now_ms, answers = await store.cell.renew(NODE, [(JOB, token)])
+    now_ms, _, answers = await store.cell.renew(NODE, [(JOB, token)])
 
     assert answers == [calls.Renewed(now_ms + 15_000)]
     assert await store.reads.reservations(NODE) == [(JOB, now_ms + 15_000)]
@@ -80,7 +80,7 @@ async def test_requested_cancel_is_told_and_the_lease_goes_on(store: Store) -> N
     token = await seed_reserved(store)
     await seed_record(store, cancel=1)
 
-    now_ms, answers = await store.cell.renew(NODE, [(JOB, token)])
+    now_ms, _, answers = await store.cell.renew(NODE, [(JOB, token)])
 
     assert answers == [calls.Renewed(now_ms + 15_000, cancelling=True)]
 
@@ -155,7 +155,7 @@ async def test_each_job_of_a_call_has_its_own_answer(store: Store) -> None:
     first = await seed_reserved(store, "j1", "s1", slots=3)
     second = await seed_reserved(store, "j2", "s2", slots=3)
 
-    now_ms, answers = await store.cell.renew(NODE, [("j0", 1), ("j1", first + 1), ("j1", first), ("j2", second)])
+    now_ms, _, answers = await store.cell.renew(NODE, [("j0", 1), ("j1", first + 1), ("j1", first), ("j2", second)])
 
     renewed = calls.Renewed(now_ms + 15_000)
     assert answers == [UNKNOWN, STALE, renewed, renewed]
@@ -167,6 +167,31 @@ async def test_record_without_a_policy_keeps_no_other_from_being_renewed(store: 
     second = await seed_reserved(store, "j2", "s2", slots=3)
     await store.connection.commands.hdel(store.cell.keys.job("j1"), "policy")
 
-    now_ms, answers = await store.cell.renew(NODE, [("j1", first), ("j2", second)])
+    now_ms, _, answers = await store.cell.renew(NODE, [("j1", first), ("j2", second)])
 
     assert answers == [UNKNOWN, calls.Renewed(now_ms + 15_000)]
+
+
+@pytest.mark.parametrize(
+    ("renewed_before_ms", "ran_ms", "counted_ms"),
+    [
+        pytest.param(3_000, 20_000, 20_000, id="no step"),
+        pytest.param(3_603_000, 3_620_000, 3_620_000 - 3_603_000 + 9_000, id="on by an hour: a lease at most counts"),
+        pytest.param(-3_597_000, -3_580_000, 17_000, id="back by an hour: what was counted before stays"),
+    ],
+)
+async def test_a_step_of_the_clock_is_no_time_of_the_job(
+    store: Store, renewed_before_ms: int, ran_ms: int, counted_ms: int
+) -> None:
+    """A job may run for 70 s. It was started `ran_ms` ago and renewed `renewed_before_ms` ago, by the clock of now."""
+    token = await seed_reserved(store, pool=POLICY, started=True)
+    now_ms = await store.control.time_us() // 1000
+    await seed_record(store, started_ms=now_ms - ran_ms)
+    until_ms = now_ms - renewed_before_ms + POLICY.lease_ms
+    await store.connection.commands.zadd(store.cell.keys.slots(NODE), {JOB: until_ms})
+
+    now_ms, _, answers = await store.cell.renew(NODE, [(JOB, token)])
+
+    assert answers == [calls.Renewed(now_ms + POLICY.lease_ms)]
+    started_ms = int((await store.reads.record(JOB))["started_ms"])
+    assert counted_ms <= now_ms - started_ms <= counted_ms + 1_000

@@ -68,7 +68,7 @@ async def test_placement_writes_slot_record_inbox_and_binding_in_one_step(store:
         "job": document().decode(),
         "payload": "body",
         "job_id": JOB,
-        "reservation": f"{answer.token} {BOOT} {lease_until_ms} {PARTITION}/{entry_id} 1 1 {entry_ms}",
+        "reservation": f"{answer.token} {BOOT} {lease_until_ms} {PARTITION}/{entry_id} 1 1 {entry_ms} 4000",
     }
     assert after[k.job(JOB)] == (
         "hash",
@@ -79,7 +79,7 @@ async def test_placement_writes_slot_record_inbox_and_binding_in_one_step(store:
             "submitted_ms": entry_ms,
             "nonce": f"nonce-{JOB}",
             "holder": f"{NODE} {answer.token}",
-            "assignment": f"{BOOT} {inbox_id}",
+            "assignment": f"{BOOT} {inbox_id} {POLICY.start_ms}",
         },
         False,
     )

@@ -327,7 +327,7 @@ class Machine(RuleBasedStateMachine):
         live = self.is_live(item.job_id, node, token)
 
         async def call() -> Sequence[Any]:
-            return (await self.store.cell.renew(node, [(item.job_id, token)]))[1]
+            return (await self.store.cell.renew(node, [(item.job_id, token)]))[2]
 
         (answer,) = self.act("renew", call)
         assert isinstance(answer, calls.Renewed) == live

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.leases import Reservation, ServerClock, may_run, to_stop
+from scheduler.leases import Reservation, ServerClock, first_lease_ends_ms, may_run, to_stop
 
 MARGIN_MS: Final = 100
 START_MS: Final = 500
@@ -54,38 +54,45 @@ def test_the_bound_is_never_below_the_servers_time(
     requests,
     st.lists(st.floats(0, WATCH_MS_MAX), min_size=1, max_size=30),
     st.lists(st.booleans(), min_size=1, max_size=8),
+    st.lists(st.floats(-100_000, 100_000), min_size=1, max_size=8),
 )
 def test_no_handler_runs_past_its_lease(
-    arrives_ms: float, calls: list[Request], watches: list[float], renews: list[bool]
+    arrives_ms: float, calls: list[Request], watches: list[float], renews: list[bool], steps: list[float]
 ) -> None:
-    """An assignment may come late and renewals may take long: while the node looks as often as it promises, whatever
-    runs was started and is stopped within its lease.
+    """An assignment may come late, renewals may take long, and the server's clock may be stepped before each of them:
+    while the node looks as often as it promises, whatever runs was started and is stopped within its lease.
     """
     clock = ServerClock()
     reserved_ms = calls[0].there_ms
-    lease = Reservation("j1", 1, int(reserved_ms) + START_MS, LEASE_MS, START_MS)
+    lease_until_ms = int(reserved_ms) + START_MS  # by the server's clock, which was right until then
+    ends_ms = reserved_ms + START_MS  # in truth
     events: list[tuple[float, int, float, bool]] = []
-    sent = 0.0
+    sent = step_ms = 0.0
     for i, call in enumerate(calls):
         answered = sent + call.there_ms
-        events.append((answered + call.back_ms, int(answered), sent, i > 0 and renews[i % len(renews)]))
+        is_renewal = i > 0 and renews[i % len(renews)]
+        events.append((answered + call.back_ms, int(answered + step_ms), sent, is_renewal))
+        step_ms += steps[i % len(steps)] if i > 0 else 0.0
         sent += call.pause_ms
     instants = [reserved_ms + arrives_ms]
     for watch in watches:
         instants.append(instants[-1] + watch)
+    lease = Reservation("j1", 1, -1.0, LEASE_MS, START_MS)
     running = False
     for i, instant in enumerate(instants):
         for at, now_ms, sent_ms, renewal in sorted(events):
             if at <= instant:
                 clock.heard(now_ms, sent_ms)
-                if renewal and now_ms < lease.lease_until_ms:
-                    lease.lease_until_ms = max(lease.lease_until_ms, now_ms + LEASE_MS)
+                if renewal and i > 0 and running:
+                    lease.ends_ms, lease.length_ms = sent_ms + LEASE_MS, LEASE_MS
+                    ends_ms = max(ends_ms, sent_ms + LEASE_MS)
         events = [event for event in events if event[0] > instant]
-        latest_ms = clock.latest_ms(instant)
-        if i == 0:
-            running = may_run(lease, latest_ms, MARGIN_MS)
-        elif to_stop([lease], latest_ms, MARGIN_MS):
+        if i == 0 and all(at > instant for at, *_ in events[1:]):
+            found = first_lease_ends_ms(lease_until_ms, START_MS, clock.latest_ms(instant), instant)
+            lease.ends_ms = instant if found is None else found
+            running = may_run(lease, instant, MARGIN_MS)
+        elif to_stop([lease], instant, MARGIN_MS):
             running = False
         if running:
             next_look_ms = instant + WATCH_MS_MAX
-            assert next_look_ms < lease.lease_until_ms
+            assert next_look_ms < ends_ms

@@ -46,6 +46,7 @@ class Assignment:
     lease_ms: int
     lease_until_ms: int
     length_ms: int
+    ends_s: float = 0.0
     stopped: threading.Event = field(default_factory=threading.Event)
     ending: Ending | None = None
     lost: bool = False
@@ -67,6 +68,11 @@ class Ending:
 Work = Callable[[Assignment], object]
 
 
+def own_s() -> float:
+    """The own clock: one that runs on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class Clock:
     """An upper bound of the server's time."""
 
@@ -82,7 +88,7 @@ class Clock:
         if self._heard is None:
             return float("inf")
         now_ms, sent_s = self._heard
-        return now_ms + (time.monotonic() - sent_s) * 1000
+        return now_ms + (own_s() - sent_s) * 1000
 
 
 class Node:
@@ -106,8 +112,10 @@ class Node:
         self.server = Server(url)
         self.node_id = node_id
         self.phase = "joining"
-        seconds, microseconds = self.server.patiently(self.server.client.time)
-        self.boot = f"{seconds * 1_000_000 + microseconds}-{secrets.token_hex(4)}"
+        names = ("last_boot", "capacity", f"slots:{node_id}")
+        _, number, held = self.server.call("boot", [self.server.key(name) for name in names], [node_id])
+        self.boot = f"{number.decode()}-{secrets.token_hex(4)}"
+        self._held_before = {job_id.decode(): until_ms for job_id, until_ms in zip(held[::2], held[1::2], strict=True)}
         self._work = work
         self._capacity = capacity
         self._pairs = pairs
@@ -196,7 +204,7 @@ class Node:
             if "control" in fields:
                 self._obey(fields["control"].decode(), fields["boot"].decode())
             else:
-                self._assign(assignment_of(identifier, fields))
+                self._assign(assignment_of(fields))
 
     def _obey(self, control: str, boot: str) -> None:
         if number_of(boot) > number_of(self.boot):
@@ -233,12 +241,12 @@ class Node:
         """Whether an earlier life was alive to renew it since this one began."""
         key = self.server.key(f"job:{assignment.job_id}")
         slots = self.server.key(f"slots:{self.node_id}")
-        fields = ("holder", "started_ms", "policy")
+        fields = ("holder", "started_ms")
         both = self.server.client.pipeline(transaction=True).hmget(key, *fields).zscore(slots, assignment.job_id)
-        (holder, started_ms, policy), until_ms = self.server.patiently(both.execute)
-        if None in (holder, started_ms, policy, until_ms) or holder.split()[1] != assignment.token.encode():
+        (holder, started_ms), until_ms = self.server.patiently(both.execute)
+        if None in (holder, started_ms, until_ms) or holder.split()[1] != assignment.token.encode():
             return False
-        return int(until_ms) - int(policy.split()[1]) >= number_of(self.boot) // 1000
+        return int(until_ms) != int(self._held_before.get(assignment.job_id, b"-1"))
 
     def _hand_over(self) -> None:
         """Exit when every handler has ended and is reported."""
@@ -246,7 +254,12 @@ class Node:
             self._over.set()
 
     def _start(self, assignment: Assignment) -> None:
-        if not self._may_run(assignment) or len(self._running) >= self._capacity:
+        left_ms = assignment.lease_until_ms - self._clock.latest_ms()
+        if left_ms <= assignment.length_ms:
+            assignment.ends_s = own_s() + left_ms / 1000
+        if not self._may_run(assignment) and not self._is_renewed(assignment):
+            return
+        if len(self._running) >= self._capacity:
             self._endings.append((assignment, given_back("it could not be started", TOO_LATE_MS)))
             return
         self._running[assignment.token] = assignment
@@ -266,7 +279,14 @@ class Node:
 
     def _may_run(self, assignment: Assignment) -> bool:
         margin_ms = min(self._margin_ms, assignment.length_ms / 2)
-        return self._clock.latest_ms() < assignment.lease_until_ms - margin_ms
+        return own_s() < assignment.ends_s - margin_ms / 1000
+
+    def _is_renewed(self, assignment: Assignment) -> bool:
+        """Whether an assignment that came too late, or at a time that cannot be, is still ours to start."""
+        self._renew_all([assignment])
+        if assignment.ending is not None:
+            self._endings.append((assignment, assignment.ending))
+        return not assignment.lost and assignment.ending is None and self._may_run(assignment)
 
     def _watch(self) -> None:
         """Stop what may run past its lease."""
@@ -282,17 +302,20 @@ class Node:
     def _renew(self) -> None:
         """All in one call, when a third of some lease has passed."""
         running = list(self._running.values())
-        latest_ms = self._clock.latest_ms()
-        due = any(latest_ms >= each.lease_until_ms - each.length_ms * 2 / 3 for each in running)
+        due = any(own_s() >= each.ends_s - each.length_ms * 2 / 3_000 for each in running)
         if not running or not (due or self._renew_at_once):
             return
         self._renew_at_once = False
+        self._renew_all(running)
+
+    def _renew_all(self, running: Sequence[Assignment]) -> None:
         keys = [self.server.key(f"slots:{self.node_id}"), *(self.server.key(f"job:{each.job_id}") for each in running)]
         answer = self.server.call("renew", keys, [word for each in running for word in (each.job_id, each.token)])
         self._clock.heard(answer[0], self.server.sent_s)
         for assignment, (word, *rest) in zip(running, answer[1:], strict=True):
             if word in (b"renewed", b"cancelling"):
                 assignment.lease_until_ms, assignment.length_ms = int(rest[0]), assignment.lease_ms
+                assignment.ends_s = self.server.sent_s + assignment.lease_ms / 1000
             if word == b"cancelling":
                 self._stop(assignment, given_back("cancelled"))
             elif word == b"overrun":
@@ -337,10 +360,10 @@ class Node:
         return keys, arguments
 
 
-def assignment_of(identifier: str, fields: dict[str, bytes]) -> Assignment:
+def assignment_of(fields: dict[str, bytes]) -> Assignment:
     """An inbox entry."""
     text = {name: value.decode() for name, value in fields.items() if name not in ("job", "payload")}
-    token, boot, lease_until_ms, entry, attempt = text["reservation"].split(" ")[:5]
+    token, boot, lease_until_ms, entry, attempt, _, _, length_ms = text["reservation"].split(" ")[:8]
     return Assignment(
         job_id=text["job_id"],
         payload=fields["payload"],
@@ -353,7 +376,7 @@ def assignment_of(identifier: str, fields: dict[str, bytes]) -> Assignment:
         attempt=int(attempt),
         lease_ms=int(text["policy"].split(" ")[1]),
         lease_until_ms=int(lease_until_ms),
-        length_ms=int(lease_until_ms) - int(identifier.partition("-")[0]),
+        length_ms=int(length_ms),
     )
 
 

@@ -11,9 +11,12 @@ reservation is no longer what it was. What is acknowledged afterwards is not exe
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from scheduler import keys, model, words
 from scheduler.affinity import judge_sessions
@@ -32,6 +35,7 @@ _LEGAL: Final = {(row.state, row.next_state) for row in model.TRANSITIONS if row
     (state, state) for state in ("queued", "reserved", "delayed")
 }
 _CELL: Final = keys.CellKeys(SETTINGS.namespace)
+_DELAYED: Final = _CELL.delayed.encode()
 _SLOTS: Final = _CELL.slots("").encode()
 _JOB: Final = _CELL.job("").encode()
 _HELD: Final = _CELL.held("", "")[:-1].encode()
@@ -79,6 +83,8 @@ class Checker:
     took it for dead. acknowledged: job id -> the entry that its producer was told of. due_s: entry -> when the
     deadline of its job is over, as its producer counts the time. broken: entries that are no jobs.
     strays: sessions of which a job was written into another partition.
+    lease_ends_s: (node, job id) -> when the lease ends, due_at_s: job id -> when a delayed job is due, both by the time
+    of the world: from when they were written on, whatever the server's clock did since.
     judges_sessions: whether a session is bound to the node of its last job; where it returns to another one it is not.
     """
 
@@ -98,6 +104,10 @@ class Checker:
         self.judges_sessions = True
         self.records: dict[str, dict[str, str]] = {}
         self.slots: dict[str, dict[str, int]] = {}
+        self.lease_ends_s: dict[tuple[str, str], float] = {}
+        self.due_at_s: dict[str, float] = {}
+        self._scores: dict[str, int] = {}
+        self._in_order: dict[tuple[str, int], int] = {}
         self.tokens: dict[str, int] = {}
         self._entries: dict[tuple[str, str], Entry] = {}
         self.ended: set[str] = set()
@@ -128,10 +138,12 @@ class Checker:
                 nodes.append(name[len(_SLOTS) :].decode())
             elif name.startswith(_HELD):
                 limits.append(name)
+            elif name == _DELAYED:
+                self._note_delayed()
             elif name.decode() in _FENCES:
                 self._check_fences()
         for node in nodes:
-            self.slots[node] = self._read_slots(node)
+            self._note_slots(node)
         for job_id, before in jobs.items():
             self._check_record(job_id, before, self.records[job_id])
         for node in nodes:
@@ -161,6 +173,28 @@ class Checker:
         fields = {flat[i].decode(): flat[i + 1].decode(errors="replace") for i in range(0, len(flat), 2)}
         return words.split_words(fields) if fields else _GONE
 
+    def _note_slots(self, node: str) -> None:
+        before = self.slots.get(node, {})
+        self.slots[node] = self._read_slots(node)
+        for job_id in before.keys() - self.slots[node].keys():
+            del self.lease_ends_s[node, job_id]
+        for job_id, until_ms in self.slots[node].items():
+            if before.get(job_id) != until_ms:
+                self.lease_ends_s[node, job_id] = self._world_s(until_ms)
+
+    def _note_delayed(self) -> None:
+        flat = self.server.ask("ZRANGE", _CELL.delayed, 0, -1, "WITHSCORES")
+        before = self._scores
+        self._scores = {flat[i].decode(): int(float(flat[i + 1])) for i in range(0, len(flat), 2)}
+        self.due_at_s = {
+            job_id: self.due_at_s[job_id] if before.get(job_id) == due_ms else self._world_s(due_ms)
+            for job_id, due_ms in self._scores.items()
+        }
+
+    def _world_s(self, server_ms: int) -> float:
+        """When the server's clock says so, if nobody steps it."""
+        return self.world.now_s + server_ms / 1000 - self.server.wall_s()
+
     def _read_slots(self, node: str) -> dict[str, int]:
         flat = self.server.ask("ZRANGE", _CELL.slots(node), 0, -1, "WITHSCORES")
         return {flat[i].decode(): int(float(flat[i + 1])) for i in range(0, len(flat), 2)}
@@ -176,6 +210,8 @@ class Checker:
         if new == "reserved" and (old != "reserved" or before.get("token") != after.get("token")):
             if token <= self.tokens.get(job_id, 0):
                 self.blame("token", f"job {job_id} was reserved with token {token} after {self.tokens[job_id]}")
+            unstepped_us = int((self.server.wall_s() - self.server.shift_s) * 1_000_000)
+            self._in_order[job_id, token] = max(unstepped_us, 1 + next(reversed(self._in_order.values()), 0))
             self._check_capacity(job_id, after)
             self._check_order(job_id, after)
             self._check_limits(job_id, after)
@@ -222,7 +258,7 @@ class Checker:
         flat = self.server.ask("HGETALL", _CELL.owners)
         held = {}
         for number in range(0, len(flat), 2):
-            epoch, owner, _ = flat[number + 1].decode().split(" ")
+            epoch, owner, *_ = flat[number + 1].decode().split(" ")
             held[f"partition {flat[number].decode()}"] = int(epoch), owner.removeprefix("-")
         name, epoch = self.server.ask("HMGET", _CONTROL.leader, "name", "epoch")
         held["the lead"] = int(epoch or 0), (name or b"").decode()
@@ -266,12 +302,19 @@ class Checker:
         partition, _, entry_id = record.get("entry", "").partition("/")
         if not entry_id:
             return
-        own, now_ms = _number(entry_id), self.server.wall_s() * 1000
+        own, now_s = _number(entry_id), self.server.wall_s()
         for entry in self.intake(int(partition)):
             is_earlier = entry.number < own and entry.session == record.get("session") and entry.job_id != job_id
+            earlier = "{}-{}".format(*entry.number)
             # One whose deadline has passed is about to be ended by its owner.
-            if is_earlier and entry.deadline_at_ms > now_ms:
-                earlier = "{}-{}".format(*entry.number)
+            is_late = (
+                min(
+                    entry.deadline_at_ms / 1000 - now_s,
+                    self.due_s.get(f"{partition}/{earlier}", math.inf) - self.world.now_s,
+                )
+                <= 0
+            )
+            if is_earlier and not is_late:
                 self.blame("order", f"job {job_id} ({entry_id}) passed {entry.job_id} ({earlier}) of {entry.session}")
 
     def intake(self, partition: int) -> list[Entry]:
@@ -291,14 +334,14 @@ class Checker:
     def started(self, process: Process, job: Job) -> None:
         """A handler begins only under a lease that is in force, and in a slot."""
         node = job.node
-        record, until_ms = self.records.get(job.job_id, _GONE), self.slots.get(node, {}).get(job.job_id)
-        now_ms = self.server.wall_s() * 1000
-        if until_ms is None or record.get("token") != str(job.token) or record["state"] != "reserved":
+        record, ends_s = self.records.get(job.job_id, _GONE), self.lease_ends_s.get((node, job.job_id))
+        late_s = self.world.now_s - (ends_s or 0)
+        if ends_s is None or record.get("token") != str(job.token) or record["state"] != "reserved":
             if job.job_id not in self.exempt and not self.is_excused(process):
                 held = f"{record['state']}, token {record.get('token')}"
                 self.blame("start", f"{process.name} starts job {job.job_id} with token {job.token}, but it is {held}")
-        elif now_ms >= until_ms and job.job_id not in self.exempt:
-            self.blame("lease", f"{process.name} starts job {job.job_id} {now_ms - until_ms:.0f} ms after its lease")
+        elif late_s >= 0 and job.job_id not in self.exempt:
+            self.blame("lease", f"{process.name} starts job {job.job_id} {late_s * 1000:.0f} ms after its lease")
         if not can_run(node, job.src_lang, job.tgt_lang, job.features):
             asked = f"{job.src_lang}:{job.tgt_lang} {' '.join(job.features)}"
             self.blame("unfit", f"{process.name} starts job {job.job_id}, which asks for {asked}")
@@ -306,12 +349,11 @@ class Checker:
 
     def check_leases(self) -> None:
         """No handler that was not told to stop runs past its lease; what was asleep has a moment to notice."""
-        now_ms = self.server.wall_s() * 1000
         past = {}
         for (process, token), job in self.history.running.items():
-            until_ms = self.slots.get(job.node, {}).get(job.job_id)
-            is_held = until_ms is not None and self.records.get(job.job_id, _GONE).get("token") == str(token)
-            is_over = not is_held or (until_ms or 0) < now_ms
+            ends_s = self.lease_ends_s.get((job.node, job.job_id), 0.0)
+            is_held = self.records.get(job.job_id, _GONE).get("token") == str(token)
+            is_over = not is_held or ends_s < self.world.now_s
             awake_s = self.world.now_s - process.suspended_until_s
             if is_over and awake_s > WAKE_S and not job.stopped.is_set() and job.job_id not in self.exempt:
                 past[process.name, token] = self._past_since_s.get((process.name, token), self.world.now_s)
@@ -341,7 +383,10 @@ class Checker:
         """Begin anew with what is there now; jobs of which something is missing are exempt."""
         self._fences = {}
         exempt, slots = len(self.exempt), self.slots
-        self.slots = {node: self._read_slots(node) for node in NODES}
+        self.slots, self.lease_ends_s, self._scores = {}, {}, {}
+        for node in NODES:
+            self._note_slots(node)
+        self._note_delayed()
         entries = {entry.job_id for partition in range(SETTINGS.partitions) for entry in self.intake(partition)}
         for job_id in {*before, *self.acknowledged}:
             record = self.read_record(job_id)
@@ -427,16 +472,23 @@ class Checker:
             submissions[job_id] = Submission(job_id, session, int(partition), entry_id)
         submissions = {job_id: each for job_id, each in submissions.items() if each.session_id not in self.strays}
         outcomes = [
-            Outcome(job_id, 1, record["state"], int(record.get("token", 0)))  # type: ignore[arg-type]
+            Outcome(job_id, 1, record["state"], self._ordered(job_id, int(record.get("token", 0))))  # type: ignore[arg-type]
             for job_id, record in self.records.items()
             if record["state"] in model.TERMINAL
         ]
-        runs = sorted(
-            (run for run in self.history.runs if run.session_id not in self.strays), key=lambda run: run.token
-        )
+        runs = [
+            msgspec.structs.replace(run, token=self._ordered(run.job_id, run.token))
+            for run in self.history.runs
+            if run.session_id not in self.strays
+        ]
+        runs.sort(key=lambda run: run.token)
         _, moved = judge_sessions(submissions, runs, outcomes, SETTINGS.session_ttl_ms)
         for line in moved:
             self.blame("moved", line)
+
+    def _ordered(self, job_id: str, token: int) -> int:
+        """A token as it would be if nobody had stepped the server's clock: they rise with time."""
+        return self._in_order.get((job_id, token), token)
 
     def _check_outcomes(self) -> None:
         """One terminal outcome a life, told once."""

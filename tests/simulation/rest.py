@@ -21,7 +21,7 @@ from scheduler.session.bindings import parse
 from tests.simulation.checker import Checker
 from tests.simulation.fleet import SETTINGS, Fleet, can_run
 from tests.simulation.network import SCRIPTS, Network
-from tests.simulation.plan import DISPATCHERS, NODES, REAPERS
+from tests.simulation.plan import DISPATCHERS, REAPERS
 from tests.simulation.server import Server
 from tests.simulation.world import Process, World
 
@@ -120,12 +120,13 @@ class RestChecker:
 
     def _check_overdue(self) -> None:
         """What a reaper should have dealt with."""
-        until_ms = (self._server.wall_s() - OVERDUE_S_MAX) * 1000
-        for node in NODES:
-            for member in self._server.ask("ZRANGE", _CELL.slots(node), "-inf", int(until_ms), "BYSCORE"):
-                self._blame_overdue(member.decode(), f"the lease of job {member.decode()} on {node} has lapsed")
-        for member in self._server.ask("ZRANGE", _CELL.delayed, "-inf", int(until_ms), "BYSCORE"):
-            self._blame_overdue(member.decode(), f"job {member.decode()} is due")
+        until_s = self._world.now_s - OVERDUE_S_MAX
+        for (node, job_id), ends_s in self._checker.lease_ends_s.items():
+            if ends_s < until_s:
+                self._blame_overdue(job_id, f"the lease of job {job_id} on {node} has lapsed")
+        for job_id, due_s in self._checker.due_at_s.items():
+            if due_s < until_s:
+                self._blame_overdue(job_id, f"job {job_id} is due")
 
     def _blame_overdue(self, job_id: str, detail: str) -> None:
         if job_id not in self._overdue and job_id not in self._checker.exempt:
@@ -181,7 +182,7 @@ class RestChecker:
         flat = self._server.ask("HGETALL", _CELL.capacity)
         free = set()
         for i in range(0, len(flat), 2):
-            node, (slots, boot, _) = flat[i].decode(), flat[i + 1].decode().split(" ")
+            node, (slots, boot, *_) = flat[i].decode(), flat[i + 1].decode().split(" ")
             published = self._index.nodes.get(node)
             is_there = published is not None and published.boot == boot
             if is_there and self._server.ask("ZCARD", _CELL.slots(node)) < int(slots):

@@ -91,9 +91,9 @@ def placed_on(fleet: Fleet) -> list[str]:
         ),
         pytest.param(
             [(a_beat(capacity=2), 9), (a_beat(), 6)],
-            Known(a_beat(capacity=2), 9),
+            Known(a_beat(), 9),
             [],
-            id="one that is read after a newer one is old news",
+            id="a stamp from before the clock was stepped makes nobody silent",
         ),
     ],
 )
@@ -240,10 +240,28 @@ def test_a_node_whose_first_heartbeat_is_read_late_is_dead_in_time() -> None:
     assert capacities(after) == {"n1": (4, "ready"), "n2": (0, "dead")}
 
 
-def test_listening_anew_makes_nobody_older() -> None:
-    """A node that was heard later than that was heard later."""
-    fleet = seed_fleet(a_beat("n1"), heard_ms=9_000)
-    assert listen_anew(fleet, 8_000) == fleet
+def test_what_is_read_late_is_old_news() -> None:
+    """Newer heartbeats are folded already; one of a node that was not heard since is none."""
+    fleet = seed_fleet(a_beat("n1", capacity=2), heard_ms=9)
+    assert fold(fleet, [(a_beat("n1"), 6)], late=True)[0].nodes == fleet.nodes
+    assert fold(fleet, [(a_beat("n1"), 9)], late=True)[0].nodes["n1"].beat == a_beat("n1")
+
+
+def test_listening_anew_makes_everybody_heard_now() -> None:
+    """Also whom the clock, before it went back, had heard later; of the dead only that."""
+    fleet = seed_fleet(a_beat("n1"), a_beat("n2"), heard_ms=9_000)
+    assert {known.heard_ms for known in listen_anew(fleet, 8_000).nodes.values()} == {8_000}
+    dead = age(fleet, 9_000 + SILENCE_MS, SILENCE_MS)
+    assert {known.heard_ms for known in listen_anew(dead, 8_000).nodes.values()} == {8_000}
+    assert {known.heard_ms for known in listen_anew(dead, 90_000).nodes.values()} == {9_000}
+
+
+def test_silence_counts_when_the_clock_went_back() -> None:
+    """Whoever seems to be heard later than now was heard now, and is dead when it stays silent."""
+    fleet = settled(age(seed_fleet(a_beat("n1"), heard_ms=7_200_000), 7_200_000, SILENCE_MS))
+    fleet = age(fleet, 3_600_000, SILENCE_MS)
+    assert not fleet.nodes["n1"].dead
+    assert age(fleet, 3_600_000 + SILENCE_MS, SILENCE_MS).nodes["n1"].dead
 
 
 def test_the_dead_stay_dead_when_listening_begins_anew() -> None:

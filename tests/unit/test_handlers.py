@@ -19,7 +19,7 @@ from scheduler.handlers import BYTES, JSON, TEXT, Job, Threads, attempt, decode_
 from scheduler.runtime.retry import Ending
 from scheduler.words import Policy, Reservation
 
-FIELDS = {b"job": b'{"session_id":"s1"}', b"job_id": b"j1", b"reservation": b"7 1-a 5000 3/1-1 1 1 1"}
+FIELDS = {b"job": b'{"session_id":"s1"}', b"job_id": b"j1", b"reservation": b"7 1-a 5000 3/1-1 1 1 1 4000"}
 SIGNAL_S = 10  # how long a thread waits for what a test is about to do
 
 plain = st.recursive(
@@ -68,7 +68,7 @@ def test_a_job_as_its_handler_sees_it() -> None:
     job = a_job(
         job=document,
         payload=b"\x00\xff",
-        reservation=b"7 1-a 5000 3/900-0 2 3 900 more",
+        reservation=b"7 1-a 5000 3/900-0 2 3 900 4000 more",
         reply_to=b"back",
         policy=b"fast 9000 3 5 70000 10 20 4 more",
         decision=b"full n2 4/4",
@@ -88,7 +88,7 @@ def test_a_job_as_its_handler_sees_it() -> None:
         "policy": Policy("fast", 9000, 3, 5, 70_000, 10, 20, 4),
         "priority": 5,
         "reply_to": "back",
-        "reservation": Reservation(7, "1-a", 5_000, "3/900-0", 2, 3, 900),
+        "reservation": Reservation(7, "1-a", 5_000, "3/900-0", 2, 3, 900, 4_000),
         "routing_key": "r1",
         "session_id": "s1",
         "src_lang": "en",
@@ -105,9 +105,9 @@ def test_a_job_as_its_handler_sees_it() -> None:
     ("fields", "error"),
     [
         ({b"job": b"noise"}, InvalidInput),
-        ({b"reservation": b"7 1-a 5000 3/1-1 1 1"}, ValueError),
-        ({b"reservation": b"x 1-a 5000 3/1-1 1 1 1"}, ValueError),
-        ({b"reservation": b"7 1-a 5000 - 1 1 1"}, ValueError),
+        ({b"reservation": b"7 1-a 5000 3/1-1 1 1 1"}, ValueError),
+        ({b"reservation": b"x 1-a 5000 3/1-1 1 1 1 4000"}, ValueError),
+        ({b"reservation": b"7 1-a 5000 - 1 1 1 4000"}, ValueError),
         ({b"policy": b"a x"}, ValueError),
     ],
 )
@@ -196,7 +196,7 @@ async def test_verdicts(error: BaseException, expected: Ending, threads: Threads
 
 async def test_a_later_attempt_waits_longer(threads: Threads) -> None:
     """Attempts lost with a node count as well."""
-    ending = await judged(lambda job: raises(ValueError()), threads, a_job(reservation=b"7 1-a 5000 3/1-1 4 1 1"))
+    ending = await judged(lambda job: raises(ValueError()), threads, a_job(reservation=b"7 1-a 5000 3/1-1 4 1 1 4000"))
     assert 8_000 * 0.8 <= ending.delay_ms <= 8_000 * 1.2
 
 

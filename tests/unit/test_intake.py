@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from scheduler.calls import Entry, RejectItem
 from scheduler.config import DEFAULTS
-from scheduler.runtime.intake import BODY_BYTES_MAX, Job, decode, refuse_job
+from scheduler.runtime.intake import BODY_BYTES_MAX, Job, by_own_clock, decode, refuse_job
 from tests.unit.arrange import a_job
 
 CELL = 2
@@ -195,3 +195,28 @@ def test_a_refused_job_keeps_its_names() -> None:
 def test_any_entry_becomes_a_job_or_a_refusal(fields: dict[bytes, bytes]) -> None:
     """Never an exception: the next entry goes on."""
     assert isinstance(decode(Entry(3, 9, "1000-5", fields), CELL, SMALL), Job | RejectItem)
+
+
+@pytest.mark.parametrize(
+    ("server_ms", "expected_ms"),
+    [
+        pytest.param(1_000, 77_500, id="it was submitted just now"),
+        pytest.param(1_200, 77_300, id="or a while ago"),
+        pytest.param(9_000, 69_500, id="or too long ago"),
+        pytest.param(400, 77_500, id="or in the future, which was now"),
+    ],
+)
+def test_a_deadline_by_the_own_clock(server_ms: int, expected_ms: int) -> None:
+    """The entry is of 1,000 and has 500 ms; 77,000 by the own clock is now."""
+    read = entry({"session_id": "s1", "deadline_ms": 500})
+    job = decode(read, CELL, DEFAULTS)
+    assert isinstance(job, Job)
+    assert by_own_clock(job, read, server_ms, 77_000.0).deadline_at_ms == expected_ms
+
+
+def test_without_a_deadline_there_is_none() -> None:
+    """Nothing is asked, and nothing changes."""
+    read = entry({"session_id": "s1"})
+    job = decode(read, CELL, DEFAULTS)
+    assert isinstance(job, Job)
+    assert by_own_clock(job, read, 1_000, 77_000.0) is job

@@ -43,6 +43,7 @@ def test_the_keys_of_a_cell_share_a_tag() -> None:
         "cell": 2,
         "owners": "{ns:2}:owners",
         "capacity": "{ns:2}:capacity",
+        "last_boot": "{ns:2}:last_boot",
         "leader_epoch": "{ns:2}:leader_epoch",
         "open": "{ns:2}:open",
         "freed": "{ns:2}:freed",

@@ -51,7 +51,7 @@ def reporter(cell: SlowCell) -> Reporter:
         fields = {
             b"job": b'{"session_id":"s1"}',
             b"job_id": b"j%d" % token,
-            b"reservation": b"%d 1-a 5000 0/1-1 1 1 1" % token,
+            b"reservation": b"%d 1-a 5000 0/1-1 1 1 1 5000" % token,
         }
         reporter.add(Job("n1", "1000-0", fields), retry.completed("", b""))
     return reporter

@@ -19,7 +19,7 @@ from scheduler.words import (
 
 ENDLESS = "9" * 5_000
 POLICY = Policy("gpu/eu", 15_000, 3, 5, 3_600_000, 1_000, 60_000, 7)
-RESERVATION = Reservation(7, "1000-a", 5_000, "3/1000-5", 2, 1, 900)
+RESERVATION = Reservation(7, "1000-a", 5_000, "3/1000-5", 2, 1, 900, 4_000)
 
 
 @pytest.mark.parametrize(
@@ -62,10 +62,10 @@ def test_a_policy_that_no_script_has_written_says_nothing(text: str | None) -> N
 @pytest.mark.parametrize("later", ["", " more words"])
 def test_a_reservation_is_read_whatever_a_later_version_adds(later: str) -> None:
     """An older node runs what a newer dispatcher placed."""
-    assert parse_reservation("7 1000-a 5000 3/1000-5 2 1 900" + later) == RESERVATION
+    assert parse_reservation("7 1000-a 5000 3/1000-5 2 1 900 4000" + later) == RESERVATION
 
 
-@pytest.mark.parametrize("text", ["", "7 1000-a 5000 3/1000-5 2 1", "x 1000-a 5000 3/1000-5 2 1 900"])
+@pytest.mark.parametrize("text", ["", "7 1000-a 5000 3/1000-5 2 1", "x 1000-a 5000 3/1000-5 2 1 900 4000"])
 def test_a_reservation_that_cannot_be_read_is_an_error(text: str) -> None:
     """Its node gives the entry no handler."""
     with pytest.raises(ValueError, match=r"reservation|invalid literal"):
