@@ -116,20 +116,16 @@ class Attempts:
         if not self._may_run(lease):
             self._report(job, _too_late())
             return
-        if self._is_occupied():
-            detail = "an attempt that lost its lease still occupies the slot"
+        if len(self.running) >= self._capacity:
+            # Attempts that should have ended but run on, or that a server which lost writes does not know of.
+            self._renew_at_once = True
+            detail = "attempts that the server does not count occupy all slots"
             self._report(job, retry.given_back(detail, GIVE_BACK_MS))
             return
         task = asyncio.create_task(self._attempt(job, lease), name=f"job {job.job_id}")
         self.running[job.token] = Running(job, lease, task)
         self._idle.clear()
         task.add_done_callback(functools.partial(self._ended, job))
-
-    def _is_occupied(self) -> bool:
-        """Whether attempts that should have ended, but run on, leave no room: threads, handlers that will not stop."""
-        if len(self.running) < self._capacity:
-            return False
-        return any(running.job.stopped.is_set() for running in self.running.values())
 
     def _may_run(self, lease: leases.Reservation) -> bool:
         return leases.may_run(lease, self._latest_ms(), self._settings.margin_ms)
@@ -190,6 +186,10 @@ class Attempts:
         So the later boot sees that somebody is alive here, and both together never run more than the node has slots.
         """
         self.stop_all("a later boot of the node took over")
+        self._renew_at_once = True
+
+    def renew_soon(self) -> None:
+        """Renew all in the next step of `renew`, whatever is left of their leases."""
         self._renew_at_once = True
 
     async def ended(self, timeout_ms: int) -> None:

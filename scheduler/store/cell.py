@@ -163,12 +163,13 @@ class Cell:
         boots: Mapping[str, str],
         pools: Mapping[str, model.Pool],
         snapshot_version: int,
+        life: str = "",
     ) -> list[calls.Reserved | calls.Refused]:
         """Place a batch of jobs in the order given.
 
         Args: items, one at least, at most `batch_max`; boots, of every candidate node, as the snapshot has them; pools,
-        of every item.
-        Returns: an answer for each item.
+        of every item; life, of the server process that the entries were read from, empty for any.
+        Returns: an answer for each item. Raises: ServerReplaced.
         """
         partitions, nodes, policies, limits = _Indices(), _Indices(), _Indices(), _Indices()
         jobs: list[Any] = []
@@ -206,7 +207,7 @@ class Cell:
         )
         members = [*nodes, *[boots[node] for node in nodes]]
         request = (_packed(head), _packed(members), _packed(candidates), _packed(jobs))
-        answer = await self._connection.call("reserve", names, [*request, *bodies])
+        answer = await self._connection.call("reserve", names, [*request, *bodies], life)
         return [_reserved(item, given) for item, given in zip(items, answer[1:], strict=True)]
 
     async def renew(
@@ -260,15 +261,21 @@ class Cell:
         ]
         return answer[0], answers
 
-    async def reject(self, items: Sequence[calls.RejectItem], retention_ms: int, dead_retention_ms: int) -> list[str]:
-        """Refuse entries as their owner. Returns: rejected, fenced, duplicate, gone or busy for each."""
+    async def reject(
+        self, items: Sequence[calls.RejectItem], retention_ms: int, dead_retention_ms: int, life: str = ""
+    ) -> list[str]:
+        """Refuse entries as their owner.
+
+        Args: items; retention_ms; dead_retention_ms; life, of the server process that the entries were read from, empty
+        for any. Returns: rejected, fenced, duplicate, gone or busy for each. Raises: ServerReplaced.
+        """
         names = [self.keys.owners, self.keys.dead, self.keys.results]
         arguments: list[Argument] = [retention_ms, dead_retention_ms, self._settings.results_max]
         for item in items:
             names += [self.keys.jobs(item.partition), self.keys.job(item.job_id), self.keys.replies(item.reply_to)]
             arguments += [item.partition, item.epoch, item.entry_id, item.job_id, item.session_id, item.tenant_id]
             arguments += [item.reply_to, item.reason, item.detail]
-        answer = await self._connection.call("reject", names, arguments)
+        answer = await self._connection.call("reject", names, arguments, life)
         return [given[0].decode() for given in answer[1:]]
 
     async def promote(self, items: Sequence[tuple[str, int, str]], retention_ms: int) -> list[str]:

@@ -55,14 +55,7 @@ class Control:
 
         Raises: ServerRefused when the stored layout differs, or when it is of another protocol.
         """
-        settings = self._settings
-        wanted = {
-            "partitions": settings.partitions,
-            "cells": settings.cells,
-            "protocol": keys.PROTOCOL,
-            "retention_ms": settings.retention_ms,
-            "dead_retention_ms": settings.dead_retention_ms,
-        }
+        wanted = self._layout_wanted()
         arguments: list[Argument] = [len(wanted)]
         for field, value in wanted.items():
             arguments += [field, value]
@@ -78,6 +71,26 @@ class Control:
                     f"use the same setting everywhere, or another namespace"
                 )
         return _layout(stored)
+
+    def _layout_wanted(self) -> dict[str, int]:
+        """The agreed fields as our settings have them."""
+        settings = self._settings
+        return {
+            "partitions": settings.partitions,
+            "cells": settings.cells,
+            "protocol": keys.PROTOCOL,
+            "retention_ms": settings.retention_ms,
+            "dead_retention_ms": settings.dead_retention_ms,
+        }
+
+    async def misses_layout(self) -> bool:
+        """Whether something of the layout is missing, or other than we would write it."""
+        wanted = self._layout_wanted()
+        stored, fields = await self._connection.all_of(
+            [("HMGET", self.keys.layout, *wanted), ("HLEN", self.keys.layout)]
+        )
+        is_same = stored == [str(value).encode() for value in wanted.values()]
+        return not is_same or int(fields) < len(wanted) + len(load_scripts())
 
     async def read_layout(self) -> calls.Layout | None:
         """The stored layout, None while no manager has written it. Raises: ServerRefused for another protocol."""
@@ -233,6 +246,10 @@ class Control:
     async def read_version(self) -> int:
         """The published version, 0 while there is none."""
         return int(await self._command(lambda client: client.get(self.keys.version)) or 0)
+
+    async def has_config(self) -> bool:
+        """Whether anything is configured."""
+        return bool(await self._command(lambda client: client.exists(self.keys.config)))
 
     async def read_config(self) -> dict[str, bytes]:
         """The durable configuration: field -> document."""

@@ -160,6 +160,14 @@ class Reads:
             items[node] = calls.CapacityItem(node, int(slots), boot, reason)  # type: ignore[arg-type]
         return items
 
+    async def count_nodes(self) -> int:
+        """How many nodes have a capacity."""
+        return int(await self._command(lambda client: client.hlen(self.keys.capacity)))
+
+    async def leader_epoch(self) -> int:
+        """The highest epoch of a leader that the cell has seen, 0 for none."""
+        return int(await self._command(lambda client: client.get(self.keys.leader_epoch)) or 0)
+
     async def used(self, nodes: Sequence[str]) -> list[int]:
         """Slots in use on each node."""
         counts = await self._connection.all_of([("ZCARD", self.keys.slots(node)) for node in nodes])
@@ -230,6 +238,10 @@ class Reads:
         entries = await self._command(lambda client: client.xrevrange(stream, count=1))
         return entries[0][0].decode() if entries else "0"
 
+    async def last_ids(self, streams: Sequence[str]) -> list[str]:
+        """The highest id that each stream has ever had, empty for one that is not there."""
+        return [each.decode() for each in await self._connection.call("last_ids", streams, [])]
+
     async def entries(self, stream: str, start: str = "-", end: str = "+", count: int = 100) -> list[StreamEntry]:
         """A range of a stream."""
         rows = await self._command(lambda client: client.xrange(stream, start, end, count))
@@ -251,6 +263,20 @@ class Reads:
 
     async def _command(self, run: Any) -> Any:
         return await self._connection.patiently(lambda: run(self._connection.commands))
+
+
+def is_behind(last_id: str, cursor: str) -> bool:
+    """Whether a stream has not come as far as somebody has read it: it is not the one that was read.
+
+    Args: last_id, as of `Reads.last_ids`, not asked for before the cursor was as it is; cursor, id of an entry, or 0.
+    """
+    return position(last_id or "0") < position(cursor)
+
+
+def position(entry: str) -> tuple[int, int]:
+    """Where an entry stands in its stream."""
+    first, _, second = entry.partition("-")
+    return int(first), int(second or 0)
 
 
 def _pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:
