@@ -192,6 +192,11 @@ class Attempts:
         """Renew all in the next step of `renew`, whatever is left of their leases."""
         self._renew_at_once = True
 
+    @property
+    def renews_soon(self) -> bool:
+        """Whether all are to be renewed in the next step of `renew`."""
+        return self._renew_at_once
+
     async def ended(self, timeout_ms: int) -> None:
         """Wait until no handler runs, nor a thread of one, at most `timeout_ms`."""
         with contextlib.suppress(TimeoutError):
@@ -227,6 +232,9 @@ class Attempts:
             _stop(running, retry.overrun())
             if running.task.done():
                 self._give_up(running)
+        elif answer.why == "crowded":
+            logger.info("%s: the slot of job %s was lost, and there is none for it yet", self._node_id, lease.job_id)
+            self._renew_at_once = True  # until there is, or its lease ends
         else:
             logger.warning("%s: the reservation of job %s is lost", self._node_id, lease.job_id)
             running.lost = True

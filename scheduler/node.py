@@ -403,6 +403,8 @@ class Node:
     async def _release(self) -> None:
         """Report what has ended, and have this node leave if that was all that kept it."""
         await self._reporter.report()
+        if self._attempts.renews_soon:
+            self._renew_loop.wake()  # what was given back has left room for those that have no slot
         if self._margin_is_over and not self._ended.is_set():
             await self._end_earlier()
         if self.phase == "draining" and self._is_done():

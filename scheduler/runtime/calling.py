@@ -107,9 +107,7 @@ class Caller:
             if batch[0].session_id in blocked:
                 return [calls.Refused("behind")]
             self._report.calls += 1
-            answers = await self._cell.reserve(
-                batch, index.boots, index.pools, index.version, self._partitions.life
-            )
+            answers = await self._cell.reserve(batch, index.boots, index.pools, index.version, self._partitions.life)
             if isinstance(answers[0], calls.Refused) and answers[0].why in calls.HOLDS_BACK:
                 blocked.add(batch[0].session_id)
             return answers

@@ -217,7 +217,7 @@ class Cell:
 
         Args: node; reservations, (job_id, token) each. Returns: (now_ms, an answer for each).
         """
-        names = [self.keys.slots(node)] + [self.keys.job(job_id) for job_id, _ in reservations]
+        names = [self.keys.slots(node), *[self.keys.job(job_id) for job_id, _ in reservations], self.keys.capacity]
         arguments: list[Argument] = []
         for job_id, token in reservations:
             arguments += [job_id, token]
@@ -290,6 +290,30 @@ class Cell:
             arguments += [job_id, partition, reply_to]
         answer = await self._connection.call("promote", names, arguments)
         return [given[0].decode() for given in answer[1:]]
+
+    # ---- what was lost ----
+
+    async def reopen(self, nodes: Sequence[str]) -> list[str]:
+        """Put the set of nodes with room right. Returns: opened, closed or right for each."""
+        names = [self.keys.capacity, self.keys.open, self.keys.freed, *[self.keys.slots(node) for node in nodes]]
+        answer = await self._connection.call("reopen", names, [self._settings.freed_max, *nodes])
+        return [word.decode() for word in answer]
+
+    async def hold(self, items: Sequence[tuple[str, str, str, int]]) -> list[str]:
+        """Count reservations against their limits again.
+
+        Args: items, (job_id, session, tenant, token) each. Returns: held, right or stale for each.
+        """
+        names = []
+        for job_id, session, tenant, _ in items:
+            names += [self.keys.job(job_id), self.keys.held("session", session), self.keys.held("tenant", tenant)]
+        answer = await self._connection.call("hold", names, [word for item in items for word in item])
+        return [word.decode() for word in answer]
+
+    async def drop(self, stream: str, ids: Sequence[str]) -> None:
+        """Drop entries of `parked` or of an inbox that no record names, nor ever will."""
+        client = self._connection.commands
+        await self._connection.patiently(lambda: client.xdel(stream, *ids))
 
     async def forget_dead(self, before_ms: int) -> None:
         """Drop dead entries that are older than `before_ms`; their records expire by themselves."""

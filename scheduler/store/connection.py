@@ -197,9 +197,7 @@ class Connection:
         self._clients.remove(client)
         await client.aclose()
 
-    async def call(
-        self, name: str, keys: Sequence[str], arguments: Sequence[Argument], life: str = ""
-    ) -> list[Any]:
+    async def call(self, name: str, keys: Sequence[str], arguments: Sequence[Argument], life: str = "") -> list[Any]:
         """Run a script and return its answer.
 
         Args: name; keys; arguments; life, as it was when that was read on which the call relies, empty when it relies
