@@ -71,6 +71,7 @@ class Manager:
         self._led_at_ms = 0.0
         self._looked_back_at_ms = 0.0
         self._standing = Standing(store)
+        self._has_lost = False
         self._looked_at_ms = float("-inf")
         self._life = store.connection.life
         self._acknowledge: tuple[str, ...] = ()
@@ -169,9 +170,9 @@ class Manager:
         assert self._epoch is not None
         # Now and then also what a lost reply left behind.
         pending = self._unanswered
-        lost = await self._look()
-        if lost or self._clock.ms() - self._looked_back_at_ms > LOOK_BACK_MS:
+        if self._has_lost or self._clock.ms() - self._looked_back_at_ms > LOOK_BACK_MS:
             pending = True
+            self._has_lost = False
             self._looked_back_at_ms = self._clock.ms()
             await self._look_back()
         taken, invalid = await self._take(self._epoch, pending=pending)
@@ -197,6 +198,7 @@ class Manager:
         capacities = await self._write_capacities()
         published = await self._publish(taken.now_ms, decided)
         self._unanswered = len(taken.commands) >= TAKE_MAX
+        self._has_lost = await self._look() or self._has_lost
         return Report(True, heartbeats, invalid, capacities, published, len(taken.commands))
 
     async def _take(self, epoch: int, *, pending: bool) -> tuple[Taken, int]:
@@ -237,7 +239,7 @@ class Manager:
 
     async def _look(self) -> bool:
         """Whether something may be lost that was written, so that all of it is to be compared. What hangs on no other
-        thing is written again already.
+        thing is written again already. At the end of a step, because nobody may seem silent for it.
         """
         assert self._epoch is not None
         is_other = self._store.connection.life != self._life

@@ -41,16 +41,13 @@ class Standing:
         configures, whether it knows of configured pools.
         """
         control, reads = self._store.control, self._store.reads
-        if await control.misses_layout():
+        there = await control.standing(reads.keys)
+        if not there.has_layout:
             await self.write_layout()
-        if await reads.leader_epoch() < epoch:
+        if there.leader_epoch < epoch:
             logger.warning("%s was lost: the epoch %d is written again", reads.keys.leader_epoch, epoch)
             await self._store.cell.capacity(epoch, [])
-        lost = Lost(
-            await reads.count_nodes() < serving,
-            await control.stored_version() != version,
-            configures and not await control.has_config(),
-        )
+        lost = Lost(there.nodes < serving, there.version != version, configures and not there.has_config)
         for key, is_lost in (
             (reads.keys.capacity, lost.capacities),
             (control.keys.snapshot, lost.snapshot),

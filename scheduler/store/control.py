@@ -41,6 +41,18 @@ class Beaten(msgspec.Struct, frozen=True):
     live: tuple[str, ...]
 
 
+class Standing(msgspec.Struct, frozen=True):
+    """What is there of what is written once. has_layout: all of it, as we would write it; nodes: that have a capacity;
+    version: the published one, 0 while there is none, None when something that leads to it is missing.
+    """
+
+    has_layout: bool
+    leader_epoch: int
+    nodes: int
+    has_config: bool
+    version: int | None
+
+
 class Control:
     """Everything under the tag `{sched}`."""
 
@@ -83,14 +95,27 @@ class Control:
             "dead_retention_ms": settings.dead_retention_ms,
         }
 
-    async def misses_layout(self) -> bool:
-        """Whether something of the layout is missing, or other than we would write it."""
+    async def standing(self, cell: keys.CellKeys) -> Standing:
+        """What is there of what is written once, in one round trip."""
         wanted = self._layout_wanted()
-        stored, fields = await self._connection.all_of(
-            [("HMGET", self.keys.layout, *wanted), ("HLEN", self.keys.layout)]
+        stored, fields, epoch, nodes, configs, *version = await self._connection.all_of(
+            [
+                ("HMGET", self.keys.layout, *wanted),
+                ("HLEN", self.keys.layout),
+                ("GET", cell.leader_epoch),
+                ("HLEN", cell.capacity),
+                ("EXISTS", self.keys.config),
+                *self._version_questions(),
+            ]
         )
         is_same = stored == [str(value).encode() for value in wanted.values()]
-        return not is_same or int(fields) < len(wanted) + len(load_scripts())
+        return Standing(
+            has_layout=is_same and int(fields) >= len(wanted) + len(load_scripts()),
+            leader_epoch=int(epoch or 0),
+            nodes=int(nodes),
+            has_config=bool(configs),
+            version=_whole_version(*version),
+        )
 
     async def read_layout(self) -> calls.Layout | None:
         """The stored layout, None while no manager has written it. Raises: ServerRefused for another protocol."""
@@ -247,10 +272,6 @@ class Control:
         """The published version, 0 while there is none."""
         return int(await self._command(lambda client: client.get(self.keys.version)) or 0)
 
-    async def has_config(self) -> bool:
-        """Whether anything is configured."""
-        return bool(await self._command(lambda client: client.exists(self.keys.config)))
-
     async def read_config(self) -> dict[str, bytes]:
         """The durable configuration: field -> document."""
 
@@ -309,13 +330,11 @@ class Control:
 
     async def stored_version(self) -> int | None:
         """The published version, 0 while there is none; None when something that leads to it is missing."""
+        return _whole_version(*await self._connection.all_of(self._version_questions(), at_once=True))
+
+    def _version_questions(self) -> list[tuple[Argument, ...]]:
         newest_entry = ("XREVRANGE", self.keys.deltas, "+", "-", "COUNT", 1)
-        stored, snapshots, newest = await self._connection.all_of(
-            [("GET", self.keys.version), ("EXISTS", self.keys.snapshot), newest_entry], at_once=True
-        )
-        version = int(stored or 0)
-        is_whole = snapshots == 1 and bool(newest) and newest[0][0].decode() == version_entry(version)
-        return version if is_whole or not (version or snapshots or newest) else None
+        return [("GET", self.keys.version), ("EXISTS", self.keys.snapshot), newest_entry]
 
     async def _last_id(self, stream: str) -> str:
         entries = await self._command(lambda client: client.xrevrange(stream, count=1))
@@ -336,6 +355,12 @@ class Control:
 
 def _layout(stored: dict[str, str]) -> calls.Layout:
     return calls.Layout(**{name: int(stored[name]) for name in calls.Layout.__struct_fields__})
+
+
+def _whole_version(stored: bytes | None, snapshots: int, newest: list[Any]) -> int | None:
+    version = int(stored or 0)
+    is_whole = snapshots == 1 and bool(newest) and newest[0][0].decode() == version_entry(version)
+    return version if is_whole or not (version or snapshots or newest) else None
 
 
 def version_entry(version: int) -> str:

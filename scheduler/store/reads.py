@@ -170,14 +170,6 @@ class Reads:
             items[node] = calls.CapacityItem(node, int(slots), boot, reason)  # type: ignore[arg-type]
         return items
 
-    async def count_nodes(self) -> int:
-        """How many nodes have a capacity."""
-        return int(await self._command(lambda client: client.hlen(self.keys.capacity)))
-
-    async def leader_epoch(self) -> int:
-        """The highest epoch of a leader that the cell has seen, 0 for none."""
-        return int(await self._command(lambda client: client.get(self.keys.leader_epoch)) or 0)
-
     async def used(self, nodes: Sequence[str]) -> list[int]:
         """Slots in use on each node."""
         counts = await self._connection.all_of([("ZCARD", self.keys.slots(node)) for node in nodes])
