@@ -12,6 +12,7 @@ from scheduler import calls, deltas, keys, model
 from scheduler.config import Settings
 from scheduler.errors import Fenced, InvalidInput, Lost, ServerRefused
 from scheduler.store.connection import Argument, Client, Connection, keeping_cancellation
+from scheduler.store.reads import position
 from scheduler.store.scripts import load_scripts
 
 VERSION_BLOCK_MS: Final = 1_000
@@ -311,13 +312,16 @@ class Control:
         await self._command(lambda client: client.xdel(self.keys.commands, command))
 
     async def _find_answer(self, command: bytes, after: str, block_ms: int) -> tuple[bytes | None, str]:
-        """The answer to a command among the next ones, and the id to go on from."""
+        """The answer to a command among the next ones, and the id to go on from: the first there is, if the answers do
+        not reach so far any more.
+        """
         read = self._connection.patiently(lambda: self._read_blocking(self.keys.answers, after, block_ms))
         for identifier, fields in await read:
             after = identifier.decode()
             if fields.get(b"command") == command:
                 return fields.get(b"answer", b""), after
-        return None, after
+        newest = await self._last_id(self.keys.answers)
+        return None, after if position(newest) >= position(after) else "0"
 
     async def read_deltas(self, after: str) -> tuple[list[model.Delta | None], str]:
         """Block until something was published after an entry of the deltas, at most a second.

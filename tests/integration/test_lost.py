@@ -131,6 +131,30 @@ async def test_a_node_reads_an_inbox_with_lower_ids_from_its_start(url: str) -> 
         assert await system.producer.result(first, RESULT_MS) == "long"
 
 
+async def test_a_feed_with_lower_ids_is_read_on_from_its_end(url: str) -> None:
+    """What ends after that is heard; what was missed is in the records."""
+    async with running(url) as system:
+        await system.add_node("n1", Work().run)
+        await everybody_works(system, ["s1"])
+        heard: list[str] = []
+
+        async def listen() -> None:
+            async for _, outcome in system.producer.results("0"):
+                heard.append(outcome.job_id)
+
+        listening = asyncio.create_task(listen())
+        await system.until(lambda: len(heard) == 1)
+        commands = system.store.connection.commands
+        await commands.delete(CELL.results)
+        await commands.xadd(CELL.results, {"job_id": "missed", "state": "completed"}, id="5-0")
+        async with asyncio.timeout(3 * TOLD_MS / 1000):
+            while "later" not in heard:
+                await commands.xadd(CELL.results, {"job_id": "later", "state": "completed"}, id="5-*")
+        assert "missed" not in heard
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+
+
 @pytest.mark.parametrize("is_restarted", [False, True])
 async def test_an_emptied_server_is_used_again_and_no_node_runs_more_than_it_has_slots(
     is_restarted: bool, caplog: pytest.LogCaptureFixture
