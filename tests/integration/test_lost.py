@@ -10,6 +10,7 @@ from typing import Final
 import pytest
 
 from scheduler import keys
+from scheduler.config import DEFAULTS
 from scheduler.errors import ServerReplaced
 from scheduler.handlers import Job
 from scheduler.management.commands import ApplyPools, encode_command
@@ -17,8 +18,12 @@ from scheduler.management.pools import PoolDocument
 from scheduler.model import JobDocument, encode_job
 from scheduler.node import Node
 from scheduler.producer import Producer
+from scheduler.runtime.reaper import Reaper
 from scheduler.store.connection import Connection
 from scheduler.store.server import start_embedded
+from scheduler.store.store import Store
+from tests.clock import HandClock
+from tests.seeds import JOB, NODE, seed_delayed, seed_record, seed_reserved
 from tests.system import QUICK, System, running
 
 TOLD_MS: Final = 2_000
@@ -172,6 +177,7 @@ async def test_an_emptied_server_is_used_again_and_no_node_runs_more_than_it_has
 
             await is_there_again(system, CONTROL.layout)
             await everybody_works(system, ["s1", "s2", "s3"])
+            assert work.most == 1
             async with (
                 Producer(server.url, settings=QUICK) as producer,
                 Node(server.url, "n2", capacity=1, handler=work.run, settings=QUICK) as node,
@@ -179,7 +185,6 @@ async def test_an_emptied_server_is_used_again_and_no_node_runs_more_than_it_has
                 await producer.result(await producer.submit("s4"), RESULT_MS)
                 await system.until(lambda: node.phase == "serving")
             assert await system.used() == 0
-    assert work.most <= 2
     assert any(CONTROL.layout in line for line in caplog.messages)
 
 
@@ -245,3 +250,64 @@ async def test_a_layout_that_says_otherwise_is_named_and_stays(url: str, caplog:
         await everybody_works(system, ["s1"])
         assert await system.store.connection.commands.hget(CONTROL.layout, "retention_ms") == b"1"
         assert sum("retention_ms = '1'" in line for line in caplog.messages) == 1
+
+
+async def a_reaper(store: Store, clock: HandClock) -> Reaper:
+    """One that has listened for long enough to judge."""
+    reaper = Reaper(store, DEFAULTS, await store.control.write_layout(), "r", "1", clock)
+    for _ in range(2):
+        await reaper.run_once()
+        clock.go(DEFAULTS.lease_ms / 3)
+        await store.reads.capacities()
+    return reaper
+
+
+async def look(reaper: Reaper, clock: HandClock, for_ms: float) -> None:
+    """Let time pass for it, in steps that do not make it deaf."""
+    until_ms = clock.ms() + for_ms
+    while clock.ms() < until_ms:
+        clock.go(500)
+        await reaper.run_once()
+
+
+async def test_a_delayed_job_without_a_time_is_found_by_its_body(store: Store) -> None:
+    """It is due; a body of nobody is dropped."""
+    clock = HandClock()
+    await seed_delayed(store, due=False)
+    await store.connection.commands.delete(CELL.delayed)
+    await store.connection.commands.xadd(CELL.parked, {"job": "nobody's"})
+    reaper = await a_reaper(store, clock)
+
+    await look(reaper, clock, 2_000 + DEFAULTS.lease_ms / 3)
+
+    assert (await store.reads.record(JOB))["state"] == "queued"
+    assert await store.reads.length(CELL.parked) == 0
+
+
+async def test_a_reservation_without_a_slot_ends_when_nobody_renews_it_for_a_lease(store: Store) -> None:
+    """Not before: its handler may run under the lease that it has."""
+    clock = HandClock()
+    await seed_reserved(store)
+    await store.connection.commands.delete(CELL.slots(NODE))
+    reaper = await a_reaper(store, clock)
+
+    await look(reaper, clock, DEFAULTS.lease_ms - 1_000)
+    assert (await store.reads.record(JOB))["state"] == "reserved"
+    await look(reaper, clock, DEFAULTS.lease_ms)
+
+    assert (await store.reads.record(JOB))["state"] == "queued"
+    assert [each for each in await store.reads.entries(CELL.inbox(NODE)) if b"job" in each[1]] == []
+
+
+async def test_an_assignment_of_another_reservation_is_dropped_after_a_lease(store: Store) -> None:
+    """Its record was deleted, and the job came again: nothing else would ever take it out of the inbox."""
+    clock = HandClock()
+    token = await seed_reserved(store)
+    await store.connection.commands.delete(CELL.slots(NODE))
+    await seed_record(store, holder=f"n2 {token + 1}")
+    reaper = await a_reaper(store, clock)
+
+    await look(reaper, clock, 2 * DEFAULTS.lease_ms)
+
+    assert (await store.reads.record(JOB))["state"] == "reserved"
+    assert [each for each in await store.reads.entries(CELL.inbox(NODE)) if b"job" in each[1]] == []
