@@ -1,14 +1,14 @@
 #!lua flags=allow-oom
 -- renew: a node's leases go on; the first renewal of a reservation marks that its job was started.
 -- KEYS[1] {cell}:slots:<node>       zset: job_id -> lease deadline (ms)
--- KEYS[2..] {cell}:job:<job_id>     hash, one a job
+-- KEYS[2..] {cell}:job:<job_id>     hash, one a job; the last one is {cell}:capacity, a hash: node -> "slots boot reason"
 -- ARGV items: job_id, token
 -- RETURNS {now_ms, answer, ...}, one a job: {"renewed", lease_until_ms} | {"cancelling", lease_until_ms}
---         | {"stale", token} | {"unknown"} | {"overrun", started_ms}
--- INVARIANT only the live reservation with this token is prolonged. A lapsed lease that nobody took may still be renewed.
---   The time a job has run counts what passed between renewals, a lease at most and never less than nothing: what the
---   clock was stepped by is no time of the job.
-local slots_key = KEYS[1]
+--         | {"stale", token} | {"unknown"} | {"overrun", started_ms} | {"crowded", slots}
+-- INVARIANT only the live reservation with this token is prolonged. A lapsed lease that nobody took may still be renewed. So
+--           may one whose slot was lost with its key, once the node has room for it. The time a job has run counts what
+--           passed between renewals, a lease at most and never less than nothing: a step of the clock is no time of it.
+local slots_key, capacity_key = KEYS[1], KEYS[#KEYS]
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -19,21 +19,32 @@ local function unrun_ms(passed_ms, lease_ms)
   return passed_ms < 0 and passed_ms or math.max(0, passed_ms - lease_ms)
 end
 
+-- Whether a reservation without a slot gets one back; and how many there are. Others may have come into its place.
+local function has_room(node)
+  local slots = tonumber(string.match(redis.call('HGET', capacity_key, node) or '', '^%S+')) or 0
+  return redis.call('ZCARD', slots_key) < slots, slots
+end
+
 local function renew(job_key, job_id, token)
   local record = redis.call('HMGET', job_key, 'state', 'holder', 'policy', 'started_ms', 'cancel')
   if not record[1] then return {'unknown'} end
-  local last = string.match(record[2] or '', '^%S+ (%S+)$')
+  local node, last = string.match(record[2] or '', '^(%S+) (%S+)$')
   if record[1] ~= 'reserved' or last ~= token then return {'stale', last or '0'} end
   local until_ms = tonumber(redis.call('ZSCORE', slots_key, job_id) or nil)
-  if not until_ms then return {'stale', last} end
+  if not until_ms and string.match(slots_key, '}:slots:(.*)$') ~= node then return {'stale', last} end
   local lease_ms, run_ms_max = string.match(record[3] or '', '^%S+ (%d+) %d+ %d+ (%d+)')
   if not lease_ms then return {'unknown'} end
   local started_ms = tonumber(record[4])
-  local began_ms = started_ms and math.min(started_ms + unrun_ms(now_ms - (until_ms - lease_ms), tonumber(lease_ms)), now_ms)
+  local passed_ms = until_ms and now_ms - (until_ms - lease_ms) or 0 -- since the last renewal
+  local began_ms = started_ms and math.min(started_ms + unrun_ms(passed_ms, tonumber(lease_ms)), now_ms)
   if began_ms and now_ms > began_ms + run_ms_max then return {'overrun', string.format('%.0f', began_ms)} end
 
+  if not until_ms then
+    local fits, slots = has_room(node)
+    if not fits then return {'crowded', slots} end
+  end
   local lease_until_ms = string.format('%.0f', now_ms + lease_ms)
-  redis.call('ZADD', slots_key, 'XX', lease_until_ms, job_id)
+  redis.call('ZADD', slots_key, lease_until_ms, job_id)
   if began_ms ~= started_ms or not started_ms then
     redis.call('HSET', job_key, 'started_ms', string.format('%.0f', began_ms or now_ms))
   end

@@ -64,7 +64,7 @@ class Ahead:
             for first in range(0, len(found), count):
                 batch = found[first : first + count]
                 until_ms = {(job_id, node): until for job_id, node, until in batch}
-                lapses = await read_lapses(self._reads, list(until_ms))
+                lapses, _ = await read_lapses(self._reads, list(until_ms))
                 cut = [
                     each.item
                     for each in lapses

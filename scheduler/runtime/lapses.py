@@ -22,30 +22,47 @@ class Lapse(msgspec.Struct, frozen=True):
     length_ms: int
 
 
-async def read_lapses(reads: Reads, found: Sequence[tuple[str, str]]) -> list[Lapse]:
-    """Those of (job_id, node) that their records say are held there."""
+async def read_lapses(reads: Reads, found: Sequence[tuple[str, str]]) -> tuple[list[Lapse], list[tuple[str, str]]]:
+    """Those of (job_id, node) that their records say are held there; and those that have no record."""
     records = await reads.records([job_id for job_id, _ in found], _FIELDS)
-    lapses = []
+    lapses, unknown = [], []
     for (job_id, node), record in zip(found, records, strict=True):
         state, holder, entry, session, tenant, reply_to, policy, assignment, started_ms = record
         held = words.parse_holder(holder)
-        if state != "reserved" or held is None or held.node != node:
-            continue
-        item = calls.ReleaseItem(
-            job_id=job_id,
-            node=node,
-            partition=partition_of(entry),
-            session_id=session or "",
-            tenant_id=tenant or "",
-            reply_to=reply_to or "",
-            token=held.token,
-            verdict="expire",
-            reason="lease_expired",
-            detail=f"the lease on node {node} was not renewed",
-        )
-        lease_ms = words.policy_of(policy).lease_ms
-        lapses.append(Lapse(item, lease_ms, words.first_lease_ms(assignment) if started_ms is None else lease_ms))
-    return lapses
+        if state is None:
+            unknown.append((job_id, node))
+        elif state == "reserved" and held is not None and held.node == node:
+            item = _expiry(job_id, node, held.token, session or "", tenant or "")
+            item = msgspec.structs.replace(item, partition=partition_of(entry), reply_to=reply_to or "")
+            lease_ms = words.policy_of(policy).lease_ms
+            length_ms = words.first_lease_ms(assignment) if started_ms is None else lease_ms
+            lapses.append(Lapse(item, lease_ms, length_ms))
+    return lapses, unknown
+
+
+async def unknown_lapse(reads: Reads, job_id: str, node: str) -> calls.ReleaseItem:
+    """The ending of a reservation whose record was deleted: the inbox says of which session it was, if it is still
+    there.
+    """
+    entries = await reads.entries(reads.keys.inbox(node))
+    fields = next((each for _, each in entries if each.get(b"job_id") == job_id.encode()), {})
+    session, tenant = (fields.get(name, b"").decode(errors="replace") for name in (b"session", b"tenant"))
+    return _expiry(job_id, node, 0, session, tenant)
+
+
+def _expiry(job_id: str, node: str, token: int, session: str, tenant: str) -> calls.ReleaseItem:
+    return calls.ReleaseItem(
+        job_id=job_id,
+        node=node,
+        partition=0,
+        session_id=session,
+        tenant_id=tenant,
+        reply_to="",
+        token=token,
+        verdict="expire",
+        reason="lease_expired",
+        detail=f"the lease on node {node} was not renewed",
+    )
 
 
 def partition_of(entry: str | None) -> int:

@@ -25,6 +25,7 @@ class Partitions:
 
     Args: cell; owner, name+boot; count of partitions; settings; clock, the process's own; forget(partitions), called
     when they are lost or gained, and then gained(partition, epoch) for each that is.
+    Attributes: life, of the server process that all of that is read from; calls about it go to no other one.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Partitions:
         gained: Callable[[int, int], None],
     ) -> None:
         self.owner = owner
+        self.life = ""
         self._cell = cell
         self._clock = clock
         self._count = count
@@ -139,6 +141,11 @@ class Partitions:
             logger.info("partitions %s are ours", _listed(new))
 
     # ---- what ends ----
+
+    def begin_anew(self, partitions: frozenset[int]) -> None:
+        """What is remembered of these is not what the server has: hold them under another epoch, with empty memory."""
+        self._to_give_up |= self._drop(partitions)
+        self.hasten()
 
     def lose(self, partition: int) -> bool:
         """Hold a partition no more. Returns whether it was held."""

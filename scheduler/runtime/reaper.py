@@ -16,7 +16,8 @@ from scheduler import calls, model
 from scheduler.clock import SYSTEM_CLOCK, Clock, ServerTime
 from scheduler.config import Settings
 from scheduler.runtime.ahead import Ahead
-from scheduler.runtime.lapses import partition_of, read_lapses
+from scheduler.runtime.lapses import partition_of, read_lapses, unknown_lapse
+from scheduler.runtime.mending import Mender, Seat
 from scheduler.store.connection import or_each_alone
 from scheduler.store.store import Store
 
@@ -59,6 +60,7 @@ class Reaper:
         self._clock = clock
         self._server_time = ServerTime()
         self._ahead = Ahead(store.reads, settings, self._release, self._call_promote)
+        self._mender = Mender(store, settings, clock, self._expire_unslotted, self._send_back)
         self._expired: dict[str, int] = {}
         self._position = 0
         self._now_ms = 0
@@ -74,6 +76,7 @@ class Reaper:
         await self._ahead.step(sorted(capacities), self._now_ms)
         if self._may_judge(self._settings.lease_ms):
             await self._judge(capacities)
+            await self._mender.look(sorted(capacities), self._now_ms)
         await self._promote()  # also by one that was deaf: what is due is nobody's silence
         await self._trim()
         return self.report
@@ -122,11 +125,24 @@ class Reaper:
     async def _expire(self, nodes: list[str]) -> None:
         lapsed = await self._store.reads.lapsed(nodes, self._now_ms, self._settings.batch_max)
         for start in range(0, len(lapsed), self._settings.batch_max):
-            batch = lapsed[start : start + self._settings.batch_max]
-            lapses = await read_lapses(self._store.reads, batch)
-            items = [each.item for each in lapses if self._may_judge(each.lease_ms)]
-            if items:
-                await self._release(items)
+            await self._expire_those(lapsed[start : start + self._settings.batch_max])
+
+    async def _expire_those(self, batch: Sequence[tuple[str, str]]) -> None:
+        """(job_id, node) of reservations that nobody renews. The script knows whether that is so."""
+        lapses, unknown = await read_lapses(self._store.reads, batch)
+        items = [each.item for each in lapses if self._may_judge(each.lease_ms)]
+        for job_id, node in unknown:
+            logger.warning("job %s on %s has no record (was it deleted?): its slot becomes free", job_id, node)
+            items.append(await unknown_lapse(self._store.reads, job_id, node))
+        if items:
+            await self._release(items)
+
+    async def _expire_unslotted(self, seats: Sequence[Seat]) -> None:
+        """Reservations without a slot: what has lapsed has none to be found by."""
+        for start in range(0, len(seats), self._settings.batch_max):
+            await self._expire_those(
+                [(each.job_id, node) for node, each in seats[start : start + self._settings.batch_max]]
+            )
 
     async def _release(self, items: list[calls.ReleaseItem]) -> None:
         answers = await or_each_alone(items, self._call_release, lambda _: calls.NotReleased("broken"))
@@ -142,8 +158,11 @@ class Reaper:
 
     async def _promote(self) -> None:
         due = await self._store.reads.due(self._now_ms, self._settings.batch_max)
-        if not due:
-            return
+        if due:
+            await self._send_back(due)
+
+    async def _send_back(self, due: Sequence[str]) -> None:
+        """Delayed jobs that are due go back to the intake."""
         records = await self._store.reads.records(due, ("entry", "reply_to"))
         await self._call_promote(
             [

@@ -11,7 +11,8 @@ import msgspec
 
 CONTROL_SCRIPTS: Final = ("layout", "beat", "lead", "take", "publish")
 CELL_SCRIPTS: Final = (
-    "boot", "claim", "capacity", "leave", "submit", "reserve", "renew", "release", "reject", "promote",
+    "boot", "claim", "capacity", "leave", "submit", "reserve", "renew", "release", "reject", "promote", "last_ids",
+    "unslotted", "parked", "reopen", "hold",
 )  # fmt: skip
 SCRIPT_NAMES: Final = CONTROL_SCRIPTS + CELL_SCRIPTS
 

@@ -17,7 +17,7 @@ LABELS: Final = ("KEYS", "ARGV", "RETURNS", "INVARIANT")
 # Commands that scripts use: those that read, and those that write; where the keys stand, if not as the first argument.
 READS: Final = {
     "EXISTS", "SCARD", "GET", "HGET", "HGETALL", "HMGET", "XLEN", "XRANGE", "ZCARD", "ZRANGE", "ZSCORE", "TIME",
-    "XREVRANGE", "ZRANGEBYSCORE",
+    "XINFO", "XREVRANGE", "ZRANGEBYSCORE",
 }  # fmt: skip
 WRITES: Final = {
     "DEL", "HDEL", "HSET", "PEXPIRE", "SADD", "SET", "SREM", "XACK", "XADD", "XDEL", "XGROUP", "XREADGROUP", "ZADD",
@@ -63,7 +63,8 @@ def test_rule_34_only_submit_is_refused_when_memory_is_full(name: str) -> None:
     """The first line lets every script but submit run without memory."""
     first = SOURCES[name].splitlines()[0]
 
-    assert first == ("#!lua" if name == "submit" else "#!lua flags=allow-oom")
+    reads = name in {"last_ids", "unslotted", "parked"}
+    assert first == ("#!lua" if name == "submit" else f"#!lua flags={'no-writes,' if reads else ''}allow-oom")
 
 
 @every_script
@@ -110,7 +111,7 @@ def test_no_key_is_built_in_lua(name: str) -> None:
     assert "{sched" not in code(name)
     for command, key in calls(name):
         assert command in READS | WRITES
-        assert command == "TIME" or re.fullmatch(r"(\w+_)?key|job\.key|KEYS\[.+\]|'(GROUP|CREATE)'", key), key
+        assert command == "TIME" or re.fullmatch(r"(\w+_)?key|job\.key|KEYS\[.+\]|'(GROUP|CREATE|STREAM)'", key), key
 
 
 async def served(store: Store) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -141,7 +142,7 @@ def keys_of(words: list[str]) -> list[str]:
         return words[1:]
     if words[0] == "XREADGROUP":
         return [words[words.index("STREAMS") + 1]]
-    return [words[2] if words[0] == "XGROUP" else words[1]]
+    return [words[2] if words[0] in ("XGROUP", "XINFO") else words[1]]
 
 
 async def test_scripts_touch_no_key_that_they_were_not_given(store: Store) -> None:
@@ -217,8 +218,8 @@ async def test_every_answer_of_the_header_is_given(store: Store, name: str, monk
     given: set[str] = set()
     call = store.connection.call_timed
 
-    async def record(script: str, key_names: Any, arguments: Any) -> tuple[float, list[Any]]:
-        sent_ms, answer = await call(script, key_names, arguments)
+    async def record(script: str, key_names: Any, arguments: Any, life: str = "") -> tuple[float, list[Any]]:
+        sent_ms, answer = await call(script, key_names, arguments, life)
         if script == name:
             given.update(words_of(answer))
         return sent_ms, answer

@@ -90,3 +90,14 @@ async def test_what_the_server_is_too_busy_for_is_kept(reporter: Reporter, cell:
     cell.busy = set()
     await reporter.report()
     assert (cell.calls[-1][-1], len(reporter)) == (3, 0)
+
+
+async def test_what_was_reported_while_an_inbox_is_read_again_is_known(reporter: Reporter, cell: SlowCell) -> None:
+    """The inbox may have been read before the report took its entry away; later nobody need know."""
+    cell.may_answer.set()
+    reporter.remember_reported()
+    assert reporter.knows(3)
+    await reporter.report()
+    assert (len(reporter), reporter.knows(3)) == (0, True)
+    reporter.forget_reported()
+    assert not reporter.knows(3)
