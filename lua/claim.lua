@@ -13,6 +13,8 @@ local now_us = time[1] * 1000000 + time[2]
 local now_ms = math.floor(now_us / 1000)
 local answers, given_up = {now_ms}, {}
 
+-- INCLUDE reopen
+
 for i = 4, #ARGV, 2 do
   local partition, action = ARGV[i], ARGV[i + 1]
   local stored = redis.call('HGET', owners_key, partition) or '0 - 0'
@@ -34,6 +36,6 @@ for i = 4, #ARGV, 2 do
   end
 end
 if #given_up > 0 then
-  redis.pcall('XADD', freed_key, 'MAXLEN', '~', freed_max, '*', 'partitions', table.concat(given_up, ' '))
+  tell(freed_key, 0, now_ms, 'MAXLEN', '~', freed_max, '*', 'partitions', table.concat(given_up, ' '))
 end
 return answers

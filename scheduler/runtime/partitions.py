@@ -64,6 +64,11 @@ class Partitions:
         """The partitions that are ours."""
         return frozenset(self._epochs)
 
+    @property
+    def epochs(self) -> dict[int, int]:
+        """partition -> epoch of what is ours."""
+        return dict(self._epochs)
+
     def holds(self, partition: int, epoch: int) -> bool:
         """Whether what was read under `epoch` is still ours to place."""
         return self._epochs.get(partition) == epoch
@@ -148,6 +153,10 @@ class Partitions:
     def lose(self, partition: int) -> bool:
         """Hold a partition no more. Returns whether it was held."""
         return bool(self._drop(frozenset({partition})))
+
+    def begin_anew(self, partition: int) -> None:
+        """Give a partition up and claim it again, so that nothing of it is remembered and all of it is read anew."""
+        self._to_give_up |= self._drop(frozenset({partition}))
 
     def _drop(self, partitions: frozenset[int]) -> frozenset[int]:
         """Hold these no more, and claim again soon what should be ours. Returns those that were held."""

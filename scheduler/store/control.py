@@ -213,6 +213,23 @@ class Control:
         if answer[0] == b"lost":
             raise Lost(f"version {answer[1].decode()} is stored, from which the new one does not lead on")
 
+    async def last_ids(self, streams: Sequence[str]) -> tuple[int, list[str]]:
+        """(now_ms, the highest id that each stream has used, "" where there is none), in one round trip."""
+        return await self._connection.last_ids(streams)
+
+    async def restart(self, name: str, epoch: int, stream: str) -> str:
+        """Begin a stream whose ids are absurd anew, once all of it was taken and dealt with.
+
+        Args: name, epoch of the leader; stream, heartbeats or commands. Returns: open, busy or restarted.
+        Raises: Fenced.
+        """
+        answer = await self._connection.call(
+            "restart", [self.keys.leader, stream], [name, epoch, keys.MANAGEMENT_GROUP]
+        )
+        if answer[0] == b"fenced":
+            raise Fenced(f"{name} leads no more: {answer[1].decode() or 'nobody'} does")
+        return str(answer[0].decode())
+
     async def read_snapshot(self) -> model.Snapshot:
         """The published snapshot, empty while there is none: the stored one, with the deltas after it.
 
