@@ -17,7 +17,7 @@ local INBOX_KEPT = 128 -- of an inbox that takes no entry any more: a longer one
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 
--- INCLUDE reopen
+-- INCLUDE streams
 
 local highest = redis.call('GET', epoch_key) or '0'
 if tonumber(epoch) < tonumber(highest) then return {'fenced', highest} end
@@ -30,7 +30,7 @@ local function boot_order(boot) return tonumber(string.match(boot, '^(%d+)%-')) 
 -- the boots before it.
 local function inform(inbox_key, control, boot)
   local added = redis.pcall('XADD', inbox_key, '*', 'control', control, 'boot', boot)
-  if type(added) == 'table' and reopen(inbox_key, INBOX_KEPT, now_ms, true) then
+  if type(added) == 'table' and make_anew(inbox_key, INBOX_KEPT, now_ms, true) then
     added = redis.pcall('XADD', inbox_key, '*', 'control', control, 'boot', boot)
   end
   if type(added) == 'table' and added.err then return false end

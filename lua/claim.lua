@@ -13,7 +13,7 @@ local now_us = time[1] * 1000000 + time[2]
 local now_ms = math.floor(now_us / 1000)
 local answers, given_up = {now_ms}, {}
 
--- INCLUDE reopen
+-- INCLUDE streams
 
 for i = 4, #ARGV, 2 do
   local partition, action = ARGV[i], ARGV[i + 1]

@@ -15,7 +15,7 @@ local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local now_text = string.format('%.0f', now_ms)
 local answers, feed = {now_ms}, {}
 
--- INCLUDE reopen
+-- INCLUDE streams
 
 local function lose_body(job_key, reply_key, job_id, record)
   local node, token = string.match(record[7] or '', '^(%S+) (%S+)$')

@@ -26,7 +26,7 @@ local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local ANSWERS_KEPT = 100
 
--- INCLUDE reopen
+-- INCLUDE streams
 
 local leader = redis.call('HMGET', leader_key, 'name', 'epoch')
 if leader[1] ~= name or leader[2] ~= epoch then return {'fenced', leader[1] or '', leader[2] or '0'} end

@@ -19,7 +19,7 @@ local AT_ONCE, ENTRY_BYTES = 16, 100 -- entries of a read; what an entry costs b
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 
--- INCLUDE reopen
+-- INCLUDE streams
 
 local function add(id, fields)
   -- Of an entry with more values than a call can have, which no script wrote, the first ones are kept.

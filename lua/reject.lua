@@ -15,7 +15,7 @@ local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local now_text = string.format('%.0f', now_ms)
 local answers, feed = {now_ms}, {}
 
--- INCLUDE reopen
+-- INCLUDE streams
 
 local OURS = {job_id = true, session = true, partition = true, tenant = true, reason = true, detail = true, attempts = true,
   crashes = true, not_started = true, life = true, submitted_ms = true, avoid = true, entry = true}

@@ -30,7 +30,7 @@ local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local now_text = string.format('%.0f', now_ms)
 local answers, freed_nodes, freed_limits, feed, reply_keys = {now_ms}, {}, {}, {}, {}
 
--- INCLUDE reopen
+-- INCLUDE streams
 
 local function boot_order(boot) return tonumber(string.match(boot, '^(%d+)%-')) or 0 end
 

@@ -46,7 +46,7 @@ local last_token = now_us - 1
 local answers, blocked, homes = {now_ms}, {}, {}
 local INBOX_KEPT = 128
 
--- INCLUDE reopen
+-- INCLUDE streams
 
 local owned = redis.call('HMGET', owners_key, unpack(partitions))
 for i = 1, #partitions do
@@ -142,7 +142,7 @@ end
 -- others. lead: nodes that are tried before the candidates. Returns the node's index, the id in its inbox, and why there;
 -- nothing when no node has room.
 local function assign(assignment, token, terms, lead, first, last, bound, why, rare)
-  local poisoned, reopened
+  local poisoned, made_anew
   repeat
     local index = lead and choose(lead, 1, #lead, poisoned) or choose(candidates, first, last, poisoned)
     if not index then return end
@@ -152,9 +152,9 @@ local function assign(assignment, token, terms, lead, first, last, bound, why, r
     local inbox_id = redis.pcall('XADD', KEYS[NODE_KEYS + 2 * index], '*', unpack(assignment))
     if type(inbox_id) ~= 'table' then return index, inbox_id, decided end
     -- An inbox that takes no entry any more is made anew, once, and tried again; a long one is left to the reaper.
-    poisoned, reopened = poisoned or {}, reopened or {}
-    poisoned[index] = reopened[index] or not reopen(KEYS[NODE_KEYS + 2 * index], INBOX_KEPT, now_ms, true)
-    reopened[index] = true
+    poisoned, made_anew = poisoned or {}, made_anew or {}
+    poisoned[index] = made_anew[index] or not make_anew(KEYS[NODE_KEYS + 2 * index], INBOX_KEPT, now_ms, true)
+    made_anew[index] = true
   until false
 end
 

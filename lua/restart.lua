@@ -14,7 +14,7 @@ local CLOSED, KEPT_MAX = '18446744073709551615-18446744073709551615', 1000
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 
--- INCLUDE reopen
+-- INCLUDE streams
 
 local leader = redis.call('HMGET', leader_key, 'name', 'epoch')
 if leader[1] ~= name or leader[2] ~= epoch then return {'fenced', leader[1] or '', leader[2] or '0'} end
@@ -29,7 +29,7 @@ for _, info in ipairs(redis.call('XINFO', 'GROUPS', stream_key)) do
       is_read = is_read and entry[1] == delivered_id
     end
     if is_read then
-      reopen(stream_key, KEPT_MAX, now_ms)
+      make_anew(stream_key, KEPT_MAX, now_ms)
       redis.call('XGROUP', 'CREATE', stream_key, group, '$', 'MKSTREAM')
       return {'restarted'}
     end

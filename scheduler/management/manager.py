@@ -259,9 +259,9 @@ class Manager:
         self._looked_at_streams_ms = self._clock.ms()
         control = self._store.control
         streams = (control.keys.heartbeats, control.keys.commands)
-        now_ms, last_ids = await control.last_ids(streams)
+        last_ids = await self._store.reads.last_ids(streams)
         for stream, last_id in zip(streams, last_ids, strict=True):
-            if is_absurd(last_id, now_ms):
+            if is_absurd(last_id, self._now_ms):
                 answer = await control.restart(self.name, epoch, stream)
                 logger.warning("stream %s has the id %s, which no clock gives: %s", stream, last_id, answer)
 

@@ -74,7 +74,7 @@ class Dispatcher:
         self._sweep = Sweep(self.waiting, settings)
         self._undecided = Undecided(self.waiting.members)
         self._reader: Reader | None = None
-        self._intakes = Intakes(store.cell, self.partitions)
+        self._intakes = Intakes(store.cell, store.reads, self.partitions)
         self._looks = Loop("streams", self._look_at_streams, INTAKES_MS, random)
         self._beats = Loop("heartbeat", self._beat, settings.heartbeat_ms, random)
         self._tasks: list[asyncio.Task[None]] = []
@@ -323,8 +323,7 @@ class Dispatcher:
 
     async def _look_at_streams(self) -> None:
         """Partitions that take no entry any more are rebuilt beside the steps, and claimed anew by the next one."""
-        assert self._reader is not None
-        if await self._intakes.look(self._reader):
+        if await self._intakes.look():
             self.wake()
 
     async def _look(self) -> None:

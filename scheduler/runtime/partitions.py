@@ -150,13 +150,14 @@ class Partitions:
 
     # ---- what ends ----
 
+    def begin_anew(self, partitions: frozenset[int]) -> None:
+        """What is remembered of these is not what the server has: hold them under another epoch, with empty memory."""
+        self._to_give_up |= self._drop(partitions)
+        self.hasten()
+
     def lose(self, partition: int) -> bool:
         """Hold a partition no more. Returns whether it was held."""
         return bool(self._drop(frozenset({partition})))
-
-    def begin_anew(self, partition: int) -> None:
-        """Give a partition up and claim it again, so that nothing of it is remembered and all of it is read anew."""
-        self._to_give_up |= self._drop(frozenset({partition}))
 
     def _drop(self, partitions: frozenset[int]) -> frozenset[int]:
         """Hold these no more, and claim again soon what should be ours. Returns those that were held."""

@@ -142,16 +142,6 @@ class Reader:
         self._hand_freed = self._freed
         self._filled.set()
 
-    @property
-    def freed_cursor(self) -> str:
-        """The id up to which `freed` was read."""
-        return self._freed
-
-    def freed_began_anew(self, last_id: str) -> None:
-        """Go on from the end of `freed`, whose ids are below the cursor now: what was told meanwhile was missed."""
-        self._freed = self._hand_freed = self._handed_freed = last_id or "0"
-        self._missed = True
-
     async def peek_freed(self) -> Told:
         """What is told by events that are in the stream but not handed over yet; for the sweep."""
         key = self._reads.keys.freed

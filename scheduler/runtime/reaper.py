@@ -58,7 +58,7 @@ class Reaper:
         self._boot = boot
         self._clock = clock
         self._expired: dict[str, int] = {}
-        self._streams = Streams(store.cell, clock)
+        self._streams = Streams(store.cell, store.reads, clock)
         self._position = 0
         self._now_ms = 0
         self._heard_at_ms = float("-inf")
@@ -71,7 +71,7 @@ class Reaper:
         capacities = await self._store.reads.capacities()
         if await self._listen():
             await self._judge(capacities)
-        await self._streams.look(sorted(capacities))
+        await self._streams.look(sorted(capacities), self._now_ms)
         await self._promote()  # also by one that was deaf: what is due is nobody's silence
         await self._trim()
         return self.report

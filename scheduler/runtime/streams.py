@@ -14,10 +14,9 @@ from typing import Final
 
 from scheduler.clock import Clock
 from scheduler.keys import is_absurd
-from scheduler.runtime.lines import order_of
 from scheduler.runtime.partitions import Partitions
-from scheduler.runtime.reader import Reader
 from scheduler.store.cell import Cell
+from scheduler.store.reads import Reads
 
 logger = logging.getLogger("scheduler.streams")
 
@@ -48,46 +47,47 @@ async def rebuild(cell: Cell, stream: str, last_id: str, field: str, hold: tuple
 
 
 class Intakes:
-    """Looks after the partitions that a dispatcher holds, and its cursor of `freed`, beside its steps."""
+    """Looks after the partitions that a dispatcher holds, beside its steps."""
 
-    def __init__(self, cell: Cell, partitions: Partitions) -> None:
+    def __init__(self, cell: Cell, reads: Reads, partitions: Partitions) -> None:
         self._cell = cell
+        self._reads = reads
         self._partitions = partitions
         self._rebuilt: set[int] = set()
 
-    async def look(self, reader: Reader) -> bool:
+    async def look(self) -> bool:
         """Rebuild what takes no entry any more. Returns whether something is to be claimed anew."""
-        keys, held = self._cell.keys, sorted(self._partitions.epochs.items())
-        cursor = reader.freed_cursor  # before it is asked, or what is told meanwhile would seem to be above the end
-        streams = [keys.freed, *(keys.jobs(partition) for partition, _ in held)]
-        now_ms, (freed, *last_ids) = await self._cell.last_ids(streams)
-        if order_of(cursor) > order_of(freed or "0-0"):
-            reader.freed_began_anew(freed)
-        for (partition, epoch), last_id in zip(held, last_ids, strict=True):
-            if is_absurd(last_id, now_ms):
-                stream = keys.jobs(partition)
-                if await rebuild(self._cell, stream, last_id, "entry", (partition, epoch)):
-                    self._rebuilt.add(partition)
+        held = sorted(self._partitions.epochs.items())
+        streams = [self._cell.keys.jobs(partition) for partition, _ in held]
+        last_ids = await self._reads.last_ids(streams) if streams else []
+        now_ms = self._partitions.server_ms()
+        for hold, stream, last_id in zip(held, streams, last_ids, strict=True):
+            if is_absurd(last_id, now_ms) and await rebuild(self._cell, stream, last_id, "entry", hold):
+                self._rebuilt.add(hold[0])
         return bool(self._rebuilt)
 
     def begin_anew(self) -> None:
         """Claim anew what was rebuilt: what was read of it may have other ids now, and cursors stand above them."""
-        rebuilt, self._rebuilt = self._rebuilt, set()
-        for partition in rebuilt:
-            self._partitions.begin_anew(partition)
+        rebuilt, self._rebuilt = frozenset(self._rebuilt), set()
+        if rebuilt:
+            self._partitions.begin_anew(rebuilt)
 
 
 class Streams:
     """A reaper's look at what has no owner: inboxes, parked and dead bodies."""
 
-    def __init__(self, cell: Cell, clock: Clock) -> None:
+    def __init__(self, cell: Cell, reads: Reads, clock: Clock) -> None:
         self._cell = cell
+        self._reads = reads
         self._clock = clock
         self._due_ms = 0.0
         self._position = 0
 
-    async def look(self, nodes: Sequence[str]) -> None:
-        """Rebuild what takes no entry any more, once a second. nodes: all that there are, in an order that stays."""
+    async def look(self, nodes: Sequence[str], now_ms: int) -> None:
+        """Rebuild what takes no entry any more, once a second.
+
+        Args: nodes, all that there are, in an order that stays; now_ms, of the server.
+        """
         if self._clock.ms() < self._due_ms:
             return
         self._due_ms = self._clock.ms() + LOOK_MS
@@ -97,7 +97,7 @@ class Streams:
         self._position += INBOXES_MAX
         keys = self._cell.keys
         fields = {keys.parked: "parked_id", keys.dead: "dead_id"} | {keys.inbox(node): "assignment" for node in chosen}
-        now_ms, last_ids = await self._cell.last_ids(list(fields))
+        last_ids = await self._reads.last_ids(list(fields))
         for (stream, field), last_id in zip(fields.items(), last_ids, strict=True):
             if is_absurd(last_id, now_ms):
                 await rebuild(self._cell, stream, last_id, field)

@@ -305,10 +305,6 @@ class Cell:
             return calls.Rebuilding("records", tuple(dict.fromkeys(answer[1:])))
         return calls.Rebuilding(word, (), *answer[1:])
 
-    async def last_ids(self, streams: Sequence[str]) -> tuple[int, list[str]]:
-        """(now_ms, the highest id that each stream has used, "" where there is none), in one round trip."""
-        return await self._connection.last_ids(streams)
-
     async def forget_dead(self, before_ms: int) -> None:
         """Drop dead entries that are older than `before_ms`; their records expire by themselves."""
         client = self._connection.commands

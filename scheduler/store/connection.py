@@ -197,14 +197,6 @@ class Connection:
             self.heard(answer[0], sent_ms)
         return answer
 
-    async def last_ids(self, streams: Sequence[str]) -> tuple[int, list[str]]:
-        """(now_ms, the highest id that each stream has used, "" where there is none), in one round trip.
-
-        streams: of one hash tag.
-        """
-        answer = await self.call("last_ids", streams, [])
-        return answer[0], [last_id.decode() for last_id in answer[1:]]
-
     async def all_of(self, commands: Sequence[Sequence[Argument]], *, at_once: bool = False) -> list[Any]:
         """Answers of several commands in one round trip. at_once: at one moment, without others in between.
 

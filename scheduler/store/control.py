@@ -213,10 +213,6 @@ class Control:
         if answer[0] == b"lost":
             raise Lost(f"version {answer[1].decode()} is stored, from which the new one does not lead on")
 
-    async def last_ids(self, streams: Sequence[str]) -> tuple[int, list[str]]:
-        """(now_ms, the highest id that each stream has used, "" where there is none), in one round trip."""
-        return await self._connection.last_ids(streams)
-
     async def restart(self, name: str, epoch: int, stream: str) -> str:
         """Begin a stream whose ids are absurd anew, once all of it was taken and dealt with.
 

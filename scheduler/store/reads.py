@@ -230,6 +230,10 @@ class Reads:
         entries = await self._command(lambda client: client.xrevrange(stream, count=1))
         return entries[0][0].decode() if entries else "0"
 
+    async def last_ids(self, streams: Sequence[str]) -> list[str]:
+        """The highest id that each stream has ever had, empty for one that is not there."""
+        return [each.decode() for each in await self._connection.call("last_ids", streams, [])]
+
     async def entries(self, stream: str, start: str = "-", end: str = "+", count: int = 100) -> list[StreamEntry]:
         """A range of a stream."""
         rows = await self._command(lambda client: client.xrange(stream, start, end, count))

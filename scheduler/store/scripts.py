@@ -10,9 +10,10 @@ from typing import Final
 
 import msgspec
 
-CONTROL_SCRIPTS: Final = ("layout", "beat", "lead", "take", "publish", "restart", "last_ids")
+CONTROL_SCRIPTS: Final = ("layout", "beat", "lead", "take", "publish", "restart")
 CELL_SCRIPTS: Final = (
-    "claim", "capacity", "leave", "submit", "reserve", "renew", "release", "reject", "promote", "rebuild",
+    "claim", "capacity", "leave", "submit", "reserve", "renew", "release", "reject", "promote", "last_ids",
+    "rebuild",
 )  # fmt: skip
 SCRIPT_NAMES: Final = CONTROL_SCRIPTS + CELL_SCRIPTS
 _INCLUDE: Final = re.compile(r"^-- INCLUDE (\w+)\n", re.MULTILINE)

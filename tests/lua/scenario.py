@@ -265,8 +265,8 @@ async def run_rebuild(store: Store) -> None:
 
 async def run_last_ids(store: Store) -> None:
     """Of a stream, and of none."""
-    await store.connection.commands.xadd(store.cell.keys.dead, {"job": "x"})
-    await store.cell.last_ids([store.cell.keys.dead, store.cell.keys.parked])
+    await seed_entry(store)
+    await store.reads.last_ids([store.cell.keys.jobs(PARTITION), store.cell.keys.freed])
 
 
 async def run_restart(store: Store) -> None:

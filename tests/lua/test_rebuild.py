@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
 
 import pytest
 
 from scheduler import calls
+from scheduler.keys import is_absurd
 from scheduler.runtime.streams import rebuild
 from scheduler.store import cell
 from scheduler.store.store import Store
 from tests.dumps import dump, unchanged
 from tests.seeds import (
-    BOOT,
     JOB,
     NODE,
     PARTITION,
@@ -29,11 +28,8 @@ from tests.seeds import (
     seed_node,
     seed_owner,
     seed_poison,
-    seed_record,
     seed_reserved,
 )
-
-DAY_MS: Final = 86_400_000
 
 
 async def entries(store: Store, stream: str) -> list[tuple[str, dict[bytes, bytes]]]:
@@ -45,8 +41,8 @@ async def rebuilt(store: Store, stream: str, field: str = "", hold: tuple[int, i
     """Rebuild a stream and see that it takes an entry again, and that nothing is left of the copy."""
     assert await rebuild(store.cell, stream, POISON_ID, field, hold)
     assert store.cell.keys.rebuilt(stream) not in await dump(store)
-    now_ms, (last_id,) = await store.cell.last_ids([stream])
-    assert not last_id or int(last_id.partition("-")[0]) <= now_ms + DAY_MS
+    (last_id,) = await store.reads.last_ids([stream])
+    assert not is_absurd(last_id, await store.control.time_us() // 1000)
     added = await store.connection.commands.xadd(stream, {"one": "more"})
     await store.connection.commands.xdel(stream, added)
 
@@ -202,14 +198,3 @@ async def test_a_rebuild_that_was_left_half_way_expires(store: Store, monkeypatc
     assert 0 < await store.connection.commands.pttl(store.cell.keys.rebuilt(dead)) <= 60_000
     await rebuilt(store, dead)
     assert await store.connection.commands.pttl(dead) == -1
-
-
-async def test_last_ids_are_told_of_what_is_gone_too(store: Store) -> None:
-    """Nothing where there is no stream; bodies are not told."""
-    await seed_poison(store, store.cell.keys.dead)
-    added = await store.connection.commands.xadd(store.cell.keys.inbox(NODE), {"control": "boot", "boot": BOOT})
-    streams = [store.cell.keys.dead, store.cell.keys.parked, store.cell.keys.inbox(NODE)]
-
-    assert (await store.cell.last_ids(streams))[1] == [POISON_ID, "", added.decode()]
-    await seed_record(store, "j9", state="queued")
-    assert (await store.cell.last_ids([store.cell.keys.job("j9")]))[1] == [""]

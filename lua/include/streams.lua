@@ -18,7 +18,7 @@ end
 
 -- Make a stream anew with its newest entries, at most `kept`, in their order; absurd ids become new ones. whole: not unless
 -- these are all, and no record names one of those ids. Returns whether it takes entries again.
-local function reopen(stream_key, kept, at_ms, whole)
+local function make_anew(stream_key, kept, at_ms, whole)
   local last_id = last_id_of(stream_key)
   if not last_id or not is_absurd(last_id, at_ms) then return false end
   if whole and redis.call('XLEN', stream_key) > kept then return false end
@@ -41,5 +41,5 @@ local OUTCOMES_KEPT = 1000 -- of a feed of outcomes that is made anew: more than
 -- Append to a stream of which only what is newest matters.
 local function tell(feed_key, kept, at_ms, ...)
   local added = redis.pcall('XADD', feed_key, ...)
-  if type(added) == 'table' and reopen(feed_key, kept, at_ms) then redis.pcall('XADD', feed_key, ...) end
+  if type(added) == 'table' and make_anew(feed_key, kept, at_ms) then redis.pcall('XADD', feed_key, ...) end
 end

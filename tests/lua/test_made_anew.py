@@ -1,4 +1,4 @@
-"""include/reopen.lua: what scripts make anew when it takes no entry any more: feeds, `freed`, short inboxes."""
+"""include/streams.lua: what scripts make anew when it takes no entry any more: feeds, `freed`, short inboxes."""
 
 from __future__ import annotations
 
