@@ -16,6 +16,10 @@ local slots, current_boot = string.match(current, '^(%S+) (%S+) %S+$')
 if current_boot ~= boot then return {'replaced', current_boot} end
 local used = redis.call('ZCARD', slots_key)
 if tonumber(slots) > 0 or used > 0 then return {'busy', slots, used} end
+-- What is left has no job, unless the slots were deleted.
+for _, entry in ipairs(redis.call('XRANGE', inbox_key, '-', '+', 'COUNT', 10)) do
+  if entry[2][1] == 'job' then return {'busy', slots, used} end
+end
 
 redis.call('HDEL', capacity_key, node)
 redis.call('SREM', open_key, node)

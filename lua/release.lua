@@ -204,9 +204,25 @@ local function read_record(job_key)
   return record
 end
 
+-- A reservation whose record is gone: at the end of its lease the slot is free, and what it held. Nothing says how it ended.
+local function forget(job)
+  local until_ms = redis.call('ZSCORE', KEYS[NODE_KEYS + 2 * job.node_index - 1], job.job_id)
+  if until_ms and tonumber(until_ms) > now_ms then return end
+  job.record = {held = 'session tenant', inbox_id = '0-0'}
+  for _, entry in ipairs(redis.call('XRANGE', KEYS[NODE_KEYS + 2 * job.node_index], '-', '+')) do
+    for i = 1, #entry[2], 2 do
+      if entry[2][i] == 'job_id' and entry[2][i + 1] == job.job_id then job.record.inbox_id = entry[1] end
+    end
+  end
+  free(job)
+end
+
 -- Why this ending may not be: an answer, or nil.
 local function refusal(job, record)
-  if not record.state then return {'unknown'} end
+  if not record.state then
+    if job.verdict == 'expire' then forget(job) end
+    return {'unknown'}
+  end
   if record.last_ending == job.ending then return {'released', record.state} end
   local is_held = record.state == 'reserved' and record.boot -- without an assignment it is none, whoever wrote it
   if not is_held or record.token ~= job.token then return {'stale', record.token or '0'} end

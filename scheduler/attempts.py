@@ -116,20 +116,16 @@ class Attempts:
         if not self._may_run(lease):
             self._report(job, _too_late())
             return
-        if self._is_occupied():
-            detail = "an attempt that lost its lease still occupies the slot"
+        if len(self.running) >= self._capacity:
+            # Attempts that should have ended but run on, or that a server which lost writes does not know of.
+            self._renew_at_once = True
+            detail = "attempts that the server does not count occupy all slots"
             self._report(job, retry.given_back(detail, GIVE_BACK_MS))
             return
         task = asyncio.create_task(self._attempt(job, lease), name=f"job {job.job_id}")
         self.running[job.token] = Running(job, lease, task)
         self._idle.clear()
         task.add_done_callback(functools.partial(self._ended, job))
-
-    def _is_occupied(self) -> bool:
-        """Whether attempts that should have ended, but run on, leave no room: threads, handlers that will not stop."""
-        if len(self.running) < self._capacity:
-            return False
-        return any(running.job.stopped.is_set() for running in self.running.values())
 
     def _may_run(self, lease: leases.Reservation) -> bool:
         return leases.may_run(lease, self._latest_ms(), self._settings.margin_ms)
@@ -192,6 +188,15 @@ class Attempts:
         self.stop_all("a later boot of the node took over")
         self._renew_at_once = True
 
+    def renew_soon(self) -> None:
+        """Renew all in the next step of `renew`, whatever is left of their leases."""
+        self._renew_at_once = True
+
+    @property
+    def renews_soon(self) -> bool:
+        """Whether all are to be renewed in the next step of `renew`."""
+        return self._renew_at_once
+
     async def ended(self, timeout_ms: int) -> None:
         """Wait until no handler runs, nor a thread of one, at most `timeout_ms`."""
         with contextlib.suppress(TimeoutError):
@@ -227,6 +232,9 @@ class Attempts:
             _stop(running, retry.overrun())
             if running.task.done():
                 self._give_up(running)
+        elif answer.why == "crowded":
+            logger.info("%s: the slot of job %s was lost, and there is none for it yet", self._node_id, lease.job_id)
+            self._renew_at_once = True  # until there is, or its lease ends
         else:
             logger.warning("%s: the reservation of job %s is lost", self._node_id, lease.job_id)
             running.lost = True

@@ -148,9 +148,11 @@ class Renewed(msgspec.Struct, frozen=True, gc=False):
 
 
 class NotRenewed(msgspec.Struct, frozen=True):
-    """stale, unknown: the reservation is gone; overrun: the job ran for longer than its pool allows."""
+    """stale, unknown: the reservation is gone; overrun: the job ran for longer than its pool allows; crowded: its slot
+    was lost, and the node has none for it at the moment.
+    """
 
-    why: Literal["stale", "unknown", "overrun"]
+    why: Literal["stale", "unknown", "overrun", "crowded"]
 
 
 class RejectItem(msgspec.Struct, frozen=True):

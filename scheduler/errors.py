@@ -6,6 +6,7 @@ SchedulerError
 +-- ServerUnavailable     no server, or none that answers
 +-- ServerRefused         a server answers but cannot be used (eviction, protocol, layout, too old)
 +-- Fenced                a newer leader or owner exists; the caller must stop acting on what it held
++-- ServerReplaced         another server process answers than the one that a call was made for
 +-- Lost                  the server has not what was written last: it has lost writes, or somebody has changed them
 +-- IllegalTransition     the transition table has no such step
 +-- NotAccepted           a job was not accepted: its id is taken, or the backlog is full
@@ -50,6 +51,10 @@ class ServerUnavailable(SchedulerError):
 
     def __init__(self, message: str) -> None:
         super().__init__(without_credentials(message))
+
+
+class ServerReplaced(SchedulerError):
+    """Another server process answers than the one that a call was made for; the call was not sent."""
 
 
 class ServerRefused(SchedulerError):

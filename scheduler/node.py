@@ -28,6 +28,7 @@ from scheduler.host import Host
 from scheduler.loop import Loop, end_tasks
 from scheduler.reporting import Reporter
 from scheduler.runtime import retry
+from scheduler.store.reads import is_behind
 from scheduler.store.store import Store, open_store
 
 logger = logging.getLogger("scheduler.node")
@@ -37,6 +38,7 @@ FIRST_WORD_MS: Final = 2_000  # for telling the server that this node leaves
 LAST_WORD_MS: Final = 5_000  # for reporting the last outcomes while leaving
 THREADS_MIN: Final = 32
 INBOX_COUNT: Final = 128
+COMPARE_MS: Final = 1_000  # after so long without an entry the cursor is held against the inbox
 
 Phase = Literal["joining", "serving", "draining", "left", "replaced", "stopped"]
 
@@ -97,6 +99,8 @@ class Node:
         self._server_clock = leases.ServerClock()
         self._earlier: list[Job] = []
         self._cursor = "0"
+        self._life = ""
+        self._compared_at_ms = 0.0
         self._margin_is_over = False
         self._may_leave_from_ms = float("inf")
         self._told = asyncio.Event()  # the server has heard that this node drains, or need not hear it any more
@@ -108,6 +112,7 @@ class Node:
         self._store: Store = await open_store(self._url, self._settings, None, self._host.clock, self._host.connect)
         try:
             self._store.connection.heard = self._server_clock.heard
+            self._life = self._store.connection.life
             self._layout = await self._store.layout()
             self.boot = f"{await self._store.control.time_us()}-{self._host.token_hex(4)}"
             self._beat_document = msgspec.structs.replace(self._beat_document, boot=self.boot)
@@ -270,11 +275,14 @@ class Node:
 
     async def _read_inbox(self) -> None:
         inbox = self._store.cell.keys.inbox(self.node_id)
+        await self._compare_inbox(inbox)
         try:
             read = await self._store.reads.streams({inbox: self._cursor}, count=INBOX_COUNT)
         except RedisError as error:
+            self._compared_at_ms = float("-inf")
             raise SchedulerError(f"reading the inbox failed: {error}") from error
         for identifier, fields in read.get(inbox, []):
+            self._compared_at_ms = self._clock.ms()  # what comes after the cursor shows that it is right
             self._cursor = identifier
             try:
                 if b"control" in fields:
@@ -283,6 +291,34 @@ class Node:
                     self._assign(Job(self.node_id, identifier, fields))
             except (KeyError, ValueError, SchedulerError) as error:
                 logger.error("%s: inbox entry %s is ignored: %r", self.node_id, identifier, error)
+        if len(read.get(inbox, [])) < INBOX_COUNT:
+            self._reporter.forget_reported()
+
+    async def _compare_inbox(self, inbox: str) -> None:
+        """Read the inbox from its start again if it is not the one that was read: another server process answers, or
+        nothing came for a while and its ids end below the cursor. What runs is renewed then, so that what the server
+        does not know of ends.
+        """
+        is_other = self._store.connection.life != self._life
+        if not is_other and self._clock.ms() - self._compared_at_ms < COMPARE_MS:
+            return
+        last_id = (await self._store.reads.last_ids([inbox]))[0]
+        self._compared_at_ms = self._clock.ms()
+        is_other = self._store.connection.life != self._life
+        if is_other:
+            self._life = self._store.connection.life
+            logger.warning("%s: another server process answers: the inbox is read from its start", self.node_id)
+        elif is_behind(last_id, self._cursor):
+            logger.warning(
+                "%s ends at %s, and was read up to %s: the server has lost writes, or the key was deleted; it is read "
+                "from its start", inbox, last_id or "nothing", self._cursor,
+            )  # fmt: skip
+        else:
+            return
+        self._cursor = "0"
+        self._reporter.remember_reported()
+        self._attempts.renew_soon()
+        self._renew_loop.wake()
 
     def _obey(self, fields: dict[bytes, bytes]) -> None:
         control, boot = fields[b"control"].decode(), fields.get(b"boot", b"").decode()
@@ -324,8 +360,13 @@ class Node:
         self._end_life("replaced")
 
     def _assign(self, job: Job) -> None:
-        """Start what is ours, while this life lasts; entries of lower boots wait until our own boot is confirmed."""
+        """Start what is ours, while this life lasts; entries of lower boots wait until our own boot is confirmed.
+
+        An inbox that is read again has what runs, and what has ended and is not told yet.
+        """
         boot = job.reservation.boot
+        if self._reporter.knows(job.token) or any(job.token == each.token for each in self._earlier):
+            return
         if boot == self.boot and self._ended.is_set():
             self._end(job, retry.given_back("the node stopped", GIVE_BACK_MS))
         elif boot == self.boot:
@@ -362,6 +403,8 @@ class Node:
     async def _release(self) -> None:
         """Report what has ended, and have this node leave if that was all that kept it."""
         await self._reporter.report()
+        if self._attempts.renews_soon:
+            self._renew_loop.wake()  # what was given back has left room for those that have no slot
         if self._margin_is_over and not self._ended.is_set():
             await self._end_earlier()
         if self.phase == "draining" and self._is_done():

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from os import environ
 from typing import Any, Final
@@ -28,8 +29,10 @@ from scheduler.host import Host
 from scheduler.loop import end_tasks
 from scheduler.model import JobDocument
 from scheduler.store.connection import PATIENCE_MS
-from scheduler.store.reads import parse_outcome
+from scheduler.store.reads import is_behind, parse_outcome
 from scheduler.store.store import Store, open_store
+
+logger = logging.getLogger("scheduler.producer")
 
 LAYOUT_WAIT_MS: Final = 10_000
 LOOK_AGAIN_MS: Final = 1_000  # a feed can be trimmed before it is read; the record is the truth
@@ -215,6 +218,7 @@ class Producer:
         """
         stream = self._store.cell.keys.replies(self._reply_to)
         cursor = await self._feed_end() if after == "$" else after
+        life, compared_ms = self._store.connection.life, self._host.clock.ms()
         reads = self._store.new_reads()
         try:
             while True:
@@ -223,6 +227,11 @@ class Producer:
                 except RedisError:
                     await asyncio.sleep(LOOK_AGAIN_MS / 1000)
                     continue
+                if not read and (
+                    life != self._store.connection.life or self._host.clock.ms() - compared_ms >= LOOK_AGAIN_MS
+                ):
+                    life, compared_ms = self._store.connection.life, self._host.clock.ms()
+                    cursor = await self._unless_behind(stream, cursor)
                 for identifier, fields in read.get(stream, []):
                     cursor = identifier
                     outcome = parse_outcome(fields)
@@ -231,6 +240,19 @@ class Producer:
                     yield identifier, outcome
         finally:
             await reads.close()
+
+    async def _unless_behind(self, stream: str, cursor: str) -> str:
+        """The cursor, or the end of a feed that has not come as far: its server has lost writes, or it was deleted.
+        What is missed by that is in the records.
+        """
+        last_id = (await self._store.reads.last_ids([stream]))[0]
+        if not is_behind(last_id, cursor):
+            return cursor
+        logger.warning(
+            "%s ends at %s, and was read up to %s: the server has lost writes, or the key was deleted; it is read from "
+            "there on", stream, last_id or "nothing", cursor,
+        )  # fmt: skip
+        return last_id or "0"
 
     async def _feed_end(self) -> str:
         return await self._store.reads.last_id(self._store.cell.keys.replies(self._reply_to))

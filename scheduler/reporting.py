@@ -36,10 +36,23 @@ class Reporter:
         self._node_id = node_id
         self._boot = boot
         self._endings: list[calls.ReleaseItem] = []
+        self._reported: set[int] | None = None
         self._reporting = asyncio.Lock()
 
     def __len__(self) -> int:
         return len(self._endings)
+
+    def knows(self, token: int) -> bool:
+        """Whether this reservation has ended here, though the inbox that is read may not show it yet."""
+        return any(item.token == token for item in self._endings) or token in (self._reported or ())
+
+    def remember_reported(self) -> None:
+        """An inbox is read again from its start: what is reported meanwhile may have been in it when it was read."""
+        self._reported = set()
+
+    def forget_reported(self) -> None:
+        """The inbox has been read again."""
+        self._reported = None
 
     def add(self, job: Job, ending: Ending) -> None:
         """What became of an attempt; it stays here until the server has heard it."""
@@ -76,6 +89,8 @@ class Reporter:
             batch = self._endings[: self._settings.batch_max]
             answers = await or_each_alone(batch, self._release, lambda _: calls.NotReleased("broken"))
             del self._endings[: len(batch)]
+            if self._reported is not None:
+                self._reported.update(item.token for item in batch)
             kept = []
             for item, answer in zip(batch, answers, strict=True):
                 if isinstance(answer, calls.NotReleased):

@@ -21,7 +21,7 @@ from scheduler.store.location import Found, find_url
 from scheduler.store.store import Store, open_store
 
 PATIENCE_MS: Final = 2_000
-LAYOUT_WAIT_MS: Final = 500
+LAYOUT_WAIT_MS: Final = 2_500  # so late a leader has written one again that was lost
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 SHOWN_MAX: Final = 200
 

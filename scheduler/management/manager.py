@@ -25,6 +25,7 @@ from scheduler.management.commands import Decided, Refused
 from scheduler.management.hearing import Hearing
 from scheduler.management.picture import Picture, Stored, picture_of, revise, snapshot_of, store, told
 from scheduler.management.pools import PoolDocument
+from scheduler.management.standing import LOOK_MS, Standing
 from scheduler.model import EMPTY_SNAPSHOT, Delta, Snapshot
 from scheduler.store.control import Leading
 from scheduler.store.store import Store
@@ -72,6 +73,10 @@ class Manager:
         self._led_at_ms = 0.0
         self._looked_back_at_ms = 0.0
         self._looked_at_streams_ms = 0.0
+        self._standing = Standing(store)
+        self._has_lost = False
+        self._looked_at_ms = float("-inf")
+        self._life = store.connection.life
         self._acknowledge: tuple[str, ...] = ()
         self._unanswered = False
         self._written: dict[str, CapacityItem] = {}
@@ -116,6 +121,7 @@ class Manager:
             self._epoch = None  # until everything is known that is stored
             # Nobody is called silent who could not be heard while the answer was on its way and what follows it.
             self._taken_at_ms = self._looked_back_at_ms = now_ms
+            self._looked_at_ms = float("-inf")
             await self._take_over(answer)
             self._epoch = answer.epoch
         return True
@@ -167,8 +173,9 @@ class Manager:
         assert self._epoch is not None
         # Now and then also what a lost reply left behind.
         pending = self._unanswered
-        if self._clock.ms() - self._looked_back_at_ms > LOOK_BACK_MS:
+        if self._has_lost or self._clock.ms() - self._looked_back_at_ms > LOOK_BACK_MS:
             pending = True
+            self._has_lost = False
             self._looked_back_at_ms = self._clock.ms()
             await self._look_back()
         await self._look_at_streams(self._epoch)
@@ -195,6 +202,7 @@ class Manager:
         capacities = await self._write_capacities()
         published = await self._publish(taken.now_ms, decided)
         self._unanswered = len(taken.commands) >= TAKE_MAX
+        self._has_lost = await self._look() or self._has_lost
         return Report(True, heartbeats, invalid, capacities, published, len(taken.commands))
 
     async def _take(self, epoch: int, *, pending: bool) -> tuple[Taken, int]:
@@ -232,6 +240,21 @@ class Manager:
         self._unwritten |= self._fleet.news
         self._unpublished |= self._fleet.news
         self._fleet = fold.settled(self._fleet)
+
+    async def _look(self) -> bool:
+        """Whether something may be lost that was written, so that all of it is to be compared. What hangs on no other
+        thing is written again already. At the end of a step, because nobody may seem silent for it.
+        """
+        assert self._epoch is not None
+        is_other = self._store.connection.life != self._life
+        if not is_other and self._clock.ms() - self._looked_at_ms < LOOK_MS:
+            return False
+        self._life, self._looked_at_ms = self._store.connection.life, self._clock.ms()
+        serving = sum(item.reason in fold.SERVING for item in self._written.values())
+        lost = await self._standing.look(self._epoch, serving, self._published.version, bool(self._fleet.pools))
+        if lost.config:
+            await self._publish_anew()
+        return is_other or lost.capacities or lost.snapshot
 
     async def _look_back(self) -> None:
         """Write again what the server has lost: after a crash its last writes can be missing. Drop who is long dead."""

@@ -14,6 +14,7 @@ import msgspec
 from scheduler import calls
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Job
+from scheduler.runtime.partitions import Partitions
 from scheduler.runtime.report import Report
 from scheduler.runtime.tries import Try, reserve_item
 from scheduler.session.bindings import Bindings
@@ -43,7 +44,8 @@ class Caller:
     """Makes calls.
 
     Args: cell; report, in which calls are counted; bindings; tries_as_bound, jobs whose sessions are bound -> their
-    tries once that was read, and the snapshot by which candidates were chosen.
+    tries once that was read, and the snapshot by which candidates were chosen; partitions, and the server process that
+    they are read from.
     """
 
     def __init__(
@@ -52,11 +54,13 @@ class Caller:
         report: Report,
         bindings: Bindings,
         tries_as_bound: Callable[[Sequence[Job]], Awaitable[tuple[list[Try], Index]]],
+        partitions: Partitions,
     ) -> None:
         self._cell = cell
         self._report = report
         self._bindings = bindings
         self._tries_as_bound = tries_as_bound
+        self._partitions = partitions
 
     async def answers(self, call: Call) -> list[Answer | None]:
         """The answer to each try of a call, None for one that was held back. Tries of bound sessions are replaced."""
@@ -103,7 +107,7 @@ class Caller:
             if batch[0].session_id in blocked:
                 return [calls.Refused("behind")]
             self._report.calls += 1
-            answers = await self._cell.reserve(batch, index.boots, index.pools, index.version)
+            answers = await self._cell.reserve(batch, index.boots, index.pools, index.version, self._partitions.life)
             if isinstance(answers[0], calls.Refused) and answers[0].why in calls.HOLDS_BACK:
                 blocked.add(batch[0].session_id)
             return answers

@@ -16,7 +16,9 @@ from typing import Final
 from scheduler import calls, keys, model
 from scheduler.clock import SYSTEM_CLOCK, Clock
 from scheduler.config import Settings
+from scheduler.errors import InvalidInput, ServerReplaced
 from scheduler.loop import Loop, Timers, end_tasks
+from scheduler.runtime.behind import LOOK_MS, Behind
 from scheduler.runtime.intake import Class, Job
 from scheduler.runtime.knowledge import Knowledge
 from scheduler.runtime.limits import changed_limits, limits_of
@@ -64,6 +66,7 @@ class Dispatcher:
         self.bindings = Bindings(settings.sessions_max, settings.session_ttl_ms)
         self.snapshots = Snapshots(store.control, self.wake)
         self.partitions = Partitions(store.cell, owner, layout.partitions, settings, clock, self._forget, self._gained)
+        self._behind = Behind(store, self.partitions, self.snapshots)
         self._store = store
         self._settings = settings
         self._clock = clock
@@ -78,7 +81,7 @@ class Dispatcher:
         self._looks = Loop("streams", self._look_at_streams, INTAKES_MS, random)
         self._beats = Loop("heartbeat", self._beat, settings.heartbeat_ms, random)
         self._tasks: list[asyncio.Task[None]] = []
-        self._timers = Timers("sweep")
+        self._timers = Timers("sweep", "behind")
         self._stepped_ms = clock.ms()
 
     @property
@@ -92,7 +95,10 @@ class Dispatcher:
         self._reader = Reader(
             self._store.reads, self._settings, self._clock, freed_cursor, self.bindings, lambda: self._known.must_read
         )
-        await self.snapshots.load()
+        try:
+            await self.snapshots.load()
+        except InvalidInput as error:
+            logger.error("the published snapshot is ignored until the leader has written it again: %s", error)
         await self._beat()
         await self._keep()
         # Heartbeats last, see close.
@@ -124,10 +130,14 @@ class Dispatcher:
         """One step: keep what is ours, take the next batch, and place what can be placed. Returns the counts so far."""
         assert self._reader is not None
         self._stepped_ms = self._clock.ms()
+        if self._behind.is_other() or self._reader.doubted or self._timers.is_due("behind", LOOK_MS):
+            await self._behind.look(self._reader)
         await self._keep()
         batch = await self._reader.next(self._idle_ms())
         try:
             await self._handle(batch)
+        except ServerReplaced:
+            self.partitions.begin_anew(self.partitions.held)
         except Exception:
             # What is in memory may be half done, and the intake has everything: begin again from there.
             await self.partitions.give_up()

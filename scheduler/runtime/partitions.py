@@ -25,6 +25,7 @@ class Partitions:
 
     Args: cell; owner, name+boot; count of partitions; settings; clock, the process's own; forget(partitions), called
     when they are lost or gained, and then gained(partition, epoch) for each that is.
+    Attributes: life, of the server process that all of that is read from; calls about it go to no other one.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Partitions:
         gained: Callable[[int, int], None],
     ) -> None:
         self.owner = owner
+        self.life = ""
         self._cell = cell
         self._clock = clock
         self._count = count

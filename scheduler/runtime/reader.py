@@ -62,6 +62,7 @@ class Reader:
 
     Args: reads; settings; clock, the process's own; freed_cursor, taken before the first reserve; known, the bindings
     that are remembered; must_know, whether those that are not are to be read.
+    Attributes: doubted, a read failed, so that the server may have less now than it had.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Reader:
         self._missed = False
         self._failing = False
         self._stopping = False
+        self.doubted = False
 
     def own(self, partition: int, epoch: int) -> None:
         """Read a partition, from its start when the epoch is new. A read that blocks is begun again with it."""
@@ -104,6 +106,17 @@ class Reader:
         """Read a partition no more."""
         self._epochs.pop(partition, None)
         self._cursors.pop(partition, None)
+
+    def cursors(self) -> dict[str, str]:
+        """Up to where each stream was read: intake of what is owned, and `freed`."""
+        keys = self._reads.keys
+        return {keys.jobs(partition): cursor for partition, cursor in self._cursors.items()} | {keys.freed: self._freed}
+
+    def restart_freed(self, last_id: str) -> None:
+        """Read `freed` from there on; whatever it told before may have been missed."""
+        self._freed = self._hand_freed = self._handed_freed = last_id
+        self._missed = True
+        _wake(self._read_or_changed)
 
     def stop(self) -> None:
         """End after the read that is under way."""
@@ -177,7 +190,8 @@ class Reader:
             except Exception as error:
                 level = logging.DEBUG if self._failing else logging.ERROR
                 logger.log(level, "reading the intake failed: %r", error, exc_info=not is_temporary(error))
-                self._missed = self._failing = True
+                self._missed = self._failing = self.doubted = True
+                self.nudge()
                 await asyncio.sleep(_PAUSE_AFTER_ERROR_MS / 1000)
                 continue
             if self._failing:
@@ -213,7 +227,7 @@ class Reader:
             partition = partitions[stream]
             if self._epochs.get(partition) == epochs[partition] and self._cursors[partition] == cursors[stream]:
                 self._cursors[partition] = found[-1][0]
-        if events:
+        if events and self._freed == cursors[keys.freed]:
             self._freed = events[-1][0]
         gap, self._missed = self._missed, False
         if not entries and not events and not gap:

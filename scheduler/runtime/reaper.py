@@ -15,6 +15,7 @@ import msgspec
 from scheduler import calls, keys, model, words
 from scheduler.clock import SYSTEM_CLOCK, Clock
 from scheduler.config import Settings
+from scheduler.runtime.mending import Mender, Seat
 from scheduler.runtime.streams import Streams
 from scheduler.store.connection import or_each_alone
 from scheduler.store.store import Store
@@ -57,6 +58,7 @@ class Reaper:
         self._name = name
         self._boot = boot
         self._clock = clock
+        self._mender = Mender(store, settings, clock, self._expire_unslotted, self._send_back)
         self._expired: dict[str, int] = {}
         self._streams = Streams(store.cell, store.reads, clock)
         self._position = 0
@@ -71,6 +73,7 @@ class Reaper:
         capacities = await self._store.reads.capacities()
         if await self._listen():
             await self._judge(capacities)
+            await self._mender.look(sorted(capacities), self._now_ms)
         await self._streams.look(sorted(capacities), self._now_ms)
         await self._promote()  # also by one that was deaf: what is due is nobody's silence
         await self._trim()
@@ -114,28 +117,38 @@ class Reaper:
     async def _expire(self, nodes: list[str]) -> None:
         lapsed = await self._store.reads.lapsed(nodes, self._now_ms, self._settings.batch_max)
         for start in range(0, len(lapsed), self._settings.batch_max):
-            batch = lapsed[start : start + self._settings.batch_max]
-            records = await self._store.reads.records([job_id for job_id, _ in batch], _FIELDS)
-            items = [
-                calls.ReleaseItem(
-                    job_id=job_id,
-                    node=node,
-                    partition=_partition(entry),
-                    session_id=session or "",
-                    tenant_id=tenant or "",
-                    reply_to=reply_to or "",
-                    token=held.token,
-                    verdict="expire",
-                    reason="lease_expired",
-                    detail=f"the lease on node {node} was not renewed",
-                )
-                for (job_id, node), (state, holder, entry, session, tenant, reply_to) in zip(
-                    batch, records, strict=True
-                )
-                if state == "reserved" and (held := words.parse_holder(holder)) is not None and held.node == node
-            ]
-            if items:
-                await self._release(items)
+            await self._expire_those(lapsed[start : start + self._settings.batch_max])
+
+    async def _expire_those(self, batch: Sequence[tuple[str, str]]) -> None:
+        """(job_id, node) of reservations that nobody renews. The script knows whether that is so."""
+        records = await self._store.reads.records([job_id for job_id, _ in batch], _FIELDS)
+        items, unknown = [], []
+        for (job_id, node), (state, holder, entry, session, tenant, reply_to) in zip(batch, records, strict=True):
+            held = words.parse_holder(holder)
+            if state is None:
+                unknown.append((job_id, node))
+            elif state == "reserved" and held is not None and held.node == node:
+                item = _expiry(job_id, node, held.token, session or "", tenant or "")
+                items.append(msgspec.structs.replace(item, partition=_partition(entry), reply_to=reply_to or ""))
+        for job_id, node in unknown:
+            items.append(await self._unknown(job_id, node))
+        if items:
+            await self._release(items)
+
+    async def _unknown(self, job_id: str, node: str) -> calls.ReleaseItem:
+        """Of a reservation whose record was deleted: the inbox says of which session it was, if it is still there."""
+        logger.warning("job %s on %s has no record (was it deleted?): its slot becomes free", job_id, node)
+        entries = await self._store.reads.entries(self._store.cell.keys.inbox(node))
+        fields = next((each for _, each in entries if each.get(b"job_id") == job_id.encode()), {})
+        session, tenant = (fields.get(name, b"").decode(errors="replace") for name in (b"session", b"tenant"))
+        return _expiry(job_id, node, 0, session, tenant)
+
+    async def _expire_unslotted(self, seats: Sequence[Seat]) -> None:
+        """Reservations without a slot: what has lapsed has none to be found by."""
+        for start in range(0, len(seats), self._settings.batch_max):
+            await self._expire_those(
+                [(each.job_id, node) for node, each in seats[start : start + self._settings.batch_max]]
+            )
 
     async def _release(self, items: list[calls.ReleaseItem]) -> None:
         answers = await or_each_alone(items, self._call_release, lambda _: calls.NotReleased("broken"))
@@ -151,8 +164,11 @@ class Reaper:
 
     async def _promote(self) -> None:
         due = await self._store.reads.due(self._now_ms, self._settings.batch_max)
-        if not due:
-            return
+        if due:
+            await self._send_back(due)
+
+    async def _send_back(self, due: Sequence[str]) -> None:
+        """Delayed jobs that are due go back to the intake."""
         records = await self._store.reads.records(due, ("entry", "reply_to"))
         items = [
             (job_id, _partition(entry), reply_to or "") for job_id, (entry, reply_to) in zip(due, records, strict=True)
@@ -167,6 +183,21 @@ class Reaper:
         if self._clock.ms() >= self._trim_due_ms:
             self._trim_due_ms = self._clock.ms() + TRIM_EVERY_MS
             await self._store.cell.forget_dead(self._now_ms - self._layout.dead_retention_ms)
+
+
+def _expiry(job_id: str, node: str, token: int, session: str, tenant: str) -> calls.ReleaseItem:
+    return calls.ReleaseItem(
+        job_id=job_id,
+        node=node,
+        partition=0,
+        session_id=session,
+        tenant_id=tenant,
+        reply_to="",
+        token=token,
+        verdict="expire",
+        reason="lease_expired",
+        detail=f"the lease on node {node} was not renewed",
+    )
 
 
 def _partition(entry: str | None) -> int:

@@ -64,7 +64,8 @@ class Refusals:
                     self._settle(item, answer)
 
     async def _reject(self, batch: Sequence[calls.RejectItem]) -> list[str]:
-        return await self._cell.reject(batch, self._layout.retention_ms, self._layout.dead_retention_ms)
+        layout = self._layout
+        return await self._cell.reject(batch, layout.retention_ms, layout.dead_retention_ms, self._partitions.life)
 
     def _settle(self, item: calls.RejectItem, answer: str) -> None:
         generated = keys.generated_job_id(self._cell.cell, item.partition, item.entry_id)

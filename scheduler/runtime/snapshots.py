@@ -17,6 +17,7 @@ from scheduler.deltas import chain
 from scheduler.errors import SchedulerError
 from scheduler.runtime.index import Index
 from scheduler.store.control import Control, version_entry
+from scheduler.store.reads import position
 
 logger = logging.getLogger("scheduler.snapshots")
 
@@ -35,7 +36,12 @@ class Snapshots:
         self._control = control
         self._changed = changed
         self._seen = version_entry(0)
+        self._doubted = False
         self._stopping = False
+
+    def begin_anew(self) -> None:
+        """Read the whole again, after the read that is under way, and all deltas from the first."""
+        self._doubted = True
 
     def stop(self) -> None:
         """End after the read that is under way."""
@@ -50,7 +56,11 @@ class Snapshots:
 
     async def follow(self) -> None:
         """Wait for what is published next, at most a second, and have it in the index."""
-        cursor = max(self._seen, version_entry(self.index.version), key=_position)
+        if self._doubted:
+            self._doubted = False
+            await self.load()
+            self._seen = version_entry(0)
+        cursor = max(self._seen, version_entry(self.index.version), key=position)
         deltas, seen = await self._control.read_deltas(cursor)
         if leading_on := chain(self.index.version, deltas):
             self.swap(self.index.revised(leading_on))
@@ -78,9 +88,3 @@ class Snapshots:
         """Replace the index: whoever reads it gets the one or the other."""
         self.index = index
         self._changed()
-
-
-def _position(entry: str) -> tuple[int, int]:
-    """Where an entry stands in its stream."""
-    first, _, second = entry.partition("-")
-    return int(first), int(second)

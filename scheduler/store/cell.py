@@ -164,12 +164,13 @@ class Cell:
         boots: Mapping[str, str],
         pools: Mapping[str, model.Pool],
         snapshot_version: int,
+        life: str = "",
     ) -> list[calls.Reserved | calls.Refused]:
         """Place a batch of jobs in the order given.
 
         Args: items, one at least, at most `batch_max`; boots, of every candidate node, as the snapshot has them; pools,
-        of every item.
-        Returns: an answer for each item.
+        of every item; life, of the server process that the entries were read from, empty for any.
+        Returns: an answer for each item. Raises: ServerReplaced.
         """
         partitions, nodes, policies, limits = _Indices(), _Indices(), _Indices(), _Indices()
         jobs: list[Any] = []
@@ -207,7 +208,7 @@ class Cell:
         )
         members = [*nodes, *[boots[node] for node in nodes]]
         request = (_packed(head), _packed(members), _packed(candidates), _packed(jobs))
-        answer = await self._connection.call("reserve", names, [*request, *bodies])
+        answer = await self._connection.call("reserve", names, [*request, *bodies], life)
         return [_reserved(item, given) for item, given in zip(items, answer[1:], strict=True)]
 
     async def renew(
@@ -217,7 +218,7 @@ class Cell:
 
         Args: node; reservations, (job_id, token) each. Returns: (now_ms, an answer for each).
         """
-        names = [self.keys.slots(node)] + [self.keys.job(job_id) for job_id, _ in reservations]
+        names = [self.keys.slots(node), *[self.keys.job(job_id) for job_id, _ in reservations], self.keys.capacity]
         arguments: list[Argument] = []
         for job_id, token in reservations:
             arguments += [job_id, token]
@@ -261,15 +262,21 @@ class Cell:
         ]
         return answer[0], answers
 
-    async def reject(self, items: Sequence[calls.RejectItem], retention_ms: int, dead_retention_ms: int) -> list[str]:
-        """Refuse entries as their owner. Returns: rejected, fenced, duplicate, gone or busy for each."""
+    async def reject(
+        self, items: Sequence[calls.RejectItem], retention_ms: int, dead_retention_ms: int, life: str = ""
+    ) -> list[str]:
+        """Refuse entries as their owner.
+
+        Args: items; retention_ms; dead_retention_ms; life, of the server process that the entries were read from, empty
+        for any. Returns: rejected, fenced, duplicate, gone or busy for each. Raises: ServerReplaced.
+        """
         names = [self.keys.owners, self.keys.dead, self.keys.results]
         arguments: list[Argument] = [retention_ms, dead_retention_ms, self._settings.results_max]
         for item in items:
             names += [self.keys.jobs(item.partition), self.keys.job(item.job_id), self.keys.replies(item.reply_to)]
             arguments += [item.partition, item.epoch, item.entry_id, item.job_id, item.session_id, item.tenant_id]
             arguments += [item.reply_to, item.reason, item.detail]
-        answer = await self._connection.call("reject", names, arguments)
+        answer = await self._connection.call("reject", names, arguments, life)
         return [given[0].decode() for given in answer[1:]]
 
     async def promote(self, items: Sequence[tuple[str, int, str]], retention_ms: int) -> list[str]:
@@ -304,6 +311,30 @@ class Cell:
         if word == "records":
             return calls.Rebuilding("records", tuple(dict.fromkeys(answer[1:])))
         return calls.Rebuilding(word, (), *answer[1:])
+
+    # ---- what was lost ----
+
+    async def reopen(self, nodes: Sequence[str]) -> list[str]:
+        """Put the set of nodes with room right. Returns: opened, closed or right for each."""
+        names = [self.keys.capacity, self.keys.open, self.keys.freed, *[self.keys.slots(node) for node in nodes]]
+        answer = await self._connection.call("reopen", names, [self._settings.freed_max, *nodes])
+        return [word.decode() for word in answer]
+
+    async def hold(self, items: Sequence[tuple[str, str, str, int]]) -> list[str]:
+        """Count reservations against their limits again.
+
+        Args: items, (job_id, session, tenant, token) each. Returns: held, right or stale for each.
+        """
+        names = []
+        for job_id, session, tenant, _ in items:
+            names += [self.keys.job(job_id), self.keys.held("session", session), self.keys.held("tenant", tenant)]
+        answer = await self._connection.call("hold", names, [word for item in items for word in item])
+        return [word.decode() for word in answer]
+
+    async def drop(self, stream: str, ids: Sequence[str]) -> None:
+        """Drop entries of `parked` or of an inbox that no record names, nor ever will."""
+        client = self._connection.commands
+        await self._connection.patiently(lambda: client.xdel(stream, *ids))
 
     async def forget_dead(self, before_ms: int) -> None:
         """Drop dead entries that are older than `before_ms`; their records expire by themselves."""

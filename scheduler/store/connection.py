@@ -20,7 +20,14 @@ from redis.exceptions import InvalidResponse, NoScriptError, RedisError, Respons
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scheduler.clock import SYSTEM_CLOCK, Clock
-from scheduler.errors import InvalidInput, SchedulerError, ServerRefused, ServerUnavailable, without_credentials
+from scheduler.errors import (
+    InvalidInput,
+    SchedulerError,
+    ServerRefused,
+    ServerReplaced,
+    ServerUnavailable,
+    without_credentials,
+)
 from scheduler.store.packing import PACKING
 from scheduler.store.pool import Pool
 from scheduler.store.scripts import load_scripts
@@ -76,14 +83,22 @@ async def keeping_cancellation(answer: Awaitable[T]) -> T:
     return value
 
 
-async def ask(client: Client, *command: Argument) -> Any:
+async def ask(client: Client, *command: Argument, life: str = "") -> Any:
     """Send one command and return the reply as it came.
 
     What redis-py does beside (repeats, metrics, replies made into Python's types) is a third of its time for a command.
+
+    Args: client; command; life, of the only server process that it is meant for, empty for any. A connection leads to
+    one process for as long as it is there, so nobody else can get it. Raises: ServerReplaced.
     """
     pool = client.connection_pool
     connection = await pool.get_connection()
     try:
+        if life and connection.run_id not in ("", life):
+            await connection.disconnect()  # it may be the last one to the process before
+            await connection.connect()
+        if life and connection.run_id not in ("", life):
+            raise ServerReplaced("another server process answers than the one whose data this call is about")
         await connection.send_packed_command(connection.pack_command(*command), check_health=False)
         return await connection.read_response()
     except (RedisConnectionError, RedisTimeoutError, OSError):
@@ -118,7 +133,9 @@ class Connection:
     of the pool's connections.
     Attributes: heard, told (now_ms, sent_ms) of each answer of `beat`, `renew` and `release`: the server's time in it,
     and our own monotonic time when that was asked. Of several tries this is the one that was answered, or an outage
-    would make the server's time as uncertain as it was long.
+    would make the server's time as uncertain as it was long. life, the run_id of the server process that the newest
+    connection leads to: whoever remembers what he has read compares it, for another process may have less, or other
+    data. Empty when the server does not say.
     """
 
     def __init__(
@@ -130,6 +147,7 @@ class Connection:
     ) -> None:
         self.url = url
         self.heard: Callable[[int, float], None] = _ignore
+        self.life = ""
         self._patience_ms = patience_ms
         self._clock = clock
         self._classes = classes
@@ -150,11 +168,19 @@ class Connection:
             self.url,
             max_connections=CONNECTIONS_MAX,
             classes=self._classes,
+            met=self._meet,
             socket_timeout=None if socket_timeout_ms is None else socket_timeout_ms / 1000,
             socket_connect_timeout=CONNECT_TIMEOUT_MS / 1000,
             retry=Retry(NoBackoff(), 0),
             protocol=2,
         )
+
+    def _meet(self, run_id: str) -> None:
+        """A connection was made."""
+        if run_id and run_id != self.life:
+            if self.life:
+                logger.info("another server process answers at %s", without_credentials(self.url))
+            self.life = run_id
 
     def blocking(self, block_ms: int) -> Client:
         """A client of its own for reads that block for up to `block_ms`."""
@@ -171,11 +197,13 @@ class Connection:
         self._clients.remove(client)
         await client.aclose()
 
-    async def call(self, name: str, keys: Sequence[str], arguments: Sequence[Argument]) -> list[Any]:
+    async def call(self, name: str, keys: Sequence[str], arguments: Sequence[Argument], life: str = "") -> list[Any]:
         """Run a script and return its answer.
 
-        Raises: ServerUnavailable when the server did not answer within the patience; ScriptFailed for an error inside
-        the script.
+        Args: name; keys; arguments; life, as it was when that was read on which the call relies, empty when it relies
+        on nothing that the server could have forgotten.
+        Raises: ServerUnavailable when the server did not answer within the patience; ServerReplaced when another
+        process answers than that of `life`: the call was not sent there; ScriptFailed for an error inside the script.
         """
         script = load_scripts()[name]
         sent_ms = 0.0
@@ -184,10 +212,10 @@ class Connection:
             nonlocal sent_ms
             sent_ms = self._clock.ms()
             try:
-                return await ask(self.commands, "EVALSHA", script.sha, len(keys), *keys, *arguments)
+                return await ask(self.commands, "EVALSHA", script.sha, len(keys), *keys, *arguments, life=life)
             except NoScriptError:
                 await self.commands.script_load(script.source)
-                return await ask(self.commands, "EVALSHA", script.sha, len(keys), *keys, *arguments)
+                return await ask(self.commands, "EVALSHA", script.sha, len(keys), *keys, *arguments, life=life)
 
         try:
             answer: list[Any] = await self.patiently(once)

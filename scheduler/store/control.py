@@ -12,6 +12,7 @@ from scheduler import calls, deltas, keys, model
 from scheduler.config import Settings
 from scheduler.errors import Fenced, InvalidInput, Lost, ServerRefused
 from scheduler.store.connection import Argument, Client, Connection, keeping_cancellation
+from scheduler.store.reads import position
 from scheduler.store.scripts import load_scripts
 
 VERSION_BLOCK_MS: Final = 1_000
@@ -41,6 +42,18 @@ class Beaten(msgspec.Struct, frozen=True):
     live: tuple[str, ...]
 
 
+class Standing(msgspec.Struct, frozen=True):
+    """What is there of what is written once. has_layout: all of it, as we would write it; nodes: that have a capacity;
+    version: the published one, 0 while there is none, None when something that leads to it is missing.
+    """
+
+    has_layout: bool
+    leader_epoch: int
+    nodes: int
+    has_config: bool
+    version: int | None
+
+
 class Control:
     """Everything under the tag `{sched}`."""
 
@@ -55,14 +68,7 @@ class Control:
 
         Raises: ServerRefused when the stored layout differs, or when it is of another protocol.
         """
-        settings = self._settings
-        wanted = {
-            "partitions": settings.partitions,
-            "cells": settings.cells,
-            "protocol": keys.PROTOCOL,
-            "retention_ms": settings.retention_ms,
-            "dead_retention_ms": settings.dead_retention_ms,
-        }
+        wanted = self._layout_wanted()
         arguments: list[Argument] = [len(wanted)]
         for field, value in wanted.items():
             arguments += [field, value]
@@ -78,6 +84,39 @@ class Control:
                     f"use the same setting everywhere, or another namespace"
                 )
         return _layout(stored)
+
+    def _layout_wanted(self) -> dict[str, int]:
+        """The agreed fields as our settings have them."""
+        settings = self._settings
+        return {
+            "partitions": settings.partitions,
+            "cells": settings.cells,
+            "protocol": keys.PROTOCOL,
+            "retention_ms": settings.retention_ms,
+            "dead_retention_ms": settings.dead_retention_ms,
+        }
+
+    async def standing(self, cell: keys.CellKeys) -> Standing:
+        """What is there of what is written once, in one round trip."""
+        wanted = self._layout_wanted()
+        stored, fields, epoch, nodes, configs, *version = await self._connection.all_of(
+            [
+                ("HMGET", self.keys.layout, *wanted),
+                ("HLEN", self.keys.layout),
+                ("GET", cell.leader_epoch),
+                ("HLEN", cell.capacity),
+                ("EXISTS", self.keys.config),
+                *self._version_questions(),
+            ]
+        )
+        is_same = stored == [str(value).encode() for value in wanted.values()]
+        return Standing(
+            has_layout=is_same and int(fields) >= len(wanted) + len(load_scripts()),
+            leader_epoch=int(epoch or 0),
+            nodes=int(nodes),
+            has_config=bool(configs),
+            version=_whole_version(*version),
+        )
 
     async def read_layout(self) -> calls.Layout | None:
         """The stored layout, None while no manager has written it. Raises: ServerRefused for another protocol."""
@@ -286,13 +325,16 @@ class Control:
         await self._command(lambda client: client.xdel(self.keys.commands, command))
 
     async def _find_answer(self, command: bytes, after: str, block_ms: int) -> tuple[bytes | None, str]:
-        """The answer to a command among the next ones, and the id to go on from."""
+        """The answer to a command among the next ones, and the id to go on from: the first there is, if the answers do
+        not reach so far any more.
+        """
         read = self._connection.patiently(lambda: self._read_blocking(self.keys.answers, after, block_ms))
         for identifier, fields in await read:
             after = identifier.decode()
             if fields.get(b"command") == command:
                 return fields.get(b"answer", b""), after
-        return None, after
+        newest = await self._last_id(self.keys.answers)
+        return None, after if position(newest) >= position(after) else "0"
 
     async def read_deltas(self, after: str) -> tuple[list[model.Delta | None], str]:
         """Block until something was published after an entry of the deltas, at most a second.
@@ -305,13 +347,11 @@ class Control:
 
     async def stored_version(self) -> int | None:
         """The published version, 0 while there is none; None when something that leads to it is missing."""
+        return _whole_version(*await self._connection.all_of(self._version_questions(), at_once=True))
+
+    def _version_questions(self) -> list[tuple[Argument, ...]]:
         newest_entry = ("XREVRANGE", self.keys.deltas, "+", "-", "COUNT", 1)
-        stored, snapshots, newest = await self._connection.all_of(
-            [("GET", self.keys.version), ("EXISTS", self.keys.snapshot), newest_entry], at_once=True
-        )
-        version = int(stored or 0)
-        is_whole = snapshots == 1 and bool(newest) and newest[0][0].decode() == version_entry(version)
-        return version if is_whole or not (version or snapshots or newest) else None
+        return [("GET", self.keys.version), ("EXISTS", self.keys.snapshot), newest_entry]
 
     async def _last_id(self, stream: str) -> str:
         entries = await self._command(lambda client: client.xrevrange(stream, count=1))
@@ -332,6 +372,12 @@ class Control:
 
 def _layout(stored: dict[str, str]) -> calls.Layout:
     return calls.Layout(**{name: int(stored[name]) for name in calls.Layout.__struct_fields__})
+
+
+def _whole_version(stored: bytes | None, snapshots: int, newest: list[Any]) -> int | None:
+    version = int(stored or 0)
+    is_whole = snapshots == 1 and bool(newest) and newest[0][0].decode() == version_entry(version)
+    return version if is_whole or not (version or snapshots or newest) else None
 
 
 def version_entry(version: int) -> str:

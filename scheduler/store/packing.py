@@ -9,21 +9,42 @@ at once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import hiredis
 from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
-from redis.exceptions import DataError
+from redis.exceptions import DataError, ResponseError
 
 _pack: Final[Any] = hiredis.pack_command
 
 
-class HiredisMixin:
-    """Replaces packer, sending and the end of a connection; it stands before the connection's class."""
+def _ignore(_run_id: str) -> None:
+    """Of the server at the other end, for those who do not ask."""
 
+
+class HiredisMixin:
+    """Replaces packer, sending and the end of a connection; it stands before the connection's class.
+
+    Attributes: run_id, of the server process at the other end, empty when it does not say: a connection has one and the
+    same from its begin to its end; met, told of it when the connection is made, before anything is sent on it.
+    """
+
+    run_id = ""
+    met: Callable[[str], None] = staticmethod(_ignore)
     _reader: asyncio.StreamReader | None
     _writer: asyncio.StreamWriter | None
+
+    async def on_connect_check_health(self, check_health: bool = True) -> None:
+        """As redis-py does, and then ask who is at the other end."""
+        await super().on_connect_check_health(check_health)  # type: ignore[misc]
+        await self.send_packed_command(self.pack_command("INFO", "server"), check_health=False)
+        try:
+            answer = await self.read_response()  # type: ignore[attr-defined]
+        except ResponseError:
+            answer = b""  # it may not be asked
+        self.run_id = _run_id_of(bytes(answer))
+        self.met(self.run_id)
 
     def pack_command(self, *args: Any) -> list[bytes]:
         """A command as bytes. Names of two words, such as CLIENT SETINFO, are two arguments. Raises: DataError."""
@@ -62,6 +83,12 @@ class HiredisMixin:
         """Close the socket under whoever uses the connection."""
         if self._writer is not None:
             self._writer.transport.abort()
+
+
+def _run_id_of(info: bytes) -> str:
+    """Of an answer to INFO."""
+    found = next((line for line in info.splitlines() if line.startswith(b"run_id:")), b"")
+    return found.partition(b":")[2].decode(errors="replace").strip()
 
 
 class _Tcp(HiredisMixin, Connection):

@@ -8,7 +8,7 @@ later, so that whatever still runs then leaves open connections behind.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from redis.asyncio import ConnectionPool
@@ -20,11 +20,19 @@ from scheduler.store.packing import PACKING
 class Pool(ConnectionPool):
     """At most `max_connections`; more callers at once wait for their turn. Closed once, it stays closed.
 
-    classes: the class that redis-py would use -> the one that is used.
+    classes: the class that redis-py would use -> the one that is used. met: told, each time a connection is made, the
+    run_id of the server process that it leads to.
     """
 
-    def __init__(self, max_connections: int, classes: Mapping[Any, Any] = PACKING, **options: Any) -> None:
+    def __init__(
+        self,
+        max_connections: int,
+        classes: Mapping[Any, Any] = PACKING,
+        met: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(max_connections=max_connections, **options)
+        self._met = met
         self.connection_class = classes[self.connection_class]
         self._turns = asyncio.Semaphore(self.max_connections)
         self._closed = False
@@ -41,6 +49,13 @@ class Pool(ConnectionPool):
         except BaseException:
             await self.release(connection)
             raise
+        return connection
+
+    def make_connection(self) -> Any:
+        """A new one, which tells whom it has met."""
+        connection: Any = super().make_connection()  # type: ignore[no-untyped-call]
+        if self._met is not None:
+            connection.met = self._met
         return connection
 
     def _check_open(self) -> None:

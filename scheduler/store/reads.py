@@ -23,6 +23,16 @@ class Lease(NamedTuple):
     policy: words.Policy
 
 
+class Unslotted(NamedTuple):
+    """An assignment without a slot. entry_id: in the inbox."""
+
+    entry_id: str
+    job_id: str
+    session_id: str
+    tenant_id: str
+    token: int
+
+
 class Reads:
     """Reads of one cell over the connection for commands, and over one of its own where a read blocks."""
 
@@ -180,6 +190,45 @@ class Reads:
         )
         return [(member.decode(), node) for node, members in zip(nodes, rows, strict=True) for member in members]
 
+    async def room(self, nodes: Sequence[str]) -> list[tuple[bool, int, int]]:
+        """(whether it is in the set of open ones, slots in use, entries of its inbox) of each node, in one round trip;
+        not all at one moment.
+        """
+        if not nodes:
+            return []
+        commands: list[Sequence[Argument]] = [("SMISMEMBER", self.keys.open, *nodes)]
+        for node in nodes:
+            commands += [("ZCARD", self.keys.slots(node)), ("XLEN", self.keys.inbox(node))]
+        flags, *sizes = await self._connection.all_of(commands)
+        return [
+            (bool(flag), int(used), int(entries))
+            for flag, used, entries in zip(flags, sizes[::2], sizes[1::2], strict=True)
+        ]
+
+    async def unslotted(self, node: str, after: str, count: int) -> tuple[list[Unslotted], str]:
+        """Assignments of a page of the inbox that have no slot, and the id to go on from, empty after the last page."""
+        answer = await self._connection.call(
+            "unslotted", [self.keys.inbox(node), self.keys.slots(node)], [after, count]
+        )
+        words = [each.decode(errors="replace") for each in answer]
+        rows = zip(words[1::5], words[2::5], words[3::5], words[4::5], words[5::5], strict=True)
+        return [
+            Unslotted(entry, job, session, tenant, int(token)) for entry, job, session, tenant, token in rows
+        ], words[0]
+
+    async def parked(self, after: str, count: int) -> tuple[list[tuple[str, str]], str]:
+        """(id, job_id) of a page of the parked bodies whose job is not known to be delayed, and the id to go on from,
+        empty after the last page.
+        """
+        answer = await self._connection.call("parked", [self.keys.parked, self.keys.delayed], [after, count])
+        words = [each.decode(errors="replace") for each in answer]
+        return list(zip(words[1::2], words[2::2], strict=True)), words[0]
+
+    async def are_held(self, limits: Sequence[tuple[str, str, str]]) -> list[bool]:
+        """Whether each job counts against a limit; (kind, id, job_id) each."""
+        commands = [("SISMEMBER", self.keys.held(kind, name), job_id) for kind, name, job_id in limits]
+        return [bool(flag) for flag in await self._connection.all_of(commands)]
+
     async def held(self, nodes: Sequence[str], count: int) -> list[tuple[str, str, int]]:
         """(job_id, node, lease deadline) of the reservations of these nodes, at most `count` a node."""
         rows = await self._connection.all_of(
@@ -262,6 +311,20 @@ def _after(identifier: str) -> str:
     is not left out.
     """
     return identifier if identifier == keys.HIGHEST_ID else f"({identifier}"
+
+
+def is_behind(last_id: str, cursor: str) -> bool:
+    """Whether a stream has not come as far as somebody has read it: it is not the one that was read.
+
+    Args: last_id, as of `Reads.last_ids`, not asked for before the cursor was as it is; cursor, id of an entry, or 0.
+    """
+    return position(last_id or "0") < position(cursor)
+
+
+def position(entry: str) -> tuple[int, int]:
+    """Where an entry stands in its stream."""
+    first, _, second = entry.partition("-")
+    return int(first), int(second or 0)
 
 
 def _pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:

@@ -14,6 +14,7 @@ CONTROL_SCRIPTS: Final = ("layout", "beat", "lead", "take", "publish", "restart"
 CELL_SCRIPTS: Final = (
     "claim", "capacity", "leave", "submit", "reserve", "renew", "release", "reject", "promote", "last_ids",
     "rebuild",
+    "unslotted", "parked", "reopen", "hold",
 )  # fmt: skip
 SCRIPT_NAMES: Final = CONTROL_SCRIPTS + CELL_SCRIPTS
 _INCLUDE: Final = re.compile(r"^-- INCLUDE (\w+)\n", re.MULTILINE)

@@ -34,14 +34,14 @@ def lose_reply(monkeypatch: pytest.MonkeyPatch, script: str, lost: int, then: Ca
     call = Connection.call
     calls = 0
 
-    async def losing(self: Connection, name: str, keys: Any, arguments: Any) -> Any:
+    async def losing(self: Connection, name: str, keys: Any, arguments: Any, life: str = "") -> Any:
         nonlocal calls
-        answer = await call(self, name, keys, arguments)
+        answer = await call(self, name, keys, arguments, life)
         if name == script:
             calls += 1
             if calls == lost:
                 await then()
-                return await call(self, name, keys, arguments)
+                return await call(self, name, keys, arguments, life)
         return answer
 
     monkeypatch.setattr(Connection, "call", losing)

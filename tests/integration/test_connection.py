@@ -206,7 +206,7 @@ async def test_a_server_that_takes_no_more_bytes_is_given_up_in_time(monkeypatch
 
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while b"ECHO" not in (received := await reader.read(1_000)):
-            writer.write(b"+OK\r\n" * received.count(b"SETINFO"))
+            writer.write(b"+OK\r\n" * received.count(b"SETINFO") + b"$0\r\n\r\n" * received.count(b"INFO\r\n$6"))
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         await over.wait()
         writer.close()

@@ -22,6 +22,7 @@ from tests.seeds import (
     OWNER,
     PARTITION,
     POISON_ID,
+    SESSION,
     promote,
     reject,
     reject_item,
@@ -177,13 +178,19 @@ async def run_reserve(store: Store) -> None:
 
 
 async def run_renew(store: Store) -> None:
-    """Renewed, stale, unknown, cancelling, overrun."""
+    """Renewed, stale, unknown, cancelling, overrun; without its slot, crowded and renewed."""
     token = await seed_reserved(store)
     await store.cell.renew(NODE, [(JOB, token), (JOB, token + 1), ("j9", 1)])
     await seed_record(store, cancel=1)
     await store.cell.renew(NODE, [(JOB, token)])
     await seed_record(store, started_ms=1)
     await store.cell.renew(NODE, [(JOB, token)])
+    lost, other = await seed_reserved(store, "j2", "s2", slots=2), await seed_reserved(store, "j3", "s3", slots=3)
+    await store.connection.commands.zrem(store.cell.keys.slots(NODE), "j2")
+    await store.cell.renew(NODE, [("j2", lost), ("j3", other)])
+    await store.connection.commands.zrem(store.cell.keys.slots(NODE), "j2")
+    await seed_node(store, slots=2)
+    await store.cell.renew(NODE, [("j2", lost)])
 
 
 async def run_release(store: Store) -> None:
@@ -283,6 +290,43 @@ async def run_restart(store: Store) -> None:
     await store.control.restart(MANAGER, epoch, commands)
 
 
+async def run_unslotted(store: Store) -> None:
+    """One assignment with a slot, one without, in pages of one."""
+    await seed_reserved(store, slots=2)
+    await seed_reserved(store, "j2", "s2", slots=2)
+    await store.connection.commands.zrem(store.cell.keys.slots(NODE), JOB)
+    await store.reads.unslotted(NODE, "0", 1)
+    await store.reads.unslotted(NODE, "0", 9)
+
+
+async def run_parked(store: Store) -> None:
+    """One body with a time, one without, and one of nobody."""
+    await seed_delayed(store)
+    await seed_delayed(store, "j2", "s2")
+    await store.connection.commands.zrem(store.cell.keys.delayed, JOB)
+    await store.connection.commands.xadd(store.cell.keys.parked, {"other": "1"})
+    await store.reads.parked("0", 9)
+
+
+async def run_reopen(store: Store) -> None:
+    """Opened, closed, right."""
+    await seed_node(store)
+    await seed_node(store, "n2", slots=0, reason="draining")
+    await store.connection.commands.delete(store.cell.keys.open)
+    await store.connection.commands.sadd(store.cell.keys.open, "n2")
+    await store.cell.reopen([NODE, "n2"])
+    await store.cell.reopen([NODE, "n2"])
+
+
+async def run_hold(store: Store) -> None:
+    """Held, right, stale."""
+    token = await seed_reserved(store)
+    await seed_held(store)
+    await store.connection.commands.delete(store.cell.keys.held("session", SESSION))
+    for each in (token, token, token + 1):
+        await store.cell.hold([(JOB, SESSION, "", each)])
+
+
 RUNS: Final[dict[str, Callable[[Store], Awaitable[None]]]] = {
     "layout": run_layout,
     "beat": run_beat,
@@ -299,6 +343,10 @@ RUNS: Final[dict[str, Callable[[Store], Awaitable[None]]]] = {
     "reject": run_reject,
     "promote": run_promote,
     "rebuild": run_rebuild,
-    "last_ids": run_last_ids,
     "restart": run_restart,
+    "last_ids": run_last_ids,
+    "unslotted": run_unslotted,
+    "parked": run_parked,
+    "reopen": run_reopen,
+    "hold": run_hold,
 }

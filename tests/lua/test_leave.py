@@ -97,3 +97,13 @@ async def test_rule_10_boot_that_was_replaced_does_not_end_the_newer(store: Stor
         answer = await store.connection.call("leave", [k.capacity, k.open, k.slots(NODE), k.inbox(NODE)], [NODE, BOOT])
 
     assert answer == [b"replaced", LATER_BOOT.encode()]
+
+
+async def test_node_whose_slots_were_deleted_does_not_leave_with_its_jobs(store: Store) -> None:
+    """An assignment in its inbox is a job that somebody still has to bring to its end."""
+    await seed_reserved(store)
+    await store.connection.commands.delete(store.cell.keys.slots(NODE))
+    await seed_node(store, slots=0, reason="dead")
+
+    async with unchanged(store):
+        assert await store.cell.leave(NODE, BOOT) == "busy"

@@ -25,6 +25,7 @@ from tests.seeds import (
     reserve,
     reserve_item,
     seed_entry,
+    seed_held,
     seed_job,
     seed_lapsed,
     seed_node,
@@ -553,3 +554,23 @@ async def test_raw_job_ends_like_a_submitted_one(store: Store) -> None:
     assert await only(store, ending(answer.token, "finish")) == calls.Released("completed")
 
     assert await standing(store) == ("completed", [])
+
+
+async def test_slot_of_a_deleted_record_is_free_when_its_lease_has_ended(store: Store) -> None:
+    """Nothing is known of how it ended, but nothing stays taken: no slot, no limit, no entry."""
+    token = await seed_reserved(store)
+    await seed_held(store)
+    await store.connection.commands.delete(store.cell.keys.job(JOB))
+    async with unchanged(store):
+        assert await release(store, release_item(token, "expire")) == [calls.NotReleased("unknown")]
+    await seed_lapsed(store)
+
+    assert await release(store, release_item(token, "expire")) == [calls.NotReleased("unknown")]
+
+    k = store.cell.keys
+    left = await dump(store)
+    assert [left.get(key) for key in (k.slots(NODE), k.held("session", SESSION))] == [None, None]
+    assert await store.reads.entries(k.inbox(NODE)) == [
+        each for each in await store.reads.entries(k.inbox(NODE)) if b"control" in each[1]
+    ]
+    assert await store.reads.are_open([NODE]) == [True]

@@ -132,13 +132,28 @@ async def test_queued_job_is_stale(store: Store) -> None:
         assert await renew(store, (JOB, 0)) == [STALE]
 
 
-async def test_slot_that_is_not_held_is_stale(store: Store) -> None:
-    """The slots are the truth: without a slot the record alone holds nothing."""
+async def test_a_slot_that_was_deleted_is_put_back_by_the_renewal(store: Store) -> None:
+    """What the record says of the reservation is all there is to know."""
     token = await seed_reserved(store)
-    await store.connection.commands.zrem(store.cell.keys.slots(NODE), JOB)
+    await store.connection.commands.delete(store.cell.keys.slots(NODE))
+
+    now_ms, answers = await store.cell.renew(NODE, [(JOB, token)])
+
+    assert answers == [calls.Renewed(now_ms + 15_000)]
+    assert await store.reads.reservations(NODE) == [(JOB, now_ms + 15_000)]
+
+
+async def test_a_slot_that_was_deleted_is_not_put_back_beyond_the_capacity(store: Store) -> None:
+    """Somebody else has come into its place; once he is gone there is room."""
+    token = await seed_reserved(store)
+    await store.connection.commands.delete(store.cell.keys.slots(NODE))
+    other = await seed_reserved(store, "j2", "s2")
 
     async with unchanged(store):
-        assert await renew(store, (JOB, token)) == [STALE]
+        assert await renew(store, (JOB, token)) == [calls.NotRenewed("crowded")]
+    await release(store, release_item(other, "give_back", "j2", "s2"))
+
+    assert isinstance((await renew(store, (JOB, token)))[0], calls.Renewed)
 
 
 async def test_rule_12_renewal_past_the_longest_run_is_refused(store: Store) -> None:

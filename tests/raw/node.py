@@ -287,7 +287,8 @@ class Node:
         if not running or not (due or self._renew_at_once):
             return
         self._renew_at_once = False
-        keys = [self.server.key(f"slots:{self.node_id}"), *(self.server.key(f"job:{each.job_id}") for each in running)]
+        names = [f"slots:{self.node_id}", *(f"job:{each.job_id}" for each in running), "capacity"]
+        keys = [self.server.key(name) for name in names]
         answer = self.server.call("renew", keys, [word for each in running for word in (each.job_id, each.token)])
         self._clock.heard(answer[0], self.server.sent_s)
         for assignment, (word, *rest) in zip(running, answer[1:], strict=True):
@@ -297,6 +298,8 @@ class Node:
                 self._stop(assignment, given_back("cancelled"))
             elif word == b"overrun":
                 self._stop(assignment, Ending("retry", reason="overrun"))
+            elif word == b"crowded":
+                self._renew_at_once = True
             elif word in (b"stale", b"unknown"):
                 assignment.lost = True
                 assignment.stopped.set()

@@ -79,6 +79,8 @@ class Checker:
     took it for dead. acknowledged: job id -> the entry that its producer was told of. due_s: entry -> when the
     deadline of its job is over, as its producer counts the time. broken: entries that are no jobs.
     strays: sessions of which a job was written into another partition.
+    slotless_until_s: job id -> until when its reservation may have no slot, for somebody has deleted it;
+    unlimited_until_s: until when a limit may not count those that ran before, for the same reason.
     judges_sessions: whether a session is bound to the node of its last job; where it returns to another one it is not.
     """
 
@@ -102,6 +104,8 @@ class Checker:
         self._entries: dict[tuple[str, str], Entry] = {}
         self.ended: set[str] = set()
         self._fences: dict[str, tuple[int, str]] = {}
+        self.slotless_until_s: dict[str, float] = {}
+        self.unlimited_until_s = 0.0
         self._past_since_s: dict[tuple[str, int], float] = {}
         self.is_excused: Callable[[Process], bool] = lambda process: False
         server.on_touch = self.touched
@@ -183,8 +187,12 @@ class Checker:
         self.tokens[job_id] = max(token, self.tokens.get(job_id, 0))
         held_by = [node for node, members in self.slots.items() if job_id in members]
         should = [after["node"]] if new == "reserved" and "node" in after else []
-        if held_by != should:
+        if held_by != should and not (should and self._is_slotless(job_id)):
             self.blame("slots", f"job {job_id} is {new}, held by {should}, and has slots on {held_by}")
+
+    def _is_slotless(self, job_id: str) -> bool:
+        """Whether its slot was deleted, and need not be there again yet."""
+        return self.slotless_until_s.get(job_id, 0.0) > self.world.now_s
 
     def _check_strict(self, job_id: str, record: dict[str, str]) -> None:
         """A limit that was set in mid run counts the jobs that ran before, too."""
@@ -205,7 +213,7 @@ class Checker:
             self.blame("capacity", f"{node} has {len(members)} of {CAPACITY} slots in use: {sorted(members)}")
         for job_id in members:
             record = self.records.get(job_id, _GONE)
-            if record["state"] != "reserved" or record.get("node") != node:
+            if (record["state"] != "reserved" or record.get("node") != node) and job_id not in self.exempt:
                 self.blame("slots", f"a slot of {node} is taken by job {job_id}, which is {record['state']}")
 
     def _check_capacity(self, job_id: str, record: dict[str, str]) -> None:
@@ -227,16 +235,19 @@ class Checker:
         name, epoch = self.server.ask("HMGET", _CONTROL.leader, "name", "epoch")
         held["the lead"] = int(epoch or 0), (name or b"").decode()
         held["the snapshot"] = int(self.server.ask("GET", _CONTROL.version) or 0), ""
+        held = {what: each for what, each in held.items() if each[0]}  # others were deleted, and come again
         for what, (number, holder) in held.items():
             number_before, holder_before = self._fences.get(what, (0, ""))
             is_new = holder not in ("", holder_before)
             if number < number_before or (is_new and number == number_before):
                 before = f"{number_before} of {holder_before!r}"
                 self.blame("epoch", f"{what} has the epoch {number} of {holder!r} after {before}")
-        self._fences = held
+        self._fences |= held
 
     def _check_limits(self, job_id: str, record: dict[str, str]) -> None:
         """How many of a session or tenant run is counted from the records; those count whose pool has such a limit."""
+        if self.world.now_s < self.unlimited_until_s:
+            return
         for kind, most in self._limits_of(record).items():
             who = record.get(kind, "")
             together = [
@@ -294,7 +305,7 @@ class Checker:
         record, until_ms = self.records.get(job.job_id, _GONE), self.slots.get(node, {}).get(job.job_id)
         now_ms = self.server.wall_s() * 1000
         if until_ms is None or record.get("token") != str(job.token) or record["state"] != "reserved":
-            if job.job_id not in self.exempt and not self.is_excused(process):
+            if job.job_id not in self.exempt and not self.is_excused(process) and not self._is_slotless(job.job_id):
                 held = f"{record['state']}, token {record.get('token')}"
                 self.blame("start", f"{process.name} starts job {job.job_id} with token {job.token}, but it is {held}")
         elif now_ms >= until_ms and job.job_id not in self.exempt:
@@ -313,7 +324,8 @@ class Checker:
             is_held = until_ms is not None and self.records.get(job.job_id, _GONE).get("token") == str(token)
             is_over = not is_held or (until_ms or 0) < now_ms
             awake_s = self.world.now_s - process.suspended_until_s
-            if is_over and awake_s > WAKE_S and not job.stopped.is_set() and job.job_id not in self.exempt:
+            is_exempt = job.job_id in self.exempt or self._is_slotless(job.job_id)
+            if is_over and awake_s > WAKE_S and not job.stopped.is_set() and not is_exempt:
                 past[process.name, token] = self._past_since_s.get((process.name, token), self.world.now_s)
                 if self.world.now_s - past[process.name, token] > WAKE_S and not self.is_excused(process):
                     self.blame("past", f"{process.name} runs job {job.job_id} past its lease")
@@ -350,6 +362,20 @@ class Checker:
             self.records[job_id] = record
         self.ended = {job_id for job_id, record in self.records.items() if record["state"] in model.TERMINAL}
         self.data_faults += len(self.exempt) > exempt or slots != self.slots
+
+    def forgotten(self, names: Iterable[str]) -> None:
+        """Keys were deleted. Records are read anew; who had a slot has time to get it back."""
+        self.data_faults += 1
+        for name in names:
+            if name.startswith(_JOB.decode()):
+                job_id = name[len(_JOB) :]
+                self.records[job_id] = _GONE
+                self.ended.discard(job_id)
+            elif name.startswith(_SLOTS.decode()):
+                node = name[len(_SLOTS) :]
+                until_s = self.world.now_s + 2 * SETTINGS.lease_ms / 1000 + WAKE_S
+                self.slotless_until_s |= dict.fromkeys(self.slots.get(node, {}), until_s)
+                self.slots[node] = {}
 
     def after_jump(self, s: float) -> None:
         """The server's clock was stepped: records may have expired, and their ids are new ones now."""

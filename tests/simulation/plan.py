@@ -38,6 +38,14 @@ STREAMS: Final = (
 )  # fmt: skip
 
 
+DELETED: Final = (
+    "open", "delayed", "capacity", "owners", "freed", "slots:n0", "slots:n3", "held", "leader_epoch", "parked",
+    "jobs:0", "jobs:1", "inbox:n0", "inbox:n3", "job", "results", "dead",
+    "leader", "snapshot", "version", "deltas", "layout", "config", "heartbeats", "commands", "answers", "dispatchers",
+)  # fmt: skip
+"""Keys that somebody deletes; `held` is all of those, `job` the record of one job."""
+
+
 class JobPlan(msgspec.Struct, frozen=True):
     """One job. way: `submit` or `xadd`, `twice` for both, `twice_raw` in the other order, or a kind of broken entry.
     does: see work.py.
@@ -169,6 +177,10 @@ def _absurd(what: str) -> Callable[[Random, float], Event]:
     return draw
 
 
+def _delete(random: Random, at_s: float) -> Event:
+    return Event(at_s, "server", "delete", random.choice(DELETED))
+
+
 KINDS: Final[dict[str, Callable[[Random, float], Event]]] = {
     "wire": _wire,
     "reset": _to("reset", SEATS, 0, 0),
@@ -194,11 +206,12 @@ KINDS: Final[dict[str, Callable[[Random, float], Event]]] = {
     "maxid": _absurd("maxid"),
     "future": _absurd("future"),
     "limit": _to("limit", ("operator",), 0, 0),
+    "delete": _delete,
 }
 
 _ON_SEATS: Final = frozenset({"reset", "cut", "kill", "pause", "sleep", "stop", "twin", *WIRES})
 _ON_SERVER: Final = frozenset(
-    {"pause", "slow", "scripts", "readonly", "loading", "restart", "clock", "lose", "empty", "flush", "full"}
+    {"pause", "slow", "scripts", "readonly", "loading", "restart", "clock", "lose", "empty", "flush", "full", "delete"}
 )
 FAULTS: Final[dict[str, frozenset[str]]] = dict.fromkeys(SEATS, _ON_SEATS) | {
     PRODUCER: frozenset(WIRES),
@@ -240,6 +253,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         Scenario("server", _SERVER, broken=0.04),
         *map(_alone, ("clock", "sleep", "lose", "empty", "flush", "full", "maxid")),
         _alone("future", jobs=120, deadlines=0.5),
+        Scenario("keys", (("delete", 4.0), ("kill", 1.0), ("wire", 5.0)), ("delete",), broken=0.03, jobs=60),
         Scenario("limit", (("limit", 2.0), ("kill", 3.0), ("wire", 5.0)), pools=("none", "gold"), jobs=60),
         Scenario("doubled", (("kill", 3.0), ("wire", 10.0)), doubled=0.2, jobs=60),
         Scenario("worst", (*_SURVIVED, *_WORST), broken=0.04, doubled=0.05),

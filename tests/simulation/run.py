@@ -15,6 +15,7 @@ import msgspec
 
 from scheduler.management.pools import PoolDocument
 from tests.simulation.checker import Checker
+from tests.simulation.deleted import delete
 from tests.simulation.fleet import MEMORY, POOLS, SETTINGS, STRICTER, Fleet, Log
 from tests.simulation.history import History
 from tests.simulation.network import WIRES, CommandFault, Network
@@ -182,7 +183,10 @@ class Run:
             self._on_wires(event)
         elif event.who == "server":
             self.struck[f"server {event.what}"] += 1
-            getattr(self, f"_server_{event.what}")(event.s)
+            if event.what == "delete":
+                delete(event.call, self.server, self.checker, self.rest)
+            else:
+                getattr(self, f"_server_{event.what}")(event.s)
         elif event.who == "stream":
             self.struck[event.what] += 1
             self._add_absurd(event)

@@ -37,7 +37,7 @@ from tests.simulation.mends import full_stream_info, keep_error_texts, monitor_l
 
 WALL_ORIGIN_S: Final = 1_700_000_000.0
 COMMAND_S: Final = 0.000_02
-INFO: Final = b"redis_version:7.2.0\r\nmaxmemory_policy:noeviction\r\nrole:%s\r\n"
+INFO: Final = b"redis_version:7.2.0\r\nrun_id:%040d\r\nmaxmemory_policy:noeviction\r\nrole:%b\r\n"
 # What a server refuses when memory is full, and what a replica does, of the commands that clients send here.
 _WRITES: Final = frozenset(
     (
@@ -347,6 +347,7 @@ class Server:
         self._busy = False
         self._paused_until_s = 0.0
         self._kept: dict[bytes, Any] | None = None
+        self.lives = 1
         self._set_clock()
         self.fake: Any = FakeServer(version=(7, 2), server_type="redis")
         self.fake.dbs[0] = self._database = _Database(self.fake.lock)
@@ -493,10 +494,10 @@ class Server:
 
     def _reply(self, client: Client, command: list[bytes]) -> Any:
         name = command[0].lower().decode()
-        if self.is_loading and name not in ("select", "hello", "client", "auth"):
+        if self.is_loading and name not in ("select", "hello", "client", "auth", "info"):
             return SimpleError(_LOADING)
         if name == "info":
-            return INFO % (b"slave" if self.is_replica else b"master")
+            return INFO % (self.lives, b"slave" if self.is_replica else b"master")
         if name == "monitor":
             self.monitors.append(client)
             return SimpleString(b"OK")
@@ -587,6 +588,7 @@ class Server:
             (item.expireat, key) for key, item in self._database._dict.items() if item.expireat is not None
         )
         self._kept = None
+        self.lives += 1
         self.scripts.clear()
         self._queue.clear()
         self.touched.clear()

@@ -1,0 +1,75 @@
+"""Notices that the server has less than what was read of it, and forgets what hangs on that.
+
+A server comes back without its last writes, or without any; somebody deletes a stream. What is read next may have lower
+ids than what was read before, so a cursor stays above it for ever, and what is remembered of jobs is not so any more.
+Two signs: another server process answers (exact, and known with each connection), and a cursor above the highest id
+that its stream has ever had, for which all are compared once a second and after each read that failed. A partition is
+claimed anew then, as after a take-over; of `freed` only what comes next is read, as after a gap.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from scheduler.runtime.partitions import Partitions
+from scheduler.runtime.reader import Reader
+from scheduler.runtime.snapshots import Snapshots
+from scheduler.store.reads import is_behind
+from scheduler.store.store import Store
+
+logger = logging.getLogger("scheduler.dispatcher")
+
+LOOK_MS: Final = 1_000
+
+
+class Behind:
+    """The looks of one dispatcher at its server.
+
+    Args: store; partitions and snapshots, which begin anew. Each look is told the reader.
+    """
+
+    def __init__(self, store: Store, partitions: Partitions, snapshots: Snapshots) -> None:
+        self._store = store
+        self._partitions = partitions
+        self._snapshots = snapshots
+        partitions.life = store.connection.life
+
+    def is_other(self) -> bool:
+        """Whether another server process answers than the one that was read from."""
+        return self._store.connection.life != self._partitions.life
+
+    async def look(self, reader: Reader) -> None:
+        """Compare what was read with what is there, and begin anew where the two disagree."""
+        if self.is_other():
+            await self._begin_anew(reader)
+            return
+        reader.doubted = False
+        cursors = reader.cursors()
+        last_ids = dict(zip(cursors, await self._store.reads.last_ids(list(cursors)), strict=True))
+        if self.is_other():
+            await self._begin_anew(reader)
+            return
+        behind = {stream for stream, cursor in cursors.items() if is_behind(last_ids[stream], cursor)}
+        keys = self._store.cell.keys
+        for stream in sorted(behind):
+            what = "what comes next is read" if stream == keys.freed else "the partition is claimed anew"
+            logger.warning(
+                "%s ends at %s, and was read up to %s: the server has lost writes, or the key was deleted; %s",
+                stream, last_ids[stream] or "nothing", cursors[stream], what,
+            )  # fmt: skip
+        if keys.freed in behind:
+            reader.restart_freed(last_ids[keys.freed] or "0")
+        lost = frozenset(each for each in self._partitions.held if keys.jobs(each) in behind)
+        if lost:
+            self._partitions.begin_anew(lost)
+
+    async def _begin_anew(self, reader: Reader) -> None:
+        """Of another process nothing is known, whatever it has. What was remembered must not be sent there either."""
+        self._partitions.life = self._store.connection.life
+        freed = self._store.cell.keys.freed
+        held = self._partitions.held
+        logger.warning("another server process answers: %d partitions are claimed anew", len(held))
+        self._partitions.begin_anew(held)
+        reader.restart_freed((await self._store.reads.last_ids([freed]))[0] or "0")
+        self._snapshots.begin_anew()

@@ -1,0 +1,247 @@
+"""A server that has less than it had: everybody notices, and what can be is made again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import pytest
+
+from scheduler import keys
+from scheduler.errors import ServerReplaced
+from scheduler.handlers import Job
+from scheduler.management.commands import ApplyPools, encode_command
+from scheduler.management.pools import PoolDocument
+from scheduler.model import JobDocument, encode_job
+from scheduler.node import Node
+from scheduler.producer import Producer
+from scheduler.store.connection import Connection
+from scheduler.store.server import start_embedded
+from tests.system import QUICK, System, running
+
+TOLD_MS: Final = 2_000
+RESULT_MS: Final = 20_000
+CELL: Final = keys.CellKeys()
+CONTROL: Final = keys.ControlKeys()
+WRITTEN_AGAIN: Final = (
+    CONTROL.layout, CONTROL.leader, CONTROL.snapshot, CONTROL.version, CONTROL.deltas, CONTROL.config,
+    CONTROL.heartbeats, CONTROL.commands, CONTROL.dispatchers, CELL.owners, CELL.capacity, CELL.leader_epoch, CELL.open,
+)  # fmt: skip
+"""Keys that are there again at once, whatever happens; the others only when there is something to be said."""
+
+
+class Work:
+    """A handler whose jobs of the session `long` run until they are let go. running: jobs at once; most: ever."""
+
+    def __init__(self) -> None:
+        self.let_go = asyncio.Event()
+        self.begun = asyncio.Event()
+        self.running = self.most = 0
+
+    async def run(self, job: Job) -> str:
+        """One job. The first attempt of those of the session `again` fails."""
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            if job.session_id == "long":
+                self.begun.set()
+                await self.let_go.wait()
+            if job.session_id.startswith("again") and job.attempt == 1:
+                raise OSError("once more")
+        finally:
+            self.running -= 1
+        return job.session_id
+
+
+async def everybody_works(system: System, sessions: Iterable[str]) -> None:
+    """A job of each session comes to its end."""
+    names = list(sessions)
+    jobs = [await system.producer.submit(name, src_lang="en", tgt_lang="zh") for name in names]
+    assert [await system.producer.result(job, RESULT_MS) for job in jobs] == names
+
+
+async def is_there_again(system: System, key: str) -> None:
+    """Within the time in which it is promised, and some more for a machine that is busy."""
+    async with asyncio.timeout(3 * TOLD_MS / 1000):
+        connection = system.store.connection
+        await system.until(lambda: connection.patiently(lambda: connection.commands.exists(key)))
+
+
+async def long_job(system: System, work: Work) -> str:
+    """A job that runs, and is renewed."""
+    work.begun.clear()
+    work.let_go.clear()
+    job = await system.producer.submit("long", src_lang="en", tgt_lang="zh")
+    await work.begun.wait()
+    return job
+
+
+async def test_rule_4_a_call_is_not_sent_to_another_server_process() -> None:
+    """It is about entries that only the process before has had; the script never comes there."""
+    with start_embedded() as server:
+        connection = Connection(server.url)
+        await connection.call("lead", [CONTROL.leader], ["m1", 5_000, "take"], connection.life)
+        life = connection.life
+        server.restart()
+
+        with pytest.raises(ServerReplaced):
+            await connection.call("lead", [CONTROL.leader], ["m1", 5_000, "take"], life)
+
+        assert connection.life != life
+        assert await connection.commands.exists(CONTROL.leader) == 0
+        await connection.call("lead", [CONTROL.leader], ["m1", 5_000, "take"], connection.life)
+        await connection.close()
+
+
+async def test_rule_4_a_server_that_lost_its_last_writes_is_read_from_the_start(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its new ids are lower than what was read: the partition is claimed anew, and the log says why."""
+    async with running(url) as system:
+        await system.add_node("n1", Work().run)
+        await everybody_works(system, ["s1"])
+        jobs = CELL.jobs(keys.partition_of("s1", QUICK.partitions))
+        epoch = (await system.store.reads.owners())[keys.partition_of("s1", QUICK.partitions)][0]
+
+        await system.store.connection.commands.delete(jobs)
+        document = encode_job(JobDocument(session_id="s1", job_id="late", src_lang="en", tgt_lang="zh"))
+        await system.store.connection.commands.xadd(jobs, {"job": document}, id="5-0")
+
+        assert await system.producer.result("late", RESULT_MS) == "s1"
+        assert (await system.store.reads.owners())[keys.partition_of("s1", QUICK.partitions)][0] > epoch
+    assert any(jobs in line and "ends at 5-0" in line for line in caplog.messages)
+
+
+async def test_a_node_reads_an_inbox_with_lower_ids_from_its_start(url: str) -> None:
+    """What runs goes on, and does not begin a second time."""
+    work = Work()
+    async with running(url) as system:
+        await system.add_node("n1", work.run)
+        first = await long_job(system, work)
+        inbox = CELL.inbox("n1")
+        ((_, fields),) = [each for each in await system.store.reads.entries(inbox) if b"job_id" in each[1]]
+        await system.store.connection.commands.delete(inbox)
+        await system.store.connection.commands.xadd(inbox, fields, id="5-0")
+        await system.until(lambda: system.nodes["n1"]._cursor == "5-0")
+
+        assert (work.running, work.most) == (1, 1)
+        work.let_go.set()
+        assert await system.producer.result(first, RESULT_MS) == "long"
+
+
+async def test_a_feed_with_lower_ids_is_read_on_from_its_end(url: str) -> None:
+    """What ends after that is heard; what was missed is in the records."""
+    async with running(url) as system:
+        await system.add_node("n1", Work().run)
+        await everybody_works(system, ["s1"])
+        heard: list[str] = []
+
+        async def listen() -> None:
+            async for _, outcome in system.producer.results("0"):
+                heard.append(outcome.job_id)
+
+        listening = asyncio.create_task(listen())
+        await system.until(lambda: len(heard) == 1)
+        commands = system.store.connection.commands
+        await commands.delete(CELL.results)
+        await commands.xadd(CELL.results, {"job_id": "missed", "state": "completed"}, id="5-0")
+        async with asyncio.timeout(3 * TOLD_MS / 1000):
+            while "later" not in heard:
+                await commands.xadd(CELL.results, {"job_id": "later", "state": "completed"}, id="5-*")
+        assert "missed" not in heard
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+async def test_an_emptied_server_is_used_again_and_no_node_runs_more_than_it_has_slots(
+    is_restarted: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Handlers of jobs that are no more end, newcomers can join, and the log says what was lost."""
+    work = Work()
+    with start_embedded() as server:
+        async with running(server.url) as system:
+            await system.add_node("n1", work.run, capacity=1)
+            await long_job(system, work)
+            if is_restarted:
+                server.restart()
+            else:
+                await system.store.connection.commands.flushall()
+
+            await is_there_again(system, CONTROL.layout)
+            await everybody_works(system, ["s1", "s2", "s3"])
+            async with (
+                Producer(server.url, settings=QUICK) as producer,
+                Node(server.url, "n2", capacity=1, handler=work.run, settings=QUICK) as node,
+            ):
+                await producer.result(await producer.submit("s4"), RESULT_MS)
+                await system.until(lambda: node.phase == "serving")
+            assert await system.used() == 0
+    assert work.most <= 2
+    assert any(CONTROL.layout in line for line in caplog.messages)
+
+
+async def test_each_key_that_steers_is_made_again(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """One after the other is deleted while a job runs; it goes on, one that is delayed comes back, and others are
+    placed.
+    """
+    work = Work()
+    limited = {"default": PoolDocument(session_concurrency=2)}
+    async with running(url) as system:
+        await system.add_node("n1", work.run, capacity=3)
+        await system.store.control.send_command(encode_command(ApplyPools(limited)), RESULT_MS)
+        commands = system.store.connection.commands
+        held = CELL.held("session", "long")
+        for number, key in enumerate(
+            (*WRITTEN_AGAIN, CELL.freed, CELL.slots("n1"), held, CELL.delayed, CONTROL.answers)
+        ):
+            caplog.clear()
+            job = await long_job(system, work)
+            again = await system.producer.submit(f"again{number}", src_lang="en", tgt_lang="zh")
+            await commands.delete(key)
+
+            if key in (*WRITTEN_AGAIN, CELL.slots("n1"), held):
+                await is_there_again(system, key)
+            await everybody_works(system, [f"a{number}", f"b{number}", f"c{number}", f"d{number}"])
+            assert await system.producer.result(again, RESULT_MS) == f"again{number}", key
+            work.let_go.set()
+            assert await system.producer.result(job, RESULT_MS) == "long", key
+            assert (await system.store.reads.record(job)).get("crashes", "0") == "0", key
+        assert await system.used() == 0
+        assert work.most <= 3
+
+
+@pytest.mark.parametrize("key_of", [lambda job: CELL.inbox("n1"), CELL.job], ids=["inbox", "record"])
+async def test_of_a_key_that_holds_jobs_nothing_stays_taken(url: str, key_of: Callable[[str], str]) -> None:
+    """Its jobs may be lost; their slots and limits are free, and other jobs go on."""
+    work = Work()
+    limited = {"default": PoolDocument(session_concurrency=1)}
+    async with running(url) as system:
+        await system.add_node("n1", work.run, capacity=1)
+        await system.store.control.send_command(encode_command(ApplyPools(limited)), RESULT_MS)
+        job = await long_job(system, work)
+
+        await system.store.connection.commands.delete(key_of(job))
+        await system.nodes["n1"]._attempts.ended(0)
+        if key_of(job) == CELL.inbox("n1"):
+            work.let_go.set()  # it ends as if nothing had happened, for its record is there
+
+        await everybody_works(system, ["s1", "s2"])
+        work.let_go.set()
+        await everybody_works(system, ["long"])
+        assert await system.used() == 0
+
+
+async def test_a_layout_that_says_otherwise_is_named_and_stays(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever wrote it may have others who go by it; the one who leads goes on as it was."""
+    async with running(url) as system:
+        await system.add_node("n1", Work().run)
+        await system.store.connection.commands.hset(CONTROL.layout, "retention_ms", "1")
+        with caplog.at_level(logging.ERROR, "scheduler.manager"):
+            await system.until(lambda: any("retention_ms = '1'" in line for line in caplog.messages))
+
+        await everybody_works(system, ["s1"])
+        assert await system.store.connection.commands.hget(CONTROL.layout, "retention_ms") == b"1"
+        assert sum("retention_ms = '1'" in line for line in caplog.messages) == 1
