@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import msgspec
+from redis.exceptions import ResponseError
 
 from scheduler import calls, deltas, keys, model
 from scheduler.config import Settings
@@ -17,6 +18,7 @@ from scheduler.store.scripts import load_scripts
 
 VERSION_BLOCK_MS: Final = 1_000
 DELTAS_AT_ONCE: Final = 100  # that one read returns: each can be of some 10,000 bytes
+CLOSED_MS_MAX: Final = 3_000  # for which a stream of commands may take no entry
 COMMANDS_MAX: Final = 1_000  # entries of the stream: answered ones, and as many as anybody could ask for at once
 
 
@@ -316,10 +318,18 @@ class Control:
         return answer
 
     async def _add_command(self, document: bytes) -> bytes:
-        added: bytes = await self._command(
-            lambda client: client.xadd(self.keys.commands, {"command": document}, maxlen=COMMANDS_MAX)
-        )
-        return added
+        """Tried for a while when the stream takes no entry, until the leader has begun it anew."""
+        until_ms = asyncio.get_running_loop().time() * 1000 + CLOSED_MS_MAX
+        while True:
+            try:
+                added: bytes = await self._command(
+                    lambda client: client.xadd(self.keys.commands, {"command": document}, maxlen=COMMANDS_MAX)
+                )
+                return added
+            except ResponseError:
+                if asyncio.get_running_loop().time() * 1000 > until_ms:
+                    raise
+            await asyncio.sleep(CLOSED_MS_MAX / 30_000)
 
     async def _take_back(self, command: bytes) -> None:
         await self._command(lambda client: client.xdel(self.keys.commands, command))

@@ -86,6 +86,20 @@ async def test_what_scripts_write_goes_on(server: EmbeddedServer, name: str) -> 
         assert system.dispatcher.report.sweep_hits == 0
 
 
+@pytest.mark.parametrize("name", ["commands", "answers"])
+async def test_commands_are_answered_all_the_same(server: EmbeddedServer, name: str) -> None:
+    """Whoever asks meanwhile is answered a moment later."""
+    async with running(server.url) as system:
+        stream = await stream_of(system, name)
+        await system.store.connection.commands.xadd(stream, {"foreign": "1"}, id=HIGHEST_ID)
+        command = b'{"kind":"apply_pools","pools":{"gold":{}}}'
+
+        for _ in range(2):
+            answer = await system.store.control.send_command(command, 5_000)
+            assert answer is not None
+            assert b"accepted" in answer
+
+
 @pytest.mark.parametrize("name", ["jobs", "inbox", "parked", "dead", "results", "freed"])
 async def test_ids_an_hour_ahead_harm_nothing(server: EmbeddedServer, name: str) -> None:
     """Nothing is rebuilt, and jobs go on at once."""

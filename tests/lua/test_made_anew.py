@@ -100,3 +100,11 @@ async def test_answers_that_take_no_entry_are_made_anew(store: Store) -> None:
 
     ((_, fields),) = await store.reads.entries(store.control.keys.answers)
     assert fields == {b"command": command, b"answer": b"done"}
+
+
+async def test_what_comes_after_the_highest_id_can_be_asked_for(store: Store) -> None:
+    """The server refuses such a range; whoever reads `freed` must not fail for ever because of it."""
+    freed = store.cell.keys.freed
+    await store.connection.commands.xadd(freed, {"nodes": "n1"}, id=POISON_ID)
+
+    assert await store.reads.rest_of(freed, "0", POISON_ID, 9) == ([(POISON_ID, {b"nodes": b"n1"})], False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from redis.exceptions import ResponseError
 
 from scheduler.errors import Fenced
 from scheduler.store.store import Store
@@ -53,6 +54,8 @@ async def test_a_stream_years_ahead_begins_anew_too(store: Store) -> None:
     await store.connection.commands.xadd(heartbeats, {"node": "doc"}, id=f"{10**15}-0")
 
     assert await store.control.restart(MANAGER, epoch, heartbeats) == "busy"
+    with pytest.raises(ResponseError):
+        await store.connection.commands.xadd(heartbeats, {"node": "doc"})
     taken = await store.control.take(MANAGER, epoch)
     assert [each.time_ms for each in taken.heartbeats] == [taken.now_ms]
     await store.control.take(MANAGER, epoch, [each.id for each in taken.heartbeats])
