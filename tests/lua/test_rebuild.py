@@ -98,9 +98,23 @@ async def test_what_was_deleted_meanwhile_does_not_come_back(
     await store.connection.commands.xdel(parked, *deleted)
     before = await entries(store, parked)
 
-    await rebuilt(store, parked, "parked_id")
+    assert await store.cell.rebuild(parked, "parked_id") == calls.Rebuilding("rebuilt", (), len(before), 0)
 
     assert await entries(store, parked) == before
+
+
+async def test_a_copy_of_something_else_is_begun_anew(store: Store) -> None:
+    """Whatever somebody wrote there is no part of the stream."""
+    dead = store.cell.keys.dead
+    for number in range(9):
+        await store.connection.commands.xadd(dead, {"job": "x"}, id=f"{number + 1}-0")
+    before = await entries(store, dead)
+    await seed_poison(store, dead)
+    await store.connection.commands.xadd(store.cell.keys.rebuilt(dead), {"foreign": "1"}, id="500-0")
+
+    await rebuilt(store, dead)
+
+    assert await entries(store, dead) == before
 
 
 async def test_an_empty_stream_whose_highest_id_is_used_is_deleted(store: Store) -> None:
