@@ -15,16 +15,16 @@ local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 
 local now_text = string.format('%.0f', now_ms)
+local HEARTBEATS_KEPT = 1000
+
+-- INCLUDE streams
 
 local function append()
   return redis.pcall('XADD', heartbeats_key, 'MAXLEN', '~', heartbeats_max, '*', 'node', document, 'time_ms', now_text)
 end
 
-if type(append()) == 'table' then
-  -- A stream with a poisoned id takes no entry any more. No heartbeat is precious, so it starts anew.
-  redis.call('DEL', heartbeats_key)
-  append()
-end
+-- A stream that is made anew has lost its group: the leader makes one, and reads again what is in it.
+if type(append()) == 'table' and make_anew(heartbeats_key, HEARTBEATS_KEPT, now_ms) then append() end
 local live = {}
 if member ~= '' then
   if leaves then

@@ -12,6 +12,12 @@
 --           changes its capacity; a repeat changes nothing.
 local capacity_key, epoch_key, open_key, freed_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local epoch, freed_max = ARGV[1], ARGV[2]
+local INBOX_KEPT = 128 -- of an inbox that takes no entry any more: a longer one is left to the reaper
+
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+
+-- INCLUDE streams
 
 local highest = redis.call('GET', epoch_key) or '0'
 if tonumber(epoch) < tonumber(highest) then return {'fenced', highest} end
@@ -22,8 +28,11 @@ local function boot_order(boot) return tonumber(string.match(boot, '^(%d+)%-')) 
 
 -- The node reads the newest word only: what it replaces goes. `resumed` takes `drained` with it, a boot takes both and
 -- the boots before it.
-local function tell(inbox_key, control, boot)
+local function inform(inbox_key, control, boot)
   local added = redis.pcall('XADD', inbox_key, '*', 'control', control, 'boot', boot)
+  if type(added) == 'table' and make_anew(inbox_key, INBOX_KEPT, now_ms, true) then
+    added = redis.pcall('XADD', inbox_key, '*', 'control', control, 'boot', boot)
+  end
   if type(added) == 'table' and added.err then return false end
   for _, entry in ipairs(redis.call('XRANGE', inbox_key, '-', '+')) do
     local fields = entry[2]
@@ -49,12 +58,12 @@ for i = 3, #ARGV, 4 do
     answer = 'older'
   else
     local told = true
-    if boot ~= current_boot then told = tell(inbox_key, 'boot', boot) end
+    if boot ~= current_boot then told = inform(inbox_key, 'boot', boot) end
     if told and reason == 'draining' and (boot ~= current_boot or current_reason ~= 'draining') then
-      told = tell(inbox_key, 'drained', boot)
+      told = inform(inbox_key, 'drained', boot)
     elseif told and serves(reason) and boot == current_boot and not serves(current_reason) then
       -- Also after another reason: a `drained` from before it may still stand.
-      told = tell(inbox_key, 'resumed', boot)
+      told = inform(inbox_key, 'resumed', boot)
     end
     if told then
       redis.call('HSET', capacity_key, node, value)
@@ -72,6 +81,6 @@ for i = 3, #ARGV, 4 do
   answers[#answers + 1] = answer
 end
 if #opened > 0 then
-  redis.pcall('XADD', freed_key, 'MAXLEN', '~', freed_max, '*', 'nodes', table.concat(opened, ' '))
+  tell(freed_key, 0, now_ms, 'MAXLEN', '~', freed_max, '*', 'nodes', table.concat(opened, ' '))
 end
 return answers

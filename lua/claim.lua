@@ -14,6 +14,8 @@ local now_us = time[1] * 1000000 + time[2]
 local now_ms = math.floor(now_us / 1000)
 local answers, given_up = {now_ms}, {}
 
+-- INCLUDE streams
+
 local function write(epoch, name, until_ms, length_text) return string.format('%s %s %.0f %s', epoch, name, until_ms, length_text) end
 
 for i = 4, #ARGV, 2 do
@@ -41,6 +43,6 @@ for i = 4, #ARGV, 2 do
   end
 end
 if #given_up > 0 then
-  redis.pcall('XADD', freed_key, 'MAXLEN', '~', freed_max, '*', 'partitions', table.concat(given_up, ' '))
+  tell(freed_key, 0, now_ms, 'MAXLEN', '~', freed_max, '*', 'partitions', table.concat(given_up, ' '))
 end
 return answers

@@ -16,6 +16,8 @@ local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local now_text = string.format('%.0f', now_ms)
 local answers, feed = {now_ms}, {}
 
+-- INCLUDE streams
+
 local function lose_body(job_key, reply_key, job_id, record)
   local node, token = string.match(record[7] or '', '^(%S+) (%S+)$')
   redis.call('ZREM', delayed_key, job_id)
@@ -85,7 +87,9 @@ for item = 3, #ARGV, 3 do
 end
 for _, outcome in ipairs(feed) do
   local reply_key = table.remove(outcome, 1)
-  redis.pcall('XADD', results_key, 'MAXLEN', '~', results_max, '*', unpack(outcome))
-  if reply_key ~= results_key then redis.pcall('XADD', reply_key, 'MAXLEN', '~', results_max, '*', unpack(outcome)) end
+  tell(results_key, OUTCOMES_KEPT, now_ms, 'MAXLEN', '~', results_max, '*', unpack(outcome))
+  if reply_key ~= results_key then
+    tell(reply_key, OUTCOMES_KEPT, now_ms, 'MAXLEN', '~', results_max, '*', unpack(outcome))
+  end
 end
 return answers

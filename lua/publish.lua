@@ -24,6 +24,10 @@ local sets, deletes, answers = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local ANSWERS_KEPT = 100
+
+-- INCLUDE streams
+
 local leader = redis.call('HMGET', leader_key, 'name', 'epoch')
 if leader[1] ~= name or leader[2] ~= epoch then return {'fenced', leader[1] or '', leader[2] or '0'} end
 local stored_version = redis.call('GET', version_key) or '0'
@@ -68,7 +72,8 @@ end
 for _ = 1, answers do
   -- An acknowledged command has its answer already.
   if redis.call('XACK', commands_key, group, ARGV[position]) == 1 then
-    redis.pcall('XADD', answers_key, 'MAXLEN', '~', answers_max, '*', 'command', ARGV[position], 'answer', ARGV[position + 1])
+    tell(answers_key, ANSWERS_KEPT, now_ms, 'MAXLEN', '~', answers_max, '*', 'command', ARGV[position], 'answer',
+      ARGV[position + 1])
   end
   position = position + 2
 end

@@ -15,6 +15,8 @@ local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local now_text = string.format('%.0f', now_ms)
 local answers, feed = {now_ms}, {}
 
+-- INCLUDE streams
+
 local OURS = {job_id = true, session = true, partition = true, tenant = true, reason = true, detail = true, attempts = true,
   crashes = true, not_started = true, life = true, submitted_ms = true, avoid = true, entry = true}
 
@@ -94,7 +96,9 @@ end
 
 for _, outcome in ipairs(feed) do
   local reply_key = table.remove(outcome, 1)
-  redis.pcall('XADD', results_key, 'MAXLEN', '~', results_max, '*', unpack(outcome))
-  if reply_key ~= results_key then redis.pcall('XADD', reply_key, 'MAXLEN', '~', results_max, '*', unpack(outcome)) end
+  tell(results_key, OUTCOMES_KEPT, now_ms, 'MAXLEN', '~', results_max, '*', unpack(outcome))
+  if reply_key ~= results_key then
+    tell(reply_key, OUTCOMES_KEPT, now_ms, 'MAXLEN', '~', results_max, '*', unpack(outcome))
+  end
 end
 return answers

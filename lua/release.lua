@@ -30,6 +30,8 @@ local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local now_text = string.format('%.0f', now_ms)
 local answers, freed_nodes, freed_limits, feed, reply_keys = {now_ms}, {}, {}, {}, {}
 
+-- INCLUDE streams
+
 local function boot_order(boot) return tonumber(string.match(boot, '^(%d+)%-')) or 0 end
 
 -- Counters after this verdict, and where the job goes: queued, delayed or dead (with a reason).
@@ -291,13 +293,15 @@ end
 -- Feeds come last and may fail: the truth is in the records.
 for i, outcome in ipairs(feed) do
   local reply_key = reply_keys[i]
-  redis.pcall('XADD', results_key, 'MAXLEN', '~', results_max, '*', unpack(outcome))
-  if reply_key ~= results_key then redis.pcall('XADD', reply_key, 'MAXLEN', '~', results_max, '*', unpack(outcome)) end
+  tell(results_key, OUTCOMES_KEPT, now_ms, 'MAXLEN', '~', results_max, '*', unpack(outcome))
+  if reply_key ~= results_key then
+    tell(reply_key, OUTCOMES_KEPT, now_ms, 'MAXLEN', '~', results_max, '*', unpack(outcome))
+  end
 end
 if #freed_limits > 0 then
-  redis.pcall('XADD', freed_key, 'MAXLEN', '~', freed_max, '*', 'nodes', table.concat(freed_nodes, ' '),
+  tell(freed_key, 0, now_ms, 'MAXLEN', '~', freed_max, '*', 'nodes', table.concat(freed_nodes, ' '),
     'limits', table.concat(freed_limits, ' '))
 elseif #freed_nodes > 0 then
-  redis.pcall('XADD', freed_key, 'MAXLEN', '~', freed_max, '*', 'nodes', table.concat(freed_nodes, ' '))
+  tell(freed_key, 0, now_ms, 'MAXLEN', '~', freed_max, '*', 'nodes', table.concat(freed_nodes, ' '))
 end
 return answers

@@ -10,6 +10,11 @@
 local capacity_key, open_key, freed_key = KEYS[1], KEYS[2], KEYS[3]
 local freed_max = ARGV[1]
 
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+
+-- INCLUDE streams
+
 local answers, opened = {}, {}
 for i = 2, #ARGV do
   local node, slots_key = ARGV[i], KEYS[i + 2]
@@ -26,6 +31,6 @@ for i = 2, #ARGV do
   answers[i - 1] = answer
 end
 if #opened > 0 then
-  redis.pcall('XADD', freed_key, 'MAXLEN', '~', freed_max, '*', 'nodes', table.concat(opened, ' '))
+  tell(freed_key, 0, now_ms, 'MAXLEN', '~', freed_max, '*', 'nodes', table.concat(opened, ' '))
 end
 return answers

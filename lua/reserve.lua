@@ -44,6 +44,9 @@ local now_us = time[1] * 1000000 + time[2]
 local now_ms = math.floor(now_us / 1000)
 local last_token = now_us - 1
 local answers, blocked, homes = {now_ms}, {}, {}
+local INBOX_KEPT = 128
+
+-- INCLUDE streams
 
 local owned = redis.call('HMGET', owners_key, unpack(partitions))
 for i = 1, #partitions do
@@ -140,7 +143,7 @@ end
 -- others. lead: nodes that are tried before the candidates. Returns the node's index, the id in its inbox, and why there;
 -- nothing when no node has room.
 local function assign(assignment, token, terms, lead, first, last, bound, why, rare)
-  local poisoned
+  local poisoned, made_anew
   repeat
     local index = lead and choose(lead, 1, #lead, poisoned) or choose(candidates, first, last, poisoned)
     if not index then return end
@@ -149,8 +152,10 @@ local function assign(assignment, token, terms, lead, first, last, bound, why, r
     assignment[DECISION] = decided .. (seen or '') .. (rare.note or '')
     local inbox_id = redis.pcall('XADD', KEYS[NODE_KEYS + 2 * index], '*', unpack(assignment))
     if type(inbox_id) ~= 'table' then return index, inbox_id, decided end
-    poisoned = poisoned or {}
-    poisoned[index] = true
+    -- An inbox that takes no entry any more is made anew, once, and tried again; a long one is left to the reaper.
+    poisoned, made_anew = poisoned or {}, made_anew or {}
+    poisoned[index] = made_anew[index] or not make_anew(KEYS[NODE_KEYS + 2 * index], INBOX_KEPT, now_ms, true)
+    made_anew[index] = true
   until false
 end
 

@@ -211,6 +211,8 @@ def _hidden(
     for job_id, submission in submitted.items():
         mine, session = ran[job_id], submission.session_id
         submitted_us = 1_000 * int(submission.entry_id.partition("-")[0])
+        if mine and submitted_us > mine[0].token:
+            submitted_us = 0  # an id that lies ahead of the clock does not say when
         if mine and mine[0].entry != submission.entry:
             spans[session].append(Span(submitted_us, mine[0].token))
         spans[session] += [Span(one.token, other.token) for one, other in pairwise(mine)]

@@ -220,7 +220,7 @@ def _contradicting_runs(runs: Sequence[Run]) -> list[str]:
 def _dispatch_ms(submitted: dict[str, Submission], first_runs: dict[str, Run]) -> Percentiles:
     """From a job's first intake entry to the inbox entry of its first run."""
     waits_ms = sorted(
-        first_runs[job_id].inbox_ms - int(submission.entry_id.partition("-")[0])
+        max(0, first_runs[job_id].inbox_ms - int(submission.entry_id.partition("-")[0]))
         for job_id, submission in submitted.items()
         if job_id in first_runs
     )

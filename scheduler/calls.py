@@ -182,6 +182,19 @@ class SubmitItem(msgspec.Struct, frozen=True, gc=False):
     payload: bytes
 
 
+class Rebuilding(msgspec.Struct, frozen=True):
+    """How far a stream is that is rebuilt.
+
+    answer: rebuilt; open, it needs nothing any more; copying, again; records, again with those of `job_ids`; fenced.
+    entries, of it now that kept their ids; renamed, those that got new ones.
+    """
+
+    answer: Literal["rebuilt", "open", "copying", "records", "fenced"]
+    job_ids: tuple[bytes, ...] = ()
+    entries: int = 0
+    renamed: int = 0
+
+
 class Submitted(msgspec.Struct, frozen=True, gc=False):
     """Accepted: the job is in the intake as `entry` (`<partition>/<entry id>`)."""
 

@@ -19,6 +19,10 @@ NodeId = NewType("NodeId", str)
 
 PROTOCOL = 6
 MANAGEMENT_GROUP = "management"
+HIGHEST_ID = "18446744073709551615-18446744073709551615"
+"""Of a stream: one that has used it takes no entry any more."""
+AHEAD_MS_MAX = 86_400_000
+"""An id further ahead of the server's clock is absurd; those below go on, and harm nothing."""
 LEADER_CONSUMER = "leader"
 
 ID_LENGTH_MAX = 128
@@ -69,6 +73,11 @@ def partition_of_entry(entry: str) -> int:
 def generated_job_id(cell: int, partition: int, entry_id: str) -> JobId:
     """The id of a job whose document names none: unique, and reserved by its first character."""
     return JobId(f"{GENERATED_PREFIX}{cell}-{partition}-{entry_id}")
+
+
+def is_absurd(entry_id: str, now_ms: int) -> bool:
+    """Whether an entry's id is one that no clock gives; also of the last id of a stream, "" where there is none."""
+    return bool(entry_id) and int(entry_id.partition("-")[0]) > now_ms + AHEAD_MS_MAX
 
 
 class ControlKeys:
@@ -134,6 +143,10 @@ class CellKeys:
     def held(self, kind: str, name: str) -> str:
         """Job ids that count against a limit; kind: tenant or session."""
         return f"{self._tag}:held:{kind}:{name}"
+
+    def rebuilt(self, stream: str) -> str:
+        """The copy that is to take the place of one of the streams above; stream: without its tag."""
+        return f"{self._tag}:rebuilt:{stream.removeprefix(f'{self._tag}:')}"
 
     def replies(self, reply_to: str) -> str:
         """The results stream that a producer asked for; the common one when it asked for none."""

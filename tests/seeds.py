@@ -157,6 +157,11 @@ async def seed_poison(store: Store, stream: str) -> None:
     await store.connection.commands.xdel(stream, POISON_ID)
 
 
+async def seed_closed(store: Store, stream: str, job_id: str = "j0") -> None:
+    """The same by an entry that is there, of a job whose record might name it: no script but `rebuild` opens that."""
+    await store.connection.commands.xadd(stream, {"job_id": job_id}, id=POISON_ID)
+
+
 async def seed_record(store: Store, job_id: str = JOB, **fields: str | int) -> None:
     """Write fields into a job's record."""
     await store.connection.commands.hset(store.cell.keys.job(job_id), mapping=fields)

@@ -131,7 +131,7 @@ class Recorder(Observer):
             boot=self._boot,
             token=job.token,
             entry=job.entry,
-            inbox_ms=int(job.inbox_id.partition("-")[0]),
+            inbox_ms=min(int(job.inbox_id.partition("-")[0]), job.token // 1_000),  # an id can lie ahead of the clock
             started_us=started_us,
             ended_us=ended_us,
             attempt=job.attempt,

@@ -19,6 +19,7 @@ from scheduler.calls import CapacityItem, Heartbeat, Taken
 from scheduler.clock import SYSTEM_CLOCK, Clock, ServerTime
 from scheduler.config import Settings
 from scheduler.errors import Fenced, InvalidInput, Lost
+from scheduler.keys import is_absurd
 from scheduler.management import commands, fold, pools
 from scheduler.management.commands import Decided, Refused
 from scheduler.management.hearing import Hearing
@@ -36,6 +37,7 @@ TAKES_MAX: Final = 10  # calls of one step, while there is more to hear
 DEAF_MS: Final = 1_000  # after so long without a take of our own, silence proves nothing
 FORGET_MS: Final = 60_000
 LOOK_BACK_MS: Final = 5_000
+STREAMS_MS: Final = 500  # between two looks whether heartbeats and commands can be written
 SHOWN_MAX: Final = 10
 
 
@@ -71,6 +73,7 @@ class Manager:
         self._taken_at_ms = 0.0
         self._led_at_ms = 0.0
         self._looked_back_at_ms = 0.0
+        self._looked_at_streams_ms = 0.0
         self._standing = Standing(store)
         self._has_lost = False
         self._looked_at_ms = float("-inf")
@@ -176,6 +179,7 @@ class Manager:
             self._has_lost = False
             self._looked_back_at_ms = self._clock.ms()
             await self._look_back()
+        await self._look_at_streams(self._epoch)
         taken, invalid = await self._take(self._epoch, pending=pending)
         heartbeats = len(taken.heartbeats)
         for _ in range(1, TAKES_MAX):
@@ -275,6 +279,22 @@ class Manager:
             await self._publish_anew()
         self._fleet = fold.forget(self._fleet, stored, self._now_ms, FORGET_MS)
         self._written = {node: item for node, item in self._written.items() if node in self._fleet.nodes}
+
+    async def _look_at_streams(self, epoch: int) -> None:
+        """Begin a stream anew that takes no entry any more, because somebody wrote one with an id that no clock gives.
+
+        What is in it is taken and answered first, in the next steps.
+        """
+        if self._clock.ms() - self._looked_at_streams_ms < STREAMS_MS:
+            return
+        self._looked_at_streams_ms = self._clock.ms()
+        control = self._store.control
+        streams = (control.keys.heartbeats, control.keys.commands)
+        last_ids = await self._store.reads.last_ids(streams)
+        for stream, last_id in zip(streams, last_ids, strict=True):
+            if is_absurd(last_id, self._now_ms):
+                answer = await control.restart(self.name, epoch, stream)
+                logger.warning("stream %s has the id %s, which no clock gives: %s", stream, last_id, answer)
 
     async def _publish_anew(self) -> None:
         """Let the next step publish the whole, with all of the configuration that the server has not."""

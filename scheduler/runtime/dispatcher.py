@@ -30,6 +30,7 @@ from scheduler.runtime.refusals import Refusals
 from scheduler.runtime.report import Report
 from scheduler.runtime.skipped import Skipped
 from scheduler.runtime.snapshots import Snapshots
+from scheduler.runtime.streams import Intakes
 from scheduler.runtime.sweep import Sweep, expired
 from scheduler.runtime.undecided import Undecided
 from scheduler.runtime.waiting import Waiting
@@ -39,6 +40,7 @@ from scheduler.store.store import Store
 logger = logging.getLogger("scheduler.dispatcher")
 
 SWEEP_MS: Final = 1_000
+INTAKES_MS: Final = 500  # between two looks whether the intakes take entries
 RECLASSIFIED_AT_ONCE_MAX: Final = 256  # waiting jobs whose pool may be another one now, decided anew in one step
 
 
@@ -75,6 +77,8 @@ class Dispatcher:
         self._sweep = Sweep(self.waiting, settings)
         self._undecided = Undecided(self.waiting.members)
         self._reader: Reader | None = None
+        self._intakes = Intakes(store.cell, store.reads, self.partitions)
+        self._looks = Loop("streams", self._look_at_streams, INTAKES_MS, random)
         self._beats = Loop("heartbeat", self._beat, settings.heartbeat_ms, random)
         self._tasks: list[asyncio.Task[None]] = []
         self._timers = Timers("sweep", "behind")
@@ -98,7 +102,8 @@ class Dispatcher:
             logger.error("the published snapshot is ignored until the leader has written it again: %s", error)
         await self._beat()
         await self._keep()
-        running = (self._reader.run(), self.snapshots.run(), self._beats.run())  # heartbeats last, see close
+        # Heartbeats last, see close.
+        running = (self._reader.run(), self.snapshots.run(), self._looks.run(), self._beats.run())
         self._tasks = [asyncio.create_task(each) for each in running]
 
     async def close(self) -> None:
@@ -118,6 +123,7 @@ class Dispatcher:
         if self._reader is not None:
             self._reader.stop()
         self.snapshots.stop()
+        self._looks.stop()
         self._beats.stop()
         await end_tasks(self._tasks)
 
@@ -284,6 +290,7 @@ class Dispatcher:
 
     async def _keep(self) -> None:
         """Claims and the sweep, each when it is due."""
+        self._intakes.begin_anew()
         await self.partitions.keep()
         if self._timers.is_due("sweep", SWEEP_MS):
             await self._look()
@@ -326,6 +333,11 @@ class Dispatcher:
             times.session_waits.p99_of_late(now_ms),
         )
         return model.encode_beat(beat)
+
+    async def _look_at_streams(self) -> None:
+        """Partitions that take no entry any more are rebuilt beside the steps, and claimed anew by the next one."""
+        if await self._intakes.look():
+            self.wake()
 
     async def _look(self) -> None:
         """The sweep. What the nodes were believed to hold is forgotten too: it grows stale."""

@@ -65,6 +65,11 @@ class Partitions:
         """The partitions that are ours."""
         return frozenset(self._epochs)
 
+    @property
+    def epochs(self) -> dict[int, int]:
+        """partition -> epoch of what is ours."""
+        return dict(self._epochs)
+
     def holds(self, partition: int, epoch: int) -> bool:
         """Whether what was read under `epoch` is still ours to place."""
         return self._epochs.get(partition) == epoch

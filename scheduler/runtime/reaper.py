@@ -18,6 +18,7 @@ from scheduler.config import Settings
 from scheduler.runtime.ahead import Ahead
 from scheduler.runtime.lapses import partition_of, read_lapses, unknown_lapse
 from scheduler.runtime.mending import Mender, Seat
+from scheduler.runtime.streams import Streams
 from scheduler.store.connection import or_each_alone
 from scheduler.store.store import Store
 
@@ -62,6 +63,7 @@ class Reaper:
         self._ahead = Ahead(store.reads, settings, self._release, self._call_promote)
         self._mender = Mender(store, settings, clock, self._expire_unslotted, self._send_back)
         self._expired: dict[str, int] = {}
+        self._streams = Streams(store.cell, store.reads, clock)
         self._position = 0
         self._now_ms = 0
         self._heard_at_ms = float("-inf")
@@ -77,6 +79,7 @@ class Reaper:
         if self._may_judge(self._settings.lease_ms):
             await self._judge(capacities)
             await self._mender.look(sorted(capacities), self._now_ms)
+        await self._streams.look(sorted(capacities), self._now_ms)
         await self._promote()  # also by one that was deaf: what is due is nobody's silence
         await self._trim()
         return self.report

@@ -12,6 +12,7 @@ from scheduler.config import Settings
 from scheduler.errors import Fenced
 from scheduler.store.connection import Argument, Connection
 
+REBUILT_BYTES_MAX: Final = 500_000  # of entries that one call of `rebuild` copies: about 10 ms of the server
 _encode: Final = msgspec.msgpack.Encoder().encode
 _WHY: Final = {
     word: calls.Refused(word.decode())  # type: ignore[arg-type]
@@ -302,6 +303,26 @@ class Cell:
             arguments += [job_id, partition, reply_to]
         answer = await self._connection.call("promote", names, arguments)
         return [given[0].decode() for given in answer[1:]]
+
+    async def rebuild(
+        self, stream: str, field: str, job_ids: Sequence[bytes] = (), hold: tuple[int, int] | None = None
+    ) -> calls.Rebuilding:
+        """Go on with the copy that takes the place of a stream whose ids are absurd.
+
+        Args: stream; field, of a record, that names an entry of it; job_ids, of entries that get new ids, as asked for
+        by an earlier answer; hold, (partition, epoch) of an intake.
+        """
+        partition, epoch = ("", 0) if hold is None else hold
+        job_keys = [self.keys.job("").encode() + job_id for job_id in job_ids]
+        answer = await self._connection.call(
+            "rebuild",
+            [self.keys.owners, stream, self.keys.rebuilt(stream), *job_keys],  # type: ignore[list-item]
+            [partition, epoch, field, REBUILT_BYTES_MAX, *job_ids],
+        )
+        word = answer[0].decode()
+        if word == "records":
+            return calls.Rebuilding("records", tuple(dict.fromkeys(answer[1:])))
+        return calls.Rebuilding(word, (), *answer[1:])
 
     # ---- what was lost ----
 

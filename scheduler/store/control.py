@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import msgspec
+from redis.exceptions import ResponseError
 
 from scheduler import calls, deltas, keys, model
 from scheduler.config import Settings
@@ -17,6 +18,7 @@ from scheduler.store.scripts import load_scripts
 
 VERSION_BLOCK_MS: Final = 1_000
 DELTAS_AT_ONCE: Final = 100  # that one read returns: each can be of some 10,000 bytes
+CLOSED_MS_MAX: Final = 3_000  # for which a stream of commands may take no entry
 COMMANDS_MAX: Final = 1_000  # entries of the stream: answered ones, and as many as anybody could ask for at once
 
 
@@ -252,6 +254,19 @@ class Control:
         if answer[0] == b"lost":
             raise Lost(f"version {answer[1].decode()} is stored, from which the new one does not lead on")
 
+    async def restart(self, name: str, epoch: int, stream: str) -> str:
+        """Begin a stream whose ids are absurd anew, once all of it was taken and dealt with.
+
+        Args: name, epoch of the leader; stream, heartbeats or commands. Returns: open, busy or restarted.
+        Raises: Fenced.
+        """
+        answer = await self._connection.call(
+            "restart", [self.keys.leader, stream], [name, epoch, keys.MANAGEMENT_GROUP]
+        )
+        if answer[0] == b"fenced":
+            raise Fenced(f"{name} leads no more: {answer[1].decode() or 'nobody'} does")
+        return str(answer[0].decode())
+
     async def read_snapshot(self) -> model.Snapshot:
         """The published snapshot, empty while there is none: the stored one, with the deltas after it.
 
@@ -303,10 +318,18 @@ class Control:
         return answer
 
     async def _add_command(self, document: bytes) -> bytes:
-        added: bytes = await self._command(
-            lambda client: client.xadd(self.keys.commands, {"command": document}, maxlen=COMMANDS_MAX)
-        )
-        return added
+        """Tried for a while when the stream takes no entry, until the leader has begun it anew."""
+        until_ms = asyncio.get_running_loop().time() * 1000 + CLOSED_MS_MAX
+        while True:
+            try:
+                added: bytes = await self._command(
+                    lambda client: client.xadd(self.keys.commands, {"command": document}, maxlen=COMMANDS_MAX)
+                )
+                return added
+            except ResponseError:
+                if asyncio.get_running_loop().time() * 1000 > until_ms:
+                    raise
+            await asyncio.sleep(CLOSED_MS_MAX / 30_000)
 
     async def _take_back(self, command: bytes) -> None:
         await self._command(lambda client: client.xdel(self.keys.commands, command))

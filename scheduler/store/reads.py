@@ -123,7 +123,7 @@ class Reads:
     async def rest_of(self, stream: str, since: str, after: str, count: int) -> tuple[list[StreamEntry], bool]:
         """At most `count` entries after `after`, and whether all that came since `since` is still there."""
         rows, first = await self._connection.all_of(
-            [("XRANGE", stream, f"({after}", "+", "COUNT", count), ("XRANGE", stream, since, since)]
+            [("XRANGE", stream, _after(after), "+", "COUNT", count), ("XRANGE", stream, since, since)]
         )
         return [(identifier.decode(), fields) for identifier, fields in rows], bool(first)
 
@@ -334,6 +334,13 @@ class Reads:
 
     async def _command(self, run: Any) -> Any:
         return await self._connection.patiently(lambda: run(self._connection.commands))
+
+
+def _after(identifier: str) -> str:
+    """From where a range begins that leaves this entry out. After the highest id the server allows none, so that one
+    is not left out.
+    """
+    return identifier if identifier == keys.HIGHEST_ID else f"({identifier}"
 
 
 def is_behind(last_id: str, cursor: str) -> bool:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-CONTROL_SCRIPTS: Final = ("layout", "beat", "lead", "take", "publish")
+CONTROL_SCRIPTS: Final = ("layout", "beat", "lead", "take", "publish", "restart")
 CELL_SCRIPTS: Final = (
     "boot", "claim", "capacity", "leave", "submit", "reserve", "renew", "release", "reject", "promote", "last_ids",
+    "rebuild",
     "unslotted", "parked", "reopen", "hold",
 )  # fmt: skip
 SCRIPT_NAMES: Final = CONTROL_SCRIPTS + CELL_SCRIPTS
+_INCLUDE: Final = re.compile(r"^-- INCLUDE (\w+)\n", re.MULTILINE)
 
 
 class Script(msgspec.Struct, frozen=True):
@@ -37,6 +40,11 @@ def load_scripts() -> dict[str, Script]:
     """Every script by name. Raises: OSError when a file is missing."""
     scripts = {}
     for name in SCRIPT_NAMES:
-        source = (script_directory() / f"{name}.lua").read_text(encoding="utf-8")
+        source = _INCLUDE.sub(_included, (script_directory() / f"{name}.lua").read_text(encoding="utf-8"))
         scripts[name] = Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
     return scripts
+
+
+def _included(line: re.Match[str]) -> str:
+    """The file that a line `-- INCLUDE <name>` asks for: what several scripts do alike."""
+    return (script_directory() / "include" / f"{line[1]}.lua").read_text(encoding="utf-8")

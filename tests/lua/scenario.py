@@ -21,6 +21,7 @@ from tests.seeds import (
     NODE,
     OWNER,
     PARTITION,
+    POISON_ID,
     SESSION,
     promote,
     reject,
@@ -29,6 +30,7 @@ from tests.seeds import (
     release_item,
     reserve,
     reserve_item,
+    seed_closed,
     seed_delayed,
     seed_entry,
     seed_held,
@@ -107,7 +109,7 @@ async def run_claim(store: Store) -> None:
 
 async def run_capacity(store: Store) -> None:
     """Written with each message, unchanged, older, refused. Fenced."""
-    await seed_poison(store, store.cell.keys.inbox("n2"))
+    await seed_closed(store, store.cell.keys.inbox("n2"))
     item = calls.CapacityItem
     for each in (
         item(NODE, 2, BOOT, "ready"),
@@ -146,7 +148,7 @@ async def run_reserve(store: Store) -> None:
     epoch = await seed_owner(store)
     await seed_node(store)
     await seed_node(store, "n2")
-    await seed_poison(store, store.cell.keys.inbox("n2"))
+    await seed_closed(store, store.cell.keys.inbox("n2"))
     entries = [await seed_job(store, f"j{i}", f"s{min(i, 3)}") for i in range(5)]
     await seed_record(store, "j2", cancel=1)
     copy, taken = await seed_entry(store, "j1", "s1"), await seed_entry(store, "j1", "s9")
@@ -258,10 +260,41 @@ async def run_promote(store: Store) -> None:
     await promote(store, "j4")
 
 
+async def run_rebuild(store: Store) -> None:
+    """Fenced, open, copying, records, rebuilt."""
+    epoch = await seed_owner(store)
+    jobs, dead = store.cell.keys.jobs(PARTITION), store.cell.keys.dead
+    await store.cell.rebuild(jobs, "entry", (), (PARTITION, epoch + 1))
+    await store.cell.rebuild(jobs, "entry", (), (PARTITION, epoch))
+    for number in range(7):
+        await store.connection.commands.xadd(dead, {"job": b"x" * 100_000}, id=f"{number + 1}-0")
+    await store.cell.rebuild(dead, "dead_id")
+    await seed_closed(store, dead, "j0")
+    await seed_record(store, "j0", dead_id=POISON_ID)
+    await store.cell.rebuild(dead, "dead_id")
+    await store.connection.commands.xdel(dead, "3-0")
+    await store.cell.rebuild(dead, "dead_id")
+    await store.cell.rebuild(dead, "dead_id", [b"j0"])
+
+
 async def run_last_ids(store: Store) -> None:
     """Of a stream, and of none."""
     await seed_entry(store)
     await store.reads.last_ids([store.cell.keys.jobs(PARTITION), store.cell.keys.freed])
+
+
+async def run_restart(store: Store) -> None:
+    """Fenced, open, busy, restarted."""
+    epoch, commands = await seed_leader(store), store.control.keys.commands
+    with contextlib.suppress(Fenced):
+        await store.control.restart("m2", epoch, commands)
+    await store.control.restart(MANAGER, epoch, commands)
+    added: bytes = await store.connection.commands.xadd(commands, {"command": "drain"})
+    await store.control.take(MANAGER, epoch)
+    await seed_poison(store, commands)
+    await store.control.restart(MANAGER, epoch, commands)
+    await store.control.publish(MANAGER, epoch, None, answers=[(added.decode(), b"done")])
+    await store.control.restart(MANAGER, epoch, commands)
 
 
 async def run_unslotted(store: Store) -> None:
@@ -317,6 +350,8 @@ RUNS: Final[dict[str, Callable[[Store], Awaitable[None]]]] = {
     "release": run_release,
     "reject": run_reject,
     "promote": run_promote,
+    "rebuild": run_rebuild,
+    "restart": run_restart,
     "last_ids": run_last_ids,
     "unslotted": run_unslotted,
     "parked": run_parked,

@@ -15,6 +15,7 @@ from tests.seeds import (
     NODE,
     release,
     release_item,
+    seed_closed,
     seed_node,
     seed_poison,
     seed_reserved,
@@ -266,7 +267,7 @@ async def test_capacity_below_the_used_slots_keeps_reservations(store: Store) ->
 
 async def test_rule_24_poisoned_inbox_is_refused_and_changes_nothing(store: Store) -> None:
     """A capacity that the node cannot be told of is not written."""
-    await seed_poison(store, store.cell.keys.inbox(NODE))
+    await seed_closed(store, store.cell.keys.inbox(NODE))
     await write(store)
 
     async with unchanged(store):
@@ -286,7 +287,7 @@ async def test_rule_24_poisoned_freed_does_not_stop_the_rest(store: Store) -> No
 async def test_one_refused_node_does_not_stop_the_next(store: Store) -> None:
     """Each node of a call has its own answer."""
     await seed_node(store, "n1", boot=LATER_BOOT)
-    await seed_poison(store, store.cell.keys.inbox("n2"))
+    await seed_closed(store, store.cell.keys.inbox("n2"))
 
     answers = await write(
         store, item(1, node="n1"), item(1, node="n2"), item(1, boot=LATER_BOOT, node="n1"), item(1, node="n3")

@@ -24,11 +24,11 @@ from tests.seeds import (
     release_item,
     reserve,
     reserve_item,
+    seed_closed,
     seed_entry,
     seed_job,
     seed_node,
     seed_owner,
-    seed_poison,
     seed_record,
     seed_reserved,
 )
@@ -399,7 +399,7 @@ async def test_rule_24_poisoned_inbox_another_candidate_is_taken(store: Store) -
     await seed_node(store, "n1", slots=9)
     await seed_node(store, "n2")
     entry_id = await seed_job(store)
-    await seed_poison(store, store.cell.keys.inbox("n1"))
+    await seed_closed(store, store.cell.keys.inbox("n1"))
 
     answers = await reserve(store, [reserve_item(entry_id, epoch, candidates=("n1", "n2"))])
 
@@ -414,7 +414,7 @@ async def test_rule_24_poisoned_inboxes_only_is_full_and_nothing_is_written(stor
     epoch = await seed_owner(store)
     for node in ("n1", "n2"):
         await seed_node(store, node)
-        await seed_poison(store, store.cell.keys.inbox(node))
+        await seed_closed(store, store.cell.keys.inbox(node))
     entries = [await seed_job(store, f"j{i}", SESSION) for i in range(2)]
 
     async with unchanged(store):

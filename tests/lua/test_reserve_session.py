@@ -19,10 +19,10 @@ from tests.seeds import (
     release_item,
     reserve,
     reserve_item,
+    seed_closed,
     seed_job,
     seed_node,
     seed_owner,
-    seed_poison,
     seed_record,
 )
 
@@ -120,7 +120,7 @@ async def test_a_bound_node_that_takes_no_work_is_closed(store: Store, what: str
     """It has not merely no room: the session has to move."""
     epoch = await seed_fleet(store, 2, 2)
     if what == "takes no entry":
-        await seed_poison(store, store.cell.keys.inbox("n1"))
+        await seed_closed(store, store.cell.keys.inbox("n1"))
     else:
         reason: Any = "draining" if what == "drained" else "ready"
         await seed_node(

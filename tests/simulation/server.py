@@ -22,13 +22,14 @@ import msgpack
 from fakeredis import FakeServer
 from fakeredis import _msgs as msgs
 from fakeredis._commands import COMMANDS_WITH_SUB, SUPPORTED_COMMANDS, Key
+from fakeredis._commands import command as is_command
 from fakeredis._core import CommandItem, _database, _server
 from fakeredis._helpers import NoResponse, SimpleError, SimpleString
 from fakeredis._socket import _base as socket_base
 from fakeredis._socket._fakesocket import FakeSocket
 from fakeredis._socket._resp import convert_to_resp2
 from fakeredis.commands_mixins import scripting_mixin, server_mixin
-from fakeredis.model import _client_info, _hash, _stream
+from fakeredis.model import StreamEntryKey, XStream, _client_info, _hash, _stream
 from redis.asyncio import Redis
 
 from scheduler.store.scripts import load_scripts
@@ -237,6 +238,17 @@ class _Socket(FakeSocket):
         is_full = key.value is not None and args[:1] == (b"FULL",)
         answer: list[Any] = full_stream_info(key.value) if is_full else super().xinfo_stream(key, *args)
         return answer
+
+    @is_command(name="XSETID", fixed=(Key(XStream), bytes), repeat=(bytes,), flags=msgs.FLAG_DO_NOT_CREATE)
+    def xsetid(self, key: Any, identifier: bytes, *_: bytes) -> SimpleString:
+        if key.value is None:
+            raise SimpleError(msgs.NO_KEY_MSG)
+        last_id = StreamEntryKey.parse_str(identifier)
+        if last_id < max(key.value.max_deleted_id, *key.value._ids[-1:], StreamEntryKey(0, 0)):
+            raise SimpleError("ERR The ID specified in XSETID is smaller than what the stream has or had")
+        key.value._last_id = last_id
+        key.updated()
+        return SimpleString(b"OK")
 
     def xreadgroup(self, *args: Any) -> Any:
         try:

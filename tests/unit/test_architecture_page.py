@@ -51,6 +51,7 @@ def test_keys() -> None:
         cell.result("<job_id>"),
         cell.session("<session_id>"),
         cell.held("<kind>", "<name>"),
+        cell.rebuilt("<stream>"),
         cell.replies("<reply_to>"),
     }
     rows = table(ARCHITECTURE, "| key | type | what | written by |")

@@ -1,0 +1,214 @@
+"""rebuild.lua: a stream whose ids are absurd is copied beside itself, and the copy takes its place."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from scheduler import calls
+from scheduler.keys import is_absurd
+from scheduler.runtime.streams import rebuild
+from scheduler.store import cell
+from scheduler.store.store import Store
+from tests.dumps import dump, unchanged
+from tests.seeds import (
+    JOB,
+    NODE,
+    PARTITION,
+    POISON_ID,
+    document,
+    release,
+    release_item,
+    reserve,
+    reserve_item,
+    seed_delayed,
+    seed_entry,
+    seed_job,
+    seed_node,
+    seed_owner,
+    seed_poison,
+    seed_reserved,
+)
+
+
+async def entries(store: Store, stream: str) -> list[tuple[str, dict[bytes, bytes]]]:
+    """What is in a stream."""
+    return await store.reads.entries(stream, count=10_000)
+
+
+async def rebuilt(store: Store, stream: str, field: str = "", hold: tuple[int, int] | None = None) -> None:
+    """Rebuild a stream and see that it takes an entry again, and that nothing is left of the copy."""
+    assert await rebuild(store.cell, stream, POISON_ID, field, hold)
+    assert store.cell.keys.rebuilt(stream) not in await dump(store)
+    (last_id,) = await store.reads.last_ids([stream])
+    assert not is_absurd(last_id, await store.control.time_us() // 1000)
+    added = await store.connection.commands.xadd(stream, {"one": "more"})
+    await store.connection.commands.xdel(stream, added)
+
+
+async def test_an_intake_keeps_its_entries_and_takes_new_ones(store: Store) -> None:
+    """All under their ids and in their order, whatever was absurd at their end under a new id."""
+    stream, hold = store.cell.keys.jobs(PARTITION), (PARTITION, await seed_owner(store))
+    for number in range(40):
+        await seed_entry(store, f"j{number}", entry_id=f"{number + 1}-0")
+    await store.connection.commands.xdel(stream, "7-0")
+    before = await entries(store, stream)
+    await seed_entry(store, "late", entry_id=POISON_ID)
+
+    await rebuilt(store, stream, "entry", hold)
+
+    *kept, (late_id, late) = await entries(store, stream)
+    assert kept == before
+    assert late[b"job"] == document("late")
+    assert late_id != POISON_ID
+
+
+async def test_a_long_stream_is_copied_in_short_calls(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call goes on where the last one stopped, whoever makes it, and nothing is added meanwhile."""
+    monkeypatch.setattr(cell, "REBUILT_BYTES_MAX", 1_000)
+    dead = store.cell.keys.dead
+    for number in range(100):
+        await store.connection.commands.xadd(dead, {"job": b"x" * 100}, id=f"{number + 1}-0")
+    before = await entries(store, dead)
+    await seed_poison(store, dead)
+
+    answers = [(await store.cell.rebuild(dead, "dead_id")).answer for _ in range(3)]
+    assert answers == ["copying"] * 3
+    assert await entries(store, dead) == before
+    await asyncio.gather(*(rebuild(store.cell, dead, POISON_ID, "dead_id") for _ in range(3)))
+
+    assert await entries(store, dead) == before
+
+
+@pytest.mark.parametrize(
+    "deleted", [("1-0", "2-0"), ("50-0",), ("1-0", "3-0", "99-0"), tuple(f"{i}-0" for i in range(1, 101))]
+)
+async def test_what_was_deleted_meanwhile_does_not_come_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch, deleted: tuple[str, ...]
+) -> None:
+    """Entries go while the stream is copied, from its start or its middle."""
+    monkeypatch.setattr(cell, "REBUILT_BYTES_MAX", 1_000)
+    parked = store.cell.keys.parked
+    for number in range(100):
+        await store.connection.commands.xadd(parked, {"job": b"x" * 100}, id=f"{number + 1}-0")
+    await seed_poison(store, parked)
+    for _ in range(6):
+        assert (await store.cell.rebuild(parked, "parked_id")).answer == "copying"
+    await store.connection.commands.xdel(parked, *deleted)
+    before = await entries(store, parked)
+
+    assert await store.cell.rebuild(parked, "parked_id") == calls.Rebuilding("rebuilt", (), len(before), 0)
+
+    assert await entries(store, parked) == before
+
+
+async def test_a_copy_of_something_else_is_begun_anew(store: Store) -> None:
+    """Whatever somebody wrote there is no part of the stream."""
+    dead = store.cell.keys.dead
+    for number in range(9):
+        await store.connection.commands.xadd(dead, {"job": "x"}, id=f"{number + 1}-0")
+    before = await entries(store, dead)
+    await seed_poison(store, dead)
+    await store.connection.commands.xadd(store.cell.keys.rebuilt(dead), {"foreign": "1"}, id="500-0")
+
+    await rebuilt(store, dead)
+
+    assert await entries(store, dead) == before
+
+
+async def test_an_empty_stream_whose_highest_id_is_used_is_deleted(store: Store) -> None:
+    """The entry with that id was deleted, which does not open the stream."""
+    await seed_poison(store, store.cell.keys.dead)
+
+    await rebuilt(store, store.cell.keys.dead)
+
+
+@pytest.mark.parametrize("at", ["the end", "years ahead"])
+async def test_records_name_the_new_ids(store: Store, at: str) -> None:
+    """What scripts wrote into a stream near its end, or above an id that is years ahead, is found by its record."""
+    epoch = await seed_owner(store)
+    await seed_node(store, slots=9)
+    absurd = "18446744073709551615-18446744073709551000" if at == "the end" else f"{10**15}-5"
+    k = store.cell.keys
+    for stream in (k.jobs(PARTITION), k.inbox(NODE), k.parked, k.dead):
+        await store.connection.commands.xadd(stream, {"foreign": "1"}, id=absurd)
+    (placed,) = await reserve(store, [reserve_item(await seed_job(store, "j1", "s1"), epoch, "j1", "s1")])
+    assert isinstance(placed, calls.Reserved)
+    tokens = [await seed_reserved(store, f"j{number}", f"s{number}", slots=9) for number in (2, 3)]
+    await release(store, release_item(tokens[0], "dead", "j2", "s2", reason="given_up"))
+    await release(store, release_item(tokens[1], "retry", "j3", "s3", delay_ms=1))
+    queued = await seed_job(store, "j4", "s4")
+
+    await rebuilt(store, k.jobs(PARTITION), "entry", (PARTITION, epoch))
+    await rebuilt(store, k.inbox(NODE), "assignment")
+    await rebuilt(store, k.parked, "parked_id")
+    await rebuilt(store, k.dead, "dead_id")
+
+    record = await store.reads.record("j4")
+    assert record["entry"] != f"{PARTITION}/{queued}"
+    entry_id = record["entry"].partition("/")[2]
+    assert entry_id in dict(await entries(store, k.jobs(PARTITION)))
+    (again,) = await reserve(store, [reserve_item(entry_id, epoch, "j4", "s4")])
+    assert isinstance(again, calls.Reserved)
+    (given_back,) = await release(store, release_item(placed.token, "give_back", "j1", "s1"))
+    assert given_back == calls.Released("queued")
+    outcome = await store.reads.outcome("j2")
+    assert outcome is not None
+    assert outcome.reason == "given_up"
+    assert (await store.reads.record("j2"))["dead_id"] in dict(await entries(store, k.dead))
+    assert (await store.reads.record("j3"))["parked_id"] in dict(await entries(store, k.parked))
+
+
+async def test_a_record_that_names_another_entry_stays_as_it_is(store: Store) -> None:
+    """An absurd entry of somebody who wrote a job's id into it changes nothing of the job."""
+    await seed_delayed(store)
+    await store.connection.commands.xadd(store.cell.keys.parked, {"job_id": JOB}, id=POISON_ID)
+    before = await store.reads.record(JOB)
+
+    await rebuilt(store, store.cell.keys.parked, "parked_id")
+
+    assert await store.reads.record(JOB) == before
+
+
+async def test_a_record_of_another_type_does_not_stop_it(store: Store) -> None:
+    """Somebody wrote a text where the record of the named job would be."""
+    await store.connection.commands.set(store.cell.keys.job("j0"), "no record")
+    await store.connection.commands.xadd(store.cell.keys.dead, {"job_id": b"j0"}, id=POISON_ID)
+
+    await rebuilt(store, store.cell.keys.dead, "dead_id")
+
+    assert len(await entries(store, store.cell.keys.dead)) == 1
+
+
+async def test_only_the_owner_rebuilds_an_intake(store: Store) -> None:
+    """Whoever lost the partition changes nothing."""
+    epoch = await seed_owner(store)
+    await seed_poison(store, store.cell.keys.jobs(PARTITION))
+
+    async with unchanged(store):
+        answer = await store.cell.rebuild(store.cell.keys.jobs(PARTITION), "entry", (), (PARTITION, epoch - 1))
+    assert answer == calls.Rebuilding("fenced")
+
+
+async def test_a_stream_with_ids_an_hour_ahead_is_left_alone(store: Store) -> None:
+    """It takes entries, and no time is read from them that lies ahead."""
+    now_ms = await store.control.time_us() // 1000
+    await store.connection.commands.xadd(store.cell.keys.dead, {"job": "x"}, id=f"{now_ms + 3_600_000}-0")
+
+    async with unchanged(store):
+        assert await store.cell.rebuild(store.cell.keys.dead, "dead_id") == calls.Rebuilding("open")
+
+
+async def test_a_rebuild_that_was_left_half_way_expires(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has to know of the copy of a process that died."""
+    monkeypatch.setattr(cell, "REBUILT_BYTES_MAX", 1)
+    dead = store.cell.keys.dead
+    for number in range(40):
+        await store.connection.commands.xadd(dead, {"job": "x"}, id=f"{number + 1}-0")
+    await seed_poison(store, dead)
+    await store.cell.rebuild(dead, "dead_id")
+
+    assert 0 < await store.connection.commands.pttl(store.cell.keys.rebuilt(dead)) <= 60_000
+    await rebuilt(store, dead)
+    assert await store.connection.commands.pttl(dead) == -1
