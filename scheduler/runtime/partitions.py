@@ -56,6 +56,7 @@ class Partitions:
         self._lanes: dict[int, int] = {}
         self._to_give_up: set[int] = set()
         self._claim_due_ms = 0.0
+        self._ahead_ms = 0.0
 
     def __len__(self) -> int:
         return len(self._epochs)
@@ -77,6 +78,10 @@ class Partitions:
     def lane(self, partition: int) -> int:
         """0 or 1: each is about half of what is held, for calls that must share no partition."""
         return self._lanes.get(partition, 0)
+
+    def server_ms(self) -> int:
+        """The server's time, as the last claim told it; a step of its clock since is not in it."""
+        return int(self._clock.ms() + self._ahead_ms)
 
     # ---- when to claim ----
 
@@ -126,6 +131,7 @@ class Partitions:
         # was read before the drop is placed after it.
         now_ms, answers = await self._cell.claim(self.owner, sorted(self._wished), sorted(self._to_give_up))
         self._to_give_up.clear()
+        self._ahead_ms = now_ms - self._clock.ms()
         refused = [answer for answer in answers if isinstance(answer, calls.HeldByOther)]
         self._drop(frozenset(answer.partition for answer in refused))
         self._take([answer for answer in answers if isinstance(answer, calls.Owned)])
