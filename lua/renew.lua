@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- renew: a node's leases go on; the first renewal of a reservation marks that its job was started.
+-- renew: a node's leases go on; the first renewal of a reservation that was started marks that.
 -- KEYS[1] {cell}:slots:<node>       zset: job_id -> lease deadline (ms)
 -- KEYS[2..] {cell}:job:<job_id>     hash, one a job
--- ARGV items: job_id, token
+-- ARGV items: job_id, token, phase: started | waiting (its body is still on its way to the node)
 -- RETURNS {now_ms, answer, ...}, one a job: {"renewed", lease_until_ms} | {"cancelling", lease_until_ms}
 --         | {"stale", token} | {"unknown"} | {"overrun", started_ms}
 -- INVARIANT only the live reservation with this token is prolonged. A lapsed lease that nobody took may still be renewed.
@@ -12,7 +12,8 @@ local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local answers = {now_ms}
 
-local function renew(job_key, job_id, token)
+local function renew(job_key, job_id, token, phase)
+  if phase ~= 'started' and phase ~= 'waiting' then error('phase ' .. tostring(phase) .. ': expected started or waiting') end
   local record = redis.call('HMGET', job_key, 'state', 'holder', 'policy', 'started_ms', 'cancel')
   if not record[1] then return {'unknown'} end
   local last = string.match(record[2] or '', '^%S+ (%S+)$')
@@ -25,11 +26,11 @@ local function renew(job_key, job_id, token)
 
   local lease_until_ms = string.format('%.0f', now_ms + lease_ms)
   redis.call('ZADD', slots_key, 'XX', lease_until_ms, job_id)
-  if not started_ms then redis.call('HSET', job_key, 'started_ms', string.format('%.0f', now_ms)) end
+  if not started_ms and phase == 'started' then redis.call('HSET', job_key, 'started_ms', string.format('%.0f', now_ms)) end
   return {record[5] and 'cancelling' or 'renewed', lease_until_ms}
 end
 
-for i = 1, #ARGV, 2 do
-  answers[#answers + 1] = renew(KEYS[(i + 3) / 2], ARGV[i], ARGV[i + 1])
+for i = 1, #ARGV, 3 do
+  answers[#answers + 1] = renew(KEYS[(i + 5) / 3], ARGV[i], ARGV[i + 1], ARGV[i + 2])
 end
 return answers

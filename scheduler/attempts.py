@@ -2,7 +2,8 @@
 
 Rules: no handler starts or goes on past its lease, as bounded by the node's own clock (leases.py). An attempt lasts
 until nothing of its handler runs any more: what should have stopped but runs on, a thread above all, keeps its slot
-occupied, and its reservation is renewed for as long as the server allows.
+occupied, and its reservation is renewed for as long as the server allows. So is one whose body is still on its way, and
+one whose ending the server has not heard yet: on a slow link both take longer than a lease.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 import msgspec
@@ -52,12 +53,20 @@ class Running(msgspec.Struct):
     overrun: bool = False  # nothing is to be renewed
 
 
+class Awaited(msgspec.Struct):
+    """An assignment whose body has not come yet. job: without it. lost: its reservation is gone."""
+
+    job: Job
+    lease: leases.Reservation
+    lost: bool = False
+
+
 class Attempts:
     """What a node runs.
 
     Args: cell; settings; host, of this process; node_id; capacity, slots; handler; observer; server_clock, the bound on
     the server's time; threads, for plain functions; report(job, ending), called at the end of each attempt whose
-    reservation may still stand.
+    reservation may still stand; unreported, tokens of those that the server has not heard yet.
     """
 
     def __init__(
@@ -72,8 +81,12 @@ class Attempts:
         server_clock: leases.ServerClock,
         threads: Threads,
         report: Callable[[Job, Ending], None],
+        unreported: Collection[int] = (),
     ) -> None:
         self.running: dict[int, Running] = {}
+        self._awaited: dict[int, Awaited] = {}
+        self._ended_leases: dict[int, leases.Reservation] = {}
+        self._unreported = unreported
         self._cell = cell
         self._settings = settings
         self._node_id = node_id
@@ -95,8 +108,9 @@ class Attempts:
 
     @property
     def reserved(self) -> int:
-        """How many of them hold their reservation, as far as is known here."""
-        return sum(not running.lost for running in self.running.values())
+        """How many hold their reservation, as far as is known here, those whose bodies have not come among them."""
+        held = sum(not running.lost for running in self.running.values())
+        return held + sum(not awaited.lost for awaited in self._awaited.values())
 
     def _latest_ms(self) -> float:
         """The server's time is at most this."""
@@ -104,26 +118,41 @@ class Attempts:
 
     # ---- from start to end ----
 
-    def start(self, job: Job, lease_until_ms: int, lease_ms: int) -> None:
-        """Run the handler; a job that arrives late, or finds its slot still occupied, is given back instead.
+    def expect(self, job: Job) -> None:
+        """Renew an assignment until its body comes, which `start` is told, or `forget` if it is gone."""
+        if job.token not in self.running:
+            self._awaited.setdefault(job.token, Awaited(job, _first_lease(job)))
 
-        Args: job; lease_until_ms, the end of its first lease (server time); lease_ms, of the renewed ones.
-        """
+    def forget(self, job: Job) -> None:
+        """The body of an assignment does not come."""
+        self._awaited.pop(job.token, None)
+
+    def start(self, job: Job) -> None:
+        """Run the handler; a job that arrives late, or finds its slot still occupied, is given back instead."""
         if job.token in self.running:
             return
-        length_ms = max(1, lease_until_ms - int(job.inbox_id.partition("-")[0]))
-        lease = leases.Reservation(job.job_id, job.token, lease_until_ms, lease_ms, length_ms)
+        awaited = self._awaited.pop(job.token, None)
+        if awaited is not None and awaited.lost:
+            return
+        lease = _first_lease(job) if awaited is None else awaited.lease
         if not self._may_run(lease):
-            self._report(job, _too_late())
+            self._end(job, lease, _too_late())
             return
         if self._is_occupied():
             detail = "an attempt that lost its lease still occupies the slot"
-            self._report(job, retry.given_back(detail, GIVE_BACK_MS))
+            self._end(job, lease, retry.given_back(detail, GIVE_BACK_MS))
             return
+        self._renew_at_once = self._renew_at_once or awaited is not None  # now it is started
+        lease.is_started = True
         task = asyncio.create_task(self._attempt(job, lease), name=f"job {job.job_id}")
         self.running[job.token] = Running(job, lease, task)
         self._idle.clear()
         task.add_done_callback(functools.partial(self._ended, job))
+
+    def _end(self, job: Job, lease: leases.Reservation, ending: Ending) -> None:
+        """Report, and renew until that has got through."""
+        self._ended_leases[job.token] = lease
+        self._report(job, ending)
 
     def _is_occupied(self) -> bool:
         """Whether attempts that should have ended, but run on, leave no room: threads, handlers that will not stop."""
@@ -166,7 +195,7 @@ class Attempts:
             ending = self._broke(job, handlers.describe(error))
         else:
             ending = task.result()
-        self._report(job, ending)
+        self._end(job, running.lease, ending)
 
     def _give_up(self, running: Running) -> None:
         """Report an attempt that was stopped although its handler runs on; the slot stays occupied here."""
@@ -183,6 +212,13 @@ class Attempts:
         """Stop every handler; each job goes back when its handler has ended."""
         for running in list(self.running.values()):
             _stop(running, retry.given_back(detail))
+        for awaited in self._awaited.values():
+            self._give_back(awaited, detail)
+
+    def _give_back(self, awaited: Awaited, detail: str) -> None:
+        if not awaited.lost:
+            awaited.lost = True
+            self._end(awaited.job, awaited.lease, retry.given_back(detail))
 
     def hand_over(self) -> None:
         """A later boot of this node is there: as `stop_all`, and what runs on is renewed in the next step of `renew`.
@@ -205,21 +241,41 @@ class Attempts:
 
     async def renew(self) -> None:
         """Renew all in one call when a third of some lease has passed; stop what is lost, cancelled or too long."""
-        reservations = [running.lease for running in self.running.values() if not (running.lost or running.overrun)]
+        ended = self._ended_leases = {
+            token: lease for token, lease in self._ended_leases.items() if token in self._unreported
+        }
+        held = [running.lease for running in self.running.values() if not (running.lost or running.overrun)]
+        held += [lease for token, lease in ended.items() if token not in self.running]
+        held += [awaited.lease for awaited in self._awaited.values() if not awaited.lost]
         at_once, self._renew_at_once = self._renew_at_once, False
-        due = at_once or leases.renewal_due(reservations, self._latest_ms())
-        if not reservations or not due:
+        if not held or not (at_once or leases.renewal_due(held, self._latest_ms())):
             return
-        _, answers = await self._cell.renew(self._node_id, [(each.job_id, each.token) for each in reservations])
-        for lease, answer in zip(reservations, answers, strict=True):
-            running = self.running.get(lease.token)
-            if running is not None:
-                self._renewed(running, answer)
+        started, waiting = [each for each in held if each.is_started], [each for each in held if not each.is_started]
+        _, answers = await self._cell.renew(
+            self._node_id,
+            [(each.job_id, each.token) for each in started],
+            [(each.job_id, each.token) for each in waiting],
+        )
+        for lease, answer in zip((*started, *waiting), answers, strict=True):
+            self._answered(lease, answer)
+
+    def _answered(self, lease: leases.Reservation, answer: calls.Renewed | calls.NotRenewed) -> None:
+        """What a renewal means, wherever the reservation is by now."""
+        running, awaited = self.running.get(lease.token), self._awaited.get(lease.token)
+        if isinstance(answer, calls.Renewed):
+            lease.lease_until_ms, lease.length_ms = answer.lease_until_ms, lease.lease_ms
+            if awaited is not None and answer.cancelling:
+                self._give_back(awaited, "cancelled")
+        else:
+            self._ended_leases.pop(lease.token, None)
+            if awaited is not None:
+                awaited.lost = True
+        if running is not None:
+            self._renewed(running, answer)
 
     def _renewed(self, running: Running, answer: calls.Renewed | calls.NotRenewed) -> None:
         lease = running.lease
         if isinstance(answer, calls.Renewed):
-            lease.lease_until_ms, lease.length_ms = answer.lease_until_ms, lease.lease_ms
             if answer.cancelling:
                 _stop(running, retry.given_back("cancelled"))
         elif answer.why == "overrun":
@@ -249,6 +305,12 @@ class Attempts:
                 "%s: the lease of job %s cannot be renewed in time, its handler stops", self._node_id, lease.job_id
             )
             _stop(self.running[lease.token], retry.given_back("the lease could not be renewed in time"))
+
+
+def _first_lease(job: Job) -> leases.Reservation:
+    lease_until_ms = job.reservation.lease_until_ms
+    length_ms = max(1, lease_until_ms - int(job.inbox_id.partition("-")[0]))
+    return leases.Reservation(job.job_id, job.token, lease_until_ms, job.policy.lease_ms, length_ms)
 
 
 def _too_late() -> Ending:

@@ -33,13 +33,16 @@ class ServerClock:
 
 
 class Reservation(msgspec.Struct):
-    """A reservation that this node runs. length_ms: of the lease in force, first `start_ms`, later the full one."""
+    """A reservation of this node. length_ms: of the lease in force, first `start_ms`, later the full one. is_started:
+    whether its handler was called.
+    """
 
     job_id: str
     token: int
     lease_until_ms: int
     lease_ms: int
     length_ms: int
+    is_started: bool = False
 
 
 def to_stop(reservations: Iterable[Reservation], latest_ms: float, margin_ms: int) -> list[Reservation]:

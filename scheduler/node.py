@@ -19,8 +19,9 @@ from typing import Final, Literal
 import msgspec
 from redis.exceptions import RedisError
 
-from scheduler import keys, leases, model
+from scheduler import calls, keys, leases, model
 from scheduler.attempts import GIVE_BACK_MS, WATCH_MS, Attempts, Observer
+from scheduler.bodies import LateBodies, without_body
 from scheduler.config import Settings, check_settings, read_settings
 from scheduler.errors import InvalidInput, SchedulerError
 from scheduler.handlers import Handler, Job
@@ -28,6 +29,7 @@ from scheduler.host import Host
 from scheduler.loop import Loop, end_tasks
 from scheduler.reporting import Reporter
 from scheduler.runtime import retry
+from scheduler.store.reads import READ_BLOCK_MS
 from scheduler.store.store import Store, open_store
 
 logger = logging.getLogger("scheduler.node")
@@ -125,7 +127,11 @@ class Node:
                 self._server_clock,
                 self._threads,
                 self._end,
+                self._reporter.tokens,
             )
+            self._paced = self._store.paced(bodies_later=True)
+            inbox = self._store.cell.keys.inbox(self.node_id)
+            self._late = LateBodies(self._store.reads, inbox, self._paced.pace)
             await self._beat()
         except BaseException:
             await self._store.close()
@@ -261,6 +267,7 @@ class Node:
         if not self._ended.is_set():
             logger.info("%s: %s", self.node_id, phase)
         self.phase = phase
+        self._late.clear()
         for loop in self._serving:
             loop.stop()
         self._told.set()
@@ -269,20 +276,40 @@ class Node:
     # ---- inbox ----
 
     async def _read_inbox(self) -> None:
+        """What is new, and some of the bodies that did not come with it: words, and renewals, do not wait for these."""
         inbox = self._store.cell.keys.inbox(self.node_id)
+        block_ms = None if self._late else READ_BLOCK_MS
         try:
-            read = await self._store.reads.streams({inbox: self._cursor}, count=INBOX_COUNT)
+            read = await self._paced.read({inbox: self._cursor}, INBOX_COUNT, block_ms)
         except RedisError as error:
             raise SchedulerError(f"reading the inbox failed: {error}") from error
-        for identifier, fields in read.get(inbox, []):
-            self._cursor = identifier
-            try:
-                if b"control" in fields:
-                    self._obey(fields)
+        if inbox in read:
+            self._cursor = read[inbox].last_id or self._cursor
+            for identifier, fields in read[inbox].entries:
+                self._take(identifier, fields)
+            for head in read[inbox].heads:
+                self._take(head.id, head.fields, head)
+        for job, body in await self._late.read():
+            if body is not None and not self._ended.is_set():
+                self._take(job.inbox_id, body)
+            self._attempts.forget(job)
+
+    def _take(self, identifier: str, fields: dict[bytes, bytes], head: calls.Head | None = None) -> None:
+        """One entry, or the head of one. head: then an assignment of this life is renewed until its body comes."""
+        try:
+            if b"control" in fields:
+                self._obey(fields)
+            elif head is None:
+                self._assign(Job(self.node_id, identifier, fields))
+            else:
+                job = without_body(self.node_id, head)
+                if job.reservation.boot == self.boot and not self._ended.is_set():
+                    self._attempts.expect(job)
+                    self._late.add(job, head.size_bytes)
                 else:
-                    self._assign(Job(self.node_id, identifier, fields))
-            except (KeyError, ValueError, SchedulerError) as error:
-                logger.error("%s: inbox entry %s is ignored: %r", self.node_id, identifier, error)
+                    self._assign(job)  # to be ended, which needs no body
+        except (KeyError, ValueError, SchedulerError) as error:
+            logger.error("%s: inbox entry %s is ignored: %r", self.node_id, identifier, error)
 
     def _obey(self, fields: dict[bytes, bytes]) -> None:
         control, boot = fields[b"control"].decode(), fields.get(b"boot", b"").decode()
@@ -329,7 +356,7 @@ class Node:
         if boot == self.boot and self._ended.is_set():
             self._end(job, retry.given_back("the node stopped", GIVE_BACK_MS))
         elif boot == self.boot:
-            self._attempts.start(job, job.reservation.lease_until_ms, job.policy.lease_ms)
+            self._attempts.start(job)
         elif model.boot_order(boot) < model.boot_order(self.boot):
             self._earlier.append(job)
 

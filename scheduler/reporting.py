@@ -12,6 +12,7 @@ from scheduler.handlers import Job
 from scheduler.runtime.retry import Ending
 from scheduler.store.cell import Cell
 from scheduler.store.connection import or_each_alone
+from scheduler.store.cutting import cut
 
 logger = logging.getLogger("scheduler.node")
 
@@ -20,6 +21,7 @@ class Reporter:
     """Endings that are not reported yet.
 
     Args: cell; settings; layout, as stored; node_id and boot, of the reporting node.
+    tokens: of these endings.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Reporter:
         self._layout = layout
         self._node_id = node_id
         self._boot = boot
+        self.tokens: set[int] = set()
         self._endings: list[calls.ReleaseItem] = []
         self._reporting = asyncio.Lock()
 
@@ -43,6 +46,7 @@ class Reporter:
 
     def add(self, job: Job, ending: Ending) -> None:
         """What became of an attempt; it stays here until the server has heard it."""
+        self.tokens.add(job.token)
         self._endings.append(
             calls.ReleaseItem(
                 job_id=job.job_id,
@@ -73,7 +77,7 @@ class Reporter:
 
     async def _report(self) -> None:
         while self._endings:
-            batch = self._endings[: self._settings.batch_max]
+            batch = next(cut(self._endings, _size_bytes, self._settings.batch_max))
             answers = await or_each_alone(batch, self._release, lambda _: calls.NotReleased("broken"))
             del self._endings[: len(batch)]
             kept = []
@@ -84,10 +88,16 @@ class Reporter:
                     logger.log(level, "%s: the %s of job %s is %s", item.node, item.verdict, item.job_id, answer.why)
                     if answer.why == "busy" and item.verdict != "reboot":
                         kept.append(item)
+            self._endings += kept
+            self.tokens.difference_update(item.token for item in batch)
+            self.tokens.update(item.token for item in kept)
             if kept:
-                self._endings += kept
                 return
 
     async def _release(self, batch: Sequence[calls.ReleaseItem]) -> list[calls.Released | calls.NotReleased]:
         layout = self._layout
         return (await self._cell.release(batch, layout.retention_ms, layout.dead_retention_ms))[1]
+
+
+def _size_bytes(item: calls.ReleaseItem) -> int:
+    return len(item.result)

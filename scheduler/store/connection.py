@@ -21,7 +21,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scheduler.clock import SYSTEM_CLOCK, Clock
 from scheduler.errors import InvalidInput, SchedulerError, ServerRefused, ServerUnavailable, without_credentials
-from scheduler.store.packing import PACKING
+from scheduler.store.packing import PACKING, Cap
 from scheduler.store.pool import Pool
 from scheduler.store.scripts import load_scripts
 
@@ -53,6 +53,10 @@ _WAIT_OUT_CLASSES: Final = (
 )  # fmt: skip
 
 
+class TooSlow(SchedulerError):
+    """A reply had begun, and was too large to be waited for: ask for less at once."""
+
+
 class ScriptFailed(SchedulerError):
     """An error raised inside a script's body: the call itself is at fault, repeating it is of no use."""
 
@@ -76,20 +80,28 @@ async def keeping_cancellation(answer: Awaitable[T]) -> T:
     return value
 
 
-async def ask(client: Client, *command: Argument) -> Any:
+async def ask(client: Client, *command: Argument, cap: Cap | None = None) -> Any:
     """Send one command and return the reply as it came.
 
     What redis-py does beside (repeats, metrics, replies made into Python's types) is a third of its time for a command.
+
+    Args: client; command; cap, of a reply that can be asked for in parts too. Raises: TooSlow when it is above that.
     """
     pool = client.connection_pool
     connection = await pool.get_connection()
     try:
+        if cap is not None:
+            connection.cap(cap)
         await connection.send_packed_command(connection.pack_command(*command), check_health=False)
         return await connection.read_response()
-    except (RedisConnectionError, RedisTimeoutError, OSError):
+    except (RedisConnectionError, RedisTimeoutError, OSError) as error:
         await connection.disconnect()
+        if cap is not None and connection.received_bytes and isinstance(error, RedisTimeoutError):
+            raise TooSlow(f"a reply was not whole after {connection.received_bytes} bytes") from error
         raise
     finally:
+        if cap is not None:
+            connection.cap(None)
         await pool.release(connection)
 
 
@@ -177,17 +189,12 @@ class Connection:
         Raises: ServerUnavailable when the server did not answer within the patience; ScriptFailed for an error inside
         the script.
         """
-        script = load_scripts()[name]
         sent_ms = 0.0
 
         async def once() -> Any:
             nonlocal sent_ms
             sent_ms = self._clock.ms()
-            try:
-                return await ask(self.commands, "EVALSHA", script.sha, len(keys), *keys, *arguments)
-            except NoScriptError:
-                await self.commands.script_load(script.source)
-                return await ask(self.commands, "EVALSHA", script.sha, len(keys), *keys, *arguments)
+            return await self.call_once(self.commands, name, keys, arguments)
 
         try:
             answer: list[Any] = await self.patiently(once)
@@ -195,6 +202,18 @@ class Connection:
             raise ScriptFailed(f"{name}: {error}") from error
         if name in _TELL_TIME:
             self.heard(answer[0], sent_ms)
+        return answer
+
+    async def call_once(
+        self, client: Client, name: str, keys: Sequence[str], arguments: Sequence[Argument]
+    ) -> list[Any]:
+        """One try of `call`, over that client, with the errors of redis-py."""
+        script = load_scripts()[name]
+        try:
+            answer: list[Any] = await ask(client, "EVALSHA", script.sha, len(keys), *keys, *arguments)
+        except NoScriptError:
+            await client.script_load(script.source)
+            answer = await ask(client, "EVALSHA", script.sha, len(keys), *keys, *arguments)
         return answer
 
     async def all_of(self, commands: Sequence[Sequence[Argument]], *, at_once: bool = False) -> list[Any]:

@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from scheduler import calls, keys, model, words
 from scheduler.store.connection import Argument, Client, Connection, ask, keeping_cancellation
+from scheduler.store.packing import Cap
 
 READ_BLOCK_MS: Final = 250
 
@@ -23,6 +24,17 @@ class Lease(NamedTuple):
     policy: words.Policy
 
 
+class Part(NamedTuple):
+    """What was read of a stream. heads: of entries without their bodies. last_id: of all these, empty for none. is_end:
+    whether nothing came after it.
+    """
+
+    entries: list[StreamEntry]
+    heads: list[calls.Head]
+    last_id: str
+    is_end: bool
+
+
 class Reads:
     """Reads of one cell over the connection for commands, and over one of its own where a read blocks."""
 
@@ -37,31 +49,54 @@ class Reads:
             client, self._blocking = self._blocking, None
             await self._connection.close_client(client)
 
+    def _client(self, is_blocking: bool) -> Client:
+        """For reads that block one of their own, so that commands need not wait for them."""
+        if not is_blocking:
+            return self._connection.commands
+        if self._blocking is None:
+            self._blocking = self._connection.blocking(READ_BLOCK_MS)
+        return self._blocking
+
     async def streams(
-        self, cursors: Mapping[str, str], count: int, block_ms: int | None = READ_BLOCK_MS
+        self, cursors: Mapping[str, str], count: int, block_ms: int | None = READ_BLOCK_MS, cap: Cap | None = None
     ) -> dict[str, list[StreamEntry]]:
         """XREAD: what came after each cursor; blocks until something did, at most `block_ms` (None: not at all).
 
-        Args: cursors, stream -> last id seen; count, entries of *each* stream.
+        Args: cursors, stream -> last id seen; count, entries of *each* stream; cap, of the reply. Raises: TooSlow.
         """
-        if block_ms is None:
-            client = self._connection.commands
-        else:
-            if self._blocking is None:
-                self._blocking = self._connection.blocking(READ_BLOCK_MS)
-            client = self._blocking
-
+        client = self._client(block_ms is not None)
         block = () if block_ms is None else ("BLOCK", block_ms)
         command = ("XREAD", "COUNT", count, *block, "STREAMS", *cursors, *cursors.values())
 
         def read() -> Any:
-            return ask(client, *command)
+            return ask(client, *command, cap=cap)
 
         reply = await (keeping_cancellation(read()) if block_ms is not None else self._connection.patiently(read))
         return {
             stream.decode(): [(identifier.decode(), _pairs(fields)) for identifier, fields in entries if fields]
             for stream, entries in reply or ()
         }
+
+    async def by_bytes(
+        self,
+        cursors: Mapping[str, str],
+        count: int,
+        bytes_max: int,
+        parts_max: tuple[int, int, int],
+        with_heads: bool,
+        is_blocking: bool,
+    ) -> dict[str, Part]:
+        """What came after each cursor, as much of it as has `bytes_max` in all, and one entry at least; one try.
+
+        Args: cursors and count, as of `streams`; parts_max, bytes of document, payload and all else, above which only
+        the head of an entry is read; with_heads, read the heads of those that do not fit, in place of their bodies;
+        is_blocking, for somebody who else would read so.
+        Raises: the errors of redis-py.
+        """
+        arguments: list[Argument] = [count, bytes_max, *parts_max, "heads" if with_heads else "stop", *cursors.values()]
+        client = self._client(is_blocking)
+        answer = await keeping_cancellation(self._connection.call_once(client, "read", list(cursors), arguments))
+        return {stream: _part(found) for stream, found in zip(cursors, answer, strict=True)}
 
     async def bindings(self, session_ids: Sequence[str]) -> list[bytes | None]:
         """The stored binding of each session."""
@@ -235,6 +270,11 @@ class Reads:
         rows = await self._command(lambda client: client.xrange(stream, start, end, count))
         return [(identifier.decode(), fields) for identifier, fields in rows]
 
+    async def by_id(self, stream: str, ids: Sequence[str]) -> dict[str, dict[bytes, bytes]]:
+        """The entries of these ids that are there, in one round trip."""
+        rows = await self._connection.all_of([("XRANGE", stream, each, each) for each in ids])
+        return {each: dict(found[0][1]) for each, found in zip(ids, rows, strict=True) if found}
+
     async def newest(self, stream: str, before: str = "+", count: int = 100) -> list[StreamEntry]:
         """The newest entries of a stream, the newest first. before: `(<id>`, to go on from the last one of them."""
         rows = await self._command(lambda client: client.xrevrange(stream, before, "-", count))
@@ -257,6 +297,18 @@ def _pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:
     """Fields and values, which a reply has in turns."""
     turns = iter(flat)
     return dict(zip(turns, turns))  # noqa: B905 (`strict` would be a third of this)
+
+
+def _part(found: Sequence[Any]) -> Part:
+    """One stream of an answer of `read`."""
+    entries: list[StreamEntry] = []
+    heads: list[calls.Head] = []
+    for identifier, fields, *sizes in found[1:]:
+        if sizes:
+            heads.append(calls.Head(identifier.decode(), _pairs(fields), *sizes))
+        else:
+            entries.append((identifier.decode(), _pairs(fields)))
+    return Part(entries, heads, found[-1][0].decode() if len(found) > 1 else "", found[0] == b"end")
 
 
 def parse_outcome(fields: Mapping[bytes, bytes]) -> calls.Outcome:

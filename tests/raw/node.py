@@ -288,7 +288,9 @@ class Node:
             return
         self._renew_at_once = False
         keys = [self.server.key(f"slots:{self.node_id}"), *(self.server.key(f"job:{each.job_id}") for each in running)]
-        answer = self.server.call("renew", keys, [word for each in running for word in (each.job_id, each.token)])
+        answer = self.server.call(
+            "renew", keys, [word for each in running for word in (each.job_id, each.token, "started")]
+        )
         self._clock.heard(answer[0], self.server.sent_s)
         for assignment, (word, *rest) in zip(running, answer[1:], strict=True):
             if word in (b"renewed", b"cancelling"):

@@ -90,3 +90,16 @@ async def test_what_the_server_is_too_busy_for_is_kept(reporter: Reporter, cell:
     cell.busy = set()
     await reporter.report()
     assert (cell.calls[-1][-1], len(reporter)) == (3, 0)
+
+
+async def test_large_results_go_in_several_calls(reporter: Reporter, cell: SlowCell) -> None:
+    """Two megabytes at most, or one result; those that are not answered yet are known by their tokens."""
+    first = 3 * DEFAULTS.batch_max
+    for token in range(first, first + 4):
+        fields = {b"job": b'{"session_id":"s1"}', b"job_id": b"j", b"reservation": b"%d 1-a 5000 0/1-1 1 1 1" % token}
+        reporter.add(Job("n1", "1000-0", fields), retry.completed("", bytes(1_048_576)))
+    cell.may_answer.set()
+    cell.busy = {first + 3}
+    await reporter.report()
+    assert cell.calls[3:] == [[first + 1, first + 2], [first + 3]]
+    assert reporter.tokens == {first + 3}
