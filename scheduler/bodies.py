@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from scheduler import calls, model
+from scheduler.clock import Clock
 from scheduler.handlers import Job
 from scheduler.store.cutting import cut
 from scheduler.store.pace import Pace
@@ -22,13 +23,14 @@ def without_body(node: str, head: calls.Head) -> Job:
 class LateBodies:
     """What is still to be read.
 
-    Args: reads; inbox, the stream; pace, of whoever reads the inbox.
+    Args: reads; inbox, the stream; pace, of whoever reads the inbox; clock, the process's own.
     """
 
-    def __init__(self, reads: Reads, inbox: str, pace: Pace) -> None:
+    def __init__(self, reads: Reads, inbox: str, pace: Pace, clock: Clock) -> None:
         self._reads = reads
         self._inbox = inbox
         self._pace = pace
+        self._clock = clock
         self._due: list[tuple[Job, int]] = []
 
     def __bool__(self) -> bool:
@@ -47,6 +49,9 @@ class LateBodies:
         if not self._due:
             return []
         part = next(cut(self._due, lambda each: each[1], AT_ONCE_MAX, self._pace.bytes_max))
+        started_ms = self._clock.ms()
         found = await self._reads.by_id(self._inbox, [job.inbox_id for job, _ in part])
+        now_ms = self._clock.ms()
         self._due = self._due[len(part) :]
+        self._pace.read(now_ms, now_ms - started_ms, not self._due)
         return [(job, found.get(job.inbox_id)) for job, _ in part]

@@ -131,7 +131,7 @@ class Node:
             )
             self._paced = self._store.paced(bodies_later=True)
             inbox = self._store.cell.keys.inbox(self.node_id)
-            self._late = LateBodies(self._store.reads, inbox, self._paced.pace)
+            self._late = LateBodies(self._store.reads, inbox, self._paced.pace, self._clock)
             await self._beat()
         except BaseException:
             await self._store.close()

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Final
 
-SLOW_FOR_MS: Final = 10_000  # after the last sign of it: to find out again costs up to a second
+SLOW_FOR_MS: Final = 10_000  # after the last sign of it: to find out again costs half a second
 QUICK_MS, LONG_MS = 200, 1_000
-FIRST_BYTES: Final = 2**18
+FIRST_BYTES: Final = 2**16
 BYTES_MIN: Final = 2**14
 BYTES_MAX: Final = 2**23
 

@@ -18,8 +18,9 @@ from scheduler.store.reads import READ_BLOCK_MS, Part, Reads
 
 logger = logging.getLogger("scheduler.store")
 
-CAP: Final = Cap(s=1.0, bytes=64 * 2**20)
+CAP: Final = Cap(s=0.5, bytes=16 * 2**20)
 """Of a reply with whatever is there: above it the rest is not waited for, and is read by bytes."""
+HEADS_BYTES: Final = 2**14  # of small bodies that come with heads: these are to be here soon
 LOOK_AGAIN_MS: Final = 20  # at streams without anything new, while they are read by bytes: that does not block
 _NO_LIMIT: Final = 2**53
 
@@ -77,11 +78,12 @@ class PacedReads:
 
     async def _by_bytes(self, cursors: Mapping[str, str], count: int, first: str, is_blocking: bool) -> dict[str, Part]:
         started_ms = self._clock.ms()
+        bytes_max = HEADS_BYTES if self._bodies_later else self.pace.bytes_max
         try:
             read = await self._reads.by_bytes(
                 self._in_turn(cursors, first),
                 count,
-                self.pace.bytes_max,
+                bytes_max,
                 self._parts_max,
                 self._bodies_later,
                 is_blocking,
@@ -90,7 +92,10 @@ class PacedReads:
             self.pace.timed_out(self._clock.ms())
             raise
         now_ms = self._clock.ms()
-        self.pace.read(now_ms, now_ms - started_ms, all(part.is_end and not part.heads for part in read.values()))
+        if not self._bodies_later:
+            self.pace.read(now_ms, now_ms - started_ms, all(part.is_end and not part.heads for part in read.values()))
+        elif any(part.heads for part in read.values()):
+            self.pace.gave_up(now_ms)  # what it brings is measured by who reads the bodies
         return read
 
     def _in_turn(self, cursors: Mapping[str, str], first: str) -> Mapping[str, str]:
