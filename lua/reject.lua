@@ -12,6 +12,7 @@ local owners_key, dead_key, results_key = KEYS[1], KEYS[2], KEYS[3]
 local retention_ms, dead_retention_ms, results_max = ARGV[1], ARGV[2], ARGV[3]
 local document_bytes_max, payload_bytes_max, other_bytes_max = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local LARGE_BYTES, ARGUMENTS_MAX = 2 ^ 20, 4000
+local DETAIL = 8 -- where in what is known of an entry the detail is
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -43,15 +44,15 @@ local function add_fields(arguments, fields)
   return left_out
 end
 
--- The entry, followed by what we know of it. Returns the id in the dead stream, nil when it takes none, and the detail.
-local function bury(fields, detail, known)
-  local arguments = {}
+-- The entry, followed by what is known of it. Returns the id in the dead stream, nil when it takes none, and the detail.
+local function bury(fields, known)
+  local arguments, detail = {}, known[DETAIL]
   local left_out = add_fields(arguments, fields)
   if left_out > 0 then detail = detail .. '; ' .. string.format('%.0f', left_out) .. ' bytes of it are not kept' end
+  known[DETAIL] = detail
   for _, value in ipairs(known) do
     arguments[#arguments + 1] = value
   end
-  arguments[#arguments + 1], arguments[#arguments + 2] = 'detail', detail
   local id = redis.pcall('XADD', dead_key, '*', unpack(arguments))
   if left_out > LARGE_BYTES then collectgarbage() end
   if type(id) == 'table' then return nil end
@@ -78,8 +79,8 @@ local function reject(jobs_key, job_key, reply_key, item)
   local dead_id
   if not cancelled then
     local told
-    dead_id, told = bury(body[2], detail, {'job_id', job_id, 'submitted_ms', submitted_ms, 'reason', reason, 'session', session,
-      'partition', partition, 'tenant', tenant, 'node', node or '', 'attempts', attempts, 'crashes', crashes,
+    dead_id, told = bury(body[2], {'job_id', job_id, 'submitted_ms', submitted_ms, 'reason', reason, 'detail', detail,
+      'session', session, 'partition', partition, 'tenant', tenant, 'node', node or '', 'attempts', attempts, 'crashes', crashes,
       'not_started', not_started, 'life', life})
     if not dead_id then return {'busy', 'no stream takes the body'} end
     detail = told

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -61,9 +60,7 @@ async def test_a_node_on_a_slow_link_loses_and_is_charged_nothing(url: str, monk
         async with Node(link.url, "n1", capacity=JOBS, handler=handle, settings=BRIEF) as node:
             requests = [Request(JobDocument(f"s{i}"), bytes(60_000)) for i in range(JOBS)]
             ids = [answer.job_id for answer in await system.producer.submit_many(requests)]
-            async with asyncio.timeout(PATIENCE_MS / 1000):
-                while not await ended(system, ids):
-                    await asyncio.sleep(0.05)
+            await system.until(lambda: ended(system, ids))
             assert node.running == 0
         assert link.answered_bytes > JOBS * 60_000
         assert [reaper.report.expired for _, reaper in system.reapers] == [0]
