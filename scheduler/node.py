@@ -11,6 +11,7 @@ in handlers.py.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterable, Mapping
 from os import environ
@@ -169,6 +170,10 @@ class Node:
             async with asyncio.timeout(LAST_WORD_MS / 1000):
                 await self._reporter.report()
         except (SchedulerError, OSError, TimeoutError) as error:
+            if self._reporter.give_back_results("the node stopped before its result was reported"):
+                with contextlib.suppress(SchedulerError, OSError, TimeoutError):
+                    async with asyncio.timeout(FIRST_WORD_MS / 1000):
+                        await self._reporter.report()
             if len(self._reporter):
                 logger.error("%s: %d outcomes were not reported: %r", self.node_id, len(self._reporter), error)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from typing import Final
+
+import msgspec
 
 from scheduler import calls
 from scheduler.config import Settings
@@ -15,6 +18,8 @@ from scheduler.store.connection import or_each_alone
 from scheduler.store.cutting import cut
 
 logger = logging.getLogger("scheduler.node")
+
+SMALL_BYTES: Final = 65_536  # of a result that is reported as soon as anything is
 
 
 class Reporter:
@@ -66,6 +71,15 @@ class Reporter:
                 result=ending.result,
             )
         )
+
+    def give_back_results(self, detail: str) -> bool:
+        """Give jobs back whose large results cannot be reported: that is soon said. Returns: whether there are some."""
+        large = [item for item in self._endings if len(item.result) > SMALL_BYTES]
+        self._endings = [item for item in self._endings if len(item.result) <= SMALL_BYTES]
+        for item in large:
+            given_back = {"verdict": "give_back", "reason": "given_back", "detail": detail, "state": "completed"}
+            self._endings.append(msgspec.structs.replace(item, content_type="", result=b"", delay_ms=0, **given_back))
+        return bool(large)
 
     async def report(self) -> None:
         """Report every ending so far, in as few calls as possible; what cannot be reported is kept.

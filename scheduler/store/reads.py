@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -249,16 +250,17 @@ class Reads:
         return [int(count) for count in await self._connection.all_of([("XLEN", stream) for stream in streams])]
 
     async def backlogs(self, partitions: Iterable[int]) -> list[tuple[int, str]]:
-        """(entries, id of the oldest one or "") of each partition's intake, in one round trip."""
-        commands: list[Sequence[Argument]] = []
-        for partition in partitions:
-            jobs = self.keys.jobs(partition)
-            commands += [("XLEN", jobs), ("XRANGE", jobs, "-", "+", "COUNT", 1)]
-        answers = await self._connection.all_of(commands)
-        return [
-            (int(length), oldest[0][0].decode() if oldest else "")
-            for length, oldest in zip(answers[::2], answers[1::2], strict=True)
-        ]
+        """(entries, id of the oldest one or "") of each partition's intake; no body is read."""
+        streams = [self.keys.jobs(partition) for partition in partitions]
+        lengths = await self.lengths(streams)
+        filled = [stream for stream, length in zip(streams, lengths, strict=True) if length]
+        oldest = dict(zip(filled, await asyncio.gather(*[self._oldest_id(stream) for stream in filled]), strict=True))
+        return [(length, oldest.get(stream, "")) for stream, length in zip(streams, lengths, strict=True)]
+
+    async def _oldest_id(self, stream: str) -> str:
+        nothing = (0, 0, 0)
+        read = self._connection.patiently(lambda: self.by_bytes({stream: "0"}, 1, 0, nothing, True, False))
+        return (await read)[stream].last_id
 
     async def last_id(self, stream: str) -> str:
         """The id of the newest entry, "0" when there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -63,6 +64,27 @@ async def test_a_node_on_a_slow_link_loses_and_is_charged_nothing(url: str, monk
             await system.until(lambda: ended(system, ids))
             assert node.running == 0
         assert link.answered_bytes > JOBS * 60_000
+        assert [reaper.report.expired for _, reaper in system.reapers] == [0]
+    assert runs == dict.fromkeys(ids, 1)
+
+
+async def test_results_that_take_longer_to_go_than_a_lease_lasts_are_reported(url: str) -> None:
+    """All end at once, and go in one call; their leases are renewed beside it."""
+    runs: Counter[str] = Counter()
+    all_run = asyncio.Event()
+
+    async def handle(job: Job) -> bytes:
+        runs[job.job_id] += 1
+        if len(runs) == JOBS:
+            all_run.set()
+        await all_run.wait()
+        return bytes(60_000)
+
+    async with slow_link(url, 300_000) as link, running(url, BRIEF) as system:
+        async with Node(link.url, "n1", capacity=JOBS, handler=handle, settings=BRIEF):
+            requests = [Request(JobDocument(f"s{i}")) for i in range(JOBS)]
+            ids = [answer.job_id for answer in await system.producer.submit_many(requests)]
+            await system.until(lambda: ended(system, ids))
         assert [reaper.report.expired for _, reaper in system.reapers] == [0]
     assert runs == dict.fromkeys(ids, 1)
 

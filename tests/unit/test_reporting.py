@@ -103,3 +103,18 @@ async def test_large_results_go_in_several_calls(reporter: Reporter, cell: SlowC
     await reporter.report()
     assert cell.calls[3:] == [[first + 1, first + 2], [first + 3]]
     assert reporter.tokens == {first + 3}
+
+
+async def test_large_results_of_a_node_that_stops_are_given_back(reporter: Reporter, cell: SlowCell) -> None:
+    """So that their jobs are charged nothing; small ones are reported as they are."""
+    cell.may_answer.set()
+    await reporter.report()
+    fields = {b"job": b'{"session_id":"s1"}', b"job_id": b"j", b"reservation": b"7 1-a 5000 0/1-1 1 1 1"}
+    reporter.add(Job("n1", "1000-0", fields), retry.completed("text/plain", bytes(65_536)))
+    assert not reporter.give_back_results("why")
+    reporter.add(Job("n1", "1000-0", fields), retry.completed("text/plain", bytes(65_537)))
+    assert reporter.give_back_results("why")
+    assert [(item.verdict, item.detail, len(item.result)) for item in reporter._endings] == [
+        ("finish", "", 65_536),
+        ("give_back", "why", 0),
+    ]
