@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- renew: a node's leases go on; the first renewal of a reservation marks that its job was started.
+-- renew: a node's leases go on; the first renewal of a reservation that was started marks that.
 -- KEYS[1] {cell}:slots:<node>       zset: job_id -> lease deadline (ms)
 -- KEYS[2..] {cell}:job:<job_id>     hash, one a job; the last one is {cell}:capacity, a hash: node -> "slots boot reason"
--- ARGV items: job_id, token
+-- ARGV items: job_id, token, phase: started | waiting (it did not start yet: its body is still on its way, say)
 -- RETURNS {now_ms, answer, ...}, one a job: {"renewed", lease_until_ms} | {"cancelling", lease_until_ms}
 --         | {"stale", token} | {"unknown"} | {"overrun", started_ms} | {"crowded", slots}
 -- INVARIANT only the live reservation with this token is prolonged. A lapsed lease that nobody took may still be renewed. So
@@ -25,7 +25,8 @@ local function has_room(node)
   return redis.call('ZCARD', slots_key) < slots, slots
 end
 
-local function renew(job_key, job_id, token)
+local function renew(job_key, job_id, token, phase)
+  if phase ~= 'started' and phase ~= 'waiting' then error('phase ' .. tostring(phase) .. ': expected started or waiting') end
   local record = redis.call('HMGET', job_key, 'state', 'holder', 'policy', 'started_ms', 'cancel')
   if not record[1] then return {'unknown'} end
   local node, last = string.match(record[2] or '', '^(%S+) (%S+)$')
@@ -45,13 +46,12 @@ local function renew(job_key, job_id, token)
   end
   local lease_until_ms = string.format('%.0f', now_ms + lease_ms)
   redis.call('ZADD', slots_key, lease_until_ms, job_id)
-  if began_ms ~= started_ms or not started_ms then
-    redis.call('HSET', job_key, 'started_ms', string.format('%.0f', began_ms or now_ms))
-  end
+  if not started_ms and phase == 'started' then began_ms = now_ms end
+  if began_ms ~= started_ms then redis.call('HSET', job_key, 'started_ms', string.format('%.0f', began_ms)) end
   return {record[5] and 'cancelling' or 'renewed', lease_until_ms}
 end
 
-for i = 1, #ARGV, 2 do
-  answers[#answers + 1] = renew(KEYS[(i + 3) / 2], ARGV[i], ARGV[i + 1])
+for i = 1, #ARGV, 3 do
+  answers[#answers + 1] = renew(KEYS[(i + 5) / 3], ARGV[i], ARGV[i + 1], ARGV[i + 2])
 end
 return answers

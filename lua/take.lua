@@ -6,13 +6,14 @@
 -- ARGV[1] name   ARGV[2] epoch   ARGV[3] group   ARGV[4] consumer   ARGV[5] count   ARGV[6] from: new | pending
 -- ARGV[7..] ids of heartbeats to acknowledge
 -- RETURNS {"taken", now_ms, heartbeats, commands} | {"fenced", leader, epoch}
---   heartbeats: {id, node, time_ms, ...}, flat, for they are many; empty where an entry has no such field
+--   heartbeats: {id, node, time_ms, ...}, flat, for they are many; empty where an entry has no such field, or a huge one
 --   commands: {{id, {field, value, ...}}, ...}
 -- INVARIANT only the leader reads. Commands are acknowledged by publish, so an unanswered one is pending for the next
 --   leader.
 local leader_key, heartbeats_key, commands_key = KEYS[1], KEYS[2], KEYS[3]
 local name, epoch, group, consumer, count, from = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local AT_ONCE = 1000 -- unpack fails with several thousand values
+local HEARTBEAT_BYTES_MAX = 2 ^ 18 -- no node says more; a manager that waited for it would not lead any more
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -46,7 +47,8 @@ local function flat(entries)
     for j = 1, #fields, 2 do
       if fields[j] == 'node' then node = fields[j + 1] elseif fields[j] == 'time_ms' then time_ms = fields[j + 1] end
     end
-    values[3 * i - 2], values[3 * i - 1], values[3 * i] = entry[1], node, time_ms
+    if #node > HEARTBEAT_BYTES_MAX then node = '' end
+    values[3 * i - 2], values[3 * i - 1], values[3 * i] = entry[1], node, string.sub(time_ms, 1, 20)
   end
   return values
 end

@@ -3,7 +3,8 @@
 Rules: no handler starts or goes on past its lease, as bounded by the node's own clock (leases.py). An assignment whose
 lease is not surely in force is renewed first, and starts when the server says that it is still ours. An attempt lasts
 until nothing of its handler runs any more: what should have stopped but runs on, a thread above all, keeps its slot
-occupied, and its reservation is renewed for as long as the server allows.
+occupied, and its reservation is renewed for as long as the server allows. So is one whose body is still on its way, and
+one whose ending the server has not heard yet: on a slow link both take longer than a lease.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 import msgspec
@@ -53,12 +54,23 @@ class Running(msgspec.Struct):
     overrun: bool = False  # nothing is to be renewed
 
 
+class Awaited(msgspec.Struct):
+    """An assignment that has not started yet. job: without a body, unless is_here: it waits for a renewal alone then.
+    lost: its reservation is gone.
+    """
+
+    job: Job
+    lease: leases.Reservation
+    is_here: bool = False
+    lost: bool = False
+
+
 class Attempts:
     """What a node runs.
 
     Args: cell; settings; host, of this process; node_id; capacity, slots; handler; observer; server_clock, the bound on
     the server's time; threads, for plain functions; report(job, ending), called at the end of each attempt whose
-    reservation may still stand.
+    reservation may still stand; unreported, tokens of those that the server has not heard yet.
     """
 
     def __init__(
@@ -73,9 +85,12 @@ class Attempts:
         server_clock: leases.ServerClock,
         threads: Threads,
         report: Callable[[Job, Ending], None],
+        unreported: Collection[int] = (),
     ) -> None:
         self.running: dict[int, Running] = {}
-        self._unsure: dict[int, tuple[Job, leases.Reservation]] = {}
+        self._awaited: dict[int, Awaited] = {}
+        self._ended_leases: dict[int, leases.Reservation] = {}
+        self._unreported = unreported
         self._cell = cell
         self._settings = settings
         self._node_id = node_id
@@ -98,38 +113,70 @@ class Attempts:
     @property
     def reserved(self) -> int:
         """How many hold their reservation, as far as is known here, with those that did not start yet."""
-        return sum(not running.lost for running in self.running.values()) + len(self._unsure)
+        held = sum(not running.lost for running in self.running.values())
+        return held + sum(not awaited.lost for awaited in self._awaited.values())
 
     # ---- from start to end ----
 
+    def expect(self, job: Job) -> None:
+        """Renew an assignment until its body comes, which `start` is told, or `forget` if it is gone."""
+        if job.token not in self.running:
+            self._awaited.setdefault(job.token, Awaited(job, self._first_lease(job)))
+
+    def forget(self, job: Job) -> None:
+        """The body of an assignment does not come."""
+        self._awaited.pop(job.token, None)
+
+    def forget_bodies(self) -> None:
+        """The inbox is read again: what is awaited still is named there once more."""
+        self._awaited = {token: awaited for token, awaited in self._awaited.items() if awaited.is_here}
+
     def start(self, job: Job) -> bool:
-        """Run the handler if the first lease is surely in force. Returns: whether it is; else `renew` is due now."""
-        if job.token in self.running or job.token in self._unsure:
+        """Run the handler if the lease is surely in force. Returns: whether it is; else `renew` is due now."""
+        awaited = self._awaited.get(job.token)
+        if job.token in self.running or (awaited is not None and awaited.is_here):
             return True
+        self._awaited.pop(job.token, None)
+        if awaited is not None and awaited.lost:
+            return True
+        lease = self._first_lease(job) if awaited is None else awaited.lease
+        if not self._may_run(lease):
+            self._awaited[job.token] = Awaited(job, lease, is_here=True)
+            return False
+        self._begin(job, lease, was_renewed=awaited is not None)
+        return True
+
+    def _first_lease(self, job: Job) -> leases.Reservation:
+        """The first lease of an assignment; over already when its end cannot be told from the server's time."""
         given, own_ms = job.reservation, self._clock.ms()
         latest_ms = self._server_clock.latest_ms(own_ms)
         ends_ms = leases.first_lease_ends_ms(given.lease_until_ms, given.length_ms, latest_ms, own_ms)
-        lease = leases.Reservation(
+        return leases.Reservation(
             job.job_id, job.token, own_ms if ends_ms is None else ends_ms, job.policy.lease_ms, given.length_ms
         )
-        if not self._may_run(lease):
-            self._unsure[job.token] = job, lease
-            return False
-        self._begin(job, lease)
-        return True
 
-    def _begin(self, job: Job, lease: leases.Reservation) -> None:
-        """Run the handler; a job that finds no slot free is given back instead."""
+    def _begin(self, job: Job, lease: leases.Reservation, *, was_renewed: bool) -> None:
+        """Run the handler; a job that finds no slot free is given back instead.
+
+        was_renewed: the server does not know by that that it is started.
+        """
         if len(self.running) >= self._capacity:
             # Attempts that should have ended but run on, or that a server which lost writes does not know of.
             self._renew_at_once = True
             detail = "attempts that the server does not count occupy all slots"
-            self._report(job, retry.given_back(detail, GIVE_BACK_MS))
+            self._end(job, lease, retry.given_back(detail, GIVE_BACK_MS))
             return
+        self._renew_at_once = self._renew_at_once or was_renewed
+        lease.is_started = True
         task = asyncio.create_task(self._attempt(job, lease), name=f"job {job.job_id}")
         self.running[job.token] = Running(job, lease, task)
         self._idle.clear()
         task.add_done_callback(functools.partial(self._ended, job))
+
+    def _end(self, job: Job, lease: leases.Reservation, ending: Ending) -> None:
+        """Report, and renew until that has got through."""
+        self._ended_leases[job.token] = lease
+        self._report(job, ending)
 
     def _may_run(self, lease: leases.Reservation) -> bool:
         return leases.may_run(lease, self._clock.ms(), self._settings.margin_ms)
@@ -166,7 +213,7 @@ class Attempts:
             ending = self._broke(job, handlers.describe(error))
         else:
             ending = task.result()
-        self._report(job, ending)
+        self._end(job, running.lease, ending)
 
     def _give_up(self, running: Running) -> None:
         """Report an attempt that was stopped although its handler runs on; the slot stays occupied here."""
@@ -181,11 +228,17 @@ class Attempts:
 
     def stop_all(self, detail: str) -> None:
         """Stop every handler; each job goes back when its handler has ended, and at once where none has started."""
-        unsure, self._unsure = self._unsure, {}
-        for job, _ in unsure.values():
-            self._report(job, retry.given_back(detail))
         for running in list(self.running.values()):
             _stop(running, retry.given_back(detail))
+        for awaited in list(self._awaited.values()):
+            self._give_back(awaited, detail)
+
+    def _give_back(self, awaited: Awaited, detail: str) -> None:
+        if not awaited.lost:
+            awaited.lost = True
+            self._end(awaited.job, awaited.lease, retry.given_back(detail))
+        if awaited.is_here:
+            self.forget(awaited.job)
 
     def hand_over(self) -> None:
         """A later boot of this node is there: as `stop_all`, and what runs on is renewed in the next step of `renew`.
@@ -216,38 +269,53 @@ class Attempts:
             self._give_up(running)
 
     async def renew(self) -> None:
-        """Renew all in one call when a third of some lease has passed, or some are unsure; start these, and stop what
-        is lost, cancelled or too long.
+        """Renew all in one call when a third of some lease has passed, or some wait for it to start; start these, and
+        stop what is lost, cancelled or too long.
         """
-        reservations = [running.lease for running in self.running.values() if not (running.lost or running.overrun)]
-        reservations += [lease for _, lease in self._unsure.values()]
-        at_once, self._renew_at_once = self._renew_at_once or bool(self._unsure), False
-        if not reservations or not (at_once or leases.renewal_due(reservations, self._clock.ms())):
+        ended = self._ended_leases = {
+            token: lease for token, lease in self._ended_leases.items() if token in self._unreported
+        }
+        held = [running.lease for running in self.running.values() if not (running.lost or running.overrun)]
+        held += [lease for token, lease in ended.items() if token not in self.running]
+        held += [awaited.lease for awaited in self._awaited.values() if not awaited.lost]
+        wait = any(awaited.is_here for awaited in self._awaited.values())
+        at_once, self._renew_at_once = self._renew_at_once or wait, False
+        if not held or not (at_once or leases.renewal_due(held, self._clock.ms())):
             return
-        items = [(each.job_id, each.token) for each in reservations]
-        _, sent_ms, answers = await self._cell.renew(self._node_id, items)
-        for lease, answer in zip(reservations, answers, strict=True):
+        started, waiting = [each for each in held if each.is_started], [each for each in held if not each.is_started]
+        _, sent_ms, answers = await self._cell.renew(
+            self._node_id,
+            [(each.job_id, each.token) for each in started],
+            [(each.job_id, each.token) for each in waiting],
+        )
+        for lease, answer in zip((*started, *waiting), answers, strict=True):
             if isinstance(answer, calls.Renewed):
                 lease.ends_ms, lease.length_ms = sent_ms + lease.lease_ms, lease.lease_ms
-            if lease.token in self._unsure:
-                self._made_sure(lease.token, answer)
-            elif lease.token in self.running:
-                self._renewed(self.running[lease.token], answer)
+            self._answered(lease, answer)
 
-    def _made_sure(self, token: int, answer: calls.Renewed | calls.NotRenewed) -> None:
+    def _answered(self, lease: leases.Reservation, answer: calls.Renewed | calls.NotRenewed) -> None:
+        """What a renewal means, wherever the reservation is by now."""
+        if (awaited := self._awaited.get(lease.token)) is not None:
+            self._made_sure(awaited, answer)
+        elif (running := self.running.get(lease.token)) is not None:
+            self._renewed(running, answer)
+        elif isinstance(answer, calls.NotRenewed) and answer.why != "crowded":
+            self._ended_leases.pop(lease.token, None)
+
+    def _made_sure(self, awaited: Awaited, answer: calls.Renewed | calls.NotRenewed) -> None:
         """The server has said whether an assignment that did not start yet is ours."""
-        job, lease = self._unsure[token]
-        if isinstance(answer, calls.Renewed) and not answer.cancelling and not self._may_run(lease):
-            return  # the answer took as long as the lease: asked again
-        if isinstance(answer, calls.NotRenewed) and answer.why == "crowded":
-            return
-        del self._unsure[token]
-        if not isinstance(answer, calls.Renewed):
+        job, lease = awaited.job, awaited.lease
+        if isinstance(answer, calls.Renewed):
+            if answer.cancelling:
+                self._give_back(awaited, "cancelled")
+            elif awaited.is_here and self._may_run(lease):  # else the answer took as long as the lease
+                del self._awaited[job.token]
+                self._begin(job, lease, was_renewed=True)
+        elif answer.why != "crowded":
             logger.info("%s: the reservation of job %s ended before it started", self._node_id, lease.job_id)
-        elif answer.cancelling:
-            self._report(job, retry.given_back("cancelled"))
-        else:
-            self._begin(job, lease)
+            awaited.lost = True
+            if awaited.is_here:
+                del self._awaited[job.token]
 
     def _renewed(self, running: Running, answer: calls.Renewed | calls.NotRenewed) -> None:
         lease = running.lease

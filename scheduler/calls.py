@@ -35,6 +35,23 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     fields: dict[bytes, bytes]
 
 
+class Head(msgspec.Struct, frozen=True, gc=False):
+    """An entry whose body was not read. fields: the short ones beside document and payload. Sizes: of document, of
+    payload, and of all else with the names.
+    """
+
+    id: str
+    fields: dict[bytes, bytes]
+    document_bytes: int
+    payload_bytes: int
+    other_bytes: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the whole entry."""
+        return self.document_bytes + self.payload_bytes + self.other_bytes
+
+
 class ReserveItem(msgspec.Struct, frozen=True, gc=False):
     """One job of a reserve call.
 
@@ -156,7 +173,9 @@ class NotRenewed(msgspec.Struct, frozen=True):
 
 
 class RejectItem(msgspec.Struct, frozen=True):
-    """One entry that the owner refuses. reason `cancelled` ends as cancelled, every other one as dead."""
+    """One entry that the owner refuses. reason `cancelled` ends as cancelled, every other one as dead. size_bytes: of
+    an entry that is too large.
+    """
 
     partition: int
     epoch: int
@@ -167,6 +186,7 @@ class RejectItem(msgspec.Struct, frozen=True):
     reply_to: str
     reason: str
     detail: str
+    size_bytes: int = 0
 
 
 class SubmitItem(msgspec.Struct, frozen=True, gc=False):

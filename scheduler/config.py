@@ -61,6 +61,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     backlog_max: int = 100_000  # entries of a partition that submit accepts
     payload_bytes_max: int = 262_144
     document_bytes_max: int = 16_384
+    other_bytes_max: int = 16_384  # of an intake entry beside document and payload, with the names
     result_bytes_max: int = 1_048_576
     result_inline_bytes_max: int = 4_096  # longer results are fetched by job id, not copied into the feeds
     batch_max: int = 128  # jobs of one script call: bounds how long the server is busy with it

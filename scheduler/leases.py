@@ -35,10 +35,10 @@ class ServerClock:
 
 
 class Reservation(msgspec.Struct):
-    """A reservation that this node runs.
+    """A reservation of this node.
 
     ends_ms: of its lease, by the node's own clock. lease_ms: how long renewed leases are. length_ms: of the lease in
-    force, first `start_ms` of its pool, later `lease_ms`.
+    force, first `start_ms` of its pool, later `lease_ms`. is_started: whether its handler was called.
     """
 
     job_id: str
@@ -46,6 +46,7 @@ class Reservation(msgspec.Struct):
     ends_ms: float
     lease_ms: int
     length_ms: int
+    is_started: bool = False
 
 
 def first_lease_ends_ms(lease_until_ms: int, length_ms: int, latest_ms: float, own_ms: float) -> float | None:

@@ -11,6 +11,7 @@ in handlers.py.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterable, Mapping
 from os import environ
@@ -19,8 +20,9 @@ from typing import Final, Literal
 import msgspec
 from redis.exceptions import RedisError
 
-from scheduler import keys, leases, model
+from scheduler import calls, keys, leases, model
 from scheduler.attempts import GIVE_BACK_MS, WATCH_MS, Attempts, Observer
+from scheduler.bodies import LateBodies, without_body
 from scheduler.config import Settings, check_settings, read_settings
 from scheduler.errors import InvalidInput, SchedulerError
 from scheduler.handlers import Handler, Job
@@ -28,7 +30,7 @@ from scheduler.host import Host
 from scheduler.loop import Loop, end_tasks
 from scheduler.reporting import Reporter
 from scheduler.runtime import retry
-from scheduler.store.reads import is_behind
+from scheduler.store.reads import READ_BLOCK_MS, is_behind
 from scheduler.store.store import Store, open_store
 
 logger = logging.getLogger("scheduler.node")
@@ -132,7 +134,11 @@ class Node:
                 self._server_clock,
                 self._threads,
                 self._end,
+                self._reporter.tokens,
             )
+            self._paced = self._store.paced(bodies_later=True)
+            inbox = self._store.cell.keys.inbox(self.node_id)
+            self._late = LateBodies(self._store.reads, inbox, self._paced.pace, self._clock)
             await self._beat()
         except BaseException:
             await self._store.close()
@@ -170,6 +176,10 @@ class Node:
             async with asyncio.timeout(LAST_WORD_MS / 1000):
                 await self._reporter.report()
         except (SchedulerError, OSError, TimeoutError) as error:
+            if self._reporter.give_back_results("the node stopped before its result was reported"):
+                with contextlib.suppress(SchedulerError, OSError, TimeoutError):
+                    async with asyncio.timeout(FIRST_WORD_MS / 1000):
+                        await self._reporter.report()
             if len(self._reporter):
                 logger.error("%s: %d outcomes were not reported: %r", self.node_id, len(self._reporter), error)
 
@@ -268,6 +278,7 @@ class Node:
         if not self._ended.is_set():
             logger.info("%s: %s", self.node_id, phase)
         self.phase = phase
+        self._late.clear()
         for loop in self._serving:
             loop.stop()
         self._told.set()
@@ -276,25 +287,47 @@ class Node:
     # ---- inbox ----
 
     async def _read_inbox(self) -> None:
+        """What is new, and some of the bodies that did not come with it: words, and renewals, do not wait for these."""
         inbox = self._store.cell.keys.inbox(self.node_id)
         await self._compare_inbox(inbox)
+        block_ms = None if self._late else READ_BLOCK_MS
         try:
-            read = await self._store.reads.streams({inbox: self._cursor}, count=INBOX_COUNT)
+            read = await self._paced.read({inbox: self._cursor}, INBOX_COUNT, block_ms)
         except RedisError as error:
             self._compared_at_ms = float("-inf")
             raise SchedulerError(f"reading the inbox failed: {error}") from error
-        for identifier, fields in read.get(inbox, []):
-            self._compared_at_ms = self._clock.ms()  # what comes after the cursor shows that it is right
-            self._cursor = identifier
-            try:
-                if b"control" in fields:
-                    self._obey(fields)
-                else:
-                    self._assign(Job(self.node_id, identifier, fields))
-            except (KeyError, ValueError, SchedulerError) as error:
-                logger.error("%s: inbox entry %s is ignored: %r", self.node_id, identifier, error)
-        if len(read.get(inbox, [])) < INBOX_COUNT:
+        part = read.get(inbox)
+        if part is not None:
+            if part.last_id:
+                self._cursor = part.last_id
+                self._compared_at_ms = self._clock.ms()  # what comes after the cursor shows that it is right
+            for identifier, fields in part.entries:
+                self._take(identifier, fields)
+            for head in part.heads:
+                self._take(head.id, head.fields, head)
+        if part is None or part.is_end:
             self._reporter.forget_reported()
+        for job, body in await self._late.read():
+            if body is not None and not self._ended.is_set():
+                self._take(job.inbox_id, body)
+            self._attempts.forget(job)
+
+    def _take(self, identifier: str, fields: dict[bytes, bytes], head: calls.Head | None = None) -> None:
+        """One entry, or the head of one. head: then an assignment of this life is renewed until its body comes."""
+        try:
+            if b"control" in fields:
+                self._obey(fields)
+            elif head is None:
+                self._assign(Job(self.node_id, identifier, fields))
+            else:
+                job = without_body(self.node_id, head)
+                if job.reservation.boot == self.boot and not self._ended.is_set():
+                    self._attempts.expect(job)
+                    self._late.add(job, head.size_bytes)
+                else:
+                    self._assign(job)  # to be ended, which needs no body
+        except (KeyError, ValueError, SchedulerError) as error:
+            logger.error("%s: inbox entry %s is ignored: %r", self.node_id, identifier, error)
 
     async def _compare_inbox(self, inbox: str) -> None:
         """Read the inbox from its start again if it is not the one that was read: another server process answers, or
@@ -318,6 +351,8 @@ class Node:
         else:
             return
         self._cursor = "0"
+        self._late.clear()
+        self._attempts.forget_bodies()
         self._reporter.remember_reported()
         self._attempts.renew_soon()
         self._renew_loop.wake()

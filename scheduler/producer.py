@@ -29,6 +29,7 @@ from scheduler.host import Host
 from scheduler.loop import end_tasks
 from scheduler.model import JobDocument
 from scheduler.store.connection import PATIENCE_MS
+from scheduler.store.cutting import cut
 from scheduler.store.reads import is_behind, parse_outcome
 from scheduler.store.store import Store, open_store
 
@@ -145,8 +146,8 @@ class Producer:
         """
         items = [self._item(request) for request in requests]
         answers: list[Submitted | NotSubmitted] = []
-        for start in range(0, len(items), self._settings.batch_max):
-            answers += await self._store.cell.submit(items[start : start + self._settings.batch_max])
+        for part in cut(items, _size_bytes, self._settings.batch_max):
+            answers += await self._store.cell.submit(part)
         return answers
 
     def _item(self, request: Request) -> calls.SubmitItem:
@@ -277,3 +278,7 @@ class Producer:
                 for news in self._awaited.get(outcome.job_id, []):
                     if not news.done():
                         news.set_result(None)
+
+
+def _size_bytes(item: calls.SubmitItem) -> int:
+    return len(item.document) + len(item.payload)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from typing import Final
+
+import msgspec
 
 from scheduler import calls
 from scheduler.config import Settings
@@ -12,14 +15,18 @@ from scheduler.handlers import Job
 from scheduler.runtime.retry import Ending
 from scheduler.store.cell import Cell
 from scheduler.store.connection import or_each_alone
+from scheduler.store.cutting import cut
 
 logger = logging.getLogger("scheduler.node")
+
+SMALL_BYTES: Final = 65_536  # of a result that is reported as soon as anything is
 
 
 class Reporter:
     """Endings that are not reported yet.
 
     Args: cell; settings; layout, as stored; node_id and boot, of the reporting node.
+    tokens: of these endings.
     """
 
     def __init__(
@@ -35,6 +42,7 @@ class Reporter:
         self._layout = layout
         self._node_id = node_id
         self._boot = boot
+        self.tokens: set[int] = set()
         self._endings: list[calls.ReleaseItem] = []
         self._reported: set[int] | None = None
         self._reporting = asyncio.Lock()
@@ -56,6 +64,7 @@ class Reporter:
 
     def add(self, job: Job, ending: Ending) -> None:
         """What became of an attempt; it stays here until the server has heard it."""
+        self.tokens.add(job.token)
         self._endings.append(
             calls.ReleaseItem(
                 job_id=job.job_id,
@@ -76,6 +85,15 @@ class Reporter:
             )
         )
 
+    def give_back_results(self, detail: str) -> bool:
+        """Give jobs back whose large results cannot be reported: that is soon said. Returns: whether there are some."""
+        large = [item for item in self._endings if len(item.result) > SMALL_BYTES]
+        self._endings = [item for item in self._endings if len(item.result) <= SMALL_BYTES]
+        for item in large:
+            given_back = {"verdict": "give_back", "reason": "given_back", "detail": detail, "state": "completed"}
+            self._endings.append(msgspec.structs.replace(item, content_type="", result=b"", delay_ms=0, **given_back))
+        return bool(large)
+
     async def report(self) -> None:
         """Report every ending so far, in as few calls as possible; what cannot be reported is kept.
 
@@ -86,7 +104,7 @@ class Reporter:
 
     async def _report(self) -> None:
         while self._endings:
-            batch = self._endings[: self._settings.batch_max]
+            batch = next(cut(self._endings, _size_bytes, self._settings.batch_max))
             answers = await or_each_alone(batch, self._release, lambda _: calls.NotReleased("broken"))
             del self._endings[: len(batch)]
             if self._reported is not None:
@@ -99,10 +117,16 @@ class Reporter:
                     logger.log(level, "%s: the %s of job %s is %s", item.node, item.verdict, item.job_id, answer.why)
                     if answer.why == "busy" and item.verdict != "reboot":
                         kept.append(item)
+            self._endings += kept
+            self.tokens.difference_update(item.token for item in batch)
+            self.tokens.update(item.token for item in kept)
             if kept:
-                self._endings += kept
                 return
 
     async def _release(self, batch: Sequence[calls.ReleaseItem]) -> list[calls.Released | calls.NotReleased]:
         layout = self._layout
         return (await self._cell.release(batch, layout.retention_ms, layout.dead_retention_ms))[1]
+
+
+def _size_bytes(item: calls.ReleaseItem) -> int:
+    return len(item.result)

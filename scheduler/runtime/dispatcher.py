@@ -94,7 +94,13 @@ class Dispatcher:
         """Take the cursor of `freed`, the snapshot and our share of the partitions, and begin to read ahead."""
         freed_cursor = await self._store.reads.last_id(self._store.cell.keys.freed)
         self._reader = Reader(
-            self._store.reads, self._settings, self._clock, freed_cursor, self.bindings, lambda: self._known.must_read
+            self._store.reads,
+            self._store.paced(),
+            self._settings,
+            self._clock,
+            freed_cursor,
+            self.bindings,
+            lambda: self._known.must_read,
         )
         try:
             await self.snapshots.load()

@@ -69,11 +69,18 @@ def decode(entry: calls.Entry, cell: int, settings: Settings) -> Job | calls.Rej
 
     The field `job_id` of an entry that a script wrote overrides the document's; without either the id is generated.
     """
-    body, payload = entry.fields.get(b"job"), entry.fields.get(b"payload", b"")
-    try:
-        _check_sizes(body, payload, settings)
-    except InvalidInput as error:
-        return refuse(entry, cell, "too_large", str(error))
+    fields = entry.fields
+    body, payload = fields.get(b"job"), fields.get(b"payload", b"")
+    document_bytes, payload_bytes = len(body) if body is not None else 0, len(payload)
+    size_bytes = sum(map(len, fields)) + sum(map(len, fields.values()))
+    if (
+        payload_bytes > settings.payload_bytes_max
+        or document_bytes > settings.document_bytes_max
+        or size_bytes - document_bytes - payload_bytes > settings.other_bytes_max
+    ):
+        other_bytes = size_bytes - document_bytes - payload_bytes
+        detail = _too_large(document_bytes, payload_bytes, other_bytes, settings)
+        return refuse(entry, cell, "too_large", detail, size_bytes)
     if body is None:
         names = ", ".join(sorted(name.decode(errors="replace") for name in entry.fields))[:100]
         return refuse(
@@ -116,7 +123,14 @@ def by_own_clock(job: Job, entry: calls.Entry, server_ms: int, own_ms: float) ->
     return msgspec.structs.replace(job, deadline_at_ms=int(own_ms + left_ms))
 
 
-def refuse(entry: calls.Entry, cell: int, reason: str, detail: str) -> calls.RejectItem:
+def refuse_head(entry: calls.Entry, head: calls.Head, cell: int, settings: Settings) -> calls.RejectItem:
+    """A refusal of an entry of which only the head was read, because a part of it is above its limit."""
+    sizes = (head.document_bytes, head.payload_bytes, head.other_bytes)
+    detail = _too_large(*sizes, settings) or f"an entry of {sum(sizes)} bytes cannot be read"
+    return refuse(entry, cell, "too_large", detail, sum(sizes))
+
+
+def refuse(entry: calls.Entry, cell: int, reason: str, detail: str, size_bytes: int = 0) -> calls.RejectItem:
     """A refusal of an entry whose document cannot be believed: it ends under its generated id."""
     return calls.RejectItem(
         partition=entry.partition,
@@ -128,6 +142,7 @@ def refuse(entry: calls.Entry, cell: int, reason: str, detail: str) -> calls.Rej
         reply_to="",
         reason=reason,
         detail=detail[:_DETAIL_LENGTH_MAX],
+        size_bytes=size_bytes,
     )
 
 
@@ -146,11 +161,16 @@ def refuse_job(job: Job, reason: str, detail: str, job_id: str | None = None) ->
     )
 
 
-def _check_sizes(body: bytes | None, payload: bytes, settings: Settings) -> None:
-    if len(payload) > settings.payload_bytes_max:
-        raise InvalidInput(f"payload of {len(payload)} bytes: expected at most {settings.payload_bytes_max}")
-    if body is not None and len(body) > settings.document_bytes_max:
-        raise InvalidInput(f"job document of {len(body)} bytes: expected at most {settings.document_bytes_max}")
+def _too_large(document_bytes: int, payload_bytes: int, other_bytes: int, settings: Settings) -> str:
+    """What is above its limit, empty when nothing is."""
+    for what, size_bytes, limit in (
+        ("payload", payload_bytes, settings.payload_bytes_max),
+        ("job document", document_bytes, settings.document_bytes_max),
+        ("other fields", other_bytes, settings.other_bytes_max),
+    ):
+        if size_bytes > limit:
+            return f"{what} of {size_bytes} bytes: expected at most {limit}"
+    return ""
 
 
 def _script_job_id(entry: calls.Entry) -> str:

@@ -1,5 +1,6 @@
 """Reads ahead: what comes next is read and decoded while the last batch is placed. One blocking XREAD for intake and
 `freed`, and where bindings must be known one read of those that are not yet. Whatever was read meanwhile is one batch.
+When that read took too long, the next ones are bounded by bytes (`store/paced.py`).
 
 Reading has no effect on the stream, so a batch that is thrown away is no loss: the next owner reads from the start.
 """
@@ -21,7 +22,8 @@ from scheduler.runtime import intake
 from scheduler.runtime.intake import Job
 from scheduler.session.bindings import Bindings
 from scheduler.store.connection import is_temporary
-from scheduler.store.reads import Reads, StreamEntry
+from scheduler.store.paced import PacedReads
+from scheduler.store.reads import Part, Reads, StreamEntry
 
 logger = logging.getLogger("scheduler.dispatcher")
 
@@ -60,14 +62,15 @@ NOTHING: Final = Batch()
 class Reader:
     """Cursors over the owned partitions and over `freed`, and in hand what was read and not taken yet.
 
-    Args: reads; settings; clock, the process's own; freed_cursor, taken before the first reserve; known, the bindings
-    that are remembered; must_know, whether those that are not are to be read.
+    Args: reads; paced, the same for what can be large; settings; clock, the process's own; freed_cursor, taken before
+    the first reserve; known, the bindings that are remembered; must_know, whether those that are not are to be read.
     Attributes: doubted, a read failed, so that the server may have less now than it had.
     """
 
     def __init__(
         self,
         reads: Reads,
+        paced: PacedReads,
         settings: Settings,
         clock: Clock,
         freed_cursor: str,
@@ -75,6 +78,7 @@ class Reader:
         must_know: Callable[[], bool],
     ) -> None:
         self._reads = reads
+        self._paced = paced
         self._settings = settings
         self._clock = clock
         self._known = known
@@ -87,7 +91,7 @@ class Reader:
         self._hand_freed = freed_cursor
         self._filled = asyncio.Event()
         self._taken = asyncio.Event()
-        self._reading: set[asyncio.Task[dict[str, list[StreamEntry]]]] = set()
+        self._reading: set[asyncio.Task[dict[str, Part]]] = set()
         self._read_or_changed: asyncio.Future[None] | None = None
         self._heard_at_ms = clock.ms()
         self._missed = False
@@ -171,10 +175,16 @@ class Reader:
         """
         streams = {self._reads.keys.jobs(partition): partition for partition in cursors}
         count = max(1, self._settings.batch_max // max(1, len(cursors)))
-        read = await self._reads.streams({stream: cursors[each] for stream, each in streams.items()}, count, None)
-        full = {streams[stream]: found[-1][0] for stream, found in read.items() if len(found) >= count}
-        jobs, _ = await self._decode(self._entries(read, streams, self._epochs))
-        return list(jobs), {partition: full.get(partition) for partition in cursors}
+        read = await self._paced.read({stream: cursors[each] for stream, each in streams.items()}, count, None)
+        more = {
+            streams[stream]: part.last_id or cursors[streams[stream]]
+            for stream, part in read.items()
+            if not part.is_end
+        }
+        jobs, _ = await self._decode(
+            self._entries(read, streams, self._epochs)
+        )  # heads were refused when they were new
+        return list(jobs), {partition: more.get(partition) for partition in cursors}
 
     async def run(self) -> None:
         """Read until `stop`."""
@@ -214,11 +224,13 @@ class Reader:
             self._missed = True
         self._heard_at_ms = now_ms
 
-        events = read.pop(keys.freed, [])
-        if len(events) >= count:
+        told = read.pop(keys.freed, None)
+        events = told.entries if told else []
+        if told and not told.is_end:
             events += await self._rest_of(events)
         entries = self._entries(read, partitions, epochs)
         jobs, refused = await self._decode(entries)
+        refused += self._refuse_heads(read, partitions, epochs)
         bindings = await self._bindings(jobs)
 
         # Only now, so that after a failure all of it is read again. Of a partition that was lost or taken anew nothing
@@ -226,17 +238,17 @@ class Reader:
         for stream, found in read.items():
             partition = partitions[stream]
             if self._epochs.get(partition) == epochs[partition] and self._cursors[partition] == cursors[stream]:
-                self._cursors[partition] = found[-1][0]
+                self._cursors[partition] = found.last_id or cursors[stream]
         if events and self._freed == cursors[keys.freed]:
             self._freed = events[-1][0]
         gap, self._missed = self._missed, False
-        if not entries and not events and not gap:
+        if not entries and not refused and not events and not gap:
             return NOTHING
         handed_over = any(b"partitions" in fields for _, fields in events)
         nodes, limits = _named(b"nodes", events), _named(b"limits", events)
         return Batch(jobs, refused, bindings, tuple(nodes), tuple(limits), handed_over, gap)
 
-    async def _wait_for_entries(self, cursors: Mapping[str, str], count: int) -> dict[str, list[StreamEntry]]:
+    async def _wait_for_entries(self, cursors: Mapping[str, str], count: int) -> dict[str, Part]:
         """The read that blocks; nothing when a partition was gained meanwhile. That read then ends by itself, beside
         the next one: to cancel it would be of no use, for the client at times goes on reading all the same.
         """
@@ -252,28 +264,45 @@ class Reader:
 
     async def _read_and_wake(
         self, cursors: Mapping[str, str], count: int, until: asyncio.Future[None]
-    ) -> dict[str, list[StreamEntry]]:
+    ) -> dict[str, Part]:
         """Whoever waits goes on in the next turn of the event loop, not in the one after."""
         try:
-            return await self._reads.streams(cursors, count)
+            return await self._paced.read(cursors, count, first=self._reads.keys.freed)
         finally:
             _wake(until)
 
     def _entries(
-        self, read: Mapping[str, list[StreamEntry]], partitions: Mapping[str, int], epochs: Mapping[int, int]
+        self, read: Mapping[str, Part], partitions: Mapping[str, int], epochs: Mapping[int, int]
     ) -> list[Entry]:
         return [
             Entry(partitions[stream], epochs[partitions[stream]], identifier, fields)
             for stream, found in read.items()
-            for identifier, fields in found
+            for identifier, fields in found.entries
         ]
+
+    def _refuse_heads(
+        self, read: Mapping[str, Part], partitions: Mapping[str, int], epochs: Mapping[int, int]
+    ) -> tuple[RejectItem, ...]:
+        """What was too large to be read."""
+        return tuple(
+            [
+                intake.refuse_head(
+                    Entry(partitions[stream], epochs[partitions[stream]], head.id, head.fields),
+                    head,
+                    self._reads.keys.cell,
+                    self._settings,
+                )
+                for stream, found in read.items()
+                for head in found.heads
+            ]
+        )
 
     async def _rest_of(self, events: list[StreamEntry]) -> list[StreamEntry]:
         """What came after a read of `freed` that was full. The stream is short: some of it may be gone before it was
         read, but not while the entry that was read last is still there.
         """
         rest, whole = await self._reads.rest_of(
-            self._reads.keys.freed, self._freed, events[-1][0], self._settings.freed_max
+            self._reads.keys.freed, self._freed, events[-1][0] if events else self._freed, self._settings.freed_max
         )
         self._missed = self._missed or not whole
         return rest
@@ -316,7 +345,7 @@ def _wake(future: asyncio.Future[None] | None) -> None:
         future.set_result(None)
 
 
-def _ignore(read: asyncio.Task[dict[str, list[StreamEntry]]]) -> None:
+def _ignore(read: asyncio.Task[dict[str, Part]]) -> None:
     """Whatever a read brought or failed with that nobody waits for any more."""
     if not read.cancelled():
         read.exception()

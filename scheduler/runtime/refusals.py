@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Sequence
+from typing import Final
 
 import msgspec
 
@@ -15,8 +16,13 @@ from scheduler import calls, keys
 from scheduler.runtime.partitions import Partitions
 from scheduler.store.cell import Cell
 from scheduler.store.connection import or_each_alone
+from scheduler.store.cutting import cut
 
 logger = logging.getLogger("scheduler.dispatcher")
+
+BURIED_BYTES_MAX: Final = (
+    32 * 2**20
+)  # of entries in a call: the server reads each whole to cut it, some 100 ms for these
 
 
 class Refusals:
@@ -55,9 +61,8 @@ class Refusals:
     async def end(self) -> None:
         """End what was added so far."""
         refused, self._refused = self._refused, []
-        for start in range(0, len(refused), self._batch_max):
-            batch = refused[start : start + self._batch_max]
-            batch = [item for item in batch if self._partitions.holds(item.partition, item.epoch)]
+        for part in cut(refused, lambda item: item.size_bytes, self._batch_max, BURIED_BYTES_MAX):
+            batch = [item for item in part if self._partitions.holds(item.partition, item.epoch)]
             if batch:
                 answers = await or_each_alone(batch, self._reject, lambda _: "broken")
                 for item, answer in zip(batch, answers, strict=True):

@@ -223,17 +223,21 @@ class Cell:
         return [_reserved(item, given) for item, given in zip(items, answer[1:], strict=True)]
 
     async def renew(
-        self, node: str, reservations: Sequence[tuple[str, int]]
+        self, node: str, started: Sequence[tuple[str, int]], waiting: Sequence[tuple[str, int]] = ()
     ) -> tuple[int, float, list[calls.Renewed | calls.NotRenewed]]:
         """Prolong leases of one node.
 
-        Args: node; reservations, (job_id, token) each. Returns: (now_ms; sent_ms, own time when the try that was
-        answered was sent; an answer for each).
+        Args: node; (job_id, token) each: started, of jobs that run or have run, and waiting, of those that did not
+        start yet. Returns: (now_ms; sent_ms, own time when the try that was answered was sent; an answer for each of
+        these and then of those).
         """
-        names = [self.keys.slots(node), *[self.keys.job(job_id) for job_id, _ in reservations], self.keys.capacity]
+        job_keys = [self.keys.job(job_id) for job_id, _ in (*started, *waiting)]
+        names = [self.keys.slots(node), *job_keys, self.keys.capacity]
         arguments: list[Argument] = []
-        for job_id, token in reservations:
-            arguments += [job_id, token]
+        for job_id, token in started:
+            arguments += [job_id, token, "started"]
+        for job_id, token in waiting:
+            arguments += [job_id, token, "waiting"]
         sent_ms, answer = await self._connection.call_timed("renew", names, arguments)
         answers: list[calls.Renewed | calls.NotRenewed] = []
         for given in answer[1:]:
@@ -282,8 +286,12 @@ class Cell:
         Args: items; retention_ms; dead_retention_ms; life, of the server process that the entries were read from, empty
         for any. Returns: rejected, fenced, duplicate, gone or busy for each. Raises: ServerReplaced.
         """
+        settings = self._settings
         names = [self.keys.owners, self.keys.dead, self.keys.results]
-        arguments: list[Argument] = [retention_ms, dead_retention_ms, self._settings.results_max]
+        arguments: list[Argument] = [
+            retention_ms, dead_retention_ms, settings.results_max,
+            settings.document_bytes_max, settings.payload_bytes_max, settings.other_bytes_max,
+        ]  # fmt: skip
         for item in items:
             names += [self.keys.jobs(item.partition), self.keys.job(item.job_id), self.keys.replies(item.reply_to)]
             arguments += [item.partition, item.epoch, item.entry_id, item.job_id, item.session_id, item.tenant_id]

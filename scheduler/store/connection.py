@@ -28,7 +28,7 @@ from scheduler.errors import (
     ServerUnavailable,
     without_credentials,
 )
-from scheduler.store.packing import PACKING
+from scheduler.store.packing import PACKING, Cap
 from scheduler.store.pool import Pool
 from scheduler.store.scripts import load_scripts
 
@@ -60,6 +60,10 @@ _WAIT_OUT_CLASSES: Final = (
 )  # fmt: skip
 
 
+class TooSlow(SchedulerError):
+    """A reply had begun, and was too large to be waited for: ask for less at once."""
+
+
 class ScriptFailed(SchedulerError):
     """An error raised inside a script's body: the call itself is at fault, repeating it is of no use."""
 
@@ -83,13 +87,14 @@ async def keeping_cancellation(answer: Awaitable[T]) -> T:
     return value
 
 
-async def ask(client: Client, *command: Argument, life: str = "") -> Any:
+async def ask(client: Client, *command: Argument, life: str = "", cap: Cap | None = None) -> Any:
     """Send one command and return the reply as it came.
 
     What redis-py does beside (repeats, metrics, replies made into Python's types) is a third of its time for a command.
 
     Args: client; command; life, of the only server process that it is meant for, empty for any. A connection leads to
-    one process for as long as it is there, so nobody else can get it. Raises: ServerReplaced.
+    one process for as long as it is there, so nobody else can get it; cap, of a reply that can be asked for in parts
+    too. Raises: ServerReplaced; TooSlow when the reply is above its cap.
     """
     pool = client.connection_pool
     connection = await pool.get_connection()
@@ -99,12 +104,18 @@ async def ask(client: Client, *command: Argument, life: str = "") -> Any:
             await connection.connect()
         if life and connection.run_id not in ("", life):
             raise ServerReplaced("another server process answers than the one whose data this call is about")
+        if cap is not None:
+            connection.cap(cap)
         await connection.send_packed_command(connection.pack_command(*command), check_health=False)
         return await connection.read_response()
-    except (RedisConnectionError, RedisTimeoutError, OSError):
+    except (RedisConnectionError, RedisTimeoutError, OSError) as error:
         await connection.disconnect()
+        if cap is not None and connection.received_bytes and isinstance(error, RedisTimeoutError):
+            raise TooSlow(f"a reply was not whole after {connection.received_bytes} bytes") from error
         raise
     finally:
+        if cap is not None:
+            connection.cap(None)
         await pool.release(connection)
 
 
@@ -211,17 +222,12 @@ class Connection:
         self, name: str, keys: Sequence[str], arguments: Sequence[Argument], life: str = ""
     ) -> tuple[float, list[Any]]:
         """As `call`. Returns: (own time when the try that was answered was sent, in milliseconds; the answer)."""
-        script = load_scripts()[name]
         sent_ms = 0.0
 
         async def once() -> Any:
             nonlocal sent_ms
             sent_ms = self._clock.ms()
-            try:
-                return await ask(self.commands, "EVALSHA", script.sha, len(keys), *keys, *arguments, life=life)
-            except NoScriptError:
-                await self.commands.script_load(script.source)
-                return await ask(self.commands, "EVALSHA", script.sha, len(keys), *keys, *arguments, life=life)
+            return await self.call_once(self.commands, name, keys, arguments, life)
 
         try:
             answer: list[Any] = await self.patiently(once)
@@ -230,6 +236,18 @@ class Connection:
         if name in _TELL_TIME:
             self.heard(answer[0], sent_ms)
         return sent_ms, answer
+
+    async def call_once(
+        self, client: Client, name: str, keys: Sequence[str], arguments: Sequence[Argument], life: str = ""
+    ) -> list[Any]:
+        """One try of `call`, over that client, with the errors of redis-py."""
+        script = load_scripts()[name]
+        try:
+            answer: list[Any] = await ask(client, "EVALSHA", script.sha, len(keys), *keys, *arguments, life=life)
+        except NoScriptError:
+            await client.script_load(script.source)
+            answer = await ask(client, "EVALSHA", script.sha, len(keys), *keys, *arguments, life=life)
+        return answer
 
     async def all_of(self, commands: Sequence[Sequence[Argument]], *, at_once: bool = False) -> list[Any]:
         """Answers of several commands in one round trip. at_once: at one moment, without others in between.

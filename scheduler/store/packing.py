@@ -1,20 +1,31 @@
-"""Connections that put commands on the wire with hiredis and at once, and leave nothing behind when they are closed.
+"""Connections that put commands on the wire with hiredis and at once, wait for as long as something moves, and leave
+nothing behind when they are closed.
 
 A script call has a thousand arguments and more. redis-py parses answers with hiredis, but its asyncio connections still
 join commands in Python, argument by argument, which was half of a dispatcher's time. And they send in a task of its
 own, so that a timeout can end it: two more turns of the event loop a command, for what the kernel nearly always takes
 at once.
+
+Its time-out spans a whole reply, however large, so on a slow link a large one never arrives, however often it is asked
+for. Here it is for as long as nothing comes, and a large request has the time that it needs to get there.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import hiredis
+from redis._parsers import _AsyncHiredisParser
 from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import DataError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+BYTES_A_SECOND_MIN: Final = 100_000
+"""Of a link over which large requests still arrive in time."""
+KERNEL_BYTES_MAX: Final = 4 * 2**20  # of a request that were taken to be sent, and may still be here
 
 _pack: Final[Any] = hiredis.pack_command
 
@@ -23,17 +34,78 @@ def _ignore(_run_id: str) -> None:
     """Of the server at the other end, for those who do not ask."""
 
 
-class HiredisMixin:
-    """Replaces packer, sending and the end of a connection; it stands before the connection's class.
+class Cap(NamedTuple):
+    """How long a reply may take once it has begun, and how large it may be."""
 
-    Attributes: run_id, of the server process at the other end, empty when it does not say: a connection has one and the
-    same from its begin to its end; met, told of it when the connection is made, before anything is sent on it.
+    s: float
+    bytes: int
+
+
+class Parser(_AsyncHiredisParser):
+    """Waits for each piece of a reply as long as its connection allows."""
+
+    def on_connect(self, connection: Any) -> None:
+        """As redis-py does."""
+        super().on_connect(connection)  # type: ignore[no-untyped-call]
+        self._connection: HiredisMixin = connection
+
+    async def read_from_socket(self) -> bool:
+        """Wait for the next piece. Raises: TimeoutError."""
+        connection = self._connection
+        stream: Any = self._stream
+        reader: Any = self._reader
+        async with asyncio.timeout(connection.wait_s()):
+            piece = await stream.read(self._read_size)
+        if not piece:
+            raise RedisConnectionError("Connection closed by server.")
+        connection.received_bytes += len(piece)
+        reader.feed(piece)
+        return True
+
+
+class HiredisMixin:
+    """Replaces packer, sending, waiting and the end of a connection; it stands before the connection's class.
+
+    socket_timeout: for how long, in seconds, nothing may move. received_bytes: of the replies to what was sent last.
+    run_id: of the server process at the other end, empty when it does not say: a connection has one and the same from
+    its begin to its end. met: told of it when the connection is made, before anything is sent on it.
     """
 
+    received_bytes = 0
     run_id = ""
     met: Callable[[str], None] = staticmethod(_ignore)
     _reader: asyncio.StreamReader | None
     _writer: asyncio.StreamWriter | None
+
+    def __init__(self, *args: Any, socket_timeout: float | None = None, **options: Any) -> None:
+        self._silence_s = socket_timeout
+        self._sent_bytes = 0
+        self._cap: Cap | None = None
+        self._cap_until_s = 0.0
+        super().__init__(*args, socket_timeout=None, **options)  # type: ignore[call-arg]
+
+    def set_parser(self, parser_class: Any) -> None:
+        """One parser, whichever would be used."""
+        super().set_parser(Parser)  # type: ignore[misc]
+
+    def cap(self, cap: Cap | None) -> None:
+        """Bound the reply to the next command."""
+        self._cap = cap
+        self._cap_until_s = 0.0
+
+    def wait_s(self) -> float | None:
+        """How long to wait for the next piece of a reply. Raises: TimeoutError when the reply is above its cap."""
+        if self._silence_s is None:
+            return None
+        if not self.received_bytes:  # the server may not even have got all of what the kernel took
+            return self._silence_s + min(self._sent_bytes, KERNEL_BYTES_MAX) / BYTES_A_SECOND_MIN
+        if self._cap is None:
+            return self._silence_s
+        now_s = asyncio.get_running_loop().time()
+        self._cap_until_s = self._cap_until_s or now_s + self._cap.s
+        if self.received_bytes > self._cap.bytes or now_s >= self._cap_until_s:
+            raise TimeoutError
+        return min(self._silence_s, self._cap_until_s - now_s)
 
     async def on_connect_check_health(self, check_health: bool = True) -> None:
         """As redis-py does, and then ask who is at the other end."""
@@ -62,13 +134,37 @@ class HiredisMixin:
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         """Send, and wait only for what the kernel did not take at once. Raises: as redis-py does."""
         reader, writer = self._reader, self._writer
-        is_open = writer is not None and not writer.is_closing() and reader is not None and reader.exception() is None
-        if writer is not None and is_open and isinstance(command, list):
-            writer.writelines(command)
-            if not writer.transport.get_write_buffer_size():
-                return
-            command = []
-        await super().send_packed_command(command, check_health)  # type: ignore[misc]
+        self.received_bytes = 0
+        if not isinstance(command, list):
+            command = [command.encode() if isinstance(command, str) else bytes(command)]
+        self._sent_bytes = sum(map(len, command))
+        if writer is None or writer.is_closing() or reader is None or reader.exception() is not None:
+            await super().send_packed_command([], check_health)  # type: ignore[misc]
+            writer = self._writer
+            assert writer is not None
+        writer.writelines(command)
+        if writer.transport.get_write_buffer_size():
+            await self._drain(writer)
+
+    async def _drain(self, writer: asyncio.StreamWriter) -> None:
+        """Wait until the kernel has taken all but a little, for as long as it takes something."""
+        left_bytes = writer.transport.get_write_buffer_size()
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(self._silence_s):
+                        await writer.drain()
+                    return
+                except TimeoutError:
+                    before_bytes, left_bytes = left_bytes, writer.transport.get_write_buffer_size()
+                    if left_bytes >= before_bytes:
+                        raise RedisTimeoutError("Timeout writing to socket") from None
+        except OSError as error:
+            await self.disconnect(nowait=True)
+            raise RedisConnectionError(f"Error while writing to socket: {error}") from error
+        except BaseException:
+            await self.disconnect(nowait=True)
+            raise
 
     async def disconnect(self, *args: Any, **kwargs: Any) -> None:
         """As redis-py does, but the socket is closed then, also with commands on their way to a server that hangs."""

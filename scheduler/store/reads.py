@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from scheduler import calls, keys, model, words
 from scheduler.store.connection import Argument, Client, Connection, ask, keeping_cancellation
+from scheduler.store.packing import Cap
 
 READ_BLOCK_MS: Final = 250
 
@@ -33,6 +35,17 @@ class Unslotted(NamedTuple):
     token: int
 
 
+class Part(NamedTuple):
+    """What was read of a stream. heads: of entries without their bodies. last_id: of all these, empty for none. is_end:
+    whether nothing came after it.
+    """
+
+    entries: list[StreamEntry]
+    heads: list[calls.Head]
+    last_id: str
+    is_end: bool
+
+
 class Reads:
     """Reads of one cell over the connection for commands, and over one of its own where a read blocks."""
 
@@ -47,25 +60,27 @@ class Reads:
             client, self._blocking = self._blocking, None
             await self._connection.close_client(client)
 
+    def _client(self, is_blocking: bool) -> Client:
+        """For reads that block one of their own, so that commands need not wait for them."""
+        if not is_blocking:
+            return self._connection.commands
+        if self._blocking is None:
+            self._blocking = self._connection.blocking(READ_BLOCK_MS)
+        return self._blocking
+
     async def streams(
-        self, cursors: Mapping[str, str], count: int, block_ms: int | None = READ_BLOCK_MS
+        self, cursors: Mapping[str, str], count: int, block_ms: int | None = READ_BLOCK_MS, cap: Cap | None = None
     ) -> dict[str, list[StreamEntry]]:
         """XREAD: what came after each cursor; blocks until something did, at most `block_ms` (None: not at all).
 
-        Args: cursors, stream -> last id seen; count, entries of *each* stream.
+        Args: cursors, stream -> last id seen; count, entries of *each* stream; cap, of the reply. Raises: TooSlow.
         """
-        if block_ms is None:
-            client = self._connection.commands
-        else:
-            if self._blocking is None:
-                self._blocking = self._connection.blocking(READ_BLOCK_MS)
-            client = self._blocking
-
+        client = self._client(block_ms is not None)
         block = () if block_ms is None else ("BLOCK", block_ms)
         command = ("XREAD", "COUNT", count, *block, "STREAMS", *cursors, *cursors.values())
 
         def read() -> Any:
-            return ask(client, *command)
+            return ask(client, *command, cap=cap)
 
         reply = await (keeping_cancellation(read()) if block_ms is not None else self._connection.patiently(read))
         return {
@@ -102,6 +117,27 @@ class Reads:
             )
         )
         return [(member.decode(), int(score)) for member, score in rows]
+
+    async def by_bytes(
+        self,
+        cursors: Mapping[str, str],
+        count: int,
+        bytes_max: int,
+        parts_max: tuple[int, int, int],
+        with_heads: bool,
+        is_blocking: bool,
+    ) -> dict[str, Part]:
+        """What came after each cursor, as much of it as has `bytes_max` in all, and one entry at least; one try.
+
+        Args: cursors and count, as of `streams`; parts_max, bytes of document, payload and all else, above which only
+        the head of an entry is read; with_heads, read the heads of those that do not fit, in place of their bodies;
+        is_blocking, for somebody who else would read so.
+        Raises: the errors of redis-py.
+        """
+        arguments: list[Argument] = [count, bytes_max, *parts_max, "heads" if with_heads else "stop", *cursors.values()]
+        client = self._client(is_blocking)
+        answer = await keeping_cancellation(self._connection.call_once(client, "read", list(cursors), arguments))
+        return {stream: _part(found) for stream, found in zip(cursors, answer, strict=True)}
 
     async def bindings(self, session_ids: Sequence[str]) -> list[bytes | None]:
         """The stored binding of each session."""
@@ -293,16 +329,17 @@ class Reads:
         return [int(count) for count in await self._connection.all_of([("XLEN", stream) for stream in streams])]
 
     async def backlogs(self, partitions: Iterable[int]) -> list[tuple[int, str]]:
-        """(entries, id of the oldest one or "") of each partition's intake, in one round trip."""
-        commands: list[Sequence[Argument]] = []
-        for partition in partitions:
-            jobs = self.keys.jobs(partition)
-            commands += [("XLEN", jobs), ("XRANGE", jobs, "-", "+", "COUNT", 1)]
-        answers = await self._connection.all_of(commands)
-        return [
-            (int(length), oldest[0][0].decode() if oldest else "")
-            for length, oldest in zip(answers[::2], answers[1::2], strict=True)
-        ]
+        """(entries, id of the oldest one or "") of each partition's intake; no body is read."""
+        streams = [self.keys.jobs(partition) for partition in partitions]
+        lengths = await self.lengths(streams)
+        filled = [stream for stream, length in zip(streams, lengths, strict=True) if length]
+        oldest = dict(zip(filled, await asyncio.gather(*[self._oldest_id(stream) for stream in filled]), strict=True))
+        return [(length, oldest.get(stream, "")) for stream, length in zip(streams, lengths, strict=True)]
+
+    async def _oldest_id(self, stream: str) -> str:
+        nothing = (0, 0, 0)
+        read = self._connection.patiently(lambda: self.by_bytes({stream: "0"}, 1, 0, nothing, True, False))
+        return (await read)[stream].last_id
 
     async def last_id(self, stream: str) -> str:
         """The id of the newest entry, "0" when there is none."""
@@ -317,6 +354,11 @@ class Reads:
         """A range of a stream."""
         rows = await self._command(lambda client: client.xrange(stream, start, end, count))
         return [(identifier.decode(), fields) for identifier, fields in rows]
+
+    async def by_id(self, stream: str, ids: Sequence[str]) -> dict[str, dict[bytes, bytes]]:
+        """The entries of these ids that are there, in one round trip."""
+        rows = await self._connection.all_of([("XRANGE", stream, each, each) for each in ids])
+        return {each: dict(found[0][1]) for each, found in zip(ids, rows, strict=True) if found}
 
     async def newest(self, stream: str, before: str = "+", count: int = 100) -> list[StreamEntry]:
         """The newest entries of a stream, the newest first. before: `(<id>`, to go on from the last one of them."""
@@ -361,6 +403,18 @@ def _pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:
     """Fields and values, which a reply has in turns."""
     turns = iter(flat)
     return dict(zip(turns, turns))  # noqa: B905 (`strict` would be a third of this)
+
+
+def _part(found: Sequence[Any]) -> Part:
+    """One stream of an answer of `read`."""
+    entries: list[StreamEntry] = []
+    heads: list[calls.Head] = []
+    for identifier, fields, *sizes in found[1:]:
+        if sizes:
+            heads.append(calls.Head(identifier.decode(), _pairs(fields), *sizes))
+        else:
+            entries.append((identifier.decode(), _pairs(fields)))
+    return Part(entries, heads, found[-1][0].decode() if len(found) > 1 else "", found[0] == b"end")
 
 
 def parse_outcome(fields: Mapping[bytes, bytes]) -> calls.Outcome:

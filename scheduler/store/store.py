@@ -14,6 +14,7 @@ from scheduler.errors import ServerUnavailable, without_credentials
 from scheduler.store.cell import Cell
 from scheduler.store.connection import PATIENCE_MS, Connection
 from scheduler.store.control import Control
+from scheduler.store.paced import PacedReads
 from scheduler.store.reads import Reads
 
 logger = logging.getLogger("scheduler.store")
@@ -27,9 +28,10 @@ class Store:
     far.
     """
 
-    def __init__(self, connection: Connection, settings: Settings) -> None:
+    def __init__(self, connection: Connection, settings: Settings, clock: Clock = SYSTEM_CLOCK) -> None:
         self.connection = connection
         self.settings = settings
+        self._clock = clock
         self.control = Control(connection, settings)
         self.cell = Cell(connection, settings)
         self.reads = Reads(connection, self.cell.keys)
@@ -47,6 +49,10 @@ class Store:
     def new_reads(self) -> Reads:
         """Reads with a blocking connection of their own, for a second reader beside `reads`."""
         return Reads(self.connection, self.cell.keys)
+
+    def paced(self, *, bodies_later: bool = False) -> PacedReads:
+        """Reads of one reader whose entries can be large."""
+        return PacedReads(self.reads, self.connection, self.settings, self._clock, bodies_later=bodies_later)
 
     async def layout(self, wait_ms: int | None = None) -> calls.Layout:
         """The stored layout, once a manager has written it.
@@ -90,4 +96,4 @@ async def open_store(
     except BaseException:
         await connection.close()
         raise
-    return Store(connection, settings)
+    return Store(connection, settings, clock)

@@ -22,6 +22,7 @@ from scheduler.runtime.reader import Batch, Reader
 from scheduler.session.bindings import Bindings
 from scheduler.store.cell import Cell
 from scheduler.store.control import Leading
+from scheduler.store.paced import PacedReads
 from scheduler.store.store import Store, open_store
 from tests.system import QUICK
 
@@ -178,11 +179,12 @@ async def test_a_partition_that_is_gained_is_read_at_once(url: str, monkeypatch:
         reads = b.store.new_reads()
         streams = reads.streams
 
-        async def for_long(cursors: Mapping[str, str], count: int) -> object:
+        async def for_long(cursors: Mapping[str, str], count: int, *_: object) -> object:
             return await streams(cursors, count, block_ms=60_000)
 
         monkeypatch.setattr(reads, "streams", for_long)
-        reader = Reader(reads, CALM, SYSTEM_CLOCK, "0", Bindings(10, 60_000), lambda: True)
+        paced = PacedReads(reads, b.store.connection, CALM, SYSTEM_CLOCK)
+        reader = Reader(reads, paced, CALM, SYSTEM_CLOCK, "0", Bindings(10, 60_000), lambda: True)
         reader.own(b.partition_of("s1") ^ 1, 1)
         reading = asyncio.create_task(reader.run())
         while not reader._reading:

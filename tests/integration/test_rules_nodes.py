@@ -21,6 +21,7 @@ from scheduler.node import Node
 from scheduler.roles import REAPER_EVERY_MS, start_manager, start_reaper
 from scheduler.store.cell import Cell
 from scheduler.store.control import Beaten, Control, Leading
+from scheduler.store.packing import Cap
 from scheduler.store.reads import READ_BLOCK_MS, Reads, StreamEntry
 from scheduler.store.server import EmbeddedServer
 from tests.fault.test_nodes import ended, submit
@@ -105,9 +106,9 @@ async def test_an_assignment_that_arrives_late_starts_only_if_it_can_be_renewed(
     handler = Attempts()
 
     async def late(
-        self: Reads, cursors: dict[str, str], count: int, block_ms: int | None = READ_BLOCK_MS
+        self: Reads, cursors: dict[str, str], count: int, block_ms: int | None = READ_BLOCK_MS, cap: Cap | None = None
     ) -> dict[str, list[StreamEntry]]:
-        read = await read_inbox(self, cursors, count, block_ms)
+        read = await read_inbox(self, cursors, count, block_ms, cap)
         if any(b"job" in fields for _, fields in read.get(self.keys.inbox("n1"), [])):
             await arrived.wait()
         return read

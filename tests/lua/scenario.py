@@ -184,9 +184,20 @@ async def run_boot(store: Store) -> None:
     await store.cell.boot(NODE)
 
 
+async def run_read(store: Store) -> None:
+    """All there is, whole and by its head; and a part of it."""
+    jobs, reads = store.cell.keys.jobs(PARTITION), store.reads
+    for i in range(3):
+        await seed_job(store, f"j{i}", f"s{i}")
+    for parts_max in (100, 100, 100), (1, 100, 100):
+        await reads.by_bytes({jobs: "0", store.cell.keys.freed: "0"}, 2, 10, parts_max, False, False)
+    await reads.by_bytes({jobs: "0"}, 9, 10, (100, 100, 100), True, False)
+
+
 async def run_renew(store: Store) -> None:
-    """Renewed, stale, unknown, cancelling, overrun; without its slot, crowded and renewed."""
+    """Renewed, before and after the start, stale, unknown, cancelling, overrun; crowded, and renewed without a slot."""
     token = await seed_reserved(store)
+    await store.cell.renew(NODE, [], [(JOB, token)])
     await store.cell.renew(NODE, [(JOB, token), (JOB, token + 1), ("j9", 1)])
     await seed_record(store, cancel=1)
     await store.cell.renew(NODE, [(JOB, token)])
@@ -346,6 +357,7 @@ RUNS: Final[dict[str, Callable[[Store], Awaitable[None]]]] = {
     "leave": run_leave,
     "submit": run_submit,
     "reserve": run_reserve,
+    "read": run_read,
     "renew": run_renew,
     "release": run_release,
     "reject": run_reject,

@@ -200,6 +200,24 @@ async def test_entry_with_thousands_of_fields_is_rejected(store: Store) -> None:
     assert await standing(store) == ("dead", ["dead"])
 
 
+async def test_entry_that_is_too_large_is_cut(store: Store) -> None:
+    """What is kept of it is what a good entry may have; dead entry and outcome say how much is missing."""
+    epoch = await seed_owner(store)
+    bad = {"job": "x" * 20_000, "what": "y" * 17_000, "short": "z", "payload": "p" * 2_000_000}
+    added: bytes = await store.connection.commands.xadd(store.cell.keys.jobs(PARTITION), bad)
+
+    await reject(store, reject_item(added.decode(), epoch, "too_large", detail="payload of 2000000 bytes"))
+
+    ((_, dead),) = await store.reads.entries(store.cell.keys.dead)
+    ((_, outcome),) = await store.reads.entries(store.cell.keys.results)
+    detail = "payload of 2000000 bytes; 1758476 bytes of it are not kept"
+    assert 1_758_476 == 2_000_000 - 262_144 + 20_000 - 16_384 + 17_004
+    assert dead[b"job"] == b"x" * 16_384
+    assert dead[b"payload"] == b"p" * 262_144
+    assert (b"what" in dead, dead[b"short"]) == (False, b"z")
+    assert dead[b"detail"].decode() == outcome[b"detail"].decode() == detail
+
+
 @pytest.mark.parametrize("reason", ["expired", "cancelled"])
 async def test_rule_28_repeat_answers_rejected_and_changes_nothing(store: Store, reason: str) -> None:
     """The same call after a lost reply buries and tells nothing a second time."""

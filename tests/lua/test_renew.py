@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scheduler import calls, model
+from scheduler.store.connection import ScriptFailed
 from scheduler.store.store import Store
 from tests.dumps import dump, standing, stands, transitions, unchanged
 from tests.seeds import (
@@ -210,3 +211,25 @@ async def test_a_step_of_the_clock_is_no_time_of_the_job(
     assert answers == [calls.Renewed(now_ms + POLICY.lease_ms)]
     started_ms = int((await store.reads.record(JOB))["started_ms"])
     assert counted_ms <= now_ms - started_ms <= counted_ms + 1_000
+
+
+async def test_renewal_of_a_job_whose_body_has_not_come_does_not_start_it(store: Store) -> None:
+    """The slot gets the full lease, and losing it then is no crash; the next renewal after the start marks that."""
+    token = await seed_reserved(store)
+
+    now_ms, _, answers = await store.cell.renew(NODE, [], [(JOB, token)])
+
+    assert answers == [calls.Renewed(now_ms + 15_000)]
+    assert await store.reads.reservations(NODE) == [(JOB, now_ms + 15_000)]
+    assert "started_ms" not in await store.reads.record(JOB)
+    now_ms, _, _ = await store.cell.renew(NODE, [(JOB, token)])
+    assert (await store.reads.record(JOB))["started_ms"] == str(now_ms)
+
+
+async def test_unknown_phase_is_an_error_that_names_it(store: Store) -> None:
+    """A renewal that means something else changes nothing."""
+    token = await seed_reserved(store)
+    k = store.cell.keys
+    async with unchanged(store):
+        with pytest.raises(ScriptFailed, match="phase begun: expected started or waiting"):
+            await store.connection.call("renew", [k.slots(NODE), k.job(JOB), k.capacity], [JOB, token, "begun"])

@@ -157,3 +157,14 @@ async def test_other_errors_are_not_taken_for_a_missing_group(store: Store) -> N
     async with unchanged(store):
         with pytest.raises(ScriptFailed, match="WRONGTYPE"):
             await store.control.take(MANAGER, epoch)
+
+
+async def test_huge_heartbeat_is_taken_without_its_document(store: Store) -> None:
+    """It registers nobody, and a manager that waited for it would not lead any more."""
+    epoch = await seed_leader(store)
+    await store.connection.commands.xadd(store.control.keys.heartbeats, {"node": b"x" * 262_145})
+    await store.control.beat(b"y" * 262_144)
+
+    taken = await store.control.take(MANAGER, epoch)
+
+    assert [len(heartbeat.document) for heartbeat in taken.heartbeats] == [0, 262_144]

@@ -311,7 +311,12 @@ class Node:
     def _renew_all(self, running: Sequence[Assignment]) -> None:
         names = [f"slots:{self.node_id}", *(f"job:{each.job_id}" for each in running), "capacity"]
         keys = [self.server.key(name) for name in names]
-        answer = self.server.call("renew", keys, [word for each in running for word in (each.job_id, each.token)])
+        items = [
+            word
+            for each in running
+            for word in (each.job_id, each.token, "started" if each.token in self._running else "waiting")
+        ]
+        answer = self.server.call("renew", keys, items)
         self._clock.heard(answer[0], self.server.sent_s)
         for assignment, (word, *rest) in zip(running, answer[1:], strict=True):
             if word in (b"renewed", b"cancelling"):

@@ -83,7 +83,7 @@ class RestChecker:
             job_id, record = self._chance.choice(live)
             names = _CELL.slots(record["node"]).encode(), _CELL.job(job_id).encode(), _CELL.capacity.encode()
             stale = str(int(record["token"]) - 1).encode()
-            if changed := self._server.again([b"EVALSHA", _RENEW, b"3", *names, job_id.encode(), stale]):
+            if changed := self._server.again([b"EVALSHA", _RENEW, b"3", *names, job_id.encode(), stale, b"started"]):
                 self._checker.blame("stale", f"renew of job {job_id} with an old token changed {changed}")
 
     def trouble(self, for_s: float) -> None:

@@ -45,6 +45,7 @@ PURE: Final = {
     "scheduler.session.bindings",
     "scheduler.session.decisions",
     "scheduler.session.ring",
+    "scheduler.store.pace",
     "scheduler.words",
 }
 # Libraries that perform, wait, read a clock or hold what is shared.

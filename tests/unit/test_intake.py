@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.calls import Entry, RejectItem
+from scheduler.calls import Entry, Head, RejectItem
 from scheduler.config import DEFAULTS
-from scheduler.runtime.intake import BODY_BYTES_MAX, Job, by_own_clock, decode, refuse_job
+from scheduler.runtime.intake import BODY_BYTES_MAX, Job, by_own_clock, decode, refuse_head, refuse_job
 from tests.unit.arrange import a_job
 
 CELL = 2
@@ -37,9 +37,9 @@ def entry(document: dict[str, Any] | bytes | None, **fields: bytes) -> Entry:
     return Entry(3, 9, "1000-5", ({} if body is None else {b"job": body}) | named)
 
 
-def refusal(reason: str, detail: str, job_id: str = "~2-3-1000-5") -> RejectItem:
+def refusal(reason: str, detail: str, job_id: str = "~2-3-1000-5", size_bytes: int = 0) -> RejectItem:
     """A refusal of that entry."""
-    return RejectItem(3, 9, "1000-5", job_id, "", "", "", reason, detail)
+    return RejectItem(3, 9, "1000-5", job_id, "", "", "", reason, detail, size_bytes)
 
 
 def test_a_full_document() -> None:
@@ -118,13 +118,18 @@ def test_what_the_fields_beside_the_document_mean(
     [
         pytest.param(
             entry({"session_id": "s1"}, payload=b"x" * 11),
-            refusal("too_large", "payload of 11 bytes: expected at most 10"),
+            refusal("too_large", "payload of 11 bytes: expected at most 10", size_bytes=40),
             id="payload",
         ),
         pytest.param(
             entry(b"{" + b" " * 100),
-            refusal("too_large", "job document of 101 bytes: expected at most 100"),
+            refusal("too_large", "job document of 101 bytes: expected at most 100", size_bytes=104),
             id="document, before it is decoded",
+        ),
+        pytest.param(
+            entry({"session_id": "s1"}, what=b"x" * 16_378),
+            refusal("too_large", "other fields of 16385 bytes: expected at most 16384", size_bytes=16_404),
+            id="all else, with the names",
         ),
         pytest.param(
             entry(None, jobs=b"", payload=b""),
@@ -166,7 +171,15 @@ def test_refusals(given: Entry, expected: RejectItem) -> None:
 def test_an_entry_at_its_limits_is_taken() -> None:
     """Limits are the largest that is allowed."""
     body = b'{"session_id":"s1"}'.ljust(100)
-    assert isinstance(decode(entry(body, payload=b"x" * 10), CELL, SMALL), Job)
+    assert isinstance(decode(entry(body, payload=b"x" * 10, what=b"x" * 16_370), CELL, SMALL), Job)
+
+
+def test_an_entry_that_is_known_by_its_head_is_refused_as_if_it_had_been_read() -> None:
+    """Under the id that a script gave it, with what is above its limit."""
+    head = Head("1000-5", {b"job_id": b"j1"}, 20, 11, 99)
+    assert refuse_head(entry(None, job_id=b"j1"), head, CELL, SMALL) == refusal(
+        "too_large", "payload of 11 bytes: expected at most 10", "j1", size_bytes=130
+    )
 
 
 @pytest.mark.parametrize("above", [0, 1])

@@ -101,3 +101,35 @@ async def test_what_was_reported_while_an_inbox_is_read_again_is_known(reporter:
     assert (len(reporter), reporter.knows(3)) == (0, True)
     reporter.forget_reported()
     assert not reporter.knows(3)
+
+
+async def test_large_results_go_in_several_calls(reporter: Reporter, cell: SlowCell) -> None:
+    """Two megabytes at most, or one result; those that are not answered yet are known by their tokens."""
+    first = 3 * DEFAULTS.batch_max
+    for token in range(first, first + 4):
+        fields = {
+            b"job": b'{"session_id":"s1"}',
+            b"job_id": b"j",
+            b"reservation": b"%d 1-a 5000 0/1-1 1 1 1 5000" % token,
+        }
+        reporter.add(Job("n1", "1000-0", fields), retry.completed("", bytes(1_048_576)))
+    cell.may_answer.set()
+    cell.busy = {first + 3}
+    await reporter.report()
+    assert cell.calls[3:] == [[first + 1, first + 2], [first + 3]]
+    assert reporter.tokens == {first + 3}
+
+
+async def test_large_results_of_a_node_that_stops_are_given_back(reporter: Reporter, cell: SlowCell) -> None:
+    """So that their jobs are charged nothing; small ones are reported as they are."""
+    cell.may_answer.set()
+    await reporter.report()
+    fields = {b"job": b'{"session_id":"s1"}', b"job_id": b"j", b"reservation": b"7 1-a 5000 0/1-1 1 1 1 5000"}
+    reporter.add(Job("n1", "1000-0", fields), retry.completed("text/plain", bytes(65_536)))
+    assert not reporter.give_back_results("why")
+    reporter.add(Job("n1", "1000-0", fields), retry.completed("text/plain", bytes(65_537)))
+    assert reporter.give_back_results("why")
+    assert [(item.verdict, item.detail, len(item.result)) for item in reporter._endings] == [
+        ("finish", "", 65_536),
+        ("give_back", "why", 0),
+    ]
