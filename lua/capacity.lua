@@ -52,7 +52,7 @@ for i = 3, #ARGV, 4 do
   local current = redis.call('HGET', capacity_key, node)
   local _, current_boot, current_reason = string.match(current or '', '^(%S+) (%S+) (%S+)$')
   local answer = 'written'
-  if current == value or (not current and reason == 'dead') then
+  if current == value or (not current and reason == 'dead' and redis.call('ZCARD', slots_key) == 0) then
     answer = 'unchanged'
   elseif current_boot and boot ~= current_boot and boot_order(boot) <= boot_order(current_boot) then
     answer = 'older'

@@ -272,6 +272,9 @@ class Manager:
             for node, item in self._written.items()
             if stored.get(node) != item and (node in stored or item.reason in fold.SERVING)
         ]
+        # Who takes no work has left, unless he holds something: a reaper has to find that.
+        gone = [node for node in self._written if node not in stored and node not in lost]
+        lost += [node for node, used in zip(gone, await self._store.reads.used(gone), strict=True) if used]
         for node in lost:
             del self._written[node]
         self._unwritten.update(lost)

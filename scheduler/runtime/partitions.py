@@ -143,6 +143,9 @@ class Partitions:
     def _take(self, owned: list[calls.Owned]) -> None:
         """Begin each new hold with an empty memory."""
         new = {each.partition: each.epoch for each in owned if not self.holds(each.partition, each.epoch)}
+        lost = [partition for partition in new if partition in self._epochs]
+        if lost:
+            logger.warning("`owners` has lost our partitions %s: they are claimed anew", _listed(lost))
         if new:
             self._forget(frozenset(new))
             self._epochs |= new

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Final
 
+import msgspec
 import pytest
 
 from scheduler import keys
@@ -216,6 +217,27 @@ async def test_each_key_that_steers_is_made_again(url: str, caplog: pytest.LogCa
             assert (await system.store.reads.record(job)).get("crashes", "0") == "0", key
         assert await system.used() == 0
         assert work.most <= 3
+
+
+async def test_leases_of_a_dead_node_end_although_the_capacities_were_deleted(url: str) -> None:
+    """A reaper finds its nodes there; one that is dead and holds something is written again too."""
+    work = Work()
+    settings = msgspec.structs.replace(QUICK, start_ms=4_000, lease_ms=4_000)
+    async with running(url, settings) as system:
+        dead = await system.add_node("n1", work.run)
+        job = await long_job(system, work)
+        await dead._close()
+        del system.nodes["n1"]
+
+        async def is_dead() -> bool:
+            return (await system.store.reads.capacities())["n1"].reason == "dead"
+
+        await system.until(is_dead)
+        await system.store.connection.commands.delete(CELL.capacity)
+
+        await system.add_node("n2", work.run)
+        work.let_go.set()
+        assert await system.producer.result(job, RESULT_MS) == "long"
 
 
 @pytest.mark.parametrize("key_of", [lambda job: CELL.inbox("n1"), CELL.job], ids=["inbox", "record"])

@@ -96,6 +96,15 @@ async def test_dead_node_that_left_is_not_written_again(store: Store) -> None:
         assert await write(store, item(0, "dead")) == ["unchanged"]
 
 
+async def test_dead_node_that_holds_something_is_written_again(store: Store) -> None:
+    """It has not left, so its capacity was deleted: reapers find its leases by that alone."""
+    await seed_reserved(store)
+    await store.connection.commands.delete(store.cell.keys.capacity)
+
+    assert await write(store, item(0, "dead")) == ["written"]
+    assert (await store.reads.capacities())[NODE].reason == "dead"
+
+
 async def test_rule_31_epoch_below_the_highest_is_fenced_and_changes_nothing(store: Store) -> None:
     """A paused leader that wakes cannot write an old capacity."""
     await write(store, item(2), epoch=8)

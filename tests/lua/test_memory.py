@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final
 
 import pytest
 from redis.exceptions import OutOfMemoryError
@@ -19,6 +20,7 @@ from tests.seeds import (
     MANAGER,
     NODE,
     OWNER,
+    SESSION,
     Opening,
     promote,
     reject,
@@ -29,6 +31,7 @@ from tests.seeds import (
     reserve_item,
     seed_delayed,
     seed_entry,
+    seed_held,
     seed_job,
     seed_leader,
     seed_node,
@@ -92,7 +95,27 @@ async def prepare_job(store: Store, script: str) -> tuple[Act, object]:
     return lambda: release(store, release_item(token, "retry")), [calls.Released("queued")]
 
 
-@pytest.mark.parametrize("script", [name for name in SCRIPT_NAMES if name != "submit"])
+MENDING: Final = ("last_ids", "unslotted", "parked", "reopen", "hold")
+
+
+async def test_rule_34_what_was_deleted_is_found_and_made_again_with_full_memory(store: Store) -> None:
+    """Who looks for what is lost needs no memory for it."""
+    await seed_delayed(store, "j2", "s2")
+    token = await seed_reserved(store)
+    await seed_held(store)
+    k = store.cell.keys
+    await store.connection.commands.delete(k.slots(NODE), k.open, k.held("session", SESSION), k.delayed)
+
+    async with full_memory(store):
+        assert await store.reads.last_ids([k.jobs(9)]) == [""]
+        assert len((await store.reads.unslotted(NODE, "0", 10))[0]) == 1
+        assert len((await store.reads.parked("0", 10))[0]) == 1
+        assert await store.cell.reopen([NODE]) == ["opened"]
+        assert isinstance((await store.cell.renew(NODE, [(JOB, token)]))[1][0], calls.Renewed)
+        assert await store.cell.hold([(JOB, SESSION, "", token)]) == ["held"]
+
+
+@pytest.mark.parametrize("script", [name for name in SCRIPT_NAMES if name not in ("submit", *MENDING)])
 async def test_rule_34_every_other_script_writes_with_full_memory(store: Store, script: str) -> None:
     """What is under way goes on and ends, and the fleet is managed, while memory is full."""
     act, expected = await prepare(store, script)

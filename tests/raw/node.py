@@ -25,6 +25,7 @@ FREED_MAX: Final = 1_000
 RESULT_INLINE_BYTES_MAX: Final = 4_096
 BATCH_MAX: Final = 128
 READ_BLOCK_MS: Final = 20
+COMPARE_MS: Final = 1_000
 BACKOFF_MS: Final = 1_000
 BACKOFF_MS_MAX: Final = 60_000
 TOO_LATE_MS: Final = 500
@@ -123,6 +124,8 @@ class Node:
         self._margin_ms = margin_ms
         self._clock = Clock()
         self._cursor = "0"
+        self._compare_due_s = 0.0
+        self._run_id = ""
         self._beat_due_s = 0.0
         self._margin_over_s = float("inf")
         self._renew_at_once = False
@@ -196,7 +199,20 @@ class Node:
 
     # ---- inbox ----
 
+    def _compare_inbox(self) -> None:
+        """Read the inbox from its start again when the server has less than it had."""
+        if time.monotonic() < self._compare_due_s:
+            return
+        self._compare_due_s = time.monotonic() + COMPARE_MS / 1000
+        last_id, run_id = self.server.last_id(self.server.key(f"inbox:{self.node_id}")), self.server.run_id()
+        is_behind = [int(part) for part in last_id.split("-")] < [int(part) for part in self._cursor.split("-")]
+        if is_behind or self._run_id not in ("", run_id):
+            self._cursor = "0"
+            self._renew_at_once = True
+        self._run_id = run_id
+
     def _read_inbox(self) -> None:
+        self._compare_inbox()
         for identifier, fields in self.server.read(
             self.server.key(f"inbox:{self.node_id}"), self._cursor, READ_BLOCK_MS
         ):
@@ -223,9 +239,12 @@ class Node:
             self.phase = "serving"
 
     def _assign(self, assignment: Assignment) -> None:
+        known = [*self._earlier, *(each for each, _ in self._endings)]
+        if assignment.token in self._running or any(each.token == assignment.token for each in known):
+            return
         if number_of(assignment.boot) < number_of(self.boot):
             self._earlier.append(assignment)
-        elif assignment.boot == self.boot and assignment.token not in self._running:
+        elif assignment.boot == self.boot:
             self._start(assignment)
 
     def _end_earlier(self) -> None:

@@ -129,6 +129,17 @@ class Server:
             for identifier, fields in entries
         ]
 
+    def last_id(self, stream: str) -> str:
+        """The highest id that a stream has ever had, 0-0 when it is not there."""
+        try:
+            return str(self.patiently(lambda: self.client.xinfo_stream(stream))["last-generated-id"].decode())
+        except redis.ResponseError:
+            return "0-0"
+
+    def run_id(self) -> str:
+        """Of the server process that answers."""
+        return str(self.patiently(lambda: self.client.info("server")).get("run_id", ""))
+
     def patiently(self, attempt: Callable[[], Any]) -> Any:
         """Repeat what fails for a while, for as long as patience lasts."""
         until, pause_s = time.monotonic() + PATIENCE_S, PAUSE_FIRST_S
