@@ -100,6 +100,7 @@ class CellKeys:
         self.capacity = f"{self._tag}:capacity"
         self.leader_epoch = f"{self._tag}:leader_epoch"
         self.open = f"{self._tag}:open"
+        self.counted = f"{self._tag}:counted"
         self.freed = f"{self._tag}:freed"
         self.results = f"{self._tag}:results"
         self.delayed = f"{self._tag}:delayed"

@@ -16,6 +16,7 @@ from typing import Final
 from scheduler import calls, keys, model
 from scheduler.clock import SYSTEM_CLOCK, Clock
 from scheduler.config import Settings
+from scheduler.errors import InvalidInput
 from scheduler.loop import Loop, Timers, end_tasks
 from scheduler.runtime.intake import Class, Job
 from scheduler.runtime.knowledge import Knowledge
@@ -37,6 +38,7 @@ from scheduler.store.store import Store
 logger = logging.getLogger("scheduler.dispatcher")
 
 SWEEP_MS: Final = 1_000
+CATCH_UP_MS: Final = 50  # between two reads of a snapshot that is to be another one
 RECLASSIFIED_AT_ONCE_MAX: Final = 256  # waiting jobs whose pool may be another one now, decided anew in one step
 
 
@@ -248,6 +250,7 @@ class Dispatcher:
         if new is old:
             return
         self._known.index = new
+        self._known.forget_counted(self._clock.ms())
         for wanted, gained in gains(self.waiting.classes(), old, new):
             self.waiting.wake_class(wanted, gained)
         self.waiting.limits.tell_pools(changed_limits(old.pools, new.pools))
@@ -272,10 +275,22 @@ class Dispatcher:
     # ---- what runs on timers ----
 
     async def _keep(self) -> None:
-        """Claims and the sweep, each when it is due."""
+        """Claims, another snapshot if the cell asks for one, and the sweep, each when it is due."""
         await self.partitions.keep()
+        if self._known.is_outdated:
+            await self._catch_up()
         if self._timers.is_due("sweep", SWEEP_MS):
             await self._look()
+
+    async def _catch_up(self) -> None:
+        """Read the snapshot that the cell asks for. Called between calls of those who wait, as `_swap` has to be."""
+        try:
+            await self.snapshots.load()
+        except InvalidInput as error:
+            logger.warning("the published snapshot cannot be read: %s", error)
+        self._swap()
+        if self._known.is_outdated:  # it is about to be published again
+            await asyncio.sleep(CATCH_UP_MS / 1000)
 
     def _gained(self, partition: int, epoch: int) -> None:
         assert self._reader is not None
@@ -317,6 +332,7 @@ class Dispatcher:
     async def _look(self) -> None:
         """The sweep. What the nodes were believed to hold is forgotten too: it grows stale."""
         self._known.loads.clear()
+        self._known.forget_counted(self._clock.ms())
         self._refusals.retry()
         self._sweep.judge(self._known.index, self._undecided, self._clock.ms())
         if self._reader is not None:

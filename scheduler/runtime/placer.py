@@ -57,7 +57,7 @@ class Placer:
         self._known = known
         self._waiting = known.waiting
         self._random = random
-        self._caller = Caller(store.cell, self.report, known.bindings, self._tries_as_bound)
+        self._caller = Caller(store.cell, self.report, known, self._tries_as_bound)
         self._settler = Settler(known, refusals, self.report, self.times, store.cell.cell)
 
     # ---- newcomers ----

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from scheduler import calls, keys, model, words
@@ -190,6 +190,27 @@ class Reads:
             for node, members in zip(nodes, rows, strict=True)
             for member, score in zip(members[::2], members[1::2], strict=True)
         ]
+
+    async def reserved(self, nodes: Sequence[str], count: int) -> AsyncIterator[list[tuple[str, str]]]:
+        """(job_id, node) of all reservations of these nodes, about `count` of a node at a time. Those that are there
+        from the first to the last read are told, perhaps twice; those that come or go meanwhile may be.
+        """
+        cursors = dict.fromkeys(nodes, 0)
+        while cursors:
+            rows = await self._connection.all_of(
+                [("ZSCAN", self.keys.slots(node), cursor, "COUNT", count) for node, cursor in cursors.items()]
+            )
+            yield [
+                (member.decode(), node)
+                for node, (_, members) in zip(cursors, rows, strict=True)
+                for member, _ in members
+            ]
+            cursors = {node: int(cursor) for node, (cursor, _) in zip(cursors, rows, strict=True) if int(cursor)}
+
+    async def counted(self) -> calls.Counted:
+        """What the cell counts."""
+        stored = await self._command(lambda client: client.get(self.keys.counted))
+        return calls.parse_counted((stored or b"").decode(errors="replace"))
 
     async def due_ms(self, job_id: str) -> int | None:
         """When a delayed job is due, None when it is not delayed."""

@@ -10,7 +10,9 @@ from typing import Final
 import msgspec
 
 CONTROL_SCRIPTS: Final = ("layout", "beat", "lead", "take", "publish")
-CELL_SCRIPTS: Final = ("claim", "capacity", "leave", "submit", "reserve", "renew", "release", "reject", "promote")
+CELL_SCRIPTS: Final = (
+    "claim", "capacity", "count", "leave", "submit", "reserve", "renew", "release", "reject", "promote",
+)  # fmt: skip
 SCRIPT_NAMES: Final = CONTROL_SCRIPTS + CELL_SCRIPTS
 
 

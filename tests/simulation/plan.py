@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from tests.simulation.network import WIRES
+from tests.simulation.network import DEATHS, WIRES
 
 MANAGERS: Final = ("manager0", "manager1")
 DISPATCHERS: Final = ("dispatcher0", "dispatcher1")
@@ -24,6 +24,8 @@ ROLES: Final = (*MANAGERS, *DISPATCHERS, *REAPERS)
 SEATS: Final = (*ROLES, *NODES)
 PRODUCER: Final = "producer"
 LOAD_FROM_S: Final = 3.0
+LIMITS: Final = ("limit", "limit_one", "limit_tenants", "limit_none")
+"""What an operator does to limits, see fleet.py."""
 CALLS: Final = {
     "manager": ("lead", "take", "capacity", "publish", "hgetall", "*"),
     "dispatcher": ("beat", "claim", "xread", "reserve", "reject", "mget", "smismember", "*"),
@@ -155,6 +157,20 @@ def _to(what: str, seats: Sequence[str], low_s: float, high_s: float) -> Callabl
     return draw
 
 
+def _dies(random: Random, at_s: float) -> Event:
+    """A manager is killed in the middle of what it does for a command."""
+    call = random.choice(("count", "count", "publish", "zscan", "hmget"))
+    return Event(at_s, random.choice(MANAGERS), random.choice(DEATHS), call, round(random.uniform(0.2, 8.0), 3))
+
+
+def _count_wire(random: Random, at_s: float) -> Event:
+    return Event(at_s, random.choice(MANAGERS), random.choice(WIRES), "count", round(random.uniform(0.05, 12.0), 3))
+
+
+def _limits(random: Random, at_s: float) -> Event:
+    return Event(at_s, "operator", random.choice(LIMITS))
+
+
 def _one_of(what: str, values: Sequence[float]) -> Callable[[Random, float], Event]:
     def draw(random: Random, at_s: float) -> Event:
         return Event(at_s, "server", what, "", random.choice(values))
@@ -194,9 +210,12 @@ KINDS: Final[dict[str, Callable[[Random, float], Event]]] = {
     "maxid": _absurd("maxid"),
     "future": _absurd("future"),
     "limit": _to("limit", ("operator",), 0, 0),
+    "limits": _limits,
+    "dies": _dies,
+    "count_wire": _count_wire,
 }
 
-_ON_SEATS: Final = frozenset({"reset", "cut", "kill", "pause", "sleep", "stop", "twin", *WIRES})
+_ON_SEATS: Final = frozenset({"reset", "cut", "kill", "pause", "sleep", "stop", "twin", *WIRES, *DEATHS})
 _ON_SERVER: Final = frozenset(
     {"pause", "slow", "scripts", "readonly", "loading", "restart", "clock", "lose", "empty", "flush", "full"}
 )
@@ -204,7 +223,7 @@ FAULTS: Final[dict[str, frozenset[str]]] = dict.fromkeys(SEATS, _ON_SEATS) | {
     PRODUCER: frozenset(WIRES),
     "server": _ON_SERVER,
     "stream": frozenset({"maxid", "future"}),
-    "operator": frozenset({"limit"}),
+    "operator": frozenset(LIMITS),
     "all": frozenset({"roll"}),
 }
 """Who -> what can happen to it."""
@@ -224,6 +243,11 @@ _WORST: Final = tuple(
 )
 
 
+_LIMIT: Final = (
+    ("limit", 2.0), ("limits", 3.0), ("kill", 3.0), ("dies", 2.0), ("wire", 5.0), ("count_wire", 1.0),
+)  # fmt: skip
+
+
 def _alone(kind: str, jobs: int = 60, deadlines: float = 0.06) -> Scenario:
     """One kind of what is not survived yet, and now and then a process that ends."""
     kinds = (("kill", 3.0), ("wire", 5.0))
@@ -240,7 +264,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         Scenario("server", _SERVER, broken=0.04),
         *map(_alone, ("clock", "sleep", "lose", "empty", "flush", "full", "maxid")),
         _alone("future", jobs=120, deadlines=0.5),
-        Scenario("limit", (("limit", 2.0), ("kill", 3.0), ("wire", 5.0)), pools=("none", "gold"), jobs=60),
+        Scenario("limit", _LIMIT, pools=("none", "gold", "limits"), jobs=60),
         Scenario("doubled", (("kill", 3.0), ("wire", 10.0)), doubled=0.2, jobs=60),
         Scenario("worst", (*_SURVIVED, *_WORST), broken=0.04, doubled=0.05),
     )

@@ -45,6 +45,7 @@ def test_the_keys_of_a_cell_share_a_tag() -> None:
         "capacity": "{ns:2}:capacity",
         "leader_epoch": "{ns:2}:leader_epoch",
         "open": "{ns:2}:open",
+        "counted": "{ns:2}:counted",
         "freed": "{ns:2}:freed",
         "results": "{ns:2}:results",
         "delayed": "{ns:2}:delayed",
