@@ -36,6 +36,7 @@ _CELL: Final = keys.CellKeys(SETTINGS.namespace)
 _SLOTS: Final = _CELL.slots("").encode()
 _JOB: Final = _CELL.job("").encode()
 _HELD: Final = _CELL.held("", "")[:-1].encode()
+_COUNTED: Final = _CELL.counted.encode()
 _CONTROL: Final = keys.ControlKeys(SETTINGS.namespace)
 WAKE_S: Final = 0.5  # in which a node notices that it slept, or that a lease is over
 _FENCES: Final = frozenset({_CELL.owners, _CONTROL.leader, _CONTROL.version})
@@ -44,6 +45,7 @@ ADDING: Final = frozenset({"beat", "take"})
 ANSWERED_AGAIN: Final = {
     ("promote", "promoted"): "stale",
     ("capacity", "written"): "unchanged",
+    ("count", "changed"): "unchanged",
 }
 """Scripts that say of a repeat that it comes late; all others answer it as they did at first."""
 _GONE: Final = {"state": "none"}
@@ -86,7 +88,7 @@ class Checker:
         self.server = server
         self.history = history
         self.violations: list[Violation] = []
-        self.limits = LimitChecker(world, server, self.blame)
+        self.limits = LimitChecker(server, self.blame)
         self.exempt: set[str] = set()
         self.acknowledged: dict[str, str] = {}
         self.due_s: dict[str, float] = {}
@@ -128,6 +130,8 @@ class Checker:
                 nodes.append(name[len(_SLOTS) :].decode())
             elif name.startswith(_HELD):
                 limits.append(name)
+            elif name == _COUNTED:
+                self.limits.counted()
             elif name.decode() in _FENCES:
                 self._check_fences()
                 is_published = is_published or name.decode() == _CONTROL.version
@@ -359,6 +363,7 @@ class Checker:
             self.blame("left", f"{len(parked)} bodies are parked at the end")
         for partition in range(SETTINGS.partitions):
             self._check_open(_CELL.jobs(partition))
+        self.limits.check_end()
         self._check_outcomes()
         self._check_broken()
         if self.judges_sessions and not self.data_faults:
