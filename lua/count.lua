@@ -6,7 +6,7 @@
 -- then a job each: {cell}:job:<job_id> hash, {cell}:held:session:<id> set, {cell}:held:tenant:<id> set
 -- ARGV[1] leader epoch   ARGV[2] counted, as it is stored; empty: nothing   ARGV[3] N   then N x node
 -- then a job each: node index, job_id, session, tenant
--- RETURNS {"accepted", "changed" | "unchanged" (what is stored), answer, ...}, one a job: "counted" | "stale"
+-- RETURNS {"accepted", "changed" | "unchanged" (what is stored), answer, ...}, one a job: "added" | "counted" | "stale"
 --   | {"fenced", epoch}
 -- INVARIANT no epoch below the highest seen writes; only a job that holds a slot is added, and its record says to what, so
 --           that its ending takes it out; a repeat changes nothing.
@@ -34,15 +34,15 @@ local function add(first_key, slots_key, node, job_id, session, tenant)
   local holder = record[2] and string.match(record[2], '^%S+')
   local is_same = record[1] == 'reserved' and holder == node and record[3] == session and (record[4] or '') == tenant
   if not is_same or not redis.call('ZSCORE', slots_key, job_id) then return 'stale' end
-  local before, held = record[5] or '', {}
+  local before, held, is_added = record[5] or '', {}, false
   for number, kind in ipairs({'session', 'tenant'}) do
     local is_counted = counts(kind) and (kind ~= 'tenant' or tenant ~= '')
-    if is_counted then redis.call('SADD', KEYS[first_key + number], job_id) end
+    if is_counted and redis.call('SADD', KEYS[first_key + number], job_id) == 1 then is_added = true end
     if is_counted or string.find(before, kind, 1, true) then held[#held + 1] = kind end
   end
   local after = table.concat(held, ' ')
   if after ~= before then redis.call('HSET', job_key, 'held', after) end
-  return 'counted'
+  return is_added and 'added' or 'counted'
 end
 
 local answers = {'accepted', is_new and 'changed' or 'unchanged'}

@@ -10,33 +10,37 @@ a kind is gone, so is the counting; what is held goes with the jobs.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Collection
 from typing import Final
 
 from scheduler.calls import Counted, CountItem
+from scheduler.config import Settings
 from scheduler.store.store import Store
 
 logger = logging.getLogger("scheduler.manager")
 
 NODES_AT_ONCE: Final = 64  # whose reservations are read together
 MEMBERS_AT_ONCE: Final = 100  # of each of them, about
+PATROL_MS: Final = 1_000
 
 
 class Counting:
     """What one leader knows of it. kinds: those of limits for which all reservations are counted.
 
-    Args: store; batch_max, reservations of one call; keep, called between calls, so that the lead is not lost
-    meanwhile.
+    Args: store; settings; keep, called between calls, so that the lead is not lost meanwhile.
     """
 
-    def __init__(self, store: Store, batch_max: int, keep: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, store: Store, settings: Settings, keep: Callable[[], Awaitable[None]]) -> None:
         self.kinds: frozenset[str] = frozenset()
         self._cell = store.cell
         self._reads = store.reads
-        self._batch_max = batch_max
+        self._settings = settings
         self._keep = keep
         self._version = 0
         self._is_known = False
+        self._patrolled_at_ms = 0.0
+        self._turn = 0
 
     def forget(self) -> None:
         """Trust nothing that is stored: somebody else led, or the server has lost something."""
@@ -68,9 +72,10 @@ class Counting:
         """
         counted = self._counted(self.kinds | kinds)
         await self._cell.count(epoch, counted)
-        added = await self._add_earlier(epoch, counted, nodes)
+        names = {*nodes, *await self._reads.capacities()}
+        added = await self._add_earlier(epoch, counted, names)
         while added is None:  # somebody deleted what is counted, so that some were placed uncounted
-            added = await self._add_earlier(epoch, counted, nodes)
+            added = await self._add_earlier(epoch, counted, names)
         self.kinds |= kinds
         logger.info("limits are counted now (%s), with %d reservations", ", ".join(sorted(kinds)), added)
 
@@ -83,17 +88,39 @@ class Counting:
         await self._cell.count(epoch, self._counted(kinds))
         self.kinds = kinds
 
+    async def patrol(self, epoch: int, nodes: Collection[str], now_ms: float) -> None:
+        """Once a second, look at a part of the nodes, all of them within the time of a lease: somebody may have deleted
+        a set of those who count.
+
+        Args: epoch of the leader; nodes that are known; now_ms, monotonic.
+        """
+        if not self.kinds or now_ms - self._patrolled_at_ms < PATROL_MS:
+            return
+        self._patrolled_at_ms = now_ms
+        names, size = sorted(nodes), math.ceil(len(nodes) * PATROL_MS / self._settings.lease_ms)
+        self._turn = self._turn if self._turn < len(names) else 0
+        part = names[self._turn : self._turn + size]
+        self._turn += size
+        added = await self._add_earlier(epoch, self._counted(self.kinds), part)
+        if added is None:
+            logger.warning("the server has lost what is counted for limits: counting anew")
+            await self.add(epoch, self.kinds, nodes)
+        elif added:
+            logger.warning("%d jobs were lost from those that count for limits; they count again", added)
+
     def _counted(self, kinds: frozenset[str]) -> Counted:
         return Counted(self._version, kinds)
 
     async def _add_earlier(self, epoch: int, counted: Counted, nodes: Collection[str]) -> int | None:
-        """Add what is reserved. Returns: how many; None when what is stored was another one meanwhile."""
-        names = sorted({*nodes, *await self._reads.capacities()})
+        """Add what is reserved on these nodes. Returns: how many were new; None when what is stored was another one
+        meanwhile.
+        """
+        names, batch_max = sorted(nodes), self._settings.batch_max
         added = 0
         for start in range(0, len(names), NODES_AT_ONCE):
             async for found in self._reads.reserved(names[start : start + NODES_AT_ONCE], MEMBERS_AT_ONCE):
-                for first in range(0, len(found), self._batch_max):
-                    count = await self._add_batch(epoch, counted, found[first : first + self._batch_max])
+                for first in range(0, len(found), batch_max):
+                    count = await self._add_batch(epoch, counted, found[first : first + batch_max])
                     if count is None:
                         return None
                     added += count
@@ -109,4 +136,4 @@ class Counting:
             if session
         ]
         is_changed, answers = await self._cell.count(epoch, counted, items)
-        return None if is_changed else answers.count("counted")
+        return None if is_changed else answers.count("added")

@@ -77,7 +77,7 @@ class Manager:
         self._unwritten: set[str] = set()
         self._unpublished: set[str] = set()
         self._lost: dict[str, PoolDocument | None] = {}
-        self._counting = Counting(store, settings.batch_max, self._keep_lead)
+        self._counting = Counting(store, settings, self._keep_lead)
         self._recounts = True
 
     @property
@@ -295,12 +295,13 @@ class Manager:
         return len(changed)
 
     async def _recount(self) -> None:
-        """Compare what the cell counts with what is published, if it may be another one."""
+        """Compare what the cell counts with what is published, if it may be another one; and who counts, with time."""
         assert self._epoch is not None
         if self._recounts and self._published.version:  # otherwise with what is about to be
             kinds = limited_kinds(self._published.pools)
             await self._counting.look(self._epoch, kinds, self._published.version, self._fleet.nodes)
             self._recounts = False
+        await self._counting.patrol(self._epoch, self._fleet.nodes, self._clock.ms())
 
     async def _publish(self, now_ms: int, decided: Decided) -> bool:
         """Publish what was decided at once, else when placement would see a difference, at most every `publish_ms`. A

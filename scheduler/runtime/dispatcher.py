@@ -29,6 +29,7 @@ from scheduler.runtime.refusals import Refusals
 from scheduler.runtime.report import Report
 from scheduler.runtime.skipped import Skipped
 from scheduler.runtime.snapshots import Snapshots
+from scheduler.runtime.strays import uncount_strays
 from scheduler.runtime.sweep import Sweep, expired
 from scheduler.runtime.undecided import Undecided
 from scheduler.runtime.waiting import Waiting
@@ -67,6 +68,7 @@ class Dispatcher:
         self._store = store
         self._settings = settings
         self._clock = clock
+        self._random = random
         self._layout = layout
         self._refusals = Refusals(store.cell, self.partitions, layout, settings.batch_max)
         self._known = Knowledge(store.reads, clock, self.partitions, self.waiting, self.skipped, self.bindings)
@@ -337,6 +339,8 @@ class Dispatcher:
         self._sweep.judge(self._known.index, self._undecided, self._clock.ms())
         if self._reader is not None:
             await self._sweep.look(self._known.index, self._store.reads, self._reader)
+        limits = list(dict.fromkeys(limit for limit, _ in self.waiting.limits.settled()))
+        await uncount_strays(limits, self._store.reads, self._store.cell, self._random)
 
     def wake(self) -> None:
         """Let a step that waits for work end now."""

@@ -166,9 +166,13 @@ class Placer:
     # ---- those that wait ----
 
     async def waiters(self, keep: Callable[[], Awaitable[None]]) -> None:
-        """Try those that wait and were woken, until nobody is left who should be tried now."""
+        """Try those that wait and were woken, until nobody is left who should be tried now. None is while the cell asks
+        for a snapshot that is not there yet.
+        """
         while self._waiting.busy:
             await keep()
+            if self._known.is_outdated:
+                return
             under_way: list[Call] = []
             try:
                 await self._send_waiters(under_way)

@@ -132,7 +132,7 @@ class Cell:
     ) -> tuple[bool, list[str]]:
         """Say as the leader of `epoch` what is counted, and count reservations that were made before.
 
-        Returns: whether something else was stored; an answer for each item, counted or stale. Raises: Fenced.
+        Returns: whether something else was stored; an answer for each item: added, counted or stale. Raises: Fenced.
         """
         nodes = _Indices()
         body: list[Argument] = []
@@ -146,6 +146,12 @@ class Cell:
         if answer[0] == b"fenced":
             raise Fenced(f"leader epoch {epoch} is over: {answer[1].decode()} was seen")
         return answer[1] == b"changed", [word.decode() for word in answer[2:]]
+
+    async def uncount(self, kind: str, name: str, job_ids: Sequence[str]) -> list[str]:
+        """Take jobs out of a limit that are not reserved. Returns: removed or kept for each."""
+        names = [self.keys.freed, self.keys.held(kind, name), *[self.keys.job(job_id) for job_id in job_ids]]
+        arguments: list[Argument] = [self._settings.freed_max, f"{kind}:{name}", *job_ids]
+        return [word.decode() for word in await self._connection.call("uncount", names, arguments)]
 
     async def leave(self, node: str, boot: str) -> str:
         """End a node that has neither slots nor reservations. Returns: left, busy or replaced."""

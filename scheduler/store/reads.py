@@ -80,6 +80,14 @@ class Reads:
         sizes = await self._connection.all_of([("SCARD", self.keys.held(kind, name)) for kind, _, name in names])
         return [int(size) for size in sizes]
 
+    async def some_held(self, limits: Sequence[str], count: int) -> list[list[str]]:
+        """Some of the jobs that count for each limit (`<kind>:<id>`), at most `count` of each, others each time."""
+        names = [limit.partition(":") for limit in limits]
+        rows = await self._connection.all_of(
+            [("SRANDMEMBER", self.keys.held(kind, name), count) for kind, _, name in names]
+        )
+        return [[member.decode(errors="replace") for member in members] for members in rows]
+
     async def rest_of(self, stream: str, since: str, after: str, count: int) -> tuple[list[StreamEntry], bool]:
         """At most `count` entries after `after`, and whether all that came since `since` is still there."""
         rows, first = await self._connection.all_of(

@@ -11,7 +11,7 @@ import msgspec
 
 CONTROL_SCRIPTS: Final = ("layout", "beat", "lead", "take", "publish")
 CELL_SCRIPTS: Final = (
-    "claim", "capacity", "count", "leave", "submit", "reserve", "renew", "release", "reject", "promote",
+    "claim", "capacity", "count", "leave", "submit", "reserve", "renew", "release", "reject", "promote", "uncount",
 )  # fmt: skip
 SCRIPT_NAMES: Final = CONTROL_SCRIPTS + CELL_SCRIPTS
 

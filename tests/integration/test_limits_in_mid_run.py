@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import pytest
 
 from scheduler import calls
@@ -154,7 +155,8 @@ async def test_a_leader_that_dies_between_the_steps_is_finished_by_the_next(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, number: int, before: bool
 ) -> None:
     """Calls: the cell is told, one for each job, and the version. Up to then nothing is in force, or answered."""
-    monkeypatch.setattr(desk.manager, "_counting", counting.Counting(desk.store, 1, desk.manager._keep_lead))
+    one_a_call = msgspec.structs.replace(UNHURRIED, batch_max=1)
+    monkeypatch.setattr(desk.manager, "_counting", counting.Counting(desk.store, one_a_call, desk.manager._keep_lead))
     monkeypatch.setattr(desk.store.cell, "count", dying_at(desk.store.cell, number, before))
     await desk.ask(ApplyPools({"gold": ONE_A_SESSION}))
 
@@ -236,6 +238,23 @@ async def test_what_somebody_deleted_is_counted_again(
     assert await held(desk.store) == ALL_SESSIONS
     assert (await desk.store.reads.counted()).kinds == stored.kinds
     assert "the server has lost that limits are counted (session): counting anew" in caplog.text
+
+
+async def test_a_set_that_somebody_deleted_is_made_again_within_a_lease(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And told. The leader looks at some nodes once a second."""
+    await desk.ask(ApplyPools({"gold": ONE_A_SESSION}))
+    await desk.manager.run_once()
+    keys = desk.store.cell.keys
+    await desk.store.connection.commands.delete(keys.held("session", "sj1"), keys.held("session", "sj2"))
+    await desk.manager.run_once()
+
+    desk.manager._counting._patrolled_at_ms = -1e9
+    await desk.manager.run_once()
+
+    assert await held(desk.store) == ALL_SESSIONS
+    assert "2 jobs were lost from those that count for limits; they count again" in caplog.text
 
 
 async def test_what_is_deleted_while_it_is_counted_is_begun_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,6 +393,35 @@ async def test_jobs_in_a_pool_without_a_limit_count_for_that_of_another(url: str
 async def nothing_is_held(store: Store) -> bool:
     """No limit is taken."""
     return await held(store) == {}
+
+
+async def test_jobs_are_placed_while_the_leader_counts(url: str) -> None:
+    """By the snapshot that there is, which names no limit; they count already."""
+    async with running(url, QUICK) as system:
+        work = Work()
+        await system.add_node("n1", work)
+        epoch = int(await system.store.connection.commands.get(system.store.cell.keys.leader_epoch))
+        await system.store.cell.count(epoch, calls.Counted(0, SESSION))
+        (job,) = await submit(system, "s1", EN_ZH)
+        await system.until(lambda: job in work.pools)
+        assert await held(system.store) == {"session:s1": [job]}
+        work.may_end.set()
+        assert await system.producer.result(job, timeout_ms=15_000) == job
+
+
+async def test_a_job_whose_record_was_deleted_limits_its_session_no_more(url: str, tmp_path: Path) -> None:
+    """Nobody could end it, so the next job of the session would wait for ever."""
+    async with running(url, QUICK) as system:
+        work = Work()
+        await apply(url, tmp_path / "pools.toml", "[pools.default]\nsession_concurrency = 1\n")
+        await system.add_node("n1", work)
+        (first,) = await submit(system, "s1", EN_ZH)
+        await system.until(lambda: first in work.pools)
+        await system.store.connection.commands.delete(system.store.cell.keys.job(first))
+        work.may_end.set()
+
+        (second,) = await submit(system, "s1", EN_ZH)
+        assert await system.producer.result(second, timeout_ms=15_000) == second
 
 
 async def test_a_dispatcher_whose_snapshot_is_late_is_sent_back_to_it(

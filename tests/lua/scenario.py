@@ -21,6 +21,7 @@ from tests.seeds import (
     NODE,
     OWNER,
     PARTITION,
+    SESSION,
     promote,
     reject,
     reject_item,
@@ -129,9 +130,18 @@ async def run_count(store: Store) -> None:
     items = [calls.CountItem(NODE, "j1", "s1", "t1"), calls.CountItem(NODE, "j9", "s9", "")]
     await store.cell.count(8, session)
     await store.cell.count(8, session, items)
+    await store.cell.count(8, session, items)
     await store.cell.count(8, calls.Counted())
     with contextlib.suppress(Fenced):
         await store.cell.count(7, session)
+
+
+async def run_uncount(store: Store) -> None:
+    """Removed, kept."""
+    await seed_reserved(store)
+    await seed_held(store)
+    await store.connection.commands.sadd(store.cell.keys.held("session", SESSION), "j9")
+    await store.cell.uncount("session", SESSION, [JOB, "j9"])
 
 
 async def run_leave(store: Store) -> None:
@@ -274,4 +284,5 @@ RUNS: Final[dict[str, Callable[[Store], Awaitable[None]]]] = {
     "release": run_release,
     "reject": run_reject,
     "promote": run_promote,
+    "uncount": run_uncount,
 }

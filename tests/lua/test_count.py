@@ -59,7 +59,7 @@ async def test_rule_22_a_reservation_that_was_made_before_counts_until_it_ends(s
     token = await seed_reserved(store, tenant="t1")
     item = calls.CountItem(NODE, JOB, SESSION, "t1")
 
-    assert await count(store, BOTH, item) == ["counted"]
+    assert await count(store, BOTH, item) == ["added"]
 
     assert (await held(store, "session", SESSION), await held(store, "tenant", "t1")) == ({b"j1"}, {b"j1"})
     assert (await store.reads.record(JOB))["held"] == "session tenant"
@@ -75,7 +75,7 @@ async def test_rule_22_a_job_without_a_tenant_counts_for_its_session_alone(store
     """There is no tenant of an empty name."""
     await seed_reserved(store)
 
-    assert await count(store, BOTH, calls.CountItem(NODE, JOB, SESSION, "")) == ["counted"]
+    assert await count(store, BOTH, calls.CountItem(NODE, JOB, SESSION, "")) == ["added"]
 
     assert (await store.reads.record(JOB))["held"] == "session"
     assert await held(store, "tenant", "") == set()
@@ -87,7 +87,7 @@ async def test_rule_22_another_kind_is_added_to_what_a_record_holds(store: Store
     item = calls.CountItem(NODE, JOB, SESSION, "t1")
     await count(store, calls.Counted(1, frozenset({"tenant"})), item)
 
-    assert await count(store, SESSIONS, item) == ["counted"]
+    assert await count(store, SESSIONS, item) == ["added"]
 
     assert (await store.reads.record(JOB))["held"] == "session tenant"
     await release(store, release_item(token, "finish", tenant_id="t1"))
@@ -101,9 +101,31 @@ async def test_rule_22_a_member_that_was_lost_is_added_again(store: Store) -> No
     await count(store, SESSIONS, item)
     await store.connection.commands.delete(store.cell.keys.held("session", SESSION))
 
-    assert await count(store, SESSIONS, item) == ["counted"]
+    assert await count(store, SESSIONS, item) == ["added"]
 
     assert await held(store, "session", SESSION) == {b"j1"}
+
+
+async def test_rule_22_who_is_not_reserved_is_taken_out_and_that_is_told(store: Store) -> None:
+    """Their records were deleted, so no ending would ever take them out; whoever is reserved stays."""
+    epoch = await seed_owner(store)
+    await seed_node(store, slots=9)
+    items = [
+        reserve_item(await seed_job(store, f"j{i}"), epoch, f"j{i}", limits=(("session", SESSION, 9),))
+        for i in range(3)
+    ]
+    await reserve(store, items)
+    k = store.cell.keys
+    await store.connection.commands.delete(k.job("j0"))
+    await seed_record(store, "j1", state="queued")
+
+    assert await store.cell.uncount("session", SESSION, ["j0", "j1", "j2"]) == ["removed", "removed", "kept"]
+
+    assert await held(store, "session", SESSION) == {b"j2"}
+    (_, event) = (await store.reads.entries(k.freed))[-1]
+    assert event == {b"nodes": b"", b"limits": f"session:{SESSION}".encode()}
+    async with unchanged(store):
+        await store.cell.uncount("session", SESSION, ["j0", "j1", "j2"])
 
 
 @pytest.mark.parametrize(
