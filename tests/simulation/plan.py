@@ -231,16 +231,14 @@ FAULTS: Final[dict[str, frozenset[str]]] = dict.fromkeys(SEATS, _ON_SEATS) | {
 _SURVIVED: Final = (
     ("wire", 70.0), ("reset", 4.0), ("cut", 2.0), ("kill", 5.0), ("pause", 2.0), ("stop", 1.0), ("twin", 1.0),
     ("roll", 0.3), ("pause_server", 0.7), ("slow_server", 0.7), ("scripts", 0.7), ("readonly", 0.5), ("loading", 0.3),
-    ("restart", 0.5),
+    ("restart", 0.5), ("limits", 0.5), ("dies", 0.3),
 )  # fmt: skip
 _PROCESSES: Final = (("kill", 8.0), ("pause", 4.0), ("stop", 2.0), ("twin", 2.0), ("roll", 0.5), ("wire", 10.0))
 _SERVER: Final = (
     ("pause_server", 2.0), ("slow_server", 2.0), ("scripts", 2.0), ("readonly", 2.0), ("loading", 1.0),
     ("restart", 2.0), ("wire", 20.0), ("kill", 2.0),
 )  # fmt: skip
-_WORST: Final = tuple(
-    (name, 0.4) for name in ("clock", "sleep", "lose", "empty", "flush", "full", "maxid", "future", "limit")
-)
+_WORST: Final = tuple((name, 0.4) for name in ("clock", "sleep", "lose", "empty", "flush", "full", "maxid", "future"))
 
 
 _LIMIT: Final = (
