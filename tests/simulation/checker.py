@@ -46,6 +46,7 @@ ANSWERED_AGAIN: Final = {
     ("promote", "promoted"): "stale",
     ("capacity", "written"): "unchanged",
     ("count", "changed"): "unchanged",
+    ("count", "added"): "counted",
 }
 """Scripts that say of a repeat that it comes late; all others answer it as they did at first."""
 _GONE: Final = {"state": "none"}
