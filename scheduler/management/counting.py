@@ -23,6 +23,7 @@ logger = logging.getLogger("scheduler.manager")
 NODES_AT_ONCE: Final = 64  # whose reservations are read together
 MEMBERS_AT_ONCE: Final = 100  # of each of them, about
 PATROL_MS: Final = 1_000
+PATROL_NODES_MAX: Final = 128  # of one look: of more than about 1,900 nodes, a round takes longer than a lease
 
 
 class Counting:
@@ -89,15 +90,16 @@ class Counting:
         self.kinds = kinds
 
     async def patrol(self, epoch: int, nodes: Collection[str], now_ms: float) -> None:
-        """Once a second, look at a part of the nodes, all of them within the time of a lease: somebody may have deleted
-        a set of those who count.
+        """Once a second, look at a part of the nodes, so that a round takes a lease, if there are not too many: somebody
+        may have deleted a set of those who count.
 
         Args: epoch of the leader; nodes that are known; now_ms, monotonic.
         """
         if not self.kinds or now_ms - self._patrolled_at_ms < PATROL_MS:
             return
         self._patrolled_at_ms = now_ms
-        names, size = sorted(nodes), math.ceil(len(nodes) * PATROL_MS / self._settings.lease_ms)
+        names = sorted(nodes)
+        size = min(PATROL_NODES_MAX, math.ceil(len(names) * PATROL_MS / self._settings.lease_ms))
         self._turn = self._turn if self._turn < len(names) else 0
         part = names[self._turn : self._turn + size]
         self._turn += size
