@@ -90,8 +90,8 @@ class Counting:
         self.kinds = kinds
 
     async def patrol(self, epoch: int, nodes: Collection[str], now_ms: float) -> None:
-        """Once a second, look at a part of the nodes, so that a round takes a lease, if there are not too many: somebody
-        may have deleted a set of those who count.
+        """Once a second, look at some nodes, so that a round takes a lease if they are not too many: somebody may have
+        deleted a set of those who count.
 
         Args: epoch of the leader; nodes that are known; now_ms, monotonic.
         """
