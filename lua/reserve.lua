@@ -3,12 +3,14 @@
 -- KEYS[1] {cell}:owners             hash: partition -> "epoch owner until_ms"
 -- KEYS[2] {cell}:capacity           hash: node -> "slots boot reason"
 -- KEYS[3] {cell}:open               set
--- KEYS[4..P+3] {cell}:jobs:<p>      stream, one a partition
+-- KEYS[4] {cell}:counted            string: "version kind kind"
+-- KEYS[5..P+4] {cell}:jobs:<p>      stream, one a partition
 -- then a node each (N): {cell}:slots:<node> zset, {cell}:inbox:<node> stream
 -- then a job each (J): {cell}:job:<job_id> hash, {cell}:session:<id> string
 -- then a limit each: {cell}:held:<kind>:<id> set
 -- ARGV[1..4] msgpack values, one after the other and in no array: Lua makes a table best when all of it is there at once
---   ARGV[1] session_ttl_ms; arrays: partitions, an epoch each, policies (the text that a record carries), a time to start each
+--   ARGV[1] session_ttl_ms; arrays: partitions, an epoch each, policies (the text that a record carries), a time to start
+--     each; version of the snapshot
 --   ARGV[2] all nodes, then all their boots
 --   ARGV[3] candidates of all jobs: node indices, 0 between groups; the freest of the first group that has room is taken
 --   ARGV[4] jobs: entry_id, partition index, policy index, job_id, session, tenant, reply_to, first, last (which of the
@@ -21,21 +23,22 @@
 --       preferred (the index of the node that it asks for), note (what else there is to say of the decision),
 --       keeps (the session stays bound to `bound` although it is placed elsewhere, if that is why),
 --       together (why it is elsewhere than the session's last job of this call, which it does not follow),
---       limits ({{kind, index, max}, ...}; index counts the limits' keys).
+--       limits ({{kind, index, max}, ...}, all that it counts for; index counts the limits' keys; max 0: it is not held back).
 --   ARGV[5..] bodies. An index counts from 1; whatever may have more than nine digits is text.
 -- RETURNS {now_ms, answer, ...}, a text a job (home: where its session is bound; filled: that was the last slot):
 --   "reserved <node> <token> <used> <home>" | "reserved <node> <token> <used> <home> filled" | "reserved <node> <token> -1", to a
---   repeat | "full" | "limited <kind>" | "bound" | "behind" | "fenced" | "duplicate" | "gone" | "job_id_taken" | "cancelling"
+--   repeat | "full" | "limited <kind>" | "outdated <counted>" | "bound" | "behind" | "fenced" | "duplicate" | "gone" | "job_id_taken" | "cancelling"
 -- INVARIANT used slots never exceed the capacity of the boot that the caller saw; a job holds at most one slot; no limit
---           counts more jobs than it allows; jobs of a session are placed in the order given; the body is in exactly one
+--           counts more jobs than it allows, and while a kind is counted none is placed that does not count; jobs of a
+--           session are placed in the order given; the body is in exactly one
 --           stream; the same entry gets the same answer.
 local KEYS, ARGV, redis, string = KEYS, ARGV, redis, string -- a local is found faster than a global
-local owners_key, capacity_key, open_key = KEYS[1], KEYS[2], KEYS[3]
-local session_ttl_ms, partitions, epochs, policies, starts_ms = cmsgpack.unpack(ARGV[1])
+local owners_key, capacity_key, open_key, counted_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local session_ttl_ms, partitions, epochs, policies, starts_ms, version = cmsgpack.unpack(ARGV[1])
 local nodes, candidates, jobs = {cmsgpack.unpack(ARGV[2])}, {cmsgpack.unpack(ARGV[3])}, {cmsgpack.unpack(ARGV[4])}
 local JOB, NOTHING, TOKEN_MAX = 18, {}, 2 ^ 52 -- no clock says more; far above it a number of Lua is not exact
 local NODES, JOBS = #nodes / 2, #jobs / JOB
-local PARTITION_KEYS, NODE_KEYS = 3, 3 + #partitions
+local PARTITION_KEYS, NODE_KEYS = 4, 4 + #partitions
 local JOB_KEYS, LIMIT_KEYS = NODE_KEYS + 2 * NODES, NODE_KEYS + 2 * NODES + 2 * JOBS
 local RESERVATION, DECISION = 10, 14 -- where in an assignment the texts are that depend on the node
 
@@ -104,11 +107,27 @@ local function explain(index, bound, why, preferred)
   return why, string.format(' %s %d/%d', nodes[bound], used_of[bound], slots_of[bound])
 end
 
+-- What the cell counts: from which snapshot on the limits are in force, and the kinds of which there is one.
+local counted = redis.call('GET', counted_key)
+local counted_version = counted and tonumber(string.match(counted, '^%d+')) or 0
+
+-- Whether the caller does not know yet what is counted: it has an earlier snapshot, or does not count the job for a kind.
+local function is_outdated(limits, tenant)
+  if counted_version > tonumber(version) then return true end
+  local names = {}
+  for i = 1, #limits do
+    names[limits[i][1]] = true
+  end
+  for kind in string.gmatch(counted, '%a+') do
+    if not names[kind] and (kind == 'session' or kind == 'tenant' and tenant ~= '') then return true end
+  end
+end
+
 -- The kind of the first limit that holds the job back.
 local function limit_of(limits)
   for i = 1, #limits do
     local kind, index, most = unpack(limits[i])
-    if redis.call('SCARD', KEYS[LIMIT_KEYS + index]) >= most then return kind end
+    if most > 0 and redis.call('SCARD', KEYS[LIMIT_KEYS + index]) >= most then return kind end
   end
 end
 
@@ -246,6 +265,7 @@ local function reserve(number)
   end
   if record.cancel then return 'cancelling' end
   if blocked[session] then return 'behind' end
+  if counted and is_outdated(rare.limits or NOTHING, tenant) then return wait(session, 'outdated ' .. counted) end
   local before = homes[session]
   if unread and not before and redis.call('EXISTS', session_key) == 1 then return wait(session, 'bound') end
   local limit = rare.limits and limit_of(rare.limits)

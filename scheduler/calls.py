@@ -63,7 +63,7 @@ class ReserveItem(msgspec.Struct, frozen=True, gc=False):
     is not placed. keeps: the session stays bound to `bound`, if there is one, although it is placed elsewhere, if that
     is why; empty: never. follows: it is tried first where the session's last job of this call went; together: one word,
     should there be such a job and it does not follow, empty for none. limits: (kind, id, most) of each limit that it
-    counts against. body: the entry's, if it is at hand.
+    counts for; most 0: it is not held back by that. body: the entry's, if it is at hand.
     """
 
     partition: int
@@ -102,24 +102,44 @@ class Reserved(msgspec.Struct, frozen=True, gc=False):
     filled: bool = False
 
 
+class Counted(msgspec.Struct, frozen=True):
+    """What a cell counts. version: of the snapshot from which on the limits are in force; kinds: of limits for which
+    every reservation counts.
+    """
+
+    version: int = 0
+    kinds: frozenset[str] = frozenset()
+
+    def __str__(self) -> str:
+        return " ".join((str(self.version), *sorted(self.kinds))) if self.kinds else ""
+
+
+def parse_counted(stored: str) -> Counted:
+    """The reverse of str(counted). What no script has written counts nothing."""
+    version, *kinds = stored.split(" ")
+    return Counted(int(version), frozenset(kinds)) if version.isascii() and version.isdigit() else Counted()
+
+
 class Refused(msgspec.Struct, frozen=True, gc=False):
     """The job was not placed.
 
-    why: full, behind, limited (it waits) | bound (its session is, and the caller did not know) | fenced (not our
-    partition) | duplicate, gone (nothing left to do) | job_id_taken, cancelling, broken (to be rejected; broken: the
-    script failed because of this job).
-    limit: with `limited`, which one, as `<kind>:<id>`.
+    why: full, behind, limited (it waits) | outdated (the caller must know of other limits first) | bound (its session
+    is, and the caller did not know) | fenced (not our partition) | duplicate, gone (nothing left to do) | job_id_taken,
+    cancelling, broken (to be rejected; broken: the script failed because of this job).
+    limit: with `limited`, which one, as `<kind>:<id>`. counted: with `outdated`, what the cell counts.
     """
 
     why: Literal[
-        "full", "bound", "behind", "limited", "fenced", "duplicate", "gone", "job_id_taken", "cancelling", "broken"
-    ]
+        "full", "bound", "behind", "limited", "outdated", "fenced", "duplicate", "gone", "job_id_taken", "cancelling",
+        "broken",
+    ]  # fmt: skip
     limit: str = ""
+    counted: Counted | None = None
 
 
 DEALT_WITH: Final = ("duplicate", "gone")
 """Why a job was refused of which there is nothing left to do."""
-HOLDS_BACK: Final = ("full", "bound", "behind", "limited")
+HOLDS_BACK: Final = ("full", "bound", "behind", "limited", "outdated")
 """Why a job was refused that is still to be placed: later ones of its session are behind it."""
 
 
@@ -252,6 +272,15 @@ class CapacityItem(msgspec.Struct, frozen=True):
     slots: int
     boot: str
     reason: Reason
+
+
+class CountItem(msgspec.Struct, frozen=True):
+    """A reservation that is to count: of which job, and on which node. tenant_id: empty for none."""
+
+    node: str
+    job_id: str
+    session_id: str
+    tenant_id: str
 
 
 class Command(msgspec.Struct, frozen=True):

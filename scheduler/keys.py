@@ -110,6 +110,7 @@ class CellKeys:
         self.leader_epoch = f"{self._tag}:leader_epoch"
         self.last_boot = f"{self._tag}:last_boot"
         self.open = f"{self._tag}:open"
+        self.counted = f"{self._tag}:counted"
         self.freed = f"{self._tag}:freed"
         self.results = f"{self._tag}:results"
         self.delayed = f"{self._tag}:delayed"

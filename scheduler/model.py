@@ -7,6 +7,7 @@ tolerated, so that an older reader survives a newer writer. Every struct is froz
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Final, Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -164,8 +165,8 @@ class Pool(msgspec.Struct, frozen=True, omit_defaults=True):
 
     fallback: pools that take what this one has no room for, in their order. pressure: whether an `affinity` session
     that found its node full stays on the node that it got, or returns when there is room. tenants: whose sessions
-    prefer this pool. candidates: nodes that one try names at most. session_concurrency, tenant_concurrency: jobs of one
-    session, of one tenant, that may run at once; 0: as many as there is room for.
+    prefer this pool. candidates: nodes that one try names at most. session_concurrency, tenant_concurrency: no job of
+    the pool starts while so many of its session, of its tenant, run in all pools together; 0: there is no such limit.
     """
 
     id: str
@@ -185,6 +186,20 @@ class Pool(msgspec.Struct, frozen=True, omit_defaults=True):
     tenant_concurrency: int = 0
     backoff_ms: int = 1_000
     backoff_ms_max: int = 60_000
+
+
+LIMITS: Final = ("session", "tenant")
+"""Kinds of limits: `<kind>_concurrency` of a pool."""
+
+
+def limited_kinds(pools: Iterable[Pool]) -> frozenset[str]:
+    """The kinds of which some pool has a limit: every reservation of the cell counts for these."""
+    return frozenset([kind for pool in pools for kind, most in limits_of_pool(pool) if most])
+
+
+def limits_of_pool(pool: Pool) -> tuple[tuple[str, int], ...]:
+    """(kind, most) of each kind; 0: no limit."""
+    return ("session", pool.session_concurrency), ("tenant", pool.tenant_concurrency)
 
 
 class Node(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -11,6 +11,7 @@ whose answer failed is read again, so that nothing of it is in force before it i
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -22,11 +23,12 @@ from scheduler.errors import Fenced, InvalidInput, Lost
 from scheduler.keys import is_absurd
 from scheduler.management import commands, fold, pools
 from scheduler.management.commands import Decided, Refused
+from scheduler.management.counting import Counting
 from scheduler.management.hearing import Hearing
 from scheduler.management.picture import Picture, Stored, picture_of, revise, snapshot_of, store, told
 from scheduler.management.pools import PoolDocument
 from scheduler.management.standing import LOOK_MS, Standing
-from scheduler.model import EMPTY_SNAPSHOT, Delta, Snapshot
+from scheduler.model import EMPTY_SNAPSHOT, Delta, Pool, Snapshot, limited_kinds, limits_of_pool
 from scheduler.store.control import Leading
 from scheduler.store.store import Store
 
@@ -84,6 +86,8 @@ class Manager:
         self._unwritten: set[str] = set()
         self._unpublished: set[str] = set()
         self._lost: dict[str, PoolDocument | None] = {}
+        self._counting = Counting(store, settings, self._keep_lead)
+        self._recounts = True
 
     @property
     def leading(self) -> bool:
@@ -127,6 +131,12 @@ class Manager:
             self._epoch = answer.epoch
         return True
 
+    async def _keep_lead(self) -> None:
+        """Within a step that takes long. Raises: Fenced."""
+        epoch = self._epoch
+        if not await self._lead() or self._epoch != epoch:
+            raise Fenced(f"{self.name} leads no more under epoch {epoch}")
+
     async def _take_over(self, leading: Leading) -> None:
         """Raise the epoch everywhere, learn what is stored, and let every age start now.
 
@@ -143,6 +153,8 @@ class Manager:
         self._unwritten, self._unpublished = set(), set()
         self._written = {}
         self._lost = {}
+        self._counting.forget()
+        self._recounts = True
         self._acknowledge = ()
         while True:
             taken, _ = await self._take(leading.epoch, pending=True, late=False)
@@ -201,6 +213,7 @@ class Manager:
         decided = commands.decide(self._fleet.pools, taken.commands, named, self._settings)
         self._note_news()
         capacities = await self._write_capacities()
+        await self._recount()
         published = await self._publish(taken.now_ms, decided)
         self._unanswered = len(taken.commands) >= TAKE_MAX
         self._has_lost = await self._look() or self._has_lost
@@ -280,6 +293,7 @@ class Manager:
         self._unwritten.update(lost)
         if await self._store.control.stored_version() != self._published.version:
             await self._publish_anew()
+        self._recounts = True
         self._fleet = fold.forget(self._fleet, stored, self._now_ms, FORGET_MS)
         self._written = {node: item for node, item in self._written.items() if node in self._fleet.nodes}
 
@@ -302,6 +316,7 @@ class Manager:
     async def _publish_anew(self) -> None:
         """Let the next step publish the whole, with all of the configuration that the server has not."""
         self._published, self._stored = Picture(), Stored()
+        self._counting.forget()
         self._unpublished.update(self._fleet.nodes)
         configured = self._fleet.pools
         self._lost = {name: configured.get(name) for name in {*await self._read_pools(), *configured}}
@@ -333,17 +348,31 @@ class Manager:
             )  # fmt: skip
         return len(changed)
 
+    async def _recount(self) -> None:
+        """Compare what the cell counts with what is published, if it may be another one; and who counts, with time."""
+        assert self._epoch is not None
+        if self._recounts and self._published.version:  # otherwise with what is about to be
+            kinds = limited_kinds(self._published.pools)
+            await self._counting.look(self._epoch, kinds, self._published.version, self._fleet.nodes)
+            self._recounts = False
+        await self._counting.patrol(self._epoch, self._fleet.nodes, self._clock.ms())
+
     async def _publish(self, now_ms: int, decided: Decided) -> bool:
-        """Publish what was decided at once, else when placement would see a difference, at most every `publish_ms`.
+        """Publish what was decided at once, else when placement would see a difference, at most every `publish_ms`. A
+        limit is published once the cell counts for it.
 
         Returns whether there is a new snapshot.
         """
+        assert self._epoch is not None
         if not decided.answers and self._clock.ms() - self._published_at_ms < self._settings.publish_ms:
             return False
         fleet = fold.configure(self._fleet, decided.documents) if decided.changes else self._fleet
         version = max(self._version + 1, now_ms * 1000)
         picture, delta = revise(self._published, fleet, self._unpublished | fleet.news, version, self._settings)
         news = delta.size > 0
+        before, kinds = self._published.pools, limited_kinds(picture.pools)
+        if not kinds <= self._counting.kinds:
+            await self._counting.add(self._epoch, kinds, fleet.nodes)
         if news:
             stored = store(self._stored, delta, len(picture.nodes), self._settings.deltas_max)
             self._version = version  # used up, even if we never learn what came of it: another picture has another
@@ -353,6 +382,8 @@ class Manager:
             await self._send(picture, None, self._stored, decided)
         self._fleet, self._published = fleet, picture
         self._unpublished.clear()
+        if kinds != self._counting.kinds or (kinds and _limits(before) != _limits(picture.pools)):
+            await self._counting.settle(self._epoch, kinds, picture.version)
         return news
 
     async def _send(self, picture: Picture, delta: Delta | None, stored: Stored, decided: Decided) -> None:
@@ -379,6 +410,10 @@ class Manager:
             raise
         self._lost = {}
         _log(decided)
+
+
+def _limits(pools: Iterable[Pool]) -> dict[str, tuple[tuple[str, int], ...]]:
+    return {pool.id: limits_of_pool(pool) for pool in pools if limited_kinds([pool])}
 
 
 def _log(decided: Decided) -> None:

@@ -14,10 +14,9 @@ import msgspec
 from scheduler import calls
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Job
-from scheduler.runtime.partitions import Partitions
+from scheduler.runtime.knowledge import Knowledge
 from scheduler.runtime.report import Report
 from scheduler.runtime.tries import Try, reserve_item
-from scheduler.session.bindings import Bindings
 from scheduler.store.cell import Cell
 from scheduler.store.connection import or_each_alone
 
@@ -43,24 +42,22 @@ class Call(msgspec.Struct):
 class Caller:
     """Makes calls.
 
-    Args: cell; report, in which calls are counted; bindings; tries_as_bound, jobs whose sessions are bound -> their
-    tries once that was read, and the snapshot by which candidates were chosen; partitions, and the server process that
-    they are read from.
+    Args: cell; report, in which calls are counted; known, for its bindings, what counts for limits, and the server
+    process that partitions are read from; tries_as_bound, jobs whose sessions are bound -> their tries once that was
+    read, and the snapshot by which candidates were chosen.
     """
 
     def __init__(
         self,
         cell: Cell,
         report: Report,
-        bindings: Bindings,
+        known: Knowledge,
         tries_as_bound: Callable[[Sequence[Job]], Awaitable[tuple[list[Try], Index]]],
-        partitions: Partitions,
     ) -> None:
         self._cell = cell
         self._report = report
-        self._bindings = bindings
+        self._known = known
         self._tries_as_bound = tries_as_bound
-        self._partitions = partitions
 
     async def answers(self, call: Call) -> list[Answer | None]:
         """The answer to each try of a call, None for one that was held back. Tries of bound sessions are replaced."""
@@ -72,7 +69,7 @@ class Caller:
             if answer is None or answer.why == "bound":  # whoever waits does so in the class that his session prefers
                 bound.add(each.job.session_id)
             elif answer.why in ("full", "limited"):
-                self._bindings.learn(each.job.session_id, None)
+                self._known.bindings.learn(each.job.session_id, None)
         if bound:
             await self._place_bound(call, answers, bound)
         return answers
@@ -98,16 +95,19 @@ class Caller:
         index: by which the candidates were chosen, so that the script compares the boots that they were chosen as.
         """
         items = []
+        kinds = self._known.kinds(index)
         for each in tries:
             if each.placement is not None:
-                items.append(reserve_item(each, each.placement, index.policy(each.wanted.pool)))
+                items.append(reserve_item(each, each.placement, index.policy(each.wanted.pool), kinds))
         blocked: set[str] = set()
 
         async def reserve(batch: Sequence[calls.ReserveItem]) -> list[Answer]:
             if batch[0].session_id in blocked:
                 return [calls.Refused("behind")]
             self._report.calls += 1
-            answers = await self._cell.reserve(batch, index.boots, index.pools, index.version, self._partitions.life)
+            answers = await self._cell.reserve(
+                batch, index.boots, index.pools, index.version, self._known.partitions.life
+            )
             if isinstance(answers[0], calls.Refused) and answers[0].why in calls.HOLDS_BACK:
                 blocked.add(batch[0].session_id)
             return answers

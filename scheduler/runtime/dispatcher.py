@@ -30,6 +30,7 @@ from scheduler.runtime.refusals import Refusals
 from scheduler.runtime.report import Report
 from scheduler.runtime.skipped import Skipped
 from scheduler.runtime.snapshots import Snapshots
+from scheduler.runtime.strays import uncount_strays
 from scheduler.runtime.streams import Intakes
 from scheduler.runtime.sweep import Sweep, expired
 from scheduler.runtime.undecided import Undecided
@@ -41,6 +42,7 @@ logger = logging.getLogger("scheduler.dispatcher")
 
 SWEEP_MS: Final = 1_000
 INTAKES_MS: Final = 500  # between two looks whether the intakes take entries
+CATCH_UP_MS: Final = 50  # between two reads of a snapshot that is to be another one
 RECLASSIFIED_AT_ONCE_MAX: Final = 256  # waiting jobs whose pool may be another one now, decided anew in one step
 
 
@@ -70,6 +72,7 @@ class Dispatcher:
         self._store = store
         self._settings = settings
         self._clock = clock
+        self._random = random
         self._layout = layout
         self._refusals = Refusals(store.cell, self.partitions, layout, settings.batch_max)
         self._known = Knowledge(store.reads, clock, self.partitions, self.waiting, self.skipped, self.bindings)
@@ -271,6 +274,7 @@ class Dispatcher:
         if new is old:
             return
         self._known.index = new
+        self._known.forget_counted(self._clock.ms())
         for wanted, gained in gains(self.waiting.classes(), old, new):
             self.waiting.wake_class(wanted, gained)
         self.waiting.limits.tell_pools(changed_limits(old.pools, new.pools))
@@ -295,11 +299,23 @@ class Dispatcher:
     # ---- what runs on timers ----
 
     async def _keep(self) -> None:
-        """Claims and the sweep, each when it is due."""
+        """Claims, another snapshot if the cell asks for one, and the sweep, each when it is due."""
         self._intakes.begin_anew()
         await self.partitions.keep()
+        if self._known.is_outdated:
+            await self._catch_up()
         if self._timers.is_due("sweep", SWEEP_MS):
             await self._look()
+
+    async def _catch_up(self) -> None:
+        """Read the snapshot that the cell asks for. Called between calls of those who wait, as `_swap` has to be."""
+        try:
+            await self.snapshots.load()
+        except InvalidInput as error:
+            logger.warning("the published snapshot cannot be read: %s", error)
+        self._swap()
+        if self._known.is_outdated:  # it is about to be published again
+            await asyncio.sleep(CATCH_UP_MS / 1000)
 
     def _gained(self, partition: int, epoch: int) -> None:
         assert self._reader is not None
@@ -348,10 +364,13 @@ class Dispatcher:
     async def _look(self) -> None:
         """The sweep. What the nodes were believed to hold is forgotten too: it grows stale."""
         self._known.loads.clear()
+        self._known.forget_counted(self._clock.ms())
         self._refusals.retry()
         self._sweep.judge(self._known.index, self._undecided, self._clock.ms())
         if self._reader is not None:
             await self._sweep.look(self._known.index, self._store.reads, self._reader)
+        limits = list(dict.fromkeys(limit for limit, _ in self.waiting.limits.settled()))
+        await uncount_strays(limits, self._store.reads, self._store.cell, self._random)
 
     def wake(self) -> None:
         """Let a step that waits for work end now."""

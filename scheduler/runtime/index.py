@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from scheduler.deltas import applied, newest_pools
-from scheduler.model import ANY_LANGUAGE, EMPTY_SNAPSHOT, Delta, Node, Pool, Snapshot
+from scheduler.model import ANY_LANGUAGE, EMPTY_SNAPSHOT, Delta, Node, Pool, Snapshot, limited_kinds
 from scheduler.runtime.intake import Class
 
 CLASSES_MAX: Final = 10_000  # answers that are remembered; jobs can name any languages and features
@@ -111,6 +111,7 @@ class Index:
             after._set_pools(newest_pools((), deltas))
         else:
             after.pools, after.overrides, after.scopes = self.pools, self.overrides, self.scopes
+            after.counted = self.counted
         after._fill(deltas[-1].version, nodes, self, names)
         return after
 
@@ -120,6 +121,7 @@ class Index:
         self.pools: dict[str, Pool] = {pool.id: pool for pool in pools}
         self.overrides: dict[str, str] = {tenant: pool.id for pool in pools for tenant in pool.tenants}
         self.scopes = frozenset(tenant for pool in pools for tenant in pool.match.tenants)
+        self.counted = limited_kinds(pools)
 
     def _fill(self, version: int, nodes: Posting, before: Index | None, names: Sequence[str]) -> None:
         """Share what did not change. names: of all nodes that came, went or are others."""

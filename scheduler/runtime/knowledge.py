@@ -7,7 +7,9 @@ most: what is true, the script looks up.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
+from scheduler import calls
 from scheduler.clock import Clock
 from scheduler.runtime import placement
 from scheduler.runtime.index import Index
@@ -20,11 +22,15 @@ from scheduler.runtime.waiting import Waiter, Waiting
 from scheduler.session.bindings import Bindings, parse
 from scheduler.store.reads import Reads
 
+COUNTED_MS: Final = 60_000
+"""For so long a kind is counted that no snapshot names: `reserve` says so again if it still has to be."""
+
 
 class Knowledge:
     """Args: reads; clock, the process's own; partitions, those that are ours; waiting, skipped, bindings, of these.
 
-    index: the snapshot by which jobs are placed. loads: node -> slots believed in use.
+    index: the snapshot by which jobs are placed. loads: node -> slots believed in use. counted: what the cell was last
+    heard to count.
     """
 
     def __init__(
@@ -38,6 +44,8 @@ class Knowledge:
     ) -> None:
         self.index = Index()
         self.loads: dict[str, int] = {}
+        self.counted = calls.Counted()
+        self._counted_at_ms = 0.0
         self.partitions = partitions
         self.waiting = waiting
         self.skipped = skipped
@@ -62,6 +70,31 @@ class Knowledge:
                 self.bindings.get(session, now_ms)
             for session, binding in zip(missing, stored, strict=True):
                 self.bindings.learn(session, parse(binding))
+
+    # ---- what is counted for limits ----
+
+    def kinds(self, index: Index) -> frozenset[str]:
+        """The kinds of limits that a reservation counts for: those of the snapshot, and those that the cell told, which
+        are of a later one.
+        """
+        return index.counted | self.counted.kinds if self.counted.kinds else index.counted
+
+    def heed(self, counted: calls.Counted, now_ms: float) -> None:
+        """The cell counts something else than the snapshot says."""
+        self.counted, self._counted_at_ms = counted, now_ms
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the cell refuses what is placed by this snapshot."""
+        return self.counted.version > self.index.version
+
+    def forget_counted(self, now_ms: float) -> None:
+        """What the cell told is over, if the snapshot says as much, or if that was long ago."""
+        is_said = self.counted.kinds <= self.index.counted and not self.is_outdated
+        if is_said or now_ms - self._counted_at_ms > COUNTED_MS:
+            self.counted = calls.Counted()
+
+    # ---- classes ----
 
     def classify(self, job: Job, now_ms: float) -> Class:
         """The class of a job by what is known now; now_ms: monotonic."""

@@ -1,8 +1,8 @@
 """Pure. Decides; never performs. Who waits for which limit: jobs that `reserve` answered with `limited`.
 
 Such a job waits for that limit alone; it takes no part in the line of its class. An event that tells the limit lets the
-first of its line try, and when that one is placed the next, until one is limited again. A limit is what one session or
-one tenant holds in all, but each pool says how much that may be, so what is found full is full for one pool.
+first of its line try, and when that one is placed the next, until one is limited again. What a session or a tenant
+holds is counted in all pools together, but each pool says how much that may be: what is found full is full for one.
 
 A job that finds no room when it is let go stands in the line of its class from then on. No more of that class are let
 go meanwhile than have been placed since the limit was full, so that a long line does not move over as a whole.
@@ -10,30 +10,34 @@ go meanwhile than have been placed since the limit was full, so that a long line
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Final
 
-from scheduler.model import Pool
+from scheduler.model import LIMITS, Pool
 from scheduler.runtime.intake import Class, Job
 from scheduler.runtime.lines import LimitLine, Waiter
 
 SESSION: Final = "session:"
 
 
-def counted_by(job: Job, pool: Pool) -> tuple[tuple[str, str, int], ...]:
-    """(kind, id, most) of each limit that a job counts against by the policy of a pool."""
+def counted_by(job: Job, pool: Pool, kinds: Container[str]) -> tuple[tuple[str, str, int], ...]:
+    """(kind, id, most) of each limit that a job counts for, by the policy of its pool; most 0: which does not hold it
+    back. kinds: those that are counted.
+    """
     counted: tuple[tuple[str, str, int], ...] = ()
-    if pool.session_concurrency:
+    if "session" in kinds:
         counted += (("session", job.session_id, pool.session_concurrency),)
-    if pool.tenant_concurrency and job.tenant_id:
+    if "tenant" in kinds and job.tenant_id:
         counted += (("tenant", job.tenant_id, pool.tenant_concurrency),)
     return counted
 
 
 def limits_of(job: Job, wanted: Class, pools: Mapping[str, Pool]) -> tuple[str, ...]:
-    """The same as `<kind>:<id>`, by the policy of the pool that the job's session prefers."""
+    """Those that may hold a job back, as `<kind>:<id>`, by the policy of the pool that the job's session prefers."""
     policy = pools.get(wanted.pool)
-    return tuple([f"{kind}:{name}" for kind, name, _ in counted_by(job, policy)]) if policy is not None else ()
+    if policy is None or not (policy.session_concurrency or policy.tenant_concurrency):
+        return ()
+    return tuple([f"{kind}:{name}" for kind, name, most in counted_by(job, policy, LIMITS) if most])
 
 
 def has_room(limit: str, used: int, policy: Pool | None) -> bool:

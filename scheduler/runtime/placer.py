@@ -57,7 +57,7 @@ class Placer:
         self._known = known
         self._waiting = known.waiting
         self._random = random
-        self._caller = Caller(store.cell, self.report, known.bindings, self._tries_as_bound, known.partitions)
+        self._caller = Caller(store.cell, self.report, known, self._tries_as_bound)
         self._settler = Settler(known, refusals, self.report, self.times, store.cell.cell)
 
     # ---- newcomers ----
@@ -166,9 +166,13 @@ class Placer:
     # ---- those that wait ----
 
     async def waiters(self, keep: Callable[[], Awaitable[None]]) -> None:
-        """Try those that wait and were woken, until nobody is left who should be tried now."""
+        """Try those that wait and were woken, until nobody is left who should be tried now. None is while the cell asks
+        for a snapshot that is not there yet.
+        """
         while self._waiting.busy:
             await keep()
+            if self._known.is_outdated:
+                return
             under_way: list[Call] = []
             try:
                 await self._send_waiters(under_way)

@@ -44,6 +44,8 @@ class Settler:
         if isinstance(answer, calls.Reserved):
             self._placed(each, answer, call.sent_ms)
         elif answer is None or answer.why in calls.HOLDS_BACK:
+            if answer is not None and answer.counted is not None:
+                self._known.heed(answer.counted, call.sent_ms)
             if answer is not None and answer.why == "full" and each.placement is not None:
                 self._known.believe(dict.fromkeys(each.placement.candidates, False))
             if waiter is None:
@@ -129,11 +131,13 @@ class Settler:
         self._count(answer)
         if answer.why == "limited":
             self._waiting.still_limited(waiter, answer.limit, call.mark)
+        elif answer.why == "outdated":
+            self._waiting.once_more(waiter)
         else:
             self._waiting.still_full(waiter, each.placement.candidates)
 
     def _count(self, answer: calls.Refused | None) -> None:
         if answer is not None and answer.why == "limited":
             self._report.limited += 1
-        elif answer is not None:
+        elif answer is not None and answer.why != "outdated":
             self._report.full += 1

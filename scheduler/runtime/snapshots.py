@@ -48,9 +48,15 @@ class Snapshots:
         self._stopping = True
 
     async def load(self) -> None:
-        """Read the whole; the index is replaced if the version differs, up or down, from the one in hand."""
-        snapshot = await self._control.read_snapshot()
-        self.loads += 1
+        """Read the whole; the index is replaced if the version differs, up or down, from the one in hand.
+
+        Read again if the index was replaced meanwhile: what was read may be older than that.
+        """
+        before = None
+        while before is not self.index:
+            before = self.index
+            snapshot = await self._control.read_snapshot()
+            self.loads += 1
         if snapshot.version != self.index.version:
             self.swap(Index(snapshot, self.index))
 

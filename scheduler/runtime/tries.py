@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 
 import msgspec
 
@@ -51,8 +51,11 @@ def chunks(jobs: Sequence[Job], size: int, lane_of: Callable[[int], int]) -> Ite
                 yield members[start : start + size]
 
 
-def reserve_item(each: Try, placement: Placement, policy: Pool) -> calls.ReserveItem:
-    """What `reserve` is asked. Args: each; placement, its candidates; policy of the pool."""
+def reserve_item(each: Try, placement: Placement, policy: Pool, kinds: Container[str]) -> calls.ReserveItem:
+    """What `reserve` is asked.
+
+    Args: each; placement, its candidates; policy of the pool; kinds of limits that it counts for.
+    """
     job, binding, pool = each.job, each.binding, each.wanted.pool
     source = source_to_bind(binding, job.src_lang, job.tgt_lang)
     same = (
@@ -79,7 +82,7 @@ def reserve_item(each: Try, placement: Placement, policy: Pool) -> calls.Reserve
         placement.keeps,
         each.follows,
         each.together,
-        counted_by(job, policy),
+        counted_by(job, policy, kinds),
         job.body,
     )
 

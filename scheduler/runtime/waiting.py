@@ -280,6 +280,12 @@ class Waiting:
             self._step_aside(waiter)
             self.limits.refuse(waiter, limit, mark)
 
+    def once_more(self, waiter: Waiter) -> None:
+        """A try was turned away unanswered: it is made afresh in the next call."""
+        if waiter.status != "left":
+            self._compete(waiter)
+            self._make_ready(waiter)
+
     def park(self, waiter: Waiter) -> None:
         """No node can serve it at all: it waits for a snapshot that has one."""
         if waiter.status != "left":

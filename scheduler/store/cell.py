@@ -71,6 +71,8 @@ def _reserved(item: calls.ReserveItem, given: bytes) -> calls.Reserved | calls.R
     if given in _WHY:
         return _WHY[given]
     word, *words = given.decode(errors="replace").split(" ")  # a repeat's are from a record, whoever wrote into it
+    if word == "outdated":
+        return calls.Refused("outdated", counted=calls.parse_counted(" ".join(words)))
     if word == "limited":
         return calls.Refused("limited", next(f"{kind}:{name}" for kind, name, _ in item.limits if kind == words[0]))
     node, token, used, *rest = words
@@ -136,6 +138,32 @@ class Cell:
         )
         held = answer[2]
         return int(answer[1]), {held[i].decode(): int(float(held[i + 1])) for i in range(0, len(held), 2)}
+
+    async def count(
+        self, epoch: int, counted: calls.Counted, items: Sequence[calls.CountItem] = ()
+    ) -> tuple[bool, list[str]]:
+        """Say as the leader of `epoch` what is counted, and count reservations that were made before.
+
+        Returns: whether something else was stored; an answer for each item: added, counted or stale. Raises: Fenced.
+        """
+        nodes = _Indices()
+        body: list[Argument] = []
+        job_keys: list[str] = []
+        for item in items:
+            body += [nodes[item.node], item.job_id, item.session_id, item.tenant_id]
+            job_keys += [self.keys.job(item.job_id), self.keys.held("session", item.session_id)]
+            job_keys.append(self.keys.held("tenant", item.tenant_id))
+        names = [self.keys.leader_epoch, self.keys.counted, *[self.keys.slots(node) for node in nodes], *job_keys]
+        answer = await self._connection.call("count", names, [epoch, str(counted), len(nodes), *nodes, *body])
+        if answer[0] == b"fenced":
+            raise Fenced(f"leader epoch {epoch} is over: {answer[1].decode()} was seen")
+        return answer[1] == b"changed", [word.decode() for word in answer[2:]]
+
+    async def uncount(self, kind: str, name: str, job_ids: Sequence[str]) -> list[str]:
+        """Take jobs out of a limit that are not reserved. Returns: removed or kept for each."""
+        names = [self.keys.freed, self.keys.held(kind, name), *[self.keys.job(job_id) for job_id in job_ids]]
+        arguments: list[Argument] = [self._settings.freed_max, f"{kind}:{name}", *job_ids]
+        return [word.decode() for word in await self._connection.call("uncount", names, arguments)]
 
     async def leave(self, node: str, boot: str) -> str:
         """End a node that has neither slots nor reservations. Returns: left, busy or replaced."""
@@ -204,7 +232,7 @@ class Cell:
             if item.body is not None:
                 bodies += item.body
             job_keys += [self.keys.job(item.job_id), self.keys.session(item.session_id)]
-        names = [self.keys.owners, self.keys.capacity, self.keys.open]
+        names = [self.keys.owners, self.keys.capacity, self.keys.open, self.keys.counted]
         names += [self.keys.jobs(partition) for partition, _ in partitions]
         for node in nodes:
             names += [self.keys.slots(node), self.keys.inbox(node)]
@@ -216,6 +244,7 @@ class Cell:
             [str(epoch) for _, epoch in partitions],
             [_policy(name, pools[name], snapshot_version) for name in policies],
             [pools[name].start_ms for name in policies],
+            str(snapshot_version),
         )
         members = [*nodes, *[boots[node] for node in nodes]]
         request = (_packed(head), _packed(members), _packed(candidates), _packed(jobs))

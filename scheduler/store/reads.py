@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from scheduler import calls, keys, model, words
@@ -156,6 +156,14 @@ class Reads:
         sizes = await self._connection.all_of([("SCARD", self.keys.held(kind, name)) for kind, _, name in names])
         return [int(size) for size in sizes]
 
+    async def some_held(self, limits: Sequence[str], count: int) -> list[list[str]]:
+        """Some of the jobs that count for each limit (`<kind>:<id>`), at most `count` of each, others each time."""
+        names = [limit.partition(":") for limit in limits]
+        rows = await self._connection.all_of(
+            [("SRANDMEMBER", self.keys.held(kind, name), count) for kind, _, name in names]
+        )
+        return [[member.decode(errors="replace") for member in members] for members in rows]
+
     async def rest_of(self, stream: str, since: str, after: str, count: int) -> tuple[list[StreamEntry], bool]:
         """At most `count` entries after `after`, and whether all that came since `since` is still there."""
         rows, first = await self._connection.all_of(
@@ -305,6 +313,27 @@ class Reads:
             for node, members in zip(nodes, rows, strict=True)
             for member, score in zip(members[::2], members[1::2], strict=True)
         ]
+
+    async def reserved(self, nodes: Sequence[str], count: int) -> AsyncIterator[list[tuple[str, str]]]:
+        """(job_id, node) of all reservations of these nodes, about `count` of a node at a time. Those that are there
+        from the first to the last read are told, perhaps twice; those that come or go meanwhile may be.
+        """
+        cursors = dict.fromkeys(nodes, 0)
+        while cursors:
+            rows = await self._connection.all_of(
+                [("ZSCAN", self.keys.slots(node), cursor, "COUNT", count) for node, cursor in cursors.items()]
+            )
+            yield [
+                (member.decode(), node)
+                for node, (_, members) in zip(cursors, rows, strict=True)
+                for member, _ in members
+            ]
+            cursors = {node: int(cursor) for node, (cursor, _) in zip(cursors, rows, strict=True) if int(cursor)}
+
+    async def counted(self) -> calls.Counted:
+        """What the cell counts."""
+        stored = await self._command(lambda client: client.get(self.keys.counted))
+        return calls.parse_counted((stored or b"").decode(errors="replace"))
 
     async def due_ms(self, job_id: str) -> int | None:
         """When a delayed job is due, None when it is not delayed."""

@@ -12,8 +12,8 @@ import msgspec
 
 CONTROL_SCRIPTS: Final = ("layout", "beat", "lead", "take", "publish", "restart")
 CELL_SCRIPTS: Final = (
-    "boot", "claim", "capacity", "leave", "submit", "reserve", "read", "renew", "release", "reject", "promote",
-    "last_ids", "rebuild", "unslotted", "parked", "reopen", "hold",
+    "boot", "claim", "capacity", "count", "leave", "submit", "reserve", "read", "renew", "release", "reject", "promote",
+    "uncount", "last_ids", "rebuild", "unslotted", "parked", "reopen", "hold",
 )  # fmt: skip
 SCRIPT_NAMES: Final = CONTROL_SCRIPTS + CELL_SCRIPTS
 _INCLUDE: Final = re.compile(r"^-- INCLUDE (\w+)\n", re.MULTILINE)

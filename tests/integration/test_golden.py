@@ -371,10 +371,12 @@ async def others(store: Store) -> dict[str, Any]:
     held = await hash_at(store, k.owners)
     await store.cell.claim(OWNER, [], [PARTITION])
     await release(store, release_item(answer.token, "finish", "job-1", "call-7"))
+    await store.cell.count(LEADER_EPOCH, calls.Counted(1735689600000000, frozenset({"session", "tenant"})))
     return {
         "session": (await client.get(k.session("call-7"))).decode(),
         "capacity": await hash_at(store, k.capacity),
         "leader_epoch": (await client.get(k.leader_epoch)).decode(),
+        "counted": (await client.get(k.counted)).decode(),
         "owners": held,
         "owners_given_up": await hash_at(store, k.owners),
         "slots": {member.decode(): masked(f"{score:.0f}") for member, score in slots},

@@ -153,6 +153,30 @@ async def test_a_second_without_a_read_is_a_gap(url: str) -> None:
         await until_placed(b, "j1")
 
 
+async def test_a_waiting_job_that_is_sent_back_to_the_snapshot_is_tried_again(url: str) -> None:
+    """RULES 20 and 22: what is counted is another thing since it parked; the word of the free slot is not lost."""
+    async with unswept(url) as b:
+        await fill(b)
+        await b.store.cell.count(EPOCH, calls.Counted(0, frozenset({"session"})))
+        await b.free("n1", "j0")
+        await until_placed(b, "j1")
+        held = b.store.cell.keys.held("session", "s1")
+        assert await b.store.connection.commands.smembers(held) == {b"j1"}
+
+
+async def test_a_dispatcher_waits_for_the_snapshot_that_the_cell_asks_for(url: str) -> None:
+    """RULES 22: its newcomers are placed once that is published."""
+    async with unswept(url) as b:
+        await b.fleet(n1=9)
+        version = b.dispatcher.snapshots.index.version
+        await b.store.cell.count(EPOCH, calls.Counted(version + 1, frozenset({"session"})))
+        await b.add("s1", "j0")
+        await b.step_until_read()
+        assert await b.inbox("n1") == []
+        await b.fleet(n1=9)
+        await until_placed(b, "j0")
+
+
 async def reserve_within_limits(
     self: Cell, items: Sequence[calls.ReserveItem], boots: Mapping[str, str], pools: Mapping[str, Pool], version: int
 ) -> list[calls.Reserved | calls.Refused]:

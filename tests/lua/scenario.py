@@ -125,6 +125,27 @@ async def run_capacity(store: Store) -> None:
         await store.cell.capacity(6, [])
 
 
+async def run_count(store: Store) -> None:
+    """Changed, unchanged, nothing; counted, stale. Fenced."""
+    await seed_reserved(store, "j1", "s1", tenant="t1")
+    session = calls.Counted(5, frozenset({"session"}))
+    items = [calls.CountItem(NODE, "j1", "s1", "t1"), calls.CountItem(NODE, "j9", "s9", "")]
+    await store.cell.count(8, session)
+    await store.cell.count(8, session, items)
+    await store.cell.count(8, session, items)
+    await store.cell.count(8, calls.Counted())
+    with contextlib.suppress(Fenced):
+        await store.cell.count(7, session)
+
+
+async def run_uncount(store: Store) -> None:
+    """Removed, kept."""
+    await seed_reserved(store)
+    await seed_held(store)
+    await store.connection.commands.sadd(store.cell.keys.held("session", SESSION), "j9")
+    await store.cell.uncount("session", SESSION, [JOB, "j9"])
+
+
 async def run_leave(store: Store) -> None:
     """Busy, replaced, left, left again."""
     await seed_node(store)
@@ -144,7 +165,7 @@ async def run_submit(store: Store) -> None:
 
 
 async def run_reserve(store: Store) -> None:
-    """Reserved and its repeat, full, limited, bound, behind, fenced, duplicate, gone, taken, cancelling, poison."""
+    """Reserved, and its repeat, and every word of who is not placed; also over a poisoned inbox."""
     epoch = await seed_owner(store)
     await seed_node(store)
     await seed_node(store, "n2")
@@ -175,6 +196,8 @@ async def run_reserve(store: Store) -> None:
         ],
     )
     await reserve(store, [reserve_item(await seed_job(store, "b0", "s1"), epoch, "b0", "s1", unread=True)])
+    await store.cell.count(7, calls.Counted(1, frozenset({"session"})))
+    await reserve(store, [reserve_item(await seed_job(store, "o0", "s6"), epoch, "o0", "s6")])
 
 
 async def run_boot(store: Store) -> None:
@@ -354,6 +377,7 @@ RUNS: Final[dict[str, Callable[[Store], Awaitable[None]]]] = {
     "boot": run_boot,
     "claim": run_claim,
     "capacity": run_capacity,
+    "count": run_count,
     "leave": run_leave,
     "submit": run_submit,
     "reserve": run_reserve,
@@ -369,4 +393,5 @@ RUNS: Final[dict[str, Callable[[Store], Awaitable[None]]]] = {
     "parked": run_parked,
     "reopen": run_reopen,
     "hold": run_hold,
+    "uncount": run_uncount,
 }

@@ -189,7 +189,8 @@ async def test_only_the_management_scripts_write_snapshot_version_and_capacity(s
         control.config: {"publish"},
     }
     assert writers(cell.capacity) == {"capacity", "leave"}
-    assert writers(cell.leader_epoch) == {"capacity"}
+    assert writers(cell.leader_epoch) == {"capacity", "count"}
+    assert writers(cell.counted) == {"count"}
     assert writers(cell.owners) == {"claim"}
     assert writers(control.leader) == {"lead"}
 

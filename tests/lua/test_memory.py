@@ -111,7 +111,7 @@ async def test_rule_34_what_was_deleted_is_found_and_made_again_with_full_memory
         assert len((await store.reads.unslotted(NODE, "0", 10))[0]) == 1
         assert len((await store.reads.parked("0", 10))[0]) == 1
         assert await store.cell.reopen([NODE]) == ["opened"]
-        assert isinstance((await store.cell.renew(NODE, [(JOB, token)]))[1][0], calls.Renewed)
+        assert isinstance((await store.cell.renew(NODE, [(JOB, token)]))[2][0], calls.Renewed)
         assert await store.cell.hold([(JOB, SESSION, "", token)]) == ["held"]
 
 

@@ -374,6 +374,7 @@ async def test_rule_22_a_cancelled_job_needs_no_place(store: Store) -> None:
     epoch = await seed_fleet(store, 9)
     entry_id = await seed_job(store)
     await seed_record(store, cancel=1)
-    item = reserve_item(entry_id, epoch, limits=(("session", SESSION, 0),))
+    await store.connection.commands.sadd(store.cell.keys.held("session", SESSION), "j9")
+    item = reserve_item(entry_id, epoch, limits=(("session", SESSION, 1),))
 
     assert await reserve(store, [item]) == [calls.Refused("cancelling")]

@@ -25,6 +25,7 @@ from scheduler.evidence import Outcome, Submission
 from scheduler.handlers import Job
 from tests.simulation.fleet import CAPACITY, SETTINGS, can_run
 from tests.simulation.history import History
+from tests.simulation.limits import LimitChecker
 from tests.simulation.network import SCRIPTS
 from tests.simulation.plan import NODES
 from tests.simulation.server import Server
@@ -39,6 +40,7 @@ _DELAYED: Final = _CELL.delayed.encode()
 _SLOTS: Final = _CELL.slots("").encode()
 _JOB: Final = _CELL.job("").encode()
 _HELD: Final = _CELL.held("", "")[:-1].encode()
+_COUNTED: Final = _CELL.counted.encode()
 _CONTROL: Final = keys.ControlKeys(SETTINGS.namespace)
 WAKE_S: Final = 0.5  # in which a node notices that it slept, or that a lease is over
 _FENCES: Final = frozenset({_CELL.owners, _CONTROL.leader, _CONTROL.version})
@@ -47,6 +49,8 @@ ADDING: Final = frozenset({"beat", "take"})
 ANSWERED_AGAIN: Final = {
     ("promote", "promoted"): "stale",
     ("capacity", "written"): "unchanged",
+    ("count", "changed"): "unchanged",
+    ("count", "added"): "counted",
 }
 """Scripts that say of a repeat that it comes late; all others answer it as they did at first."""
 _GONE: Final = {"state": "none"}
@@ -77,10 +81,8 @@ class Entry(NamedTuple):
 
 
 class Checker:
-    """limits: pool -> kind -> the most jobs of one session or tenant that may run when another one of the pool begins.
-    strict_from_s: from then on the jobs of a session run one after the other in every pool.
-    is_excused: whether a process is the earlier life of a node and could not hear that a later one has begun, which so
-    took it for dead. acknowledged: job id -> the entry that its producer was told of. due_s: entry -> when the
+    """is_excused: whether a process is the earlier life of a node and could not hear that a later one has begun, which
+    so took it for dead. acknowledged: job id -> the entry that its producer was told of. due_s: entry -> when the
     deadline of its job is over, as its producer counts the time. broken: entries that are no jobs.
     strays: sessions of which a job was written into another partition.
     lease_ends_s: (node, job id) -> when the lease ends, due_at_s: job id -> when a delayed job is due, both by the time
@@ -95,8 +97,7 @@ class Checker:
         self.server = server
         self.history = history
         self.violations: list[Violation] = []
-        self.limits: dict[str, dict[str, int]] = {}
-        self.strict_from_s = float("inf")
+        self.limits = LimitChecker(server, self.blame)
         self.exempt: set[str] = set()
         self.acknowledged: dict[str, str] = {}
         self.due_s: dict[str, float] = {}
@@ -132,7 +133,9 @@ class Checker:
     def touched(self, names: Iterable[bytes]) -> None:
         """Keys that a command changed; records first, for the others are held against them."""
         jobs: dict[str, dict[str, str]] = {}
-        nodes, limits = [], []
+        nodes: list[str] = []
+        limits: list[bytes] = []
+        is_published = False
         for name in names:
             if name.startswith(_JOB):
                 job_id = name[len(_JOB) :].decode()
@@ -144,8 +147,11 @@ class Checker:
                 limits.append(name)
             elif name == _DELAYED:
                 self._note_delayed()
+            elif name == _COUNTED:
+                self.limits.counted()
             elif name.decode() in _FENCES:
                 self._check_fences()
+                is_published = is_published or name.decode() == _CONTROL.version
         for node in nodes:
             self._note_slots(node)
         for job_id, before in jobs.items():
@@ -153,7 +159,9 @@ class Checker:
         for node in nodes:
             self._check_slots(node)
         for limit in limits:
-            self._check_held(limit)
+            self.limits.check_held(limit, self.records)
+        if is_published:
+            self.limits.published(self.records, self.exempt)
 
     def repeated(self, sha: bytes, reply: Any, again: Any, changed: list[bytes]) -> None:
         """The same call again leaves everything as it is, and is answered so that its caller has nothing else to do.
@@ -218,8 +226,8 @@ class Checker:
             self._in_order[job_id, token] = max(unstepped_us, 1 + next(reversed(self._in_order.values()), 0))
             self._check_capacity(job_id, after)
             self._check_order(job_id, after)
-            self._check_limits(job_id, after)
-            self._check_strict(job_id, after)
+            if self.world.now_s >= self.unlimited_until_s:
+                self.limits.reserved(job_id, self.records, self.exempt)
         self.tokens[job_id] = max(token, self.tokens.get(job_id, 0))
         held_by = [node for node, members in self.slots.items() if job_id in members]
         should = [after["node"]] if new == "reserved" and "node" in after else []
@@ -229,19 +237,6 @@ class Checker:
     def _is_slotless(self, job_id: str) -> bool:
         """Whether its slot was deleted, and need not be there again yet."""
         return self.slotless_until_s.get(job_id, 0.0) > self.world.now_s
-
-    def _check_strict(self, job_id: str, record: dict[str, str]) -> None:
-        """A limit that was set in mid run counts the jobs that ran before, too."""
-        if self.world.now_s < self.strict_from_s:
-            return
-        session = record.get("session", "")
-        together = [
-            each
-            for each, other in self.records.items()
-            if other["state"] == "reserved" and other.get("session") == session and each not in self.exempt
-        ]
-        if len(together) > 1:
-            self.blame("limit", f"job {job_id} runs beside others of session {session}: {sorted(together)}")
 
     def _check_slots(self, node: str) -> None:
         members = self.slots[node]
@@ -279,34 +274,6 @@ class Checker:
                 before = f"{number_before} of {holder_before!r}"
                 self.blame("epoch", f"{what} has the epoch {number} of {holder!r} after {before}")
         self._fences |= held
-
-    def _check_limits(self, job_id: str, record: dict[str, str]) -> None:
-        """How many of a session or tenant run is counted from the records; those count whose pool has such a limit."""
-        if self.world.now_s < self.unlimited_until_s:
-            return
-        for kind, most in self._limits_of(record).items():
-            who = record.get(kind, "")
-            together = [
-                each
-                for each, other in self.records.items()
-                if other["state"] == "reserved"
-                and other.get(kind, "") == who
-                and kind in self._limits_of(other)
-                and int(other["token"]) <= int(record["token"])  # those of the same call that came later do not count
-            ]
-            if who and len(together) > most:
-                self.blame("limit", f"job {job_id} runs beside others of {kind} {who}, of {most}: {sorted(together)}")
-
-    def _limits_of(self, record: dict[str, str]) -> dict[str, int]:
-        return self.limits.get(record.get("policy", "").partition(" ")[0], {})
-
-    def _check_held(self, name: bytes) -> None:
-        """Who counts for a limit runs."""
-        kind, _, who = name[len(_HELD) :].decode().partition(":")
-        for member in self.server.ask("SMEMBERS", name):
-            state = self.records.get(member.decode(), _GONE)["state"]
-            if state != "reserved":
-                self.blame("limit", f"job {member.decode()} counts for {kind} {who}, and is {state}")
 
     def _check_order(self, job_id: str, record: dict[str, str]) -> None:
         """No earlier entry of the session may still be in the intake of the partition."""
@@ -407,6 +374,7 @@ class Checker:
             self.records[job_id] = record
         self.ended = {job_id for job_id, record in self.records.items() if record["state"] in model.TERMINAL}
         self.data_faults += len(self.exempt) > exempt or slots != self.slots
+        self.limits.published(self.records, self.exempt)
 
     def forgotten(self, names: Iterable[str]) -> None:
         """Keys were deleted. Records are read anew; who had a slot has time to get it back."""
@@ -466,6 +434,7 @@ class Checker:
             self.blame("left", f"{len(parked)} bodies are parked at the end")
         for partition in range(SETTINGS.partitions):
             self._check_open(_CELL.jobs(partition))
+        self.limits.check_end()
         self._check_outcomes()
         self._check_broken()
         if self.judges_sessions and not self.data_faults:

@@ -35,8 +35,6 @@ def delete(what: str, server: Server, checker: Checker, rest: RestChecker) -> No
     checker.forgotten(names)
     if what in ("held", "config"):
         checker.unlimited_until_s = checker.world.now_s + AGAIN_S
-    if what == "config":
-        checker.limits = {}  # what was said of pools is gone if the leader ends before it has written it again
     if what.startswith("slots:"):
         rest.trouble(LEASE_S)
 

@@ -70,7 +70,14 @@ POOLS: Final[dict[str, dict[str, PoolDocument]]] = {
     },
 }
 """By name, what is said of pools. The rivals have no fallback: the pool of a job alone says where it can run."""
-STRICTER: Final = {"default": PoolDocument(session_concurrency=1), "gold": PoolDocument(session_concurrency=1)}
+_GOLD: Final = PoolDocument(fallback=("default",), tenants=("acme",))
+LIMITS: Final[dict[str, dict[str, PoolDocument]]] = {
+    "limit": {"default": PoolDocument(session_concurrency=1), "gold": PoolDocument(session_concurrency=1)},
+    "limit_one": {"default": PoolDocument(), "gold": msgspec.structs.replace(_GOLD, session_concurrency=1)},
+    "limit_tenants": {"default": PoolDocument(tenant_concurrency=2), "gold": _GOLD},
+    "limit_none": {"default": PoolDocument(), "gold": _GOLD},
+}
+"""What an operator sets in mid run, by the name of the fault."""
 
 
 def can_run(node: str, src_lang: str, tgt_lang: str, features: Iterable[str]) -> bool:

@@ -23,7 +23,9 @@ from tests.transport import InProcessTransport
 LATENCY_S: Final = (0.000_05, 0.000_5)
 SCRIPTS: Final = {script.sha.encode(): script.name for script in load_scripts().values()}
 
-Wire = Literal["lost_before", "lost_after", "late", "late_reply", "delayed", "hang", "twice"]
+Wire = Literal[
+    "lost_before", "lost_after", "late", "late_reply", "delayed", "hang", "twice", "dies_before", "dies_after"
+]  # fmt: skip
 WIRES: Final[tuple[Wire, ...]] = ("lost_before", "lost_after", "late", "late_reply", "delayed", "hang", "twice")
 """What happens to a command.
 
@@ -32,6 +34,8 @@ reset. late: it arrives later, and so does all that comes after it. late_reply: 
 connection is reset at once, and the server does the command later. hang: neither an answer nor an end comes. twice: the
 server does it, and once more, as when its sender repeats it after a lost answer; that is the answer that it gets.
 """
+DEATHS: Final[tuple[Wire, ...]] = ("dies_before", "dies_after")
+"""The process that sends it is killed, and the server never saw the command, or does it."""
 
 
 class CommandFault(msgspec.Struct, frozen=True):
@@ -74,13 +78,14 @@ class Wires:
 
 
 class Network:
-    """down_until_s: nobody can connect until then. struck: told of each fault that happens."""
+    """down_until_s: nobody can connect until then. struck: told of each fault that happens. kill: kills a process."""
 
     def __init__(self, world: World, server: Server) -> None:
         self.world = world
         self.server = server
         self.down_until_s = 0.0
         self.struck: Callable[[Process, CommandFault, str], None] = lambda process, fault, call: None
+        self.kill: Callable[[Process], None] = lambda process: process.kill()
         self._wires: dict[Process, Wires] = {}
 
     def wires(self, process: Process) -> Wires:
@@ -210,6 +215,11 @@ class Link(InProcessTransport):
             case "twice":
                 self._client.doubles = True
                 self._send(data, 0.0)
+            case "dies_before" | "dies_after":
+                if fault.wire == "dies_after":
+                    self._send(data, 0.0)
+                self._mute = True
+                self._world.call_at(self._world.now_s, self._network.kill, self._wires.process)
             case "hang":
                 self._mute = True
                 self._wires.trouble(10.0)

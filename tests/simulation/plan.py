@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from tests.simulation.network import WIRES
+from tests.simulation.network import DEATHS, WIRES
 
 MANAGERS: Final = ("manager0", "manager1")
 DISPATCHERS: Final = ("dispatcher0", "dispatcher1")
@@ -24,6 +24,8 @@ ROLES: Final = (*MANAGERS, *DISPATCHERS, *REAPERS)
 SEATS: Final = (*ROLES, *NODES)
 PRODUCER: Final = "producer"
 LOAD_FROM_S: Final = 3.0
+LIMITS: Final = ("limit", "limit_one", "limit_tenants", "limit_none")
+"""What an operator does to limits, see fleet.py."""
 CALLS: Final = {
     "manager": ("lead", "take", "capacity", "publish", "hgetall", "*"),
     "dispatcher": ("beat", "claim", "xread", "reserve", "reject", "mget", "smismember", "*"),
@@ -163,6 +165,20 @@ def _to(what: str, seats: Sequence[str], low_s: float, high_s: float) -> Callabl
     return draw
 
 
+def _dies(random: Random, at_s: float) -> Event:
+    """A manager is killed in the middle of what it does for a command."""
+    call = random.choice(("count", "count", "publish", "zscan", "hmget"))
+    return Event(at_s, random.choice(MANAGERS), random.choice(DEATHS), call, round(random.uniform(0.2, 8.0), 3))
+
+
+def _count_wire(random: Random, at_s: float) -> Event:
+    return Event(at_s, random.choice(MANAGERS), random.choice(WIRES), "count", round(random.uniform(0.05, 12.0), 3))
+
+
+def _limits(random: Random, at_s: float) -> Event:
+    return Event(at_s, "operator", random.choice(LIMITS))
+
+
 def _one_of(what: str, values: Sequence[float]) -> Callable[[Random, float], Event]:
     def draw(random: Random, at_s: float) -> Event:
         return Event(at_s, "server", what, "", random.choice(values))
@@ -207,9 +223,12 @@ KINDS: Final[dict[str, Callable[[Random, float], Event]]] = {
     "future": _absurd("future"),
     "limit": _to("limit", ("operator",), 0, 0),
     "delete": _delete,
+    "limits": _limits,
+    "dies": _dies,
+    "count_wire": _count_wire,
 }
 
-_ON_SEATS: Final = frozenset({"reset", "cut", "kill", "pause", "sleep", "stop", "twin", *WIRES})
+_ON_SEATS: Final = frozenset({"reset", "cut", "kill", "pause", "sleep", "stop", "twin", *WIRES, *DEATHS})
 _ON_SERVER: Final = frozenset(
     {"pause", "slow", "scripts", "readonly", "loading", "restart", "clock", "lose", "empty", "flush", "full", "delete"}
 )
@@ -217,7 +236,7 @@ FAULTS: Final[dict[str, frozenset[str]]] = dict.fromkeys(SEATS, _ON_SEATS) | {
     PRODUCER: frozenset(WIRES),
     "server": _ON_SERVER,
     "stream": frozenset({"maxid", "future"}),
-    "operator": frozenset({"limit"}),
+    "operator": frozenset(LIMITS),
     "all": frozenset({"roll"}),
 }
 """Who -> what can happen to it."""
@@ -225,16 +244,19 @@ FAULTS: Final[dict[str, frozenset[str]]] = dict.fromkeys(SEATS, _ON_SEATS) | {
 _SURVIVED: Final = (
     ("wire", 70.0), ("reset", 4.0), ("cut", 2.0), ("kill", 5.0), ("pause", 2.0), ("stop", 1.0), ("twin", 1.0),
     ("roll", 0.3), ("pause_server", 0.7), ("slow_server", 0.7), ("scripts", 0.7), ("readonly", 0.5), ("loading", 0.3),
-    ("restart", 0.5),
+    ("restart", 0.5), ("limits", 0.5), ("dies", 0.3),
 )  # fmt: skip
 _PROCESSES: Final = (("kill", 8.0), ("pause", 4.0), ("stop", 2.0), ("twin", 2.0), ("roll", 0.5), ("wire", 10.0))
 _SERVER: Final = (
     ("pause_server", 2.0), ("slow_server", 2.0), ("scripts", 2.0), ("readonly", 2.0), ("loading", 1.0),
     ("restart", 2.0), ("wire", 20.0), ("kill", 2.0),
 )  # fmt: skip
-_WORST: Final = tuple(
-    (name, 0.4) for name in ("clock", "sleep", "lose", "empty", "flush", "full", "maxid", "future", "limit")
-)
+_WORST: Final = tuple((name, 0.4) for name in ("clock", "sleep", "lose", "empty", "flush", "full", "maxid", "future"))
+
+
+_LIMIT: Final = (
+    ("limit", 2.0), ("limits", 3.0), ("kill", 3.0), ("dies", 2.0), ("wire", 5.0), ("count_wire", 1.0),
+)  # fmt: skip
 
 
 def _alone(kind: str, jobs: int = 60, deadlines: float = 0.06) -> Scenario:
@@ -254,7 +276,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         *map(_alone, ("clock", "sleep", "lose", "empty", "flush", "full", "maxid")),
         _alone("future", jobs=120, deadlines=0.5),
         Scenario("keys", (("delete", 4.0), ("kill", 1.0), ("wire", 5.0)), ("delete",), broken=0.03, jobs=60),
-        Scenario("limit", (("limit", 2.0), ("kill", 3.0), ("wire", 5.0)), pools=("none", "gold"), jobs=60),
+        Scenario("limit", _LIMIT, pools=("none", "gold", "limits"), jobs=60),
         Scenario("doubled", (("kill", 3.0), ("wire", 10.0)), doubled=0.2, jobs=60),
         Scenario("worst", (*_SURVIVED, *_WORST), broken=0.04, doubled=0.05),
     )

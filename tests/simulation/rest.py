@@ -11,15 +11,14 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from scheduler import calls, keys, model
-from scheduler.deltas import chain, followed
-from scheduler.errors import InvalidInput
+from scheduler import calls, keys
 from scheduler.runtime import intake, placement
 from scheduler.runtime.index import Index
 from scheduler.runtime.limits import has_room, limits_of
 from scheduler.session.bindings import parse
 from tests.simulation.checker import Checker
 from tests.simulation.fleet import SETTINGS, Fleet, can_run
+from tests.simulation.limits import read_published
 from tests.simulation.network import SCRIPTS, Network
 from tests.simulation.plan import DISPATCHERS, REAPERS
 from tests.simulation.server import Server
@@ -162,19 +161,10 @@ class RestChecker:
         version = int(self._server.ask("GET", _CONTROL.version) or 0)
         if version == self._index.version:
             return version > 0
-        try:
-            stored = model.decode_snapshot(self._server.ask("GET", _CONTROL.snapshot) or b"")
-            deltas = []
-            for identifier, flat in self._server.ask("XRANGE", _CONTROL.deltas, f"({stored.version}-0", "+"):
-                fields = dict(zip(flat[::2], flat[1::2], strict=True))
-                if int(identifier.partition(b"-")[0]) <= version:
-                    deltas.append(model.decode_delta(fields[b"delta"]) if b"delta" in fields else None)
-        except InvalidInput:
+        snapshot = read_published(self._server)
+        if snapshot is None:
             return False
-        found = chain(stored.version, deltas)
-        if found is None:
-            return False
-        self._index = Index(followed(stored, found))
+        self._index = Index(snapshot)
         return self._index.version == version
 
     def _free_nodes(self) -> set[str]:

@@ -16,9 +16,9 @@ import msgspec
 from scheduler.management.pools import PoolDocument
 from tests.simulation.checker import Checker
 from tests.simulation.deleted import delete
-from tests.simulation.fleet import MEMORY, POOLS, SETTINGS, STRICTER, Fleet, Log
+from tests.simulation.fleet import LIMITS, MEMORY, POOLS, SETTINGS, Fleet, Log
 from tests.simulation.history import History
-from tests.simulation.network import WIRES, CommandFault, Network
+from tests.simulation.network import DEATHS, WIRES, CommandFault, Network
 from tests.simulation.plan import LOAD_FROM_S, SEATS, Event, Plan
 from tests.simulation.producers import Producers
 from tests.simulation.rest import LATE_S_MAX, RestChecker
@@ -28,7 +28,6 @@ from tests.simulation.world import ORIGIN_S, Process, Spinning, World
 STOP_S_MAX: Final = 60.0  # then an operator kills
 DONE_S_MAX: Final = 150.0  # after the last fault; a job that hangs takes more than a minute
 REST_S: Final = 40.0
-SNAPSHOT_S: Final = 2.0
 SLOW_S: Final = 0.02
 MAX_ID: Final = "18446744073709551615-18446744073709551615"
 HOUR_MS: Final = 3_600_000
@@ -142,9 +141,7 @@ class Run:
         for number, name in enumerate(SEATS):
             self.world.call_at(ORIGIN_S + 0.05 * number, self.fleet.start, name)
         if self.plan.pools != "none":
-            documents = POOLS[self.plan.pools]
-            self._configure(documents, 0.2)
-            self.checker.limits = {name: limits for name, each in documents.items() if (limits := _limits_of(each))}
+            self._configure(POOLS[self.plan.pools], 0.2)
             self.checker.judges_sessions = self.plan.pools != "limits"
         self.world.call_at(ORIGIN_S + LOAD_FROM_S - 1.5, self.producers.begin, self.plan.jobs)
         self.world.call_at(ORIGIN_S + LOAD_FROM_S, self.rest.begin)
@@ -176,10 +173,13 @@ class Run:
     def _struck(self, process: Process, fault: CommandFault, call: str) -> None:
         self.struck[fault.wire] += 1
         self.history.add("struck", process.name, fault.wire, call)
+        if fault.wire in DEATHS:
+            seat = next(name for name, seat in self.fleet.seats.items() if process in seat.processes)
+            self._later(fault.s, functools.partial(self._fill, seat))
 
     def _happen(self, event: Event) -> None:
         self.history.add("event", str(event))
-        if event.what in WIRES:
+        if event.what in (*WIRES, *DEATHS):
             self._on_wires(event)
         elif event.who == "server":
             self.struck[f"server {event.what}"] += 1
@@ -192,16 +192,12 @@ class Run:
             self._add_absurd(event)
         elif event.who == "operator":
             self.struck[event.what] += 1
-            self.fleet.configure(STRICTER, self._grow_strict)
+            self.fleet.configure(LIMITS[event.what])
         elif event.who == "all":
             self.struck[event.what] += 1
             self._roll(list(SEATS))
         else:
             self._on_seat(event)
-
-    def _grow_strict(self) -> None:
-        """The limits are in force in a moment, when every dispatcher has the snapshot."""
-        self.checker.strict_from_s = min(self.checker.strict_from_s, self.world.now_s + SNAPSHOT_S)
 
     def _on_wires(self, event: Event) -> None:
         process = self._process(event.who)
@@ -307,7 +303,6 @@ class Run:
 
     def _server_empty(self, s: float) -> None:
         self._restart(s, lambda: self.server.restart(empty=True))
-        self.checker.limits = {}  # what was said of pools is lost, too
 
     def _restart(self, down_s: float, restart: Callable[[], None]) -> None:
         before = self.checker.before_loss()
@@ -321,7 +316,6 @@ class Run:
     def _server_flush(self, s: float) -> None:
         before = self.checker.before_loss()
         self.server.flush()
-        self.checker.limits = {}  # what was said of pools is lost, too
         self.rest.trouble(1.0)
         self.checker.after_loss(before)
 
@@ -341,12 +335,6 @@ class Run:
             self.server.ask("XADD", stream, identifier, "absurd", "1")
         except RuntimeError:
             return  # it takes no such entry any more
-
-
-def _limits_of(pool: PoolDocument) -> dict[str, int]:
-    """kind -> how many may run."""
-    said = {"session": pool.session_concurrency, "tenant": pool.tenant_concurrency}
-    return {kind: most for kind, most in said.items() if isinstance(most, int)}
 
 
 def run(plan: Plan, *, logs: bool = False, until: str = "", until_s: float = math.inf) -> tuple[Result, Run]:

@@ -46,6 +46,7 @@ def test_the_keys_of_a_cell_share_a_tag() -> None:
         "last_boot": "{ns:2}:last_boot",
         "leader_epoch": "{ns:2}:leader_epoch",
         "open": "{ns:2}:open",
+        "counted": "{ns:2}:counted",
         "freed": "{ns:2}:freed",
         "results": "{ns:2}:results",
         "delayed": "{ns:2}:delayed",

@@ -27,7 +27,7 @@ def test_what_reserve_is_asked() -> None:
     """Everything that the script and the node need to know of the job."""
     job = a_job("j1", "s1", partition=3)
     policy = Pool("a", session_concurrency=1)
-    assert reserve_item(Try(job, a_class(), None, FOUND, follows=True), FOUND, policy) == ReserveItem(
+    assert reserve_item(Try(job, a_class(), None, FOUND, follows=True), FOUND, policy, {"session"}) == ReserveItem(
         partition=3,
         epoch=1,
         entry_id="j1-0",
@@ -63,7 +63,7 @@ def test_what_becomes_of_the_binding(
 ) -> None:
     """The part that the script stores, and the node for which it need not; memory has the same afterwards."""
     each = Try(a_job(pair=(source, "zh")), a_class(), None, FOUND, binding, fresh)
-    item = reserve_item(each, FOUND, Pool("a"))
+    item = reserve_item(each, FOUND, Pool("a"), frozenset())
     assert (item.binding, item.stored_node) == expected
     after = bound_by(each, binding, Reserved("n2", 7, 1, home="n1"))
     assert f"{after.pool} {after.src_lang}:{after.tgt_lang}" == item.binding
