@@ -13,7 +13,7 @@ local retention_ms, dead_retention_ms, results_max = ARGV[1], ARGV[2], ARGV[3]
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local now_text = string.format('%.0f', now_ms)
-local answers, feed = {now_ms}, {}
+local answers, feed, replied = {now_ms}, {}, {}
 
 local OURS = {job_id = true, session = true, partition = true, tenant = true, reason = true, detail = true, attempts = true,
   crashes = true, not_started = true, life = true, submitted_ms = true, avoid = true, entry = true}
@@ -95,6 +95,13 @@ end
 for _, outcome in ipairs(feed) do
   local reply_key = table.remove(outcome, 1)
   redis.pcall('XADD', results_key, 'MAXLEN', '~', results_max, '*', unpack(outcome))
-  if reply_key ~= results_key then redis.pcall('XADD', reply_key, 'MAXLEN', '~', results_max, '*', unpack(outcome)) end
+  if reply_key ~= results_key then
+    redis.pcall('XADD', reply_key, 'MAXLEN', '~', results_max, '*', unpack(outcome))
+    replied[reply_key] = true
+  end
+end
+-- A reply stream goes when nothing was told in it for as long as records are kept.
+for reply_key in pairs(replied) do
+  redis.call('PEXPIRE', reply_key, retention_ms)
 end
 return answers

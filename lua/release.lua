@@ -28,7 +28,7 @@ local COUNTERS = {'attempts', 'crashes', 'not_started'}
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local now_text = string.format('%.0f', now_ms)
-local answers, freed_nodes, freed_limits, feed, reply_keys = {now_ms}, {}, {}, {}, {}
+local answers, freed_nodes, freed_limits, feed, reply_keys, replied = {now_ms}, {}, {}, {}, {}, {}
 
 local function boot_order(boot) return tonumber(string.match(boot, '^(%d+)%-')) or 0 end
 
@@ -262,7 +262,14 @@ end
 for i, outcome in ipairs(feed) do
   local reply_key = reply_keys[i]
   redis.pcall('XADD', results_key, 'MAXLEN', '~', results_max, '*', unpack(outcome))
-  if reply_key ~= results_key then redis.pcall('XADD', reply_key, 'MAXLEN', '~', results_max, '*', unpack(outcome)) end
+  if reply_key ~= results_key then
+    redis.pcall('XADD', reply_key, 'MAXLEN', '~', results_max, '*', unpack(outcome))
+    replied[reply_key] = true
+  end
+end
+-- A reply stream goes when nothing was told in it for as long as records are kept.
+for reply_key in pairs(replied) do
+  redis.call('PEXPIRE', reply_key, retention_ms)
 end
 if #freed_limits > 0 then
   redis.pcall('XADD', freed_key, 'MAXLEN', '~', freed_max, '*', 'nodes', table.concat(freed_nodes, ' '),
