@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -11,6 +11,8 @@ from scheduler import calls, keys, model
 from scheduler.config import Settings
 from scheduler.errors import Fenced
 from scheduler.store.connection import Argument, Connection
+
+Leaves = Literal["leaves", "drained", "dead"]
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _WHY: Final = {
@@ -113,24 +115,26 @@ class Cell:
     async def capacity(self, epoch: int, items: Sequence[calls.CapacityItem]) -> list[str]:
         """Write capacities as the leader of `epoch`; without items it only raises the cell's epoch.
 
-        Returns: an answer for each item: written, unchanged, older or refused. Raises: Fenced.
+        Returns: an answer for each item: written, unchanged, older, refused or left. Raises: Fenced.
         """
         names = [self.keys.capacity, self.keys.leader_epoch, self.keys.open, self.keys.freed]
         arguments: list[Argument] = [epoch, self._settings.freed_max]
         for item in items:
-            names += [self.keys.slots(item.node), self.keys.inbox(item.node)]
+            names += [self.keys.slots(item.node), self.keys.inbox(item.node), self.keys.left(item.node)]
             arguments += [item.node, item.slots, item.boot, item.reason]
         answer = await self._connection.call("capacity", names, arguments)
         if answer[0] == b"fenced":
             raise Fenced(f"leader epoch {epoch} is over: {answer[1].decode()} was seen")
         return [word.decode() for word in answer[1:]]
 
-    async def leave(self, node: str, boot: str) -> str:
-        """End a node that has neither slots nor reservations. Returns: left, busy or replaced."""
+    async def leave(self, node: str, boot: str, why: Leaves = "leaves") -> str:
+        """End a node that holds nothing. why: it asks for it; others drained it, so it has no slots; or it is dead.
+
+        Returns: left, busy or replaced.
+        """
+        k = self.keys
         answer = await self._connection.call(
-            "leave",
-            [self.keys.capacity, self.keys.open, self.keys.slots(node), self.keys.inbox(node)],
-            [node, boot],
+            "leave", [k.capacity, k.open, k.slots(node), k.inbox(node), k.left(node)], [node, boot, why]
         )
         return str(answer[0].decode())
 

@@ -105,7 +105,7 @@ async def run_claim(store: Store) -> None:
 
 
 async def run_capacity(store: Store) -> None:
-    """Written with each message, unchanged, older, refused. Fenced."""
+    """Written with each message, unchanged, older, refused, left. Fenced."""
     await seed_poison(store, store.cell.keys.inbox("n2"))
     item = calls.CapacityItem
     for each in (
@@ -118,18 +118,24 @@ async def run_capacity(store: Store) -> None:
         item("n2", 1, BOOT, "ready"),
     ):
         await store.cell.capacity(7, [each])
+    await store.cell.leave(NODE, LATER_BOOT)
+    await store.cell.capacity(7, [item(NODE, 1, LATER_BOOT, "ready")])
     with contextlib.suppress(Fenced):
         await store.cell.capacity(6, [])
 
 
 async def run_leave(store: Store) -> None:
-    """Busy, replaced, left, left again."""
-    await seed_node(store)
-    await store.cell.leave(NODE, BOOT)
+    """Busy, replaced, closed, left, left again; dead."""
+    token = await seed_reserved(store, slots=2)
+    await store.cell.leave(NODE, BOOT, "drained")
     await store.cell.leave(NODE, LATER_BOOT)
-    await seed_node(store, slots=0, reason="draining")
+    await store.cell.leave(NODE, BOOT)
+    await release(store, release_item(token, "finish"))
     await store.cell.leave(NODE, BOOT)
     await store.cell.leave(NODE, BOOT)
+    await seed_node(store, "n2")
+    await seed_node(store, "n2", slots=0, reason="dead")
+    await store.cell.leave("n2", BOOT, "dead")
 
 
 async def run_submit(store: Store) -> None:
