@@ -34,7 +34,8 @@ local slots, current_boot, reason = string.match(current, '^(%S+) (%S+) (%S+)$')
 if current_boot ~= boot then return {'replaced', current_boot} end
 local used = redis.call('ZCARD', slots_key)
 if used > 0 and why == 'leaves' then
-  redis.call('HSET', capacity_key, node, '0 ' .. boot .. ' draining')
+  slots = '0'
+  redis.call('HSET', capacity_key, node, slots .. ' ' .. boot .. ' draining')
   redis.call('SREM', open_key, node)
 end
 if used > 0 or (why ~= 'leaves' and tonumber(slots) > 0) or (why == 'dead' and reason ~= 'dead') then

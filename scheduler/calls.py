@@ -134,10 +134,11 @@ class Released(msgspec.Struct, frozen=True, gc=False):
 
 class NotReleased(msgspec.Struct, frozen=True):
     """Nothing was changed. stale: not the holder any more; unknown: no record; busy: not allowed yet; moved: other
-    keys.
+    keys; invalid: a value can be none, which `detail` names.
     """
 
-    why: Literal["stale", "unknown", "busy", "moved", "broken"]
+    why: Literal["stale", "unknown", "busy", "moved", "invalid", "broken"]
+    detail: str = ""
 
 
 class Renewed(msgspec.Struct, frozen=True, gc=False):
@@ -148,9 +149,9 @@ class Renewed(msgspec.Struct, frozen=True, gc=False):
 
 
 class NotRenewed(msgspec.Struct, frozen=True):
-    """stale, unknown: the reservation is gone; overrun: the job ran for longer than its pool allows."""
+    """stale, unknown, invalid: it is no reservation; overrun: the job ran for longer than its pool allows."""
 
-    why: Literal["stale", "unknown", "overrun"]
+    why: Literal["stale", "unknown", "overrun", "invalid"]
 
 
 class RejectItem(msgspec.Struct, frozen=True):
@@ -188,10 +189,12 @@ class Submitted(msgspec.Struct, frozen=True, gc=False):
 
 
 class NotSubmitted(msgspec.Struct, frozen=True):
-    """Not accepted. duplicate: this session has that job already; job_id_taken: another has; busy: backlog full."""
+    """Not accepted. duplicate: this session has that job already; job_id_taken: another has; busy: backlog full;
+    refused: the stream takes no entry; invalid: a value can be none.
+    """
 
     job_id: str
-    why: Literal["duplicate", "job_id_taken", "busy", "refused"]
+    why: Literal["duplicate", "job_id_taken", "busy", "refused", "invalid"]
     detail: str = ""
 
 

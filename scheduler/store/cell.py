@@ -78,6 +78,11 @@ def _reserved(item: calls.ReserveItem, given: bytes) -> calls.Reserved | calls.R
     return calls.Reserved(node, int(token), int(used), rest[0] if rest else "", "filled" in rest[1:])
 
 
+def _not_released(given: Sequence[bytes]) -> calls.NotReleased:
+    why: Any = given[0].decode()
+    return calls.NotReleased(why, given[1].decode(errors="replace") if why == "invalid" else "")
+
+
 class Cell:
     """Everything under the tag `{sched:<cell>}`."""
 
@@ -259,7 +264,7 @@ class Cell:
         ]  # fmt: skip
         answer = await self._connection.call("release", names + job_keys, arguments + body)
         answers: list[calls.Released | calls.NotReleased] = [
-            calls.Released(given[1].decode()) if given[0] == b"released" else calls.NotReleased(given[0].decode())
+            calls.Released(given[1].decode()) if given[0] == b"released" else _not_released(given)
             for given in answer[1:]
         ]
         return answer[0], answers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -139,11 +139,11 @@ async def run_leave(store: Store) -> None:
 
 
 async def run_submit(store: Store) -> None:
-    """Accepted, duplicate, taken, busy, refused."""
+    """Accepted, duplicate, taken, busy, refused, invalid."""
     await seed_poison(store, store.cell.keys.jobs(2))
     await store.cell.submit([submit_item(), submit_item(nonce="other"), submit_item(session="s2")])
     await Cell(store.connection, msgspec.structs.replace(DEFAULTS, backlog_max=1)).submit([submit_item("j2")])
-    await store.cell.submit([submit_item("j3", partition=2, payload=b"")])
+    await store.cell.submit([submit_item("j3", partition=2, payload=b""), submit_item("j4", "s 4")])
 
 
 async def run_reserve(store: Store) -> None:
@@ -181,8 +181,9 @@ async def run_reserve(store: Store) -> None:
 
 
 async def run_renew(store: Store) -> None:
-    """Renewed, stale, unknown, cancelling, overrun."""
+    """Renewed, stale, unknown, cancelling, overrun, invalid."""
     token = await seed_reserved(store)
+    await store.cell.renew(NODE, [(JOB, -1)])
     await store.cell.renew(NODE, [(JOB, token), (JOB, token + 1), ("j9", 1)])
     await seed_record(store, cancel=1)
     await store.cell.renew(NODE, [(JOB, token)])
@@ -191,7 +192,7 @@ async def run_renew(store: Store) -> None:
 
 
 async def run_release(store: Store) -> None:
-    """Released by every verdict, to every place; stale, unknown, busy, moved."""
+    """Released by every verdict, to every place; stale, unknown, busy, moved, invalid."""
     tokens = [await seed_reserved(store, f"j{i}", f"s{i}", slots=9, reply_to="r1") for i in range(7)]
 
     def item(i: int, verdict: model.Verdict, **rest: Any) -> calls.ReleaseItem:
@@ -213,6 +214,7 @@ async def run_release(store: Store) -> None:
         item(4, "reboot", boot=LATER_BOOT),
         item(5, "dead", reason="poison"),
         item(6, "give_back"),
+        item(6, cast(Any, "finsh")),
         release_item(1, "finish", "j9", "s9"),
     )
 

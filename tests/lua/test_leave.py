@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from scheduler import calls, model
 from scheduler.store.cell import Leaves
-from scheduler.store.connection import ScriptFailed
 from scheduler.store.store import Store
 from tests.dumps import dump, standing, unchanged
 from tests.seeds import (
@@ -116,7 +113,11 @@ async def test_node_that_asks_gets_nothing_new_while_it_is_busy(store: Store) ->
     token = await seed_reserved(store, slots=2)
     epoch = await seed_owner(store)
 
-    assert await store.cell.leave(NODE, BOOT) == "busy"
+    k = store.cell.keys
+    names = [k.capacity, k.open, k.slots(NODE), k.inbox(NODE), k.left(NODE)]
+    assert await store.connection.call("leave", names, [NODE, BOOT, "leaves"]) == [b"busy", b"0", 1]
+    async with unchanged(store):
+        assert await store.connection.call("leave", names, [NODE, BOOT, "leaves"]) == [b"busy", b"0", 1]
 
     entry_id = await seed_job(store, "j2", "s2")
     assert await reserve(store, [reserve_item(entry_id, epoch, "j2", "s2")]) == [calls.Refused("full")]
@@ -155,24 +156,6 @@ async def test_boot_that_a_reaper_took_out_comes_back(store: Store) -> None:
     await seed_node(store)
 
     assert await store.reads.are_open([NODE]) == [True]
-
-
-@pytest.mark.parametrize(
-    ("boot", "why", "named"),
-    [
-        ("", "leaves", "boot = ''"),
-        ("b1", "leaves", "boot = 'b1'"),
-        ("5-", "dead", "boot = '5-'"),
-        (BOOT, "now", "'now'"),
-    ],
-)
-async def test_value_that_is_none_is_named_and_changes_nothing(store: Store, boot: str, why: Any, named: str) -> None:
-    """An error of the call; nobody leaves by a mistake."""
-    await seed_node(store, slots=0, reason="dead")
-
-    async with unchanged(store):
-        with pytest.raises(ScriptFailed, match=f"{named}: expected"):
-            await store.cell.leave(NODE, boot, why)
 
 
 async def test_rule_14_node_leaves_after_its_last_job(store: Store) -> None:

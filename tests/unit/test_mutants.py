@@ -175,7 +175,7 @@ def test_what_would_be_changed_is_listed() -> None:
     assert (done.exit_code, done.output.splitlines()) == (
         0,
         [
-            "lua/leave.lua:45",
+            "lua/leave.lua:46",
             "  - redis.call('HDEL', capacity_key, node)",
             "  - redis.call('SREM', open_key, node)",
             "  + redis.call('HDEL', capacity_key, node)",
