@@ -43,9 +43,11 @@ local function reject(jobs_key, job_key, reply_key, item)
   local held = redis.call('HGET', owners_key, partition)
   if not held or string.match(held, '^%S+') ~= epoch then return {'fenced'} end
   local record = redis.call('HMGET', job_key, 'state', 'entry', 'life', 'attempts', 'submitted_ms', 'holder', 'crashes',
-    'not_started', 'nonce')
+    'not_started', 'nonce', 'session')
   if record[1] and record[2] == entry and record[1] ~= 'queued' then return {'rejected'} end
-  if record[1] and record[2] ~= entry then return {'duplicate'} end
+  -- As in `reserve`: of a job that was not placed yet the entry that was read first counts.
+  local is_first = record[1] == 'queued' and not record[6] and record[10] == session
+  if record[1] and record[2] ~= entry and not is_first then return {'duplicate'} end
   local body = redis.call('XRANGE', jobs_key, entry_id, entry_id)[1]
   if not body then return {'gone'} end
 

@@ -89,15 +89,17 @@ class Refused(msgspec.Struct, frozen=True, gc=False):
     """The job was not placed.
 
     why: full, behind, limited (it waits) | bound (its session is, and the caller did not know) | fenced (not our
-    partition) | duplicate, gone (nothing left to do) | job_id_taken, cancelling, broken (to be rejected; broken: the
-    script failed because of this job).
-    limit: with `limited`, which one, as `<kind>:<id>`.
+    partition) | duplicate, gone (nothing left to do) | job_id_taken, cancelling, mismatch, broken (to be rejected;
+    mismatch: it was submitted with other values than its document says; broken: the script failed because of this job).
+    limit: with `limited`, which one, as `<kind>:<id>`. submitted: with `mismatch`, its session, tenant and reply_to.
     """
 
     why: Literal[
-        "full", "bound", "behind", "limited", "fenced", "duplicate", "gone", "job_id_taken", "cancelling", "broken"
-    ]
+        "full", "bound", "behind", "limited", "fenced", "duplicate", "gone", "job_id_taken", "cancelling", "mismatch",
+        "broken",
+    ]  # fmt: skip
     limit: str = ""
+    submitted: tuple[str, str, str] = ("", "", "")
 
 
 DEALT_WITH: Final = ("duplicate", "gone")

@@ -74,6 +74,9 @@ def _reserved(item: calls.ReserveItem, given: bytes) -> calls.Reserved | calls.R
     word, *words = given.decode(errors="replace").split(" ")  # a repeat's are from a record, whoever wrote into it
     if word == "limited":
         return calls.Refused("limited", next(f"{kind}:{name}" for kind, name, _ in item.limits if kind == words[0]))
+    if word == "mismatch":
+        session, tenant, reply_to, *_ = [*words, "", ""]
+        return calls.Refused("mismatch", submitted=(session, tenant, reply_to))
     node, token, used, *rest = words
     return calls.Reserved(node, int(token), int(used), rest[0] if rest else "", "filled" in rest[1:])
 

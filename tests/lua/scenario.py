@@ -147,7 +147,9 @@ async def run_submit(store: Store) -> None:
 
 
 async def run_reserve(store: Store) -> None:
-    """Reserved and its repeat, full, limited, bound, behind, fenced, duplicate, gone, taken, cancelling, poison."""
+    """Reserved and its repeat, full, limited, bound, behind, fenced, duplicate, gone, taken, mismatch, cancelling,
+    poison.
+    """
     epoch = await seed_owner(store)
     await seed_node(store)
     await seed_node(store, "n2")
@@ -164,6 +166,7 @@ async def run_reserve(store: Store) -> None:
         reserve_item(copy, epoch, "j1", "s1"),
         reserve_item(taken, epoch, "j1", "s9"),
         reserve_item("5-5", epoch, "j9", "s8"),
+        reserve_item(entries[4], epoch, "j4", "s9"),
     ]
     await reserve(store, items)
     await reserve(store, items)
@@ -228,7 +231,7 @@ async def run_reject(store: Store) -> None:
         store,
         reject_item(first, epoch + 1, "expired", "j1", "s1"),
         reject_item(first, epoch, "expired", "j1", "s1", reply_to="r1"),
-        reject_item(copy, epoch, "expired", "j2", "s2"),
+        reject_item(copy, epoch, "expired", "j2", "s9"),
         reject_item("5-5", epoch, "expired", "j9", "s9"),
     )
     await seed_poison(store, store.cell.keys.dead)
