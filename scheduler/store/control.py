@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from scheduler.store.scripts import load_scripts
 
 VERSION_BLOCK_MS: Final = 1_000
 DELTAS_AT_ONCE: Final = 100  # that one read returns: each can be of some 10,000 bytes
+READS_MAX: Final = 3  # of a snapshot, until what was read belongs together
 COMMANDS_MAX: Final = 1_000  # entries of the stream: answered ones, and as many as anybody could ask for at once
 
 
@@ -218,9 +220,17 @@ class Control:
 
         Raises: InvalidInput when something of it is missing or cannot be read.
         """
-        data, stored_version, entries = await self._connection.all_of(
-            [("GET", self.keys.snapshot), ("GET", self.keys.version), ("XRANGE", self.keys.deltas, "-", "+")],
-            at_once=True,
+        for _ in range(READS_MAX - 1):
+            with contextlib.suppress(InvalidInput):  # deltas went while this was read: there is a newer whole
+                return await self._read_snapshot()
+        return await self._read_snapshot()
+
+    async def _read_snapshot(self) -> model.Snapshot:
+        """One try. Whole and version are of one moment; deltas after the version are left out, those before it stay
+        for as long as the whole is not two publications old.
+        """
+        (data, stored_version), entries = await self._connection.all_of(
+            [("MGET", self.keys.snapshot, self.keys.version), ("XRANGE", self.keys.deltas, "-", "+")]
         )
         stored = model.EMPTY_SNAPSHOT if data is None else model.decode_snapshot(data)
         version = int(stored_version or stored.version)
@@ -264,10 +274,10 @@ class Control:
         return answer
 
     async def _add_command(self, document: bytes) -> bytes:
-        added: bytes = await self._command(
-            lambda client: client.xadd(self.keys.commands, {"command": document}, maxlen=COMMANDS_MAX)
-        )
-        return added
+        word, added = await self._connection.call("command", [self.keys.commands], [document, COMMANDS_MAX])
+        if word == b"refused":
+            raise ServerRefused(f"{self._connection.url}: {self.keys.commands} takes no command: {added.decode()}")
+        return bytes(added)
 
     async def _take_back(self, command: bytes) -> None:
         await self._command(lambda client: client.xdel(self.keys.commands, command))
@@ -291,10 +301,13 @@ class Control:
         return [_delta(fields) for _, fields in entries], entries[-1][0].decode() if entries else after
 
     async def stored_version(self) -> int | None:
-        """The published version, 0 while there is none; None when something that leads to it is missing."""
+        """The published version, 0 while there is none; None when something that leads to it is missing.
+
+        For who leads: nobody else publishes between these reads.
+        """
         newest_entry = ("XREVRANGE", self.keys.deltas, "+", "-", "COUNT", 1)
         stored, snapshots, newest = await self._connection.all_of(
-            [("GET", self.keys.version), ("EXISTS", self.keys.snapshot), newest_entry], at_once=True
+            [("GET", self.keys.version), ("EXISTS", self.keys.snapshot), newest_entry]
         )
         version = int(stored or 0)
         is_whole = snapshots == 1 and bool(newest) and newest[0][0].decode() == version_entry(version)

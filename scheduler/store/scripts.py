@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-CONTROL_SCRIPTS: Final = ("layout", "beat", "lead", "take", "publish")
+CONTROL_SCRIPTS: Final = ("layout", "beat", "lead", "take", "publish", "command")
 CELL_SCRIPTS: Final = ("claim", "capacity", "leave", "submit", "reserve", "renew", "release", "reject", "promote")
 SCRIPT_NAMES: Final = CONTROL_SCRIPTS + CELL_SCRIPTS
 

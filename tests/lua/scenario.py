@@ -97,6 +97,14 @@ async def run_publish(store: Store) -> None:
         await store.control.publish("m2", epoch, None)
 
 
+async def run_command(store: Store) -> None:
+    """Added, refused."""
+    k = store.control.keys
+    await store.connection.call("command", [k.commands], [b"document", 10])
+    await seed_poison(store, k.commands)
+    await store.connection.call("command", [k.commands], [b"document", 10])
+
+
 async def run_claim(store: Store) -> None:
     """Owned, held, given up."""
     await store.cell.claim("d1", [1, 2])
@@ -261,6 +269,7 @@ RUNS: Final[dict[str, Callable[[Store], Awaitable[None]]]] = {
     "lead": run_lead,
     "take": run_take,
     "publish": run_publish,
+    "command": run_command,
     "claim": run_claim,
     "capacity": run_capacity,
     "leave": run_leave,

@@ -307,3 +307,24 @@ async def test_value_of_a_leave_that_is_none_is_named(store: Store, boot: str, w
             await store.cell.leave(NODE, boot, why)
 
     assert f"leave: {problem}" in str(error.value)
+
+
+# ---- command -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["", 10], "size of the document = 0: expected 1 to 1048576 bytes"),
+        (["x" * (2**20 + 1), 10], "size of the document = 1048577"),
+        (["{}", ""], "commands_max = ''"),
+        (["{}"], "commands_max = 'nil': expected a whole number"),
+    ],
+)
+async def test_value_of_a_command_that_is_none_is_named(store: Store, arguments: list[Argument], problem: str) -> None:
+    """Nothing is asked for."""
+    async with unchanged(store):
+        with pytest.raises(ScriptFailed) as error:
+            await store.connection.call("command", [store.control.keys.commands], arguments)
+
+    assert f"command: {problem}" in str(error.value)

@@ -235,7 +235,7 @@ class Node:
         key = self.server.key(f"job:{assignment.job_id}")
         slots = self.server.key(f"slots:{self.node_id}")
         fields = ("holder", "started_ms", "policy")
-        both = self.server.client.pipeline(transaction=True).hmget(key, *fields).zscore(slots, assignment.job_id)
+        both = self.server.client.pipeline(transaction=False).hmget(key, *fields).zscore(slots, assignment.job_id)
         (holder, started_ms, policy), until_ms = self.server.patiently(both.execute)
         if None in (holder, started_ms, policy, until_ms) or holder.split()[1] != assignment.token.encode():
             return False
