@@ -4,11 +4,12 @@
 -- KEYS[2] {cell}:leader_epoch       string
 -- KEYS[3] {cell}:open               set
 -- KEYS[4] {cell}:freed              stream
--- KEYS[5..] a node each: {cell}:slots:<node> zset, {cell}:inbox:<node> stream
+-- KEYS[5..] a node each: {cell}:slots:<node> zset, {cell}:inbox:<node> stream, {cell}:left:<node> string
 -- ARGV[1] leader epoch   ARGV[2] freed_max   ARGV[3..] items: node, slots, boot,
 --   reason (ready | suspect | draining | quarantined | dead)
--- RETURNS {"accepted", answer, ...}, one a node: "written" | "unchanged" | "older" | "refused" | {"fenced", epoch}
--- INVARIANT no epoch below the highest seen writes; a boot never falls back; the inbox tells the node in the step that
+-- RETURNS {"accepted", answer, ...}, one a node: "written" | "unchanged" | "older" | "refused" | "left"
+--         | {"fenced", epoch}
+-- INVARIANT no epoch below the highest seen writes; a boot never falls back, nor comes back when it left; the inbox tells the node in the step that
 --           changes its capacity; a repeat changes nothing.
 local capacity_key, epoch_key, open_key, freed_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local epoch, freed_max = ARGV[1], ARGV[2]
@@ -46,14 +47,16 @@ local answers, opened = {'accepted'}, {}
 local key_index = 5
 for i = 3, #ARGV, 4 do
   local node, slots, boot, reason = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2], ARGV[i + 3]
-  local slots_key, inbox_key = KEYS[key_index], KEYS[key_index + 1]
-  key_index = key_index + 2
+  local slots_key, inbox_key, left_key = KEYS[key_index], KEYS[key_index + 1], KEYS[key_index + 2]
+  key_index = key_index + 3
   local value = string.format('%.0f %s %s', slots, boot, reason)
   local current = redis.call('HGET', capacity_key, node)
   local _, current_boot, current_reason = string.match(current or '', '^(%S+) (%S+) (%S+)$')
   local answer = 'written'
   if current == value or (not current and reason == 'dead' and redis.call('ZCARD', slots_key) == 0) then
     answer = 'unchanged'
+  elseif not current and redis.call('GET', left_key) == boot then
+    answer = 'left' -- its last heartbeats were read late, or not at all
   elseif current_boot and boot ~= current_boot and boot_order(boot) <= boot_order(current_boot) then
     answer = 'older'
   else

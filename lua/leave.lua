@@ -1,27 +1,54 @@
 #!lua flags=allow-oom
--- leave: the end of a node: called by the node itself once it is drained, or by a reaper for a dead one.
+-- leave: the end of a node: called by the node itself, or by a reaper for a dead one.
 -- KEYS[1] {cell}:capacity           hash: node -> "slots boot reason"
 -- KEYS[2] {cell}:open               set
 -- KEYS[3] {cell}:slots:<node>       zset
 -- KEYS[4] {cell}:inbox:<node>       stream
--- ARGV[1] node   ARGV[2] boot
--- RETURNS {"left"} | {"busy", slots, used}: it may still get work or holds some | {"replaced", boot}: a newer boot is there
--- INVARIANT a node leaves only without slots and reservations, so that nothing is stranded. A repeat answers "left".
-local capacity_key, open_key, slots_key, inbox_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local node, boot = ARGV[1], ARGV[2]
+-- KEYS[5] {cell}:left:<node>        string: the boot that left last
+-- ARGV[1] node   ARGV[2] boot   ARGV[3] leaves (a node that asked for it) | drained (a node that others drained) | dead (a reaper)
+-- RETURNS {"left"} | {"busy", slots, used}: it holds some, or may still get work | {"replaced", boot}: another boot is there
+-- INVARIANT a node leaves only without reservations, so that nothing is stranded, and then gets none; a boot that left by
+--           itself is never written again. Who asked to leave gets nothing new meanwhile. A repeat answers "left".
+local capacity_key, open_key, slots_key, inbox_key, left_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local node, boot, why = ARGV[1], ARGV[2], ARGV[3]
+local LEFT_MS = 3600000 -- no heartbeat is read as late as that
+
+if why ~= 'leaves' and why ~= 'drained' and why ~= 'dead' then
+  return redis.error_reply("ERR leave: ARGV[3] = '" .. tostring(why) .. "': expected leaves, drained or dead")
+end
+if not string.find(boot, '^%d+%-.') then
+  return redis.error_reply("ERR leave: boot = '" .. boot .. "': expected <number>-<something random>")
+end
+
+-- Heartbeats of it that nobody has read yet, or a leader that has not heard of it, must not bring it back.
+local function remember()
+  if why ~= 'dead' then redis.call('SET', left_key, boot, 'PX', LEFT_MS) end
+end
 
 local current = redis.call('HGET', capacity_key, node)
-if not current then return {'left'} end
-local slots, current_boot = string.match(current, '^(%S+) (%S+) %S+$')
+if not current then
+  remember()
+  return {'left'}
+end
+local slots, current_boot, reason = string.match(current, '^(%S+) (%S+) (%S+)$')
 if current_boot ~= boot then return {'replaced', current_boot} end
 local used = redis.call('ZCARD', slots_key)
-if tonumber(slots) > 0 or used > 0 then return {'busy', slots, used} end
--- What is left has no job, unless the slots were deleted.
-for _, entry in ipairs(redis.call('XRANGE', inbox_key, '-', '+', 'COUNT', 10)) do
-  if entry[2][1] == 'job' then return {'busy', slots, used} end
+local is_held = used > 0
+-- Without the slots of it, which somebody may have deleted, its inbox says whether it holds a job.
+for _, entry in ipairs(is_held and {} or redis.call('XRANGE', inbox_key, '-', '+', 'COUNT', 10)) do
+  is_held = is_held or entry[2][1] == 'job'
+end
+if is_held and why == 'leaves' then
+  slots = '0'
+  redis.call('HSET', capacity_key, node, slots .. ' ' .. boot .. ' draining')
+  redis.call('SREM', open_key, node)
+end
+if is_held or (why ~= 'leaves' and tonumber(slots) > 0) or (why == 'dead' and reason ~= 'dead') then
+  return {'busy', slots, used}
 end
 
 redis.call('HDEL', capacity_key, node)
 redis.call('SREM', open_key, node)
 redis.call('DEL', slots_key, inbox_key)
+remember()
 return {'left'}

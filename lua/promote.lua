@@ -14,7 +14,7 @@ local BUSY_MS = 1000
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local now_text = string.format('%.0f', now_ms)
-local answers, feed = {now_ms}, {}
+local answers, feed, replied = {now_ms}, {}, {}
 
 -- INCLUDE streams
 
@@ -90,6 +90,11 @@ for _, outcome in ipairs(feed) do
   tell(results_key, OUTCOMES_KEPT, now_ms, 'MAXLEN', '~', results_max, '*', unpack(outcome))
   if reply_key ~= results_key then
     tell(reply_key, OUTCOMES_KEPT, now_ms, 'MAXLEN', '~', results_max, '*', unpack(outcome))
+    replied[reply_key] = true
   end
+end
+-- A reply stream goes when nothing was told in it for as long as records are kept.
+for reply_key in pairs(replied) do
+  redis.call('PEXPIRE', reply_key, retention_ms)
 end
 return answers

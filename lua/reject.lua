@@ -17,7 +17,7 @@ local DETAIL = 8 -- where in what is known of an entry the detail is
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local now_text = string.format('%.0f', now_ms)
-local answers, feed = {now_ms}, {}
+local answers, feed, replied = {now_ms}, {}, {}
 
 -- INCLUDE streams
 
@@ -68,9 +68,11 @@ local function reject(jobs_key, job_key, reply_key, item)
   local held = redis.call('HGET', owners_key, partition)
   if not held or string.match(held, '^%S+') ~= epoch then return {'fenced'} end
   local record = redis.call('HMGET', job_key, 'state', 'entry', 'life', 'attempts', 'submitted_ms', 'holder', 'crashes',
-    'not_started', 'nonce')
+    'not_started', 'nonce', 'session')
   if record[1] and record[2] == entry and record[1] ~= 'queued' then return {'rejected'} end
-  if record[1] and record[2] ~= entry then return {'duplicate'} end
+  -- As in `reserve`: of a job that was not placed yet the entry that was read first counts.
+  local is_first = record[1] == 'queued' and not record[6] and record[10] == session
+  if record[1] and record[2] ~= entry and not is_first then return {'duplicate'} end
   local body = redis.call('XRANGE', jobs_key, entry_id, entry_id)[1]
   if not body then return {'gone'} end
 
@@ -124,6 +126,11 @@ for _, outcome in ipairs(feed) do
   tell(results_key, OUTCOMES_KEPT, now_ms, 'MAXLEN', '~', results_max, '*', unpack(outcome))
   if reply_key ~= results_key then
     tell(reply_key, OUTCOMES_KEPT, now_ms, 'MAXLEN', '~', results_max, '*', unpack(outcome))
+    replied[reply_key] = true
   end
+end
+-- A reply stream goes when nothing was told in it for as long as records are kept.
+for reply_key in pairs(replied) do
+  redis.call('PEXPIRE', reply_key, retention_ms)
 end
 return answers

@@ -12,23 +12,71 @@
 --   verdict (finish | retry | expire | reboot | give_back | dead), boot of the caller, delay_ms, state (completed | failed),
 --   reason, detail, content_type, result
 -- RETURNS {now_ms, answer, ...}, one a job: {"released", state} | {"stale", token} | {"unknown"} | {"busy", why} | {"moved"}
--- INVARIANT a slot is freed exactly once; `expire` of a lease that lies further ahead than its own length cuts it; the body is in exactly one stream or the job is terminal; a repeat of the last
+--         | {"invalid", why}: a value of this item can be none; an error when the call itself cannot be read
+-- INVARIANT a slot is freed exactly once; `expire` of a lease that lies further ahead than its own length cuts it; the body
+--           is in exactly one stream or the job is terminal; a repeat of the last
 --           ending (token and verdict) gives the same answer, every other ending without the slot is stale.
 local KEYS, ARGV, redis, string = KEYS, ARGV, redis, string -- a local is found faster than a global
 local capacity_key, open_key, freed_key, results_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local delayed_key, parked_key, dead_key = KEYS[5], KEYS[6], KEYS[7]
-local partitions, nodes = tonumber(ARGV[1]), tonumber(ARGV[2])
+local partitions, nodes = tonumber(ARGV[1]) or 0, tonumber(ARGV[2]) or 0 -- looked at in `fault_of_call`
 local retention_ms, dead_retention_ms, not_started_max = ARGV[3], ARGV[4], tonumber(ARGV[5])
 local results_max, freed_max, result_inline_bytes_max = ARGV[6], ARGV[7], tonumber(ARGV[8])
 local NODE_KEYS, JOB_KEYS, JOB = 7 + partitions, 7 + partitions + 2 * nodes, 15
 local KEYS_A_JOB, UNPACKED_MAX = 5, 1000
 local RESULT_KEY, REPLY_KEY, HELD_KEYS = 1, 2, {session = 3, tenant = 4} -- of a job, counted from its first key
 local COUNTERS = {'attempts', 'crashes', 'not_started'}
+local VERDICTS = {finish = true, retry = true, expire = true, reboot = true, give_back = true, dead = true}
+local STATES = {completed = true, failed = true}
+local JOBS_MAX, DELAY_MS_MAX = 128, 1e12
+
+local function wrong(name, value, expected)
+  return name .. " = '" .. string.sub(tostring(value), 1, 64) .. "': expected " .. expected
+end
+
+-- A whole number within bounds, nil if the text is none.
+local function whole(text, least, most)
+  local number = text and string.find(text, '^%d+$') and tonumber(text)
+  return number and number >= least and number <= most and number or nil
+end
+
+-- What is wrong with the call, nil if nothing is. Of its keys those are looked at that all its items share.
+local function fault_of_call()
+  for i, name in ipairs({'P', 'N', 'retention_ms', 'dead_retention_ms', 'not_started_max', 'results_max', 'freed_max',
+    'result_inline_bytes_max'}) do
+    local least = string.find(name, '_ms$') and 1 or 0
+    if not whole(ARGV[i], least, 1e15) then return wrong(name, ARGV[i], 'a whole number from ' .. least) end
+  end
+  local items = (#ARGV - 8 - partitions - nodes) / JOB
+  if items ~= math.floor(items) or items < 0 then
+    return wrong('number of arguments', #ARGV, '8 + P + N, and ' .. JOB .. ' a job')
+  elseif items > JOBS_MAX then
+    return wrong('number of jobs', items, JOBS_MAX .. ' at most')
+  elseif #KEYS ~= JOB_KEYS + KEYS_A_JOB * items then
+    return wrong('number of keys', #KEYS, '7 + P + 2 * N, and ' .. KEYS_A_JOB .. ' a job')
+  end
+  local function ends(key, name, kind)
+    local tail = kind .. name
+    return string.sub(KEYS[key], -#tail) ~= tail and wrong('KEYS[' .. key .. ']', KEYS[key], 'one that ends with ' .. tail)
+  end
+  for i = 1, partitions do
+    local fault = ends(7 + i, ARGV[8 + i], ':jobs:')
+    if fault then return fault end
+  end
+  for i = 1, nodes do
+    local node = ARGV[8 + partitions + i]
+    local fault = ends(NODE_KEYS + 2 * i - 1, node, ':slots:') or ends(NODE_KEYS + 2 * i, node, ':inbox:')
+    if fault then return fault end
+  end
+end
+
+local fault = fault_of_call()
+if fault then return redis.error_reply('ERR release: ' .. fault) end
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local now_text = string.format('%.0f', now_ms)
-local answers, freed_nodes, freed_limits, feed, reply_keys = {now_ms}, {}, {}, {}, {}
+local answers, freed_nodes, freed_limits, feed, reply_keys, replied = {now_ms}, {}, {}, {}, {}, {}
 
 -- INCLUDE streams
 
@@ -227,6 +275,27 @@ local function forget(job)
   free(job)
 end
 
+-- What is wrong with the values of an item, nil if nothing is. Its ids are compared with the record's later.
+local function fault_of(job, item)
+  if not VERDICTS[job.verdict] then
+    return wrong('verdict', job.verdict, 'finish, retry, expire, reboot, give_back or dead')
+  elseif job.verdict == 'finish' and not STATES[job.state] then
+    return wrong('state', job.state, 'completed or failed')
+  elseif job.verdict == 'reboot' and not string.find(job.boot, '^%d+%-.') then
+    return wrong('boot', job.boot, '<number>-<something random>')
+  elseif not job.delay_ms then
+    return wrong('delay_ms', ARGV[item + 9], 'a whole number of milliseconds, 1000000000000 at most')
+  elseif not job.partition then
+    return wrong('partition', ARGV[item], 'an index from 1 to P = ' .. partitions)
+  elseif not job.node then
+    return wrong('node', ARGV[item + 1], 'an index from 1 to N = ' .. nodes)
+  elseif string.sub(job.key, -#job.job_id - 5) ~= ':job:' .. job.job_id then
+    return wrong('job_id', job.job_id, 'that of the key ' .. job.key)
+  elseif not string.find(job.token, '^%d+$') then
+    return wrong('token', job.token, 'digits')
+  end
+end
+
 -- Why this ending may not be: an answer, or nil.
 local function refusal(job, record)
   if not record.state then
@@ -278,16 +347,20 @@ local number = 0
 for item = 8 + partitions + nodes + 1, #ARGV, JOB do
   number = number + 1
   local first_key = JOB_KEYS + KEYS_A_JOB * (number - 1) + 1
-  local partition_index, node_index = tonumber(ARGV[item]), tonumber(ARGV[item + 1])
-  answers[number + 1] = release({
+  local partition_index, node_index = whole(ARGV[item], 1, partitions), whole(ARGV[item + 1], 1, nodes)
+  local delay_ms = ARGV[item + 9]
+  local job = {
     key = KEYS[first_key], first_key = first_key,
-    jobs_key = KEYS[7 + partition_index], partition = ARGV[8 + partition_index],
-    node_index = node_index, node = ARGV[8 + partitions + node_index],
+    jobs_key = partition_index and KEYS[7 + partition_index], partition = partition_index and ARGV[8 + partition_index],
+    node_index = node_index, node = node_index and ARGV[8 + partitions + node_index],
     job_id = ARGV[item + 2], session = ARGV[item + 3], tenant = ARGV[item + 4], reply_to = ARGV[item + 5],
-    token = ARGV[item + 6], verdict = ARGV[item + 7], boot = ARGV[item + 8], delay_ms = tonumber(ARGV[item + 9]),
+    token = ARGV[item + 6], verdict = ARGV[item + 7], boot = ARGV[item + 8],
+    delay_ms = delay_ms == '0' and 0 or whole(delay_ms, 0, DELAY_MS_MAX),
     state = ARGV[item + 10], reason = ARGV[item + 11], detail = ARGV[item + 12], content_type = ARGV[item + 13],
     result = ARGV[item + 14], ending = ARGV[item + 6] .. ' ' .. ARGV[item + 7],
-  })
+  }
+  local item_fault = fault_of(job, item)
+  answers[number + 1] = item_fault and {'invalid', item_fault} or release(job)
 end
 
 -- Feeds come last and may fail: the truth is in the records.
@@ -296,7 +369,12 @@ for i, outcome in ipairs(feed) do
   tell(results_key, OUTCOMES_KEPT, now_ms, 'MAXLEN', '~', results_max, '*', unpack(outcome))
   if reply_key ~= results_key then
     tell(reply_key, OUTCOMES_KEPT, now_ms, 'MAXLEN', '~', results_max, '*', unpack(outcome))
+    replied[reply_key] = true
   end
+end
+-- A reply stream goes when nothing was told in it for as long as records are kept.
+for reply_key in pairs(replied) do
+  redis.call('PEXPIRE', reply_key, retention_ms)
 end
 if #freed_limits > 0 then
   tell(freed_key, 0, now_ms, 'MAXLEN', '~', freed_max, '*', 'nodes', table.concat(freed_nodes, ' '),

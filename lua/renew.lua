@@ -5,6 +5,7 @@
 -- ARGV items: job_id, token, phase: started | waiting (it did not start yet: its body is still on its way, say)
 -- RETURNS {now_ms, answer, ...}, one a job: {"renewed", lease_until_ms} | {"cancelling", lease_until_ms}
 --         | {"stale", token} | {"unknown"} | {"overrun", started_ms} | {"crowded", slots}
+--         | {"invalid", why}: a value can be none
 -- INVARIANT only the live reservation with this token is prolonged. A lapsed lease that nobody took may still be renewed. So
 --           may one whose slot was lost with its key, once the node has room for it. The time a job has run counts what
 --           passed between renewals, a lease at most and never less than nothing: a step of the clock is no time of it.
@@ -25,8 +26,20 @@ local function has_room(node)
   return redis.call('ZCARD', slots_key) < slots, slots
 end
 
+if #ARGV % 3 ~= 0 or #KEYS ~= 2 + #ARGV / 3 then
+  return redis.error_reply('ERR renew: number of arguments = ' .. #ARGV .. ' with ' .. #KEYS .. ' keys: expected 3 a job, and 2 keys more than jobs')
+end
+
 local function renew(job_key, job_id, token, phase)
-  if phase ~= 'started' and phase ~= 'waiting' then error('phase ' .. tostring(phase) .. ': expected started or waiting') end
+  if string.sub(job_key, -#job_id - 5) ~= ':job:' .. job_id then
+    return {'invalid', "job_id = '" .. string.sub(job_id, 1, 64) .. "': expected that of the key " .. job_key}
+  end
+  if not string.find(token, '^%d+$') then
+    return {'invalid', "token = '" .. string.sub(token, 1, 64) .. "': expected digits"}
+  end
+  if phase ~= 'started' and phase ~= 'waiting' then
+    return {'invalid', "phase = '" .. string.sub(phase, 1, 64) .. "': expected started or waiting"}
+  end
   local record = redis.call('HMGET', job_key, 'state', 'holder', 'policy', 'started_ms', 'cancel')
   if not record[1] then return {'unknown'} end
   local node, last = string.match(record[2] or '', '^(%S+) (%S+)$')

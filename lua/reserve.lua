@@ -28,6 +28,7 @@
 -- RETURNS {now_ms, answer, ...}, a text a job (home: where its session is bound; filled: that was the last slot):
 --   "reserved <node> <token> <used> <home>" | "reserved <node> <token> <used> <home> filled" | "reserved <node> <token> -1", to a
 --   repeat | "full" | "limited <kind>" | "outdated <counted>" | "bound" | "behind" | "fenced" | "duplicate" | "gone" | "job_id_taken" | "cancelling"
+--   | "mismatch <session> <tenant> <reply_to>": it was submitted with these (each may be empty), and the document says others
 -- INVARIANT used slots never exceed the capacity of the boot that the caller saw; a job holds at most one slot; no limit
 --           counts more jobs than it allows, and while a kind is counted none is placed that does not count; jobs of a
 --           session are placed in the order given; the body is in exactly one
@@ -182,7 +183,7 @@ end
 -- that belong together are one text, because each field costs the server more than a word.
 local function write_record(job_key, index, inbox_id, length_text, token, policy, decision, entry, session, submitted_ms, before)
   local holder, assignment = nodes[index] .. ' ' .. token, nodes[NODES + index] .. ' ' .. inbox_id .. ' ' .. length_text
-  if before.state and before.submitted_ms then
+  if before.entry == entry and before.submitted_ms then
     redis.call('HSET', job_key, 'state', 'reserved', 'holder', holder, 'assignment', assignment, 'policy', policy,
       'decision', decision)
   else
@@ -199,7 +200,7 @@ local function write_rare(job_key, job_id, tenant, reply_to, limits, before)
 end
 
 -- What the record answers, whoever asks; nil when the job may be placed.
-local function answer_of(record, entry, session, jobs_key, entry_id)
+local function answer_of(record, entry, session, tenant, reply_to, jobs_key, entry_id)
   if not record.state then return end
   if record.entry == entry and record.state ~= 'queued' then
     -- Placed before, wherever it is now; or ended without having been placed since it came into the intake.
@@ -208,11 +209,20 @@ local function answer_of(record, entry, session, jobs_key, entry_id)
     if not node then return 'gone' end
     return 'reserved ' .. node .. ' ' .. token .. ' -1'
   end
-  if record.session ~= session then return 'job_id_taken' end
-  if record.entry ~= entry then
-    redis.call('XDEL', jobs_key, entry_id)
-    return 'duplicate'
+  local before_session, before_tenant, before_reply_to = record.session or '', record.tenant or '', record.reply_to or ''
+  if record.entry == entry then
+    -- What was left out at the submission is as the document says.
+    if before_session == session and (before_tenant == tenant or before_tenant == '')
+      and (before_reply_to == reply_to or before_reply_to == '') then
+      return
+    end
+    return 'mismatch ' .. before_session .. ' ' .. before_tenant .. ' ' .. before_reply_to
   end
+  if before_session ~= session then return 'job_id_taken' end
+  -- Nothing of the job was placed yet: it is the entry that was read first, and the record follows it.
+  if record.state == 'queued' and not record.holder then return end
+  redis.call('XDEL', jobs_key, entry_id)
+  return 'duplicate'
 end
 
 -- The answer for a job that is not placed now, and so holds back what comes after it in its session.
@@ -256,7 +266,7 @@ local function reserve(number)
   for i = 1, #fields, 2 do
     record[fields[i]] = fields[i + 1]
   end
-  local answer = answer_of(record, entry, session, jobs_key, entry_id)
+  local answer = answer_of(record, entry, session, tenant, reply_to, jobs_key, entry_id)
   if answer then return answer end
   local document, payload = ARGV[body], ARGV[body + 1]
   if body == 0 then

@@ -5,9 +5,63 @@
 -- ARGV[1] P   ARGV[2] backlog_max   ARGV[3..P+2] partition numbers
 -- ARGV[P+3..] items: index of the partition, job_id, session, tenant, reply_to, nonce, document, payload
 -- RETURNS {now_ms, answer, ...}, one a job: {"accepted", entry} | {"duplicate", state} | {"job_id_taken"}
---         | {"busy", backlog} | {"refused", error}
+--         | {"busy", backlog} | {"refused", error} | {"invalid", why}: a value of this item can be none; an error when
+--         the call itself cannot be read
 -- INVARIANT a job has one intake entry, written with its record; the same nonce again is accepted again, once.
-local partitions, backlog_max = tonumber(ARGV[1]), tonumber(ARGV[2])
+local partitions, backlog_max = tonumber(ARGV[1]) or 0, tonumber(ARGV[2]) or 0 -- looked at in `fault_of_call`
+local JOB, JOBS_MAX = 8, 128
+
+local function wrong(name, value, expected)
+  return name .. " = '" .. string.sub(tostring(value), 1, 64) .. "': expected " .. expected
+end
+
+-- A whole number within bounds, nil if the text is none.
+local function whole(text, least, most)
+  local number = text and string.find(text, '^%d+$') and tonumber(text)
+  return number and number >= least and number <= most and number or nil
+end
+
+-- What is wrong with the call, nil if nothing is.
+local function fault_of_call()
+  for i, name in ipairs({'P', 'backlog_max'}) do
+    if not whole(ARGV[i], 0, 1e15) then return wrong(name, ARGV[i], 'a whole number') end
+  end
+  local items = (#ARGV - 2 - partitions) / JOB
+  if items ~= math.floor(items) or items < 0 then
+    return wrong('number of arguments', #ARGV, '2 + P, and ' .. JOB .. ' a job')
+  elseif items > JOBS_MAX then
+    return wrong('number of jobs', items, JOBS_MAX .. ' at most')
+  elseif #KEYS ~= partitions + items then
+    return wrong('number of keys', #KEYS, 'P, and 1 a job')
+  end
+  for i = 1, partitions do
+    local tail = ':jobs:' .. ARGV[2 + i]
+    if string.sub(KEYS[i], -#tail) ~= tail or not whole(ARGV[2 + i], 0, 1e6) then
+      return wrong('KEYS[' .. i .. ']', KEYS[i], 'the intake of partition ' .. ARGV[2 + i])
+    end
+  end
+end
+
+local fault = fault_of_call()
+if fault then return redis.error_reply('ERR submit: ' .. fault) end
+
+local function can_stand_in_a_key(text, most)
+  return #text <= most and string.find(text, '^[!-z|~]+$')
+end
+
+-- What is wrong with the values of an item, nil if nothing is. A document that is broken ends as dead, where all can see it.
+local function fault_of(job_key, item)
+  local job_id, session, tenant, reply_to = ARGV[item + 1], ARGV[item + 2], ARGV[item + 3], ARGV[item + 4]
+  local ID, NAME = '1 to 128 visible ASCII characters without spaces and braces', 'at most 64 such characters'
+  if not whole(ARGV[item], 1, partitions) then return wrong('partition', ARGV[item], 'an index from 1 to P = ' .. partitions) end
+  if not can_stand_in_a_key(job_id, 128) then return wrong('job_id', job_id, ID) end
+  if string.sub(job_id, 1, 1) == '~' then return wrong('job_id', job_id, 'one that does not begin with ~') end
+  if string.sub(job_key, -#job_id - 5) ~= ':job:' .. job_id then return wrong('job_id', job_id, 'that of the key ' .. job_key) end
+  if not can_stand_in_a_key(session, 128) then return wrong('session', session, ID) end
+  if tenant ~= '' and not can_stand_in_a_key(tenant, 64) then return wrong('tenant', tenant, NAME) end
+  if reply_to ~= '' and not can_stand_in_a_key(reply_to, 64) then return wrong('reply_to', reply_to, NAME) end
+  if ARGV[item + 5] == '' then return wrong('nonce', '', 'something random') end
+end
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -47,9 +101,10 @@ local function submit(jobs_key, job_key, partition, item)
 end
 
 local job = 0
-for item = partitions + 3, #ARGV, 8 do
+for item = partitions + 3, #ARGV, JOB do
   job = job + 1
-  local index = tonumber(ARGV[item])
-  answers[#answers + 1] = submit(KEYS[index], KEYS[partitions + job], ARGV[index + 2], item + 1)
+  local job_key, index = KEYS[partitions + job], tonumber(ARGV[item])
+  local item_fault = fault_of(job_key, item)
+  answers[#answers + 1] = item_fault and {'invalid', item_fault} or submit(KEYS[index], job_key, ARGV[index + 2], item + 1)
 end
 return answers

@@ -125,16 +125,19 @@ class Refused(msgspec.Struct, frozen=True, gc=False):
 
     why: full, behind, limited (it waits) | outdated (the caller must know of other limits first) | bound (its session
     is, and the caller did not know) | fenced (not our partition) | duplicate, gone (nothing left to do) | job_id_taken,
-    cancelling, broken (to be rejected; broken: the script failed because of this job).
-    limit: with `limited`, which one, as `<kind>:<id>`. counted: with `outdated`, what the cell counts.
+    cancelling, mismatch, broken (to be rejected; mismatch: it was submitted with other values than its document says;
+    broken: the script failed because of this job).
+    limit: with `limited`, which one, as `<kind>:<id>`. counted: with `outdated`, what the cell counts. submitted: with
+    `mismatch`, its session, tenant and reply_to.
     """
 
     why: Literal[
         "full", "bound", "behind", "limited", "outdated", "fenced", "duplicate", "gone", "job_id_taken", "cancelling",
-        "broken",
+        "mismatch", "broken",
     ]  # fmt: skip
     limit: str = ""
     counted: Counted | None = None
+    submitted: tuple[str, str, str] = ("", "", "")
 
 
 DEALT_WITH: Final = ("duplicate", "gone")
@@ -171,10 +174,11 @@ class Released(msgspec.Struct, frozen=True, gc=False):
 
 class NotReleased(msgspec.Struct, frozen=True):
     """Nothing was changed. stale: not the holder any more; unknown: no record; busy: not allowed yet; moved: other
-    keys.
+    keys; invalid: a value can be none, which `detail` names.
     """
 
-    why: Literal["stale", "unknown", "busy", "moved", "broken"]
+    why: Literal["stale", "unknown", "busy", "moved", "invalid", "broken"]
+    detail: str = ""
 
 
 class Renewed(msgspec.Struct, frozen=True, gc=False):
@@ -185,11 +189,11 @@ class Renewed(msgspec.Struct, frozen=True, gc=False):
 
 
 class NotRenewed(msgspec.Struct, frozen=True):
-    """stale, unknown: the reservation is gone; overrun: the job ran for longer than its pool allows; crowded: its slot
-    was lost, and the node has none for it at the moment.
+    """stale, unknown, invalid: it is no reservation; overrun: the job ran for longer than its pool allows; crowded: its
+    slot was lost, and the node has none for it at the moment.
     """
 
-    why: Literal["stale", "unknown", "overrun", "crowded"]
+    why: Literal["stale", "unknown", "overrun", "crowded", "invalid"]
 
 
 class RejectItem(msgspec.Struct, frozen=True):
@@ -243,10 +247,12 @@ class Submitted(msgspec.Struct, frozen=True, gc=False):
 
 
 class NotSubmitted(msgspec.Struct, frozen=True):
-    """Not accepted. duplicate: this session has that job already; job_id_taken: another has; busy: backlog full."""
+    """Not accepted. duplicate: this session has that job already; job_id_taken: another has; busy: backlog full;
+    refused: the stream takes no entry; invalid: a value can be none.
+    """
 
     job_id: str
-    why: Literal["duplicate", "job_id_taken", "busy", "refused"]
+    why: Literal["duplicate", "job_id_taken", "busy", "refused", "invalid"]
     detail: str = ""
 
 

@@ -79,7 +79,7 @@ class IllegalTransition(SchedulerError):
 class NotAccepted(SchedulerError):
     """A job was not accepted.
 
-    Attributes: job_id, why ("duplicate" | "job_id_taken" | "busy" | "refused"), detail.
+    Attributes: job_id, why ("duplicate" | "job_id_taken" | "busy" | "refused" | "invalid"), detail.
     """
 
     def __init__(self, job_id: str, why: str, detail: str = "") -> None:

@@ -129,6 +129,10 @@ class CellKeys:
         """A node's stream of assignments and control messages."""
         return f"{self._tag}:inbox:{node}"
 
+    def left(self, node: str) -> str:
+        """The boot of a node that left last, for a while."""
+        return f"{self._tag}:left:{node}"
+
     def job(self, job_id: str) -> str:
         """The job record."""
         return f"{self._tag}:job:{job_id}"

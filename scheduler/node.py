@@ -105,7 +105,6 @@ class Node:
         self._life = ""
         self._compared_at_ms = 0.0
         self._margin_is_over = False
-        self._may_leave_from_ms = float("inf")
         self._told = asyncio.Event()  # the server has heard that this node drains, or need not hear it any more
         self._ended = asyncio.Event()
 
@@ -218,8 +217,6 @@ class Node:
         self.phase = "draining"
         self._beat_document = msgspec.structs.replace(self._beat_document, draining=True)
         started_ms = self._clock.ms()
-        # A manager that has not taken this node in yet would do it when it has left.
-        self._may_leave_from_ms = min(self._may_leave_from_ms, started_ms + FIRST_WORD_MS)
         self._beat_loop.wake()
         try:
             async with asyncio.timeout(min(FIRST_WORD_MS, self._drain_ms_max) / 1000):
@@ -249,25 +246,30 @@ class Node:
     async def _beat(self) -> None:
         """Leave if nothing keeps this node, or else say that it is there.
 
-        One step does both, so one comes after the other: a heartbeat that arrives after `leave` registers the node
-        again, and nobody would be there to serve it.
+        One step does both, so one comes after the other: placement hears at once, by the heartbeat, that a node wants
+        to leave, and no heartbeat is under way when it does.
         """
         if self.phase == "draining" and await self._leave():
             return
         document = msgspec.structs.replace(self._beat_document, running=self.running)
         await self._store.control.beat(model.encode_beat(document))
-        if document.draining:
+        if document.draining and not self._told.is_set():
             self._told.set()
+            self._beat_loop.wake()  # which leaves, or sees to it that nothing new comes
 
     def _is_done(self) -> bool:
         """Whether nothing is left that only this node can end."""
         return not (self._attempts.reserved or self._earlier or len(self._reporter))
 
     async def _leave(self) -> bool:
-        """Leave once the capacity is 0 and the slots are empty; the script knows. Returns: whether it did."""
-        if not self._is_done() or self._clock.ms() < self._may_leave_from_ms:
+        """Leave once nothing is held; the script knows. Returns: whether it did.
+
+        Who wants to leave asks while something still runs, too: the script lets nothing new come then.
+        """
+        wants = self._beat_document.draining
+        if not (self._told.is_set() if wants else self._is_done()):
             return False
-        answer = await self._store.cell.leave(self.node_id, self.boot)
+        answer = await self._store.cell.leave(self.node_id, self.boot, "leaves" if wants else "drained")
         if answer == "busy":
             return False
         self._end_life("left" if answer == "left" else "replaced")
@@ -377,7 +379,6 @@ class Node:
     def _joined(self) -> None:
         """The scheduler knows this boot, and an earlier life reads of it too."""
         asyncio.get_running_loop().call_later(self._settings.margin_ms / 1000, self._end_margin)
-        self._may_leave_from_ms = 0.0
         if self.phase == "joining":
             self.phase = "serving"
             logger.info("%s serves as boot %s", self.node_id, self.boot)

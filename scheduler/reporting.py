@@ -114,7 +114,10 @@ class Reporter:
                 if isinstance(answer, calls.NotReleased):
                     # An earlier life may have ended its own reservations meanwhile, as it should.
                     level = logging.DEBUG if item.verdict == "reboot" else logging.WARNING
-                    logger.log(level, "%s: the %s of job %s is %s", item.node, item.verdict, item.job_id, answer.why)
+                    if answer.why == "invalid":  # now and ever: the job goes on when its lease ends
+                        level = logging.ERROR
+                    why = f"{answer.why}: {answer.detail}" if answer.detail else answer.why
+                    logger.log(level, "%s: the %s of job %s is %s", item.node, item.verdict, item.job_id, why)
                     if answer.why == "busy" and item.verdict != "reboot":
                         kept.append(item)
             self._endings += kept

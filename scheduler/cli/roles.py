@@ -43,7 +43,7 @@ THREADS_MS_MAX: Final = 500
 
 @click.command(short_help="Run a manager alone.")
 @wait_server_option
-@linger_option("nodes to leave; only a manager can let them go")
+@linger_option("nodes to leave")
 @server_options(log_level="info")
 def manager(redis_url: str | None, wait_server_ms: int, linger_ms: int) -> None:
     """Run a manager: it folds heartbeats into capacities and the snapshot.
@@ -135,7 +135,7 @@ async def _see_nodes_off(url: str, settings: Settings, wait_ms: int) -> bool:
         async with asyncio.timeout(wait_ms / 1000):
             return await unless_gone(url, all_left())
     except TimeoutError:
-        logger.info("nodes are still there: they can leave when another manager runs")
+        logger.info("nodes are still there")
         return True
 
 

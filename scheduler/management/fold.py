@@ -246,6 +246,13 @@ def forget(fleet: Fleet, present: Iterable[str], now_ms: int, keep_ms: int) -> F
     return fleet if len(nodes) == len(fleet.nodes) else msgspec.structs.replace(fleet, nodes=nodes)
 
 
+def without(fleet: Fleet, left: Iterable[str]) -> Fleet:
+    """The fleet without nodes that have left. A heartbeat of theirs that is read late brings them back."""
+    gone = set(left)
+    nodes = {node: known for node, known in fleet.nodes.items() if node not in gone}
+    return msgspec.structs.replace(fleet, nodes=nodes)
+
+
 def capacity_of(known: Known) -> CapacityItem:
     """Slots and reason of a node: no slots when dead, draining or quarantined (it calls itself unhealthy)."""
     beat = known.beat

@@ -327,18 +327,24 @@ class Manager:
         known = self._fleet.nodes
         items = [fold.capacity_of(known[node]) for node in sorted(self._unwritten) if node in known]
         changed = [item for item in items if self._written.get(item.node) != item]
-        refused = set()
+        refused, left = set(), set()
         for start in range(0, len(changed), self._settings.batch_max):
             batch = changed[start : start + self._settings.batch_max]
             answers = await self._store.cell.capacity(self._epoch, batch)
             for item, answer in zip(batch, answers, strict=True):
                 if answer == "refused":
                     refused.add(item.node)
+                elif answer == "left":
+                    left.add(item.node)  # and whatever we heard of it is older
                 else:
                     self._written[item.node] = item
                 if item.reason == "dead" and answer == "written":
                     logger.warning("node %s is dead: silent for %d ms", item.node, self._settings.silence_ms)
         self._unwritten = refused
+        if left:
+            self._fleet = fold.without(self._fleet, left)
+            self._unpublished |= left
+            self._written = {node: item for node, item in self._written.items() if node not in left}
         suspects = [item.node for item in changed if item.reason == "suspect"]
         if suspects:
             shown = ", ".join(suspects[:SHOWN_MAX])

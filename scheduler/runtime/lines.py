@@ -193,10 +193,14 @@ def _weights(members: Members) -> dict[str, int]:
 
 
 class WaitersByClass:
-    """All waiters by class, whatever each of them waits for, in the order in which they came to it."""
+    """All waiters by class, whatever each of them waits for, in the order in which they came to it.
+
+    came: how many times one came to a class; the number of each is that of its own coming.
+    """
 
     def __init__(self) -> None:
-        self._classes: dict[Class, dict[Waiter, None]] = {}
+        self.came = 0
+        self._classes: dict[Class, dict[Waiter, int]] = {}
 
     def classes(self) -> list[Class]:
         """Every class of which a job waits."""
@@ -204,7 +208,8 @@ class WaitersByClass:
 
     def add(self, waiter: Waiter) -> None:
         """A waiter has this class now."""
-        self._classes.setdefault(waiter.wanted, {})[waiter] = None
+        self.came += 1
+        self._classes.setdefault(waiter.wanted, {})[waiter] = self.came
 
     def remove(self, waiter: Waiter) -> None:
         """A waiter left, or is about to have another class."""
@@ -217,9 +222,10 @@ class WaitersByClass:
         """All of a class."""
         return self._classes.get(wanted, {})
 
-    def last(self, wanted: Class, count: int) -> list[Waiter]:
-        """The last `count` of a class, last first."""
-        return list(islice(reversed(self._classes.get(wanted, {})), count))
+    def first(self, wanted: Class, number: int, count: int) -> list[Waiter]:
+        """The first of a class, `count` at most, as far as they came with this number or before."""
+        members = self._classes.get(wanted, {}).items()
+        return [waiter for waiter, own in islice(members, count) if own <= number]
 
 
 class Deadlines:

@@ -89,7 +89,7 @@ class Reaper:
         await self._expire(nodes)
         for node in nodes:
             item = capacities[node]
-            if item.reason == "dead" and item.slots == 0 and await self._store.cell.leave(node, item.boot) == "left":
+            if item.reason == "dead" and await self._store.cell.leave(node, item.boot, "dead") == "left":
                 self.report.left += 1
                 logger.info("node %s is gone", node)
 

@@ -14,6 +14,7 @@ from scheduler.model import Verdict
 
 _DETAIL_LENGTH_MAX: Final = 500
 _JITTER: Final = 0.2
+_DELAY_MS_MAX: Final = 1_000_000_000_000  # that `release` takes
 
 
 class Ending(msgspec.Struct, frozen=True):
@@ -62,7 +63,7 @@ def failed(
     if delay_ms is None:
         exponential_ms = min(backoff_ms * 2 ** min(attempt - 1, 30), backoff_ms_max)
         delay_ms = round(exponential_ms * random.uniform(1 - _JITTER, 1 + _JITTER))
-    return Ending("retry", delay_ms=max(0, delay_ms), reason="handler_failed", detail=clean(detail))
+    return Ending("retry", delay_ms=min(max(0, delay_ms), _DELAY_MS_MAX), reason="handler_failed", detail=clean(detail))
 
 
 def too_large(size_bytes: int, bytes_max: int) -> Ending:

@@ -8,6 +8,7 @@ second later.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Final, Generic, TypeVar
 
@@ -28,6 +29,7 @@ T = TypeVar("T")
 ENDED_AT_ONCE_MAX: Final = 256  # waiting jobs that one step refuses
 NODES_AT_ONCE_MAX: Final = 10_000  # nodes of classes, and limits, that one look asks for
 LIMITS_AT_ONCE_MAX: Final = 500
+MARKS_MAX: Final = 1_000  # in a time of grace: of who came when to its class
 
 
 class Sweep:
@@ -37,7 +39,8 @@ class Sweep:
         self._waiting = waiting
         self._settings = settings
         self._no_node_since_ms: dict[Class, float] = {}
-        self._given_up: dict[Class, None] = {}
+        self._marks: deque[tuple[float, int]] = deque()  # (when, how many had come to their class by then)
+        self._given_up: dict[Class, int] = {}  # and the number up to which its jobs are
         self._classes = _Turn[Class]()
         self._limits = _Turn[tuple[str, str]]()
 
@@ -53,30 +56,44 @@ class Sweep:
         return bool(self._given_up)
 
     def judge(self, index: Index, undecided: Container[Class], now_ms: float) -> None:
-        """Give up the classes that no node served for the time of grace; now_ms: monotonic.
+        """Give up the jobs of classes that no node served for the time of grace, since they came to them; now_ms:
+        monotonic.
 
         undecided: those of which jobs are about to be decided anew.
         """
         wanted = self._waiting.members.classes()
         unservable = [each for each in wanted if not index.eligible(each) and each not in undecided]
         self._no_node_since_ms = {each: self._no_node_since_ms.get(each, now_ms) for each in unservable}
+        grace_ms = self._settings.no_node_grace_ms
+        number = self._came_before(now_ms - grace_ms, now_ms)
         for each, since_ms in self._no_node_since_ms.items():
-            if now_ms - since_ms >= self._settings.no_node_grace_ms:
-                self._given_up[each] = None
+            if now_ms - since_ms >= grace_ms and self._waiting.members.first(each, number, 1):
+                self._given_up[each] = number
+
+    def _came_before(self, then_ms: float, now_ms: float) -> int:
+        """The number of the last waiter that had come to its class by `then_ms`; and a mark is set now."""
+        if not self._marks or (now_ms - self._marks[-1][0]) * MARKS_MAX >= now_ms - then_ms:
+            self._marks.append((now_ms, self._waiting.members.came))
+        while len(self._marks) > 1 and self._marks[1][0] <= then_ms:
+            self._marks.popleft()
+        when_ms, number = self._marks[0]
+        return number if when_ms <= then_ms else 0
 
     def unservable(self, index: Index) -> list[RejectItem]:
-        """Take some of those out of the waiting whose class was given up, unless there is a node for it now.
+        """Take some of those out of the waiting that were given up, unless there is a node for their class now.
 
-        The last go first: then none of them competes for a moment before it goes too.
+        Those who came first go first; of those who go at once the last does, so that none of them competes for a moment
+        before it goes too.
         """
         refused: list[RejectItem] = []
-        for wanted in list(self._given_up):
+        for wanted, number in list(self._given_up.items()):
             if not index.eligible(wanted):
-                refused += self._leave(self._waiting.members.last(wanted, ENDED_AT_ONCE_MAX - len(refused)), no_node)
+                first = self._waiting.members.first(wanted, number, ENDED_AT_ONCE_MAX - len(refused))
+                refused += self._leave(reversed(first), no_node)[::-1]
                 if len(refused) >= ENDED_AT_ONCE_MAX:
                     break
             del self._given_up[wanted]
-        return refused[::-1]
+        return refused
 
     def _leave(self, waiters: Iterable[Waiter], refuse: Callable[[Job], RejectItem]) -> list[RejectItem]:
         refused = []

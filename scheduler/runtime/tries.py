@@ -101,6 +101,21 @@ def refusal_of(job: Job, answer: calls.Refused, cell: int) -> calls.RejectItem |
         return refuse_job(job, "job_id_taken", f"job_id {job.job_id!r} belongs to another session", generated)
     if answer.why == "cancelling":
         return refuse_job(job, "cancelled", "cancelled before it was placed")
+    if answer.why == "mismatch":
+        return _refuse_mismatch(job, answer.submitted)
     if answer.why == "broken":
         return refuse_job(job, "invalid", "its placement fails; what is stored under its id is no job record")
     return None
+
+
+def _refuse_mismatch(job: Job, submitted: tuple[str, str, str]) -> calls.RejectItem:
+    """It ends under its own id, as the job that was submitted: who submitted it is told."""
+    said = (job.session_id, job.tenant_id, job.reply_to)
+    detail = ", ".join(
+        f"{name} = {document!r} in the document, and it was submitted with {given!r}"
+        for name, document, given in zip(("session_id", "tenant_id", "reply_to"), said, submitted, strict=True)
+        if document != given and (given or name == "session_id")
+    )
+    session, tenant, reply_to = submitted
+    refusal = refuse_job(job, "invalid", f"{detail}: expected the same")
+    return msgspec.structs.replace(refusal, session_id=session, tenant_id=tenant, reply_to=reply_to)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -13,6 +13,8 @@ from scheduler.errors import Fenced
 from scheduler.store.connection import Argument, Connection
 
 REBUILT_BYTES_MAX: Final = 500_000  # of entries that one call of `rebuild` copies: about 10 ms of the server
+Leaves = Literal["leaves", "drained", "dead"]
+
 _encode: Final = msgspec.msgpack.Encoder().encode
 _WHY: Final = {
     word: calls.Refused(word.decode())  # type: ignore[arg-type]
@@ -75,8 +77,16 @@ def _reserved(item: calls.ReserveItem, given: bytes) -> calls.Reserved | calls.R
         return calls.Refused("outdated", counted=calls.parse_counted(" ".join(words)))
     if word == "limited":
         return calls.Refused("limited", next(f"{kind}:{name}" for kind, name, _ in item.limits if kind == words[0]))
+    if word == "mismatch":
+        session, tenant, reply_to, *_ = [*words, "", ""]
+        return calls.Refused("mismatch", submitted=(session, tenant, reply_to))
     node, token, used, *rest = words
     return calls.Reserved(node, int(token), int(used), rest[0] if rest else "", "filled" in rest[1:])
+
+
+def _not_released(given: Sequence[bytes]) -> calls.NotReleased:
+    why: Any = given[0].decode()
+    return calls.NotReleased(why, given[1].decode(errors="replace") if why == "invalid" else "")
 
 
 class Cell:
@@ -116,12 +126,12 @@ class Cell:
     async def capacity(self, epoch: int, items: Sequence[calls.CapacityItem]) -> list[str]:
         """Write capacities as the leader of `epoch`; without items it only raises the cell's epoch.
 
-        Returns: an answer for each item: written, unchanged, older or refused. Raises: Fenced.
+        Returns: an answer for each item: written, unchanged, older, refused or left. Raises: Fenced.
         """
         names = [self.keys.capacity, self.keys.leader_epoch, self.keys.open, self.keys.freed]
         arguments: list[Argument] = [epoch, self._settings.freed_max]
         for item in items:
-            names += [self.keys.slots(item.node), self.keys.inbox(item.node)]
+            names += [self.keys.slots(item.node), self.keys.inbox(item.node), self.keys.left(item.node)]
             arguments += [item.node, item.slots, item.boot, item.reason]
         answer = await self._connection.call("capacity", names, arguments)
         if answer[0] == b"fenced":
@@ -165,12 +175,14 @@ class Cell:
         arguments: list[Argument] = [self._settings.freed_max, f"{kind}:{name}", *job_ids]
         return [word.decode() for word in await self._connection.call("uncount", names, arguments)]
 
-    async def leave(self, node: str, boot: str) -> str:
-        """End a node that has neither slots nor reservations. Returns: left, busy or replaced."""
+    async def leave(self, node: str, boot: str, why: Leaves = "leaves") -> str:
+        """End a node that holds nothing. why: it asks for it; others drained it, so it has no slots; or it is dead.
+
+        Returns: left, busy or replaced.
+        """
+        k = self.keys
         answer = await self._connection.call(
-            "leave",
-            [self.keys.capacity, self.keys.open, self.keys.slots(node), self.keys.inbox(node)],
-            [node, boot],
+            "leave", [k.capacity, k.open, k.slots(node), k.inbox(node), k.left(node)], [node, boot, why]
         )
         return str(answer[0].decode())
 
@@ -302,7 +314,7 @@ class Cell:
         ]  # fmt: skip
         answer = await self._connection.call("release", names + job_keys, arguments + body)
         answers: list[calls.Released | calls.NotReleased] = [
-            calls.Released(given[1].decode()) if given[0] == b"released" else calls.NotReleased(given[0].decode())
+            calls.Released(given[1].decode()) if given[0] == b"released" else _not_released(given)
             for given in answer[1:]
         ]
         return answer[0], answers

@@ -249,14 +249,15 @@ class Connection:
             answer = await ask(client, "EVALSHA", script.sha, len(keys), *keys, *arguments, life=life)
         return answer
 
-    async def all_of(self, commands: Sequence[Sequence[Argument]], *, at_once: bool = False) -> list[Any]:
-        """Answers of several commands in one round trip. at_once: at one moment, without others in between.
+    async def all_of(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
+        """Answers of several commands in one round trip, perhaps with commands of others in between.
 
-        Each try has a pipeline of its own: one that failed has forgotten its commands, and would answer nothing.
+        Not in a MULTI: when memory is full, Redis refuses whatever is in one, reads too. Each try has a pipeline of its
+        own: one that failed has forgotten its commands, and would answer nothing.
         """
 
         async def once() -> list[Any]:
-            pipeline = self.commands.pipeline(transaction=at_once)
+            pipeline = self.commands.pipeline(transaction=False)
             for command in commands:
                 pipeline.execute_command(*command)
             answers: list[Any] = await pipeline.execute()

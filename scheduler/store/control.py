@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import msgspec
-from redis.exceptions import ResponseError
 
 from scheduler import calls, deltas, keys, model
 from scheduler.config import Settings
@@ -19,6 +19,7 @@ from scheduler.store.scripts import load_scripts
 VERSION_BLOCK_MS: Final = 1_000
 DELTAS_AT_ONCE: Final = 100  # that one read returns: each can be of some 10,000 bytes
 CLOSED_MS_MAX: Final = 3_000  # for which a stream of commands may take no entry
+READS_MAX: Final = 3  # of a snapshot, until what was read belongs together
 COMMANDS_MAX: Final = 1_000  # entries of the stream: answered ones, and as many as anybody could ask for at once
 
 
@@ -272,9 +273,17 @@ class Control:
 
         Raises: InvalidInput when something of it is missing or cannot be read.
         """
-        data, stored_version, entries = await self._connection.all_of(
-            [("GET", self.keys.snapshot), ("GET", self.keys.version), ("XRANGE", self.keys.deltas, "-", "+")],
-            at_once=True,
+        for _ in range(READS_MAX - 1):
+            with contextlib.suppress(InvalidInput):  # deltas went while this was read: there is a newer whole
+                return await self._read_snapshot()
+        return await self._read_snapshot()
+
+    async def _read_snapshot(self) -> model.Snapshot:
+        """One try. Whole and version are of one moment; deltas after the version are left out, those before it stay
+        for as long as the whole is not two publications old.
+        """
+        (data, stored_version), entries = await self._connection.all_of(
+            [("MGET", self.keys.snapshot, self.keys.version), ("XRANGE", self.keys.deltas, "-", "+")]
         )
         stored = model.EMPTY_SNAPSHOT if data is None else model.decode_snapshot(data)
         version = int(stored_version or stored.version)
@@ -318,17 +327,14 @@ class Control:
         return answer
 
     async def _add_command(self, document: bytes) -> bytes:
-        """Tried for a while when the stream takes no entry, until the leader has begun it anew."""
+        """Tried for a while when the stream takes no entry, until the leader has made it anew. Raises: ServerRefused."""
         until_ms = asyncio.get_running_loop().time() * 1000 + CLOSED_MS_MAX
         while True:
-            try:
-                added: bytes = await self._command(
-                    lambda client: client.xadd(self.keys.commands, {"command": document}, maxlen=COMMANDS_MAX)
-                )
-                return added
-            except ResponseError:
-                if asyncio.get_running_loop().time() * 1000 > until_ms:
-                    raise
+            word, added = await self._connection.call("command", [self.keys.commands], [document, COMMANDS_MAX])
+            if word != b"refused":
+                return bytes(added)
+            if asyncio.get_running_loop().time() * 1000 > until_ms:
+                raise ServerRefused(f"{self._connection.url}: {self.keys.commands} takes no command: {added.decode()}")
             await asyncio.sleep(CLOSED_MS_MAX / 30_000)
 
     async def _take_back(self, command: bytes) -> None:
@@ -356,8 +362,11 @@ class Control:
         return [_delta(fields) for _, fields in entries], entries[-1][0].decode() if entries else after
 
     async def stored_version(self) -> int | None:
-        """The published version, 0 while there is none; None when something that leads to it is missing."""
-        return _whole_version(*await self._connection.all_of(self._version_questions(), at_once=True))
+        """The published version, 0 while there is none; None when something that leads to it is missing.
+
+        For who leads: nobody else publishes between these reads.
+        """
+        return _whole_version(*await self._connection.all_of(self._version_questions()))
 
     def _version_questions(self) -> list[tuple[Argument, ...]]:
         newest_entry = ("XREVRANGE", self.keys.deltas, "+", "-", "COUNT", 1)

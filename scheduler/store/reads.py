@@ -181,10 +181,14 @@ class Reads:
         return [[_readable(value) for value in row] for row in rows]
 
     async def leases(self, node: str, job_ids: Sequence[str]) -> list[Lease]:
-        """What is known of each job's reservation on that node, all at one moment."""
+        """What is known of each job's reservation on that node.
+
+        The end of a lease is read after the record that says whose it is: if that is another one's by then, whatever is
+        done by the token of the record is `stale`.
+        """
         commands = [("HMGET", self.keys.job(job_id), "holder", "started_ms", "policy") for job_id in job_ids]
         ends = ("ZMSCORE", self.keys.slots(node), *job_ids)
-        scores, *rows = await self._connection.all_of([ends, *commands], at_once=True)
+        *rows, scores = await self._connection.all_of([*commands, ends])
         leases = []
         for score, row in zip(scores, rows, strict=True):
             holder, started_ms, policy = (_readable(value) for value in row)

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-CONTROL_SCRIPTS: Final = ("layout", "beat", "lead", "take", "publish", "restart")
+CONTROL_SCRIPTS: Final = ("layout", "beat", "lead", "take", "publish", "restart", "command")
 CELL_SCRIPTS: Final = (
     "boot", "claim", "capacity", "count", "leave", "submit", "reserve", "read", "renew", "release", "reject", "promote",
     "uncount", "last_ids", "rebuild", "unslotted", "parked", "reopen", "hold",

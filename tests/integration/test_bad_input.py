@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
+from collections import Counter
 
 import msgspec
 import pytest
 
-from scheduler import keys, model
+from scheduler import calls, keys, model
+from scheduler.errors import NotAccepted
 from scheduler.handlers import Job
 from scheduler.model import JobDocument, NodeBeat
-from scheduler.producer import Request
+from scheduler.producer import Producer, Request
 from scheduler.runtime import intake
 from tests.integration.test_dispatcher import bench
 from tests.integration.test_main_job import EN_ZH, WAIT_MS, echo, outcomes, submit_all
@@ -210,3 +213,41 @@ async def test_a_record_that_no_script_wrote_harms_no_other_job(url: str, record
         tokens = {(await b.store.reads.record(job_id))["token"] for job_id in placed}
         assert len(tokens) == len(placed)
         assert all(0 < int(token) < 2**53 for token in tokens)
+
+
+async def test_a_job_that_was_submitted_as_another_is_dead_and_told(url: str) -> None:
+    """RULES 8: under its own id, to who submitted it, with both values; and a job that was written and submitted runs
+    once.
+    """
+    runs = Counter[str]()
+
+    def handle(job: Job) -> str:
+        runs[job.job_id] += 1
+        return job.node
+
+    async with running(url) as system, Producer(url, settings=QUICK, reply_to="mine") as producer:
+        await system.add_node("n1", handle, pairs=())
+        layout = await system.store.layout()
+        document = model.encode_job(JobDocument("s1", "j1", reply_to="other"))
+        partition = system.store.partition_of("s2", layout)
+        await system.store.cell.submit([calls.SubmitItem(partition, "j1", "s2", "", "mine", "n1", document, b"")])
+        outcome = await producer.outcome("j1", WAIT_MS)
+        assert (outcome.state, outcome.reason, outcome.session_id) == ("dead", "invalid", "s2")
+        assert "session_id = 's1' in the document, and it was submitted with 's2'" in outcome.detail
+        assert "reply_to = 'other' in the document, and it was submitted with 'mine'" in outcome.detail
+        told = await system.store.reads.entries(system.store.cell.keys.replies("mine"))
+        assert [fields[b"job_id"] for _, fields in told] == [b"j1"]
+
+        both = model.encode_job(JobDocument("s3", "j2"))
+        stream = system.store.cell.keys.jobs(system.store.partition_of("s3", layout))
+        await system.store.connection.commands.xadd(stream, {"job": both})
+        with contextlib.suppress(NotAccepted):
+            await system.producer.submit("s3", job_id="j2")
+        assert (await system.producer.outcome("j2", WAIT_MS)).state == "completed"
+        await system.until(lambda: is_empty(system, stream))
+        assert runs == {"j2": 1}
+
+
+async def is_empty(system: System, stream: str) -> bool:
+    """Whether nothing of an intake is left."""
+    return await system.store.reads.length(stream) == 0

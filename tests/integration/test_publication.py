@@ -23,7 +23,7 @@ from scheduler.runtime.index import Index
 from scheduler.runtime.snapshots import Snapshots
 from scheduler.store.control import Control
 from scheduler.store.store import Store, open_store
-from tests.seeds import POISON_ID
+from tests.seeds import MANAGER, POISON_ID, seed_leader
 from tests.system import QUICK
 
 NODES: Final = 40
@@ -348,3 +348,22 @@ async def test_a_new_leader_makes_anew_what_cannot_be_read(scene: Scene, caplog:
     assert "the published snapshot is ignored" in caplog.text
     assert isinstance(await scene.control.read_snapshot(), Snapshot)
     await scene.catch_up()
+
+
+async def test_a_snapshot_that_is_published_while_it_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What led to the version that was read went in between, so all is read again: never in a MULTI, which a full
+    server refuses.
+    """
+    epoch, control, all_of = await seed_leader(store), store.control, store.connection.all_of
+    await control.publish(MANAGER, epoch, Snapshot(5))
+    await control.publish(MANAGER, epoch, None, model.Delta(6, before=5, removed=("n1",)))
+    news = iter([7, 9])
+
+    async def published_meanwhile(commands: list[Any]) -> list[Any]:
+        first = await all_of(commands[:1])
+        for version in news:
+            await control.publish(MANAGER, epoch, Snapshot(version), oldest=version)
+        return first + await all_of(commands[1:])
+
+    monkeypatch.setattr(store.connection, "all_of", published_meanwhile)
+    assert (await control.read_snapshot()).version == 9

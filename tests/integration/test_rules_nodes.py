@@ -19,7 +19,7 @@ from scheduler.errors import ServerUnavailable
 from scheduler.handlers import Job
 from scheduler.node import Node
 from scheduler.roles import REAPER_EVERY_MS, start_manager, start_reaper
-from scheduler.store.cell import Cell
+from scheduler.store.cell import Cell, Leaves
 from scheduler.store.control import Beaten, Control, Leading
 from scheduler.store.packing import Cap
 from scheduler.store.reads import READ_BLOCK_MS, Reads, StreamEntry
@@ -319,10 +319,10 @@ async def test_resumed_just_before_leave(url: str, monkeypatch: pytest.MonkeyPat
         node = await system.add_node("n1", handler)
         leader = await lead_alone(system, node)
 
-        async def resumed_meanwhile(self: Cell, node_id: str, boot: str) -> str:
+        async def resumed_meanwhile(self: Cell, node_id: str, boot: str, why: Leaves) -> str:
             if not answers:
                 await leader.say(4, "ready")
-            answers.append(await leave(self, node_id, boot))
+            answers.append(await leave(self, node_id, boot, why))
             return answers[-1]
 
         with monkeypatch.context() as patched:
@@ -379,19 +379,6 @@ async def test_a_node_does_not_leave_before_its_last_heartbeat_is_answered(
         await system.until(is_later)
         may_arrive.set()
         await sent[0]
-        await leaving
-        await until_folded(system)
-        assert (node.phase, list(await system.store.reads.capacities())) == ("left", ["probe"])
-
-
-async def test_a_node_that_leaves_at_once_waits_until_it_was_taken_in(url: str) -> None:
-    """RULES 14: a manager that reads its heartbeats only then would register a node that is gone."""
-    async with running(url) as system:
-        await system.managers.pop()[0].stop()
-        node = Node(url, "n1", capacity=1, handler=Attempts(), settings=QUICK)
-        await node.__aenter__()
-        leaving = asyncio.create_task(node.__aexit__())
-        system.managers.append(await start_manager(url, QUICK))
         await leaving
         await until_folded(system)
         assert (node.phase, list(await system.store.reads.capacities())) == ("left", ["probe"])

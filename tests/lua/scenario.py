@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -100,6 +100,14 @@ async def run_publish(store: Store) -> None:
         await store.control.publish("m2", epoch, None)
 
 
+async def run_command(store: Store) -> None:
+    """Added, refused."""
+    k = store.control.keys
+    await store.connection.call("command", [k.commands], [b"document", 10])
+    await seed_poison(store, k.commands)
+    await store.connection.call("command", [k.commands], [b"document", 10])
+
+
 async def run_claim(store: Store) -> None:
     """Owned, held, given up."""
     await store.cell.claim("d1", [1, 2])
@@ -108,7 +116,7 @@ async def run_claim(store: Store) -> None:
 
 
 async def run_capacity(store: Store) -> None:
-    """Written with each message, unchanged, older, refused. Fenced."""
+    """Written with each message, unchanged, older, refused, left. Fenced."""
     await seed_closed(store, store.cell.keys.inbox("n2"))
     item = calls.CapacityItem
     for each in (
@@ -121,6 +129,8 @@ async def run_capacity(store: Store) -> None:
         item("n2", 1, BOOT, "ready"),
     ):
         await store.cell.capacity(7, [each])
+    await store.cell.leave(NODE, LATER_BOOT)
+    await store.cell.capacity(7, [item(NODE, 1, LATER_BOOT, "ready")])
     with contextlib.suppress(Fenced):
         await store.cell.capacity(6, [])
 
@@ -147,21 +157,25 @@ async def run_uncount(store: Store) -> None:
 
 
 async def run_leave(store: Store) -> None:
-    """Busy, replaced, left, left again."""
-    await seed_node(store)
-    await store.cell.leave(NODE, BOOT)
+    """Busy, replaced, closed, left, left again; dead."""
+    token = await seed_reserved(store, slots=2)
+    await store.cell.leave(NODE, BOOT, "drained")
     await store.cell.leave(NODE, LATER_BOOT)
-    await seed_node(store, slots=0, reason="draining")
+    await store.cell.leave(NODE, BOOT)
+    await release(store, release_item(token, "finish"))
     await store.cell.leave(NODE, BOOT)
     await store.cell.leave(NODE, BOOT)
+    await seed_node(store, "n2")
+    await seed_node(store, "n2", slots=0, reason="dead")
+    await store.cell.leave("n2", BOOT, "dead")
 
 
 async def run_submit(store: Store) -> None:
-    """Accepted, duplicate, taken, busy, refused."""
+    """Accepted, duplicate, taken, busy, refused, invalid."""
     await seed_poison(store, store.cell.keys.jobs(2))
     await store.cell.submit([submit_item(), submit_item(nonce="other"), submit_item(session="s2")])
     await Cell(store.connection, msgspec.structs.replace(DEFAULTS, backlog_max=1)).submit([submit_item("j2")])
-    await store.cell.submit([submit_item("j3", partition=2, payload=b"")])
+    await store.cell.submit([submit_item("j3", partition=2, payload=b""), submit_item("j4", "s 4")])
 
 
 async def run_reserve(store: Store) -> None:
@@ -182,6 +196,7 @@ async def run_reserve(store: Store) -> None:
         reserve_item(copy, epoch, "j1", "s1"),
         reserve_item(taken, epoch, "j1", "s9"),
         reserve_item("5-5", epoch, "j9", "s8"),
+        reserve_item(entries[4], epoch, "j4", "s9"),
     ]
     await reserve(store, items)
     await reserve(store, items)
@@ -218,9 +233,10 @@ async def run_read(store: Store) -> None:
 
 
 async def run_renew(store: Store) -> None:
-    """Renewed, before and after the start, stale, unknown, cancelling, overrun; crowded, and renewed without a slot."""
+    """Renewed before and after the start, stale, unknown, cancelling, overrun, invalid; crowded, and without a slot."""
     token = await seed_reserved(store)
     await store.cell.renew(NODE, [], [(JOB, token)])
+    await store.cell.renew(NODE, [(JOB, -1)])
     await store.cell.renew(NODE, [(JOB, token), (JOB, token + 1), ("j9", 1)])
     await seed_record(store, cancel=1)
     await store.cell.renew(NODE, [(JOB, token)])
@@ -235,7 +251,7 @@ async def run_renew(store: Store) -> None:
 
 
 async def run_release(store: Store) -> None:
-    """Released by every verdict, to every place; stale, unknown, busy, moved."""
+    """Released by every verdict, to every place; stale, unknown, busy, moved, invalid."""
     tokens = [await seed_reserved(store, f"j{i}", f"s{i}", slots=9, reply_to="r1") for i in range(7)]
 
     def item(i: int, verdict: model.Verdict, **rest: Any) -> calls.ReleaseItem:
@@ -257,6 +273,7 @@ async def run_release(store: Store) -> None:
         item(4, "reboot", boot=LATER_BOOT),
         item(5, "dead", reason="poison"),
         item(6, "give_back"),
+        item(6, cast(Any, "finsh")),
         release_item(1, "finish", "j9", "s9"),
     )
 
@@ -270,7 +287,7 @@ async def run_reject(store: Store) -> None:
         store,
         reject_item(first, epoch + 1, "expired", "j1", "s1"),
         reject_item(first, epoch, "expired", "j1", "s1", reply_to="r1"),
-        reject_item(copy, epoch, "expired", "j2", "s2"),
+        reject_item(copy, epoch, "expired", "j2", "s9"),
         reject_item("5-5", epoch, "expired", "j9", "s9"),
     )
     await seed_poison(store, store.cell.keys.dead)
@@ -374,6 +391,7 @@ RUNS: Final[dict[str, Callable[[Store], Awaitable[None]]]] = {
     "lead": run_lead,
     "take": run_take,
     "publish": run_publish,
+    "command": run_command,
     "boot": run_boot,
     "claim": run_claim,
     "capacity": run_capacity,

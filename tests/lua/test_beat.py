@@ -103,7 +103,7 @@ async def test_stream_is_bounded(store: Store) -> None:
     await pipeline.execute()
 
     await store.connection.call(
-        "beat", [store.control.keys.heartbeats, store.control.keys.dispatchers], ["doc", "", 100, 5_000]
+        "beat", [store.control.keys.heartbeats, store.control.keys.dispatchers], ["doc", "", 100, 5_000, "stays"]
     )
 
     assert 100 <= await store.reads.length(store.control.keys.heartbeats) <= 250

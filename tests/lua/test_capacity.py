@@ -90,7 +90,7 @@ async def test_dead_node_that_left_is_not_written_again(store: Store) -> None:
     await write(store, item(0, "dead"), item(1, node="n2"))
     await write(store, item(2))
     await write(store, item(0, "dead"))
-    assert await store.cell.leave(NODE, BOOT) == "left"
+    assert await store.cell.leave(NODE, BOOT, "dead") == "left"
 
     async with unchanged(store):
         assert await write(store, item(0, "dead")) == ["unchanged"]
@@ -103,6 +103,16 @@ async def test_dead_node_that_holds_something_is_written_again(store: Store) -> 
 
     assert await write(store, item(0, "dead")) == ["written"]
     assert (await store.reads.capacities())[NODE].reason == "dead"
+
+
+async def test_next_boot_of_a_node_that_left_is_written(store: Store) -> None:
+    """What left is one life of it."""
+    await write(store, item(2))
+    await store.cell.leave(NODE, BOOT)
+
+    assert await write(store, item(2, boot=LATER_BOOT)) == ["written"]
+
+    assert (await store.reads.capacities())[NODE].boot == LATER_BOOT
 
 
 async def test_rule_31_epoch_below_the_highest_is_fenced_and_changes_nothing(store: Store) -> None:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import pytest
+
+from scheduler import calls, model
+from scheduler.store.cell import Leaves
 from scheduler.store.store import Store
 from tests.dumps import dump, standing, unchanged
 from tests.seeds import (
     BOOT,
     JOB,
     LATER_BOOT,
+    LEADER_EPOCH,
     NODE,
     release,
     release_item,
+    reserve,
+    reserve_item,
+    seed_job,
     seed_lapsed,
     seed_node,
+    seed_owner,
     seed_reserved,
 )
 
@@ -26,8 +35,9 @@ async def test_drained_node_leaves_without_a_trace(store: Store) -> None:
 
     assert await store.cell.leave(NODE, BOOT) == "left"
 
-    freed = store.cell.keys.freed
-    assert {**await dump(store), freed: None} == {**expected, freed: None}
+    k = store.cell.keys
+    told = {k.freed: None, k.left(NODE): ("string", BOOT, True)}
+    assert {**await dump(store), k.freed: None} == expected | told
 
 
 async def test_rule_21_node_that_left_is_not_open(store: Store) -> None:
@@ -49,25 +59,103 @@ async def test_rule_28_repeat_answers_left_and_changes_nothing(store: Store) -> 
         assert await store.cell.leave(NODE, BOOT) == "left"
 
 
-async def test_rule_14_node_with_slots_is_busy(store: Store) -> None:
-    """A node that was resumed in between may get work at any time, so it does not leave."""
+@pytest.mark.parametrize("why", ["drained", "dead"])
+async def test_rule_14_node_with_slots_is_busy(store: Store, why: Leaves) -> None:
+    """A node that was resumed, or heard again, in between may get work at any time, so it does not leave."""
     await seed_node(store, slots=0, reason="draining")
     await seed_node(store, slots=2)
 
     async with unchanged(store):
-        assert await store.cell.leave(NODE, BOOT) == "busy"
+        assert await store.cell.leave(NODE, BOOT, why) == "busy"
 
 
-async def test_rule_14_node_with_a_reservation_is_busy(store: Store) -> None:
+@pytest.mark.parametrize("reason", ["draining", "quarantined"])
+async def test_reaper_ends_only_the_dead(store: Store, reason: model.Reason) -> None:
+    """A node without slots that is alive again since a reaper saw it dead stays."""
+    await seed_node(store)
+    await seed_node(store, slots=0, reason=reason)
+
+    async with unchanged(store):
+        assert await store.cell.leave(NODE, BOOT, "dead") == "busy"
+
+
+@pytest.mark.parametrize("reason", ["ready", "suspect"])
+async def test_rule_14_node_that_asks_leaves_with_its_slots_when_it_holds_nothing(
+    store: Store, reason: model.Reason
+) -> None:
+    """Nobody has to take its slots away before: a node leaves without a leader. It is a candidate no more."""
+    epoch = await seed_owner(store)
+    await seed_node(store, slots=2, reason=reason)
+    entry_id = await seed_job(store)
+
+    assert await store.cell.leave(NODE, BOOT) == "left"
+
+    assert await store.reads.are_open([NODE]) == [False]
+    assert await reserve(store, [reserve_item(entry_id, epoch)]) == [calls.Refused("full")]
+    assert await standing(store, JOB) == ("queued", ["intake"])
+
+
+@pytest.mark.parametrize("why", ["leaves", "drained", "dead"])
+async def test_rule_14_node_with_a_reservation_is_busy(store: Store, why: Leaves) -> None:
     """A drained node stays until its last job ended, also when that lease has lapsed."""
     await seed_reserved(store)
     await seed_node(store, slots=0, reason="draining")
     await seed_lapsed(store)
 
     async with unchanged(store):
-        assert await store.cell.leave(NODE, BOOT) == "busy"
+        assert await store.cell.leave(NODE, BOOT, why) == "busy"
 
     assert await standing(store, JOB) == ("reserved", ["inbox"])
+
+
+async def test_node_that_asks_gets_nothing_new_while_it_is_busy(store: Store) -> None:
+    """Without a leader, too, it is drained from then on, and leaves after the job that it has."""
+    token = await seed_reserved(store, slots=2)
+    epoch = await seed_owner(store)
+
+    k = store.cell.keys
+    names = [k.capacity, k.open, k.slots(NODE), k.inbox(NODE), k.left(NODE)]
+    assert await store.connection.call("leave", names, [NODE, BOOT, "leaves"]) == [b"busy", b"0", 1]
+    async with unchanged(store):
+        assert await store.connection.call("leave", names, [NODE, BOOT, "leaves"]) == [b"busy", b"0", 1]
+
+    entry_id = await seed_job(store, "j2", "s2")
+    assert await reserve(store, [reserve_item(entry_id, epoch, "j2", "s2")]) == [calls.Refused("full")]
+    assert await store.reads.are_open([NODE]) == [False]
+    await release(store, release_item(token, "finish"))
+    assert await store.reads.are_open([NODE]) == [False]
+    assert await store.cell.leave(NODE, BOOT) == "left"
+
+
+# ---- a boot that left is over ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("was_known", [True, False])
+@pytest.mark.parametrize(("slots", "reason"), [(2, "ready"), (0, "draining"), (2, "suspect"), (0, "quarantined")])
+async def test_boot_that_left_is_not_written_again(
+    store: Store, slots: int, reason: model.Reason, was_known: bool
+) -> None:
+    """Heartbeats that are read late, and leaders that knew it before, bring nothing back: no capacity, no inbox."""
+    if was_known:
+        await seed_node(store, slots=2)
+    assert await store.cell.leave(NODE, BOOT) == "left"
+
+    item = calls.CapacityItem(NODE, slots, BOOT, reason)
+    before = await dump(store)
+    assert await store.cell.capacity(LEADER_EPOCH, [item]) == ["left"]
+
+    assert await dump(store) == before | {store.cell.keys.leader_epoch: ("string", str(LEADER_EPOCH), False)}
+
+
+async def test_boot_that_a_reaper_took_out_comes_back(store: Store) -> None:
+    """It was cut off, and beats again."""
+    await seed_node(store)
+    await seed_node(store, slots=0, reason="dead")
+    await store.cell.leave(NODE, BOOT, "dead")
+
+    await seed_node(store)
+
+    assert await store.reads.are_open([NODE]) == [True]
 
 
 async def test_rule_14_node_leaves_after_its_last_job(store: Store) -> None:
@@ -85,7 +173,7 @@ async def test_rule_14_reaper_ends_a_dead_node(store: Store) -> None:
     await seed_node(store)
     await seed_node(store, slots=0, reason="dead")
 
-    assert await store.cell.leave(NODE, BOOT) == "left"
+    assert await store.cell.leave(NODE, BOOT, "dead") == "left"
 
 
 async def test_rule_10_boot_that_was_replaced_does_not_end_the_newer(store: Store) -> None:
@@ -94,7 +182,8 @@ async def test_rule_10_boot_that_was_replaced_does_not_end_the_newer(store: Stor
     k = store.cell.keys
 
     async with unchanged(store):
-        answer = await store.connection.call("leave", [k.capacity, k.open, k.slots(NODE), k.inbox(NODE)], [NODE, BOOT])
+        names = [k.capacity, k.open, k.slots(NODE), k.inbox(NODE), k.left(NODE)]
+        answer = await store.connection.call("leave", names, [NODE, BOOT, "leaves"])
 
     assert answer == [b"replaced", LATER_BOOT.encode()]
 

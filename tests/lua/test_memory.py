@@ -67,6 +67,8 @@ async def prepare(store: Store, script: str) -> tuple[Act, object]:
         if script == "take":
             return lambda: store.control.take(MANAGER, epoch), None
         return lambda: store.control.publish(MANAGER, epoch, model.Snapshot(5), sets={"a": b"b"}), None
+    if script == "command":
+        return lambda: store.connection.call("command", [store.control.keys.commands], [b"document", 10]), None
     if script == "claim":
         return lambda: store.cell.claim(OWNER, [1]), None
     if script == "capacity":
@@ -154,3 +156,18 @@ async def test_rule_34_submit_goes_on_when_there_is_memory_again(store: Store, o
         (answer,) = await impatient.cell.submit([submit_item()])
 
     assert isinstance(answer, calls.Submitted)
+
+
+async def test_rule_34_reads_that_belong_together_go_on_with_full_memory(store: Store) -> None:
+    """Redis refuses all that stands in a MULTI, so none of them does."""
+    epoch = await seed_leader(store)
+    await store.control.publish(MANAGER, epoch, model.Snapshot(5))
+    token = await seed_reserved(store)
+
+    async with full_memory(store):
+        snapshot, version = await store.control.read_snapshot(), await store.control.stored_version()
+        (lease,) = await store.reads.leases(NODE, [JOB])
+
+    assert (snapshot.version, version) == (5, 5)
+    assert lease.holder is not None
+    assert lease.holder.token == token

@@ -20,8 +20,6 @@ from tests.seeds import (
     POOL,
     SESSION,
     document,
-    release,
-    release_item,
     reserve,
     reserve_item,
     seed_closed,
@@ -126,20 +124,6 @@ async def test_body_whose_entry_is_gone_is_not_handed_over(store: Store) -> None
     assert await store.reads.record(JOB) == before
     assert await store.reads.used([NODE]) == [0]
     assert all(b"control" in fields for _, fields in await store.reads.entries(store.cell.keys.inbox(NODE)))
-
-
-@pytest.mark.parametrize("tenant", ["t2", ""])
-async def test_record_names_what_the_document_says(store: Store, tenant: str) -> None:
-    """What was submitted with other words than those of its document can still be ended by its node."""
-    epoch = await seed_owner(store)
-    await seed_node(store)
-    entry_id = await seed_job(store, tenant="t1", reply_to="r1")
-
-    (answer,) = await reserve(store, [reserve_item(entry_id, epoch, tenant=tenant)])
-
-    assert isinstance(answer, calls.Reserved)
-    item = release_item(answer.token, "finish", tenant_id=tenant)
-    assert await release(store, item) == [calls.Released("completed")]
 
 
 @pytest.mark.parametrize("state", ["none", "queued"])

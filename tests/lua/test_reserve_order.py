@@ -73,7 +73,7 @@ async def test_rule_18_job_behind_a_fenced_one_waits(store: Store) -> None:
     assert answers == [FENCED, BEHIND]
 
 
-@pytest.mark.parametrize("why", ["gone", "duplicate", "job_id_taken", "cancelling"])
+@pytest.mark.parametrize("why", ["gone", "duplicate", "job_id_taken", "mismatch", "cancelling"])
 async def test_rule_18_job_that_needs_no_place_blocks_nobody(store: Store, why: str) -> None:
     """After an entry that has nothing to place, the next job of the session is placed."""
     epoch = await seed_owner(store)
@@ -82,8 +82,11 @@ async def test_rule_18_job_that_needs_no_place_blocks_nobody(store: Store, why: 
     if why == "gone":
         await store.connection.commands.xdel(store.cell.keys.jobs(PARTITION), first)
     elif why == "duplicate":
+        await reserve(store, [reserve_item(first, epoch, "j1", "s1")])
         first = await seed_entry(store, "j1", "s1")
     elif why == "job_id_taken":
+        await seed_record(store, "j1", session="s9", entry="1/5-5")
+    elif why == "mismatch":
         await seed_record(store, "j1", session="s9")
     else:
         await seed_record(store, "j1", cancel=1)

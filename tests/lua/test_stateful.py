@@ -118,7 +118,7 @@ class Machine(RuleBasedStateMachine):
     def look(self, script: str) -> None:
         """Compare what is there now with the guarantees, and with what was there before `script`."""
         before, self.now = self.now, Picture(self.do(dump(self.store)))
-        self.raw &= set(self.now.intake)
+        self.raw = (self.raw | self.passed(before)) & set(self.now.intake)
         self.lost = {job for job in self.lost if self.now.state(job) in ("reserved", "delayed")}
         assert self.now.contradictions(self.lost, self.raw) == []
         self.check_transitions(script, before)
@@ -126,6 +126,11 @@ class Machine(RuleBasedStateMachine):
         assert self.now.open - before.open <= woken
         told = {limit for limits in self.now.freed_limits[len(before.freed_limits) :] for limit in limits}
         assert {f"{kind}:{name}" for (kind, name), jobs in before.held.items() if jobs - self.now.jobs_held()} <= told
+
+    def passed(self, before: Picture) -> set[str]:
+        """Entries that their record named before, and no more: another one of the job was read first."""
+        named = {job: record.get("entry", "") for job, record in before.records.items()}
+        return {entry for job, entry in named.items() if self.now.records.get(job, {}).get("entry") != entry}
 
     def check_transitions(self, script: str, before: Picture) -> None:
         """Every change of a state is a row of the table; tokens rise; each end is told once."""

@@ -185,14 +185,15 @@ class Node:
         keys = [self.server.control_key("heartbeats"), self.server.control_key("dispatchers")]
         answer = self.server.call("beat", keys, [json.dumps(document), "", HEARTBEATS_MAX, SILENCE_MS, "stays"])
         self._clock.heard(answer[0], self.server.sent_s)
-        if wants_to_leave and self.phase == "serving":
+        if wants_to_leave and self.phase in ("joining", "serving"):
             self.phase = "draining"
-        if self.phase == "draining" and not (self._running or self._earlier or self._endings):
+        if wants_to_leave or (self.phase == "draining" and not (self._running or self._earlier or self._endings)):
             self._leave()
 
     def _leave(self) -> None:
-        names = ("capacity", "open", f"slots:{self.node_id}", f"inbox:{self.node_id}")
-        answer = self.server.call("leave", [self.server.key(name) for name in names], [self.node_id, self.boot])
+        names = ("capacity", "open", f"slots:{self.node_id}", f"inbox:{self.node_id}", f"left:{self.node_id}")
+        arguments = [self.node_id, self.boot, "leaves" if self._wants_to_leave.is_set() else "drained"]
+        answer = self.server.call("leave", [self.server.key(name) for name in names], arguments)
         if answer[0] != b"busy":
             self.phase = answer[0].decode()
             self._over.set()
@@ -230,8 +231,8 @@ class Node:
                 self._stop(assignment, given_back("a later boot took over"))
         elif boot != self.boot:
             return
-        elif control == "boot" and self.phase == "joining":
-            self.phase = "serving"
+        elif control == "boot":
+            self.phase = "serving" if self.phase == "joining" else self.phase
             self._margin_over_s = time.monotonic() + self._margin_ms / 1000
         elif control == "drained" and self.phase == "serving":
             self.phase = "draining"
@@ -261,7 +262,7 @@ class Node:
         key = self.server.key(f"job:{assignment.job_id}")
         slots = self.server.key(f"slots:{self.node_id}")
         fields = ("holder", "started_ms")
-        both = self.server.client.pipeline(transaction=True).hmget(key, *fields).zscore(slots, assignment.job_id)
+        both = self.server.client.pipeline(transaction=False).hmget(key, *fields).zscore(slots, assignment.job_id)
         (holder, started_ms), until_ms = self.server.patiently(both.execute)
         if None in (holder, started_ms, until_ms) or holder.split()[1] != assignment.token.encode():
             return False

@@ -30,7 +30,7 @@ CALLS: Final = {
     "manager": ("lead", "take", "capacity", "publish", "hgetall", "*"),
     "dispatcher": ("beat", "claim", "xread", "reserve", "reject", "mget", "smismember", "*"),
     "reaper": ("beat", "release", "promote", "leave", "time", "*"),
-    "n": ("beat", "renew", "release", "xread", "leave", "multi", "*"),
+    "n": ("beat", "renew", "release", "xread", "leave", "hmget", "*"),
     "producer": ("submit", "hgetall", "xread", "*"),
 }
 """What each kind of process sends, so that a rare script is hit as often as a poll."""

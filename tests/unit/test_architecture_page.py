@@ -47,6 +47,7 @@ def test_keys() -> None:
         cell.jobs("<partition>"),  # type: ignore[arg-type]
         cell.slots("<node>"),
         cell.inbox("<node>"),
+        cell.left("<node>"),
         cell.job("<job_id>"),
         cell.result("<job_id>"),
         cell.session("<session_id>"),

@@ -24,6 +24,7 @@ class SlowCell:
         self.asked = asyncio.Event()
         self.may_answer = asyncio.Event()
         self.busy: set[int] = set()
+        self.invalid: set[int] = set()
 
     async def release(
         self, items: Sequence[ReleaseItem], retention_ms: int, dead_retention_ms: int
@@ -32,8 +33,12 @@ class SlowCell:
         self.calls.append([item.token for item in items])
         self.asked.set()
         await self.may_answer.wait()
-        answers = [NotReleased("busy") if item.token in self.busy else Released("completed") for item in items]
-        return 1_000, answers
+        return 1_000, [self._answer(item) for item in items]
+
+    def _answer(self, item: ReleaseItem) -> Released | NotReleased:
+        if item.token in self.invalid:
+            return NotReleased("invalid", "verdict = 'finsh': expected another")
+        return NotReleased("busy") if item.token in self.busy else Released("completed")
 
 
 @pytest.fixture
@@ -133,3 +138,18 @@ async def test_large_results_of_a_node_that_stops_are_given_back(reporter: Repor
         ("finish", "", 65_536),
         ("give_back", "why", 0),
     ]
+
+
+async def test_what_the_server_cannot_read_is_told_and_dropped(
+    reporter: Reporter, cell: SlowCell, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would never be taken; the others of its batch are."""
+    cell.may_answer.set()
+    cell.invalid = {3}
+    await reporter.report()
+    assert (len(cell.calls), len(reporter)) == (3, 0)
+    (record,) = caplog.records
+    assert (record.levelname, record.getMessage()) == (
+        "ERROR",
+        "n1: the finish of job j3 is invalid: verdict = 'finsh': expected another",
+    )

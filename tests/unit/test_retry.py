@@ -43,6 +43,11 @@ def delays(attempt: int, backoff_ms: int = 1_000, backoff_ms_max: int = 60_000) 
             id="no delay is below zero",
         ),
         pytest.param(
+            failed(1, "why", 10**15, 1_000, 60_000, Random(1)),
+            Ending("retry", "completed", 10**12, "handler_failed", "why"),
+            id="nor longer than the server takes",
+        ),
+        pytest.param(
             overrun(),
             Ending("retry", "completed", 0, "overrun", "the handler ran for longer than its pool allows"),
             id="overrun",

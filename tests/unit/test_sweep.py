@@ -66,6 +66,47 @@ def test_a_class_that_no_node_serves_is_given_up_after_its_time_of_grace(since_m
     assert len(waiting) == 2 - len(ended)
 
 
+@pytest.mark.parametrize("second_ms", [1, 300, GRACE_MS - 300, GRACE_MS + 5_000])
+def test_each_job_has_its_own_time_of_grace(second_ms: int) -> None:
+    """A job that comes when its class had no node for long waits for one as long as the first did."""
+    waiting = seed_waiting("j1")
+    sweep = Sweep(waiting, DEFAULTS)
+    ended: dict[str, int] = {}
+    for now_ms in range(0, 3 * GRACE_MS, 100):
+        if now_ms - 100 < second_ms <= now_ms:
+            add(waiting, "j2", "s2")
+        sweep.judge(NO_NODES, (), now_ms)
+        ended |= {item.job_id: now_ms for item in sweep.unservable(NO_NODES)}
+    assert ended["j1"] == GRACE_MS
+    assert second_ms + GRACE_MS <= ended["j2"] < second_ms + GRACE_MS + 200
+
+
+def test_a_job_that_comes_from_another_class_has_a_time_of_grace_of_its_own() -> None:
+    """A node served it there."""
+    waiting = seed_waiting("j1")
+    add(waiting, "j2", "s2", DE)
+    sweep = Sweep(waiting, DEFAULTS)
+    sweep.judge(NO_NODES, (), 0)
+    moved = next(waiter for waiter in waiting if waiter.job.job_id == "j2")
+    waiting.reclassify(moved, ZH)
+    sweep.judge(NO_NODES, (), GRACE_MS)
+    assert [item.job_id for item in sweep.unservable(NO_NODES)] == ["j1"]
+    sweep.judge(NO_NODES, (), 2 * GRACE_MS)
+    assert [item.job_id for item in sweep.unservable(NO_NODES)] == ["j2"]
+
+
+def test_what_is_remembered_of_who_came_when_is_bounded() -> None:
+    """However often it looks, and however long the time of grace is."""
+    waiting = seed_waiting("j1")
+    sweep = Sweep(waiting, DEFAULTS)
+    for now_ms in range(0, 3 * GRACE_MS, 10):
+        add(waiting, f"k{now_ms}", f"k{now_ms}")
+        sweep.judge(NO_NODES, (), now_ms)
+        sweep.unservable(NO_NODES)
+    assert len(sweep._marks) <= sweep_module.MARKS_MAX + 1
+    assert len(waiting) <= (GRACE_MS + 2 * GRACE_MS / sweep_module.MARKS_MAX) / 10 + 1
+
+
 def test_the_time_of_grace_begins_anew_when_a_node_was_there() -> None:
     """It could have served them."""
     waiting = seed_waiting("j1")
@@ -85,16 +126,16 @@ def test_jobs_that_are_about_to_be_decided_anew_are_not_given_up() -> None:
 
 
 def test_a_node_that_comes_at_the_last_moment_saves_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step ends so many jobs at most, the last ones first; those that are left wait for the node then."""
+    """A step ends so many jobs at most, in the order in which they came; those that are left wait for the node then."""
     monkeypatch.setattr(sweep_module, "ENDED_AT_ONCE_MAX", 2)
     waiting = seed_waiting("j1", "j2", "j3")
     sweep = Sweep(waiting, DEFAULTS)
     for now_ms in (0, GRACE_MS):
         sweep.judge(NO_NODES, (), now_ms)
-    assert [item.job_id for item in sweep.unservable(NO_NODES)] == ["j2", "j3"]
+    assert [item.job_id for item in sweep.unservable(NO_NODES)] == ["j1", "j2"]
     assert sweep.busy
     assert sweep.unservable(NODES) == []
-    assert (names(waiting), sweep.busy) == (["j1"], False)
+    assert (names(waiting), sweep.busy) == (["j3"], False)
 
 
 def test_a_step_ends_no_more_than_its_number_of_jobs_whatever_their_class(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import hypothesis.strategies as st
+import msgspec
 import pytest
 from hypothesis import given
 
@@ -88,6 +89,26 @@ def test_a_job_that_is_never_placed(why: str, expected: tuple[str, str, str] | N
     else:
         reason, detail, job_id = expected
         assert refusal == RejectItem(3, 1, "j1-0", job_id, "s1", "", "", reason, detail)
+
+
+def test_a_job_that_was_submitted_as_another_is_invalid() -> None:
+    """Under its own id, and as what it was submitted as, so that its producer hears of it."""
+    answer = Refused("mismatch", submitted=("s2", "t1", "r1"))
+    refusal = refusal_of(a_job("j1", "s1", partition=3), answer, 2)
+    detail = (
+        "session_id = 's1' in the document, and it was submitted with 's2', "
+        "tenant_id = '' in the document, and it was submitted with 't1', "
+        "reply_to = '' in the document, and it was submitted with 'r1': expected the same"
+    )
+    assert refusal == RejectItem(3, 1, "j1-0", "j1", "s2", "t1", "r1", "invalid", detail)
+
+
+def test_only_what_differs_of_a_submission_is_told() -> None:
+    """What was left out is as the document says."""
+    job = msgspec.structs.replace(a_job("j1", "s1"), tenant_id="t1", reply_to="r1")
+    refusal = refusal_of(job, Refused("mismatch", submitted=("s2", "", "r1")), 2)
+    assert refusal is not None
+    assert refusal.detail == "session_id = 's1' in the document, and it was submitted with 's2': expected the same"
 
 
 @given(st.lists(st.integers(0, 7), max_size=60), st.integers(1, 9))
