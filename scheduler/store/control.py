@@ -327,7 +327,7 @@ class Control:
         return answer
 
     async def _add_command(self, document: bytes) -> bytes:
-        """Tried for a while when the stream takes no entry, until the leader has made it anew. Raises: ServerRefused."""
+        """Tried for a while when the stream takes no entry, for the leader makes it anew. Raises: ServerRefused."""
         until_ms = asyncio.get_running_loop().time() * 1000 + CLOSED_MS_MAX
         while True:
             word, added = await self._connection.call("command", [self.keys.commands], [document, COMMANDS_MAX])
