@@ -195,4 +195,4 @@ async def test_node_whose_slots_were_deleted_does_not_leave_with_its_jobs(store:
     await seed_node(store, slots=0, reason="dead")
 
     async with unchanged(store):
-        assert await store.cell.leave(NODE, BOOT) == "busy"
+        assert await store.cell.leave(NODE, BOOT, "dead") == "busy"

@@ -244,7 +244,9 @@ async def test_value_of_a_renewal_that_is_none_is_named(store: Store, job_id: st
     k = store.cell.keys
 
     async with unchanged(store):
-        _, answer = await store.connection.call("renew", [k.slots(NODE), k.job(JOB)], [job_id, token])
+        _, answer = await store.connection.call(
+            "renew", [k.slots(NODE), k.job(JOB), k.capacity], [job_id, token, "started"]
+        )
 
     word, why = named(answer)
     assert (word, why[: len(problem)]) == ("invalid", problem)
