@@ -55,6 +55,7 @@ CALM_MS: Final = 1_000
 APART_MS: Final = 500
 """How long before or after a step somebody dies."""
 LOOK_MS: Final = 25
+COUNT_MS: Final = 80
 LOOK_NODES_MAX: Final = 1_000
 STALL_MS: Final = 60_000
 SEEN_MS_MAX: Final = 30_000
@@ -128,10 +129,13 @@ async def _until_seen(store: Store, fleet: Fleet) -> None:
 
 
 class _Jobs(msgspec.Struct):
-    """The jobs of one shock. outcomes: job id -> (outcome, when it was known, seconds of the own clock)."""
+    """The jobs of one shock. outcomes: job id -> (outcome, when it was known, seconds of the own clock);
+    counted: job id -> what was counted against it, as its record last had it, which ends with the job.
+    """
 
     submissions: list[audit.Submission] = msgspec.field(default_factory=list)
     outcomes: dict[str, tuple[Outcome, float]] = msgspec.field(default_factory=dict)
+    counted: dict[str, str] = msgspec.field(default_factory=dict)
     waiting: list[asyncio.Task[None]] = msgspec.field(default_factory=list)
 
 
@@ -166,6 +170,7 @@ class Shocks:
         self._goes_on.set()
         self._gone, self._ahead_us = None, {self._server_ahead_us()}
         watching = asyncio.create_task(self._watch(grants))
+        counting = asyncio.create_task(self._count(jobs))
         loading = asyncio.create_task(self._load(jobs))
         try:
             await asyncio.sleep(CALM_MS / 1000)
@@ -183,10 +188,10 @@ class Shocks:
             await end_tasks([loading])
         await self._until_ended(jobs, {each.job_id for each in jobs.submissions})
         left = await self._left()
-        await end_tasks([watching, *jobs.waiting])
+        await end_tasks([watching, counting, *jobs.waiting])
         known = [ended_s for job_id, (_, ended_s) in jobs.outcomes.items() if job_id in there or job_id in probes]
         again_ms = round((max(known, default=0.0) - shocked_s) * 1000)
-        return await self._judge(shock, jobs, grants, left, again_ms, managed_ms)
+        return self._judge(shock, jobs, grants, left, again_ms, managed_ms)
 
     # ---- load ----
 
@@ -305,6 +310,17 @@ class Shocks:
             grants.look(asked_us, SYSTEM_CLOCK.us(), slots)
             await asyncio.sleep(LOOK_MS / 1000)
 
+    async def _count(self, jobs: _Jobs) -> None:
+        """Look at what is counted against the jobs that have not ended, a few times in the shortest run."""
+        while True:
+            names = [each.job_id for each in jobs.submissions if each.job_id not in jobs.outcomes]
+            for job_id, counted in zip(names, await self._store.reads.records(names, COUNTERS), strict=True):
+                if told := [
+                    f"{name} {value}" for name, value in zip(COUNTERS, counted, strict=True) if value not in (None, "0")
+                ]:
+                    jobs.counted[job_id] = ", ".join(told)
+            await asyncio.sleep(COUNT_MS / 1000)
+
     async def _left(self) -> int:
         """Slots that are held though nothing runs: for a lease they may be."""
         deadline_s = time.monotonic() + self._settings.lease_ms / 1000
@@ -314,9 +330,7 @@ class Shocks:
                 return left
             await asyncio.sleep(LOOK_MS / 1000)
 
-    async def _judge(
-        self, shock: Shock, jobs: _Jobs, grants: Grants, left: int, again_ms: int, managed_ms: int
-    ) -> Result:
+    def _judge(self, shock: Shock, jobs: _Jobs, grants: Grants, left: int, again_ms: int, managed_ms: int) -> Result:
         settings, names = self._settings, {each.job_id for each in jobs.submissions}
         capacities: list[audit.Capacity] = []
         runs: list[audit.Run] = []
@@ -348,7 +362,7 @@ class Shocks:
             )
         )
         late = starts_past_lease(runs, grants, settings.start_ms, settings.lease_ms) + overlaps(runs)
-        charged = await self._charged(outcomes, grants)
+        charged = self._charged(jobs, outcomes, grants)
         unended = report.submitted - report.completed - report.lost
         broken = report.duplicates + report.order_violations + report.contradictions
         broken += report.sessions.violations + unended
@@ -369,18 +383,12 @@ class Shocks:
             examples=(*report.examples(), *late[: audit.EXAMPLES_MAX], *charged[: audit.EXAMPLES_MAX]),
         )
 
-    async def _charged(self, outcomes: Sequence[Outcome], grants: Grants) -> list[str]:
+    def _charged(self, jobs: _Jobs, outcomes: Sequence[Outcome], grants: Grants) -> list[str]:
         """Jobs that somebody counted something for, a line each; not those of a node that was gone."""
         excused: set[str] = set()
         if self._gone is not None:
             node, gone_us = self._gone
             there = [each for each in grants.all if each.node == node]
             excused = {each.job_id for each in there if each.gone_us is None or each.gone_us >= gone_us}
-        judged = [each for each in outcomes if each.job_id not in excused]
-        records = await self._store.reads.records([each.job_id for each in judged], COUNTERS)
-        lines = []
-        for outcome, counted in zip(judged, records, strict=True):
-            if outcome.attempts or any(value not in (None, "0") for value in counted):
-                told = ", ".join(f"{name} {value}" for name, value in zip(COUNTERS, counted, strict=True) if value)
-                lines.append(f"job {outcome.job_id} was charged: {told or f'attempts {outcome.attempts}'}")
-        return lines
+        counted = jobs.counted | {each.job_id: f"attempts {each.attempts}" for each in outcomes if each.attempts}
+        return [f"job {job_id} was charged: {what}" for job_id, what in counted.items() if job_id not in excused]
