@@ -54,10 +54,6 @@ class Grants:
                 self._open[node, job_id] = grant
                 self.all.append(grant)
 
-    def on(self, node: str) -> set[str]:
-        """The jobs that hold a slot of a node, as of the last look."""
-        return {job_id for holder, job_id in self._open if holder == node}
-
 
 def starts_past_lease(runs: Iterable[Run], grants: Grants, start_ms: int, lease_ms: int) -> list[str]:
     """Handlers that started when their lease was over, or gone, or before there was one, a line each.
