@@ -243,6 +243,7 @@ class Shocks:
             return await self._step(shock)
         self._goes_on.clear()
         if shock.kind == "restart":
+            self._step_clock(shock.step_ms)
             await self._fleet.restart_all()
         elif shock.kind == "pause of a node":
             await self._pause_node(shock.pause_ms)
@@ -254,8 +255,7 @@ class Shocks:
     async def _step(self, shock: Shock) -> float:
         killing = asyncio.create_task(self._kill(shock.dies)) if shock.dies and shock.when == "at" else None
         await asyncio.sleep(0)  # the signals are on their way
-        self._clock.step(shock.step_ms)
-        self._ahead_us.add(self._server_ahead_us())
+        self._step_clock(shock.step_ms)
         shocked_s = time.monotonic()
         if killing is not None:
             await killing
@@ -264,6 +264,10 @@ class Shocks:
             shocked_s = time.monotonic()
             await self._kill(shock.dies)
         return shocked_s
+
+    def _step_clock(self, step_ms: int) -> None:
+        self._clock.step(step_ms)
+        self._ahead_us.add(self._server_ahead_us())
 
     async def _kill(self, role: Role) -> None:
         if role != "node":

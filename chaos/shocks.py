@@ -25,8 +25,10 @@ VICTIMS: Final[tuple[Role, ...]] = ("manager", "dispatcher", "reaper", "node")
 
 
 class Shock(msgspec.Struct, frozen=True):
-    """One shock. step_ms: of the clock; pause_ms: how long whoever is paused stands still; dies: all of a role at once,
-    or one node for ever, and when: beside the step.
+    """One shock.
+
+    step_ms: of the clock, also just before all are stopped and started; pause_ms: how long whoever is paused stands
+    still; dies: all of a role at once, or one node for ever, and when: beside the step.
     """
 
     kind: Kind = "step"
@@ -36,7 +38,8 @@ class Shock(msgspec.Struct, frozen=True):
     when: When = "at"
 
     def __str__(self) -> str:
-        what = f"clock {self.step_ms / 1000:+g} s" if self.kind == "step" else self.kind
+        parts = [f"clock {self.step_ms / 1000:+g} s"] if self.step_ms else []
+        what = ", ".join(parts if self.kind == "step" else [*parts, self.kind])
         if self.pause_ms:
             what += f" {self.pause_ms / 1000:g} s"
         return what if self.dies is None else f"{what}, {self.dies} dies {self.when}"
@@ -80,8 +83,10 @@ def matrix(pause_ms: int) -> list[list[Shock]]:
     series += [
         [Shock(step_ms=step_ms, dies=role, when=when) for step_ms in STEPS_MS] for role in VICTIMS for when in WHENS
     ]
-    kinds: tuple[Kind, ...] = ("pause", "pause with the server", "restart", "pause of a node")
-    return [*series, [Shock(kind, pause_ms=0 if kind == "restart" else pause_ms) for kind in kinds]]
+    hour_ms = max(STEPS_MS)
+    restarts = [Shock("restart", step_ms=step_ms) for step_ms in (0, -hour_ms, hour_ms)]
+    kinds: tuple[Kind, ...] = ("pause", "pause with the server", "pause of a node")
+    return [*series, [*restarts, *(Shock(kind, pause_ms=pause_ms) for kind in kinds)]]
 
 
 def settings_of(settings: Settings) -> Settings:

@@ -26,7 +26,11 @@ BACK_AND_ON = [
     Shock(step_ms=HOUR_MS, dies="dispatcher", when="at"),
 ]
 ON_AND_BACK = [Shock(step_ms=10_000, dies="node", when="after"), Shock(step_ms=-10_000, dies="reaper", when="at")]
-STANDING_STILL = [Shock("pause", pause_ms=3_000), Shock("pause of a node", pause_ms=3_000), Shock("restart")]
+STANDING_STILL = [
+    Shock("pause", pause_ms=3_000),
+    Shock("pause of a node", pause_ms=3_000),
+    Shock("restart", step_ms=-HOUR_MS),
+]
 ENGINES = list(available_engines())
 
 
