@@ -46,8 +46,8 @@ logger = logging.getLogger("scheduler.chaos")
 
 COUNTS: Final = Counts(manager=2, dispatcher=2, reaper=2, node=4)
 SHAPE: Final = NodeShape(capacity=4, pairs=(("en", "zh"),))
-EVERY_MS: Final = 50
-WORK_MS: Final = (200, 600)
+EVERY_MS: Final = 80
+WORK_MS: Final = (200, 400)
 SESSIONS: Final = 40
 LONG: Final = 4
 BURST: Final = 24

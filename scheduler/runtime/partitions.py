@@ -89,8 +89,8 @@ class Partitions:
         """The dispatchers that are alive, as a heartbeat was told; stepped, the server's clock was since the last one.
 
         The first that is heard after an outage, or after a step of the clock, is told of nobody else. So it leaves the
-        others, who beat again as soon as they get through, the time for that before it calls them silent. After a step it
-        claims at once, which cuts the leases of the dead.
+        others, who beat again as soon as they get through, the time for that before it calls them silent. After a step
+        it claims at once, which cuts the leases of the dead.
         Returns: whether there is something to claim now.
         """
         now_ms = self._clock.ms()
