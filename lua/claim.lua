@@ -37,11 +37,7 @@ for i = 4, #ARGV, 2 do
     end
     answers[#answers + 1] = {'given_up'}
   elseif holder ~= owner and holder ~= '-' and until_ms > now_ms then
-    if until_ms > latest_ms then
-      until_ms = latest_ms
-      redis.call('HSET', owners_key, partition, write(epoch_text, holder, until_ms, length_text))
-    end
-    answers[#answers + 1] = {'held', holder, until_ms}
+    answers[#answers + 1] = {'held', holder, math.min(until_ms, latest_ms)}
   else
     if holder ~= owner then epoch = math.max(epoch + 1, now_us) end
     epoch_text = string.format('%.0f', epoch)
