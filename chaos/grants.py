@@ -11,10 +11,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from typing import Final
 
 import msgspec
 
 from scheduler.audit import Run
+
+PROMPT_US: Final = 100_000
+"""Within which a job starts that is reserved."""
 
 
 class Grant(msgspec.Struct):
@@ -85,19 +89,22 @@ def _was_looked_at(run: Run, looks: Sequence[tuple[int, int]]) -> bool:
     return ended_us is not None and any(run.started_us <= asked and answered <= ended_us for asked, answered in looks)
 
 
-def without_steps(runs: Iterable[Run], ahead_us: Iterable[int]) -> list[Run]:
+def without_steps(runs: Iterable[Run], ahead_us: Iterable[int], entries: Mapping[str, str]) -> list[Run]:
     """Runs with tokens of the clock of `started_us`, so that they rise as the reservations followed each other.
 
-    Args: ahead_us, by how much the server's clock was ahead of that clock, all values that it had. A token is the time
-    of a reservation, which came shortly before the start: the latest time that is not after the start.
+    Args: ahead_us, by how much the server's clock was ahead of that clock, all values that it had; entries, job id ->
+    the entry of its submission. A token is the time of a reservation, which came shortly before the start: the latest
+    time that is not after the start. But that of a later reservation is above the one before, whatever the clock says,
+    so it can be of long ago.
     """
     known = sorted(ahead_us)
-    return [
-        msgspec.structs.replace(
-            run, token=run.token - next((each for each in known if run.token - each <= run.started_us), known[-1])
-        )
-        for run in runs
-    ]
+    straight = []
+    for run in runs:
+        token = run.token - next((each for each in known if run.token - each <= run.started_us), known[-1])
+        if run.entry != entries.get(run.job_id) and run.started_us - token > PROMPT_US:
+            token = run.started_us - 1
+        straight.append(msgspec.structs.replace(run, token=token))
+    return straight
 
 
 def overlaps(runs: Iterable[Run]) -> list[str]:
