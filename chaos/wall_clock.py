@@ -23,7 +23,8 @@ SEPARATORS: Final = " :"  # of the libraries in LD_PRELOAD
 class WallClock:
     """The clock of one server. Args: directory, for the library and the file; made here.
 
-    Attributes: ahead_ms, of the time of day of this machine. Raises: SchedulerError when it cannot be compiled, or not be preloaded.
+    Attributes: ahead_ms, of the time of day of this machine.
+    Raises: SchedulerError when it cannot be compiled, or not be preloaded.
     """
 
     def __init__(self, directory: Path) -> None:
