@@ -70,7 +70,7 @@ class Attempts:
 
     Args: cell; settings; host, of this process; node_id; capacity, slots; handler; observer; server_clock, the bound on
     the server's time; threads, for plain functions; report(job, ending), called at the end of each attempt whose
-    reservation may still stand; unreported, tokens of those that the server has not heard yet.
+    reservation may still stand; unreported, keys of those that the server has not heard yet.
     """
 
     def __init__(
@@ -85,11 +85,11 @@ class Attempts:
         server_clock: leases.ServerClock,
         threads: Threads,
         report: Callable[[Job, Ending], None],
-        unreported: Collection[int] = (),
+        unreported: Collection[tuple[str, int]] = (),
     ) -> None:
-        self.running: dict[int, Running] = {}
-        self._awaited: dict[int, Awaited] = {}
-        self._ended_leases: dict[int, leases.Reservation] = {}
+        self.running: dict[tuple[str, int], Running] = {}
+        self._awaited: dict[tuple[str, int], Awaited] = {}
+        self._ended_leases: dict[tuple[str, int], leases.Reservation] = {}
         self._unreported = unreported
         self._cell = cell
         self._settings = settings
@@ -120,28 +120,28 @@ class Attempts:
 
     def expect(self, job: Job) -> None:
         """Renew an assignment until its body comes, which `start` is told, or `forget` if it is gone."""
-        if job.token not in self.running:
-            self._awaited.setdefault(job.token, Awaited(job, self._first_lease(job)))
+        if job.key not in self.running:
+            self._awaited.setdefault(job.key, Awaited(job, self._first_lease(job)))
 
     def forget(self, job: Job) -> None:
         """The body of an assignment does not come."""
-        self._awaited.pop(job.token, None)
+        self._awaited.pop(job.key, None)
 
     def forget_bodies(self) -> None:
         """The inbox is read again: what is awaited still is named there once more."""
-        self._awaited = {token: awaited for token, awaited in self._awaited.items() if awaited.is_here}
+        self._awaited = {key: awaited for key, awaited in self._awaited.items() if awaited.is_here}
 
     def start(self, job: Job) -> bool:
         """Run the handler if the lease is surely in force. Returns: whether it is; else `renew` is due now."""
-        awaited = self._awaited.get(job.token)
-        if job.token in self.running or (awaited is not None and awaited.is_here):
+        awaited = self._awaited.get(job.key)
+        if job.key in self.running or (awaited is not None and awaited.is_here):
             return True
-        self._awaited.pop(job.token, None)
+        self._awaited.pop(job.key, None)
         if awaited is not None and awaited.lost:
             return True
         lease = self._first_lease(job) if awaited is None else awaited.lease
         if not self._may_run(lease):
-            self._awaited[job.token] = Awaited(job, lease, is_here=True)
+            self._awaited[job.key] = Awaited(job, lease, is_here=True)
             return False
         self._begin(job, lease, was_renewed=awaited is not None)
         return True
@@ -169,13 +169,13 @@ class Attempts:
         self._renew_at_once = self._renew_at_once or was_renewed
         lease.is_started = True
         task = asyncio.create_task(self._attempt(job, lease), name=f"job {job.job_id}")
-        self.running[job.token] = Running(job, lease, task)
+        self.running[job.key] = Running(job, lease, task)
         self._idle.clear()
         task.add_done_callback(functools.partial(self._ended, job))
 
     def _end(self, job: Job, lease: leases.Reservation, ending: Ending) -> None:
         """Report, and renew until that has got through."""
-        self._ended_leases[job.token] = lease
+        self._ended_leases[job.key] = lease
         self._report(job, ending)
 
     def _may_run(self, lease: leases.Reservation) -> bool:
@@ -195,14 +195,14 @@ class Attempts:
         if not self._threads.runs_on(job):
             self._settle(job, task)
             return
-        if self.running[job.token].overrun:
-            self._give_up(self.running[job.token])
+        if self.running[job.key].overrun:
+            self._give_up(self.running[job.key])
         settle = functools.partial(self._settle, job, task)
         self._threads.when_ended(job, functools.partial(_call_in, asyncio.get_running_loop(), settle))
 
     def _settle(self, job: Job, task: asyncio.Task[Ending]) -> None:
         """Report what the handler came to, unless the reservation is gone."""
-        running = self.running.pop(job.token)
+        running = self.running.pop(job.key)
         if not self.running:
             self._idle.set()
         if running.lost:
@@ -273,10 +273,10 @@ class Attempts:
         stop what is lost, cancelled or too long.
         """
         ended = self._ended_leases = {
-            token: lease for token, lease in self._ended_leases.items() if token in self._unreported
+            key: lease for key, lease in self._ended_leases.items() if key in self._unreported
         }
         held = [running.lease for running in self.running.values() if not (running.lost or running.overrun)]
-        held += [lease for token, lease in ended.items() if token not in self.running]
+        held += [lease for key, lease in ended.items() if key not in self.running]
         held += [awaited.lease for awaited in self._awaited.values() if not awaited.lost]
         wait = any(awaited.is_here for awaited in self._awaited.values())
         at_once, self._renew_at_once = self._renew_at_once or wait, False
@@ -295,12 +295,12 @@ class Attempts:
 
     def _answered(self, lease: leases.Reservation, answer: calls.Renewed | calls.NotRenewed) -> None:
         """What a renewal means, wherever the reservation is by now."""
-        if (awaited := self._awaited.get(lease.token)) is not None:
+        if (awaited := self._awaited.get(lease.key)) is not None:
             self._made_sure(awaited, answer)
-        elif (running := self.running.get(lease.token)) is not None:
+        elif (running := self.running.get(lease.key)) is not None:
             self._renewed(running, answer)
         elif isinstance(answer, calls.NotRenewed) and answer.why != "crowded":
-            self._ended_leases.pop(lease.token, None)
+            self._ended_leases.pop(lease.key, None)
 
     def _made_sure(self, awaited: Awaited, answer: calls.Renewed | calls.NotRenewed) -> None:
         """The server has said whether an assignment that did not start yet is ours."""
@@ -309,13 +309,13 @@ class Attempts:
             if answer.cancelling:
                 self._give_back(awaited, "cancelled")
             elif awaited.is_here and self._may_run(lease):  # else the answer took as long as the lease
-                del self._awaited[job.token]
+                del self._awaited[job.key]
                 self._begin(job, lease, was_renewed=True)
         elif answer.why != "crowded":
             logger.info("%s: the reservation of job %s ended before it started", self._node_id, lease.job_id)
             awaited.lost = True
             if awaited.is_here:
-                del self._awaited[job.token]
+                del self._awaited[job.key]
 
     def _renewed(self, running: Running, answer: calls.Renewed | calls.NotRenewed) -> None:
         lease = running.lease
@@ -351,7 +351,7 @@ class Attempts:
             logger.warning(
                 "%s: the lease of job %s cannot be renewed in time, its handler stops", self._node_id, lease.job_id
             )
-            _stop(self.running[lease.token], retry.given_back("the lease could not be renewed in time"))
+            _stop(self.running[lease.key], retry.given_back("the lease could not be renewed in time"))
 
 
 def _too_late() -> Ending:

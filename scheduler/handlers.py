@@ -74,6 +74,11 @@ class Job:
         self.stopped = threading.Event()
 
     @property
+    def key(self) -> tuple[str, int]:
+        """Names an attempt. Two jobs can have one token: after the clock went back, each its own of before plus one."""
+        return self.job_id, self.token
+
+    @property
     def token(self) -> int:
         """Of the reservation; rises with each."""
         return self.reservation.token
@@ -172,11 +177,11 @@ class Threads:
 
     def __init__(self, workers: int, name: str) -> None:
         self._executor = ThreadPoolExecutor(workers, thread_name_prefix=name)
-        self._behind: dict[int, Future[Any]] = {}
+        self._behind: dict[tuple[str, int], Future[Any]] = {}
 
     def runs_on(self, job: Job) -> bool:
         """Whether the thread of an attempt that was stopped still runs."""
-        return job.token in self._behind
+        return job.key in self._behind
 
     async def run(self, handler: Handler, job: Job) -> Any:
         """Call a plain function in a thread. Raises: asyncio.CancelledError when stopped; the thread may run on."""
@@ -185,13 +190,13 @@ class Threads:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             if future.running():
-                self._behind[job.token] = future
-                future.add_done_callback(lambda _: self._behind.pop(job.token))
+                self._behind[job.key] = future
+                future.add_done_callback(lambda _: self._behind.pop(job.key))
             raise
 
     def when_ended(self, job: Job, tell: Callable[[], None]) -> None:
         """Call `tell` once nothing of the job runs any more: now, or in its thread when that ends."""
-        future = self._behind.get(job.token)
+        future = self._behind.get(job.key)
         if future is None:
             tell()
         else:

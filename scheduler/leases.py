@@ -48,6 +48,11 @@ class Reservation(msgspec.Struct):
     length_ms: int
     is_started: bool = False
 
+    @property
+    def key(self) -> tuple[str, int]:
+        """That of the attempt."""
+        return self.job_id, self.token
+
 
 def first_lease_ends_ms(lease_until_ms: int, length_ms: int, latest_ms: float, own_ms: float) -> float | None:
     """When a first lease ends by the node's own clock; None when that cannot be told from the server's time.

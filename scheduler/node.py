@@ -133,7 +133,7 @@ class Node:
                 self._server_clock,
                 self._threads,
                 self._end,
-                self._reporter.tokens,
+                self._reporter.keys,
             )
             self._paced = self._store.paced(bodies_later=True)
             inbox = self._store.cell.keys.inbox(self.node_id)
@@ -403,7 +403,7 @@ class Node:
         An inbox that is read again has what runs, and what has ended and is not told yet.
         """
         boot = job.reservation.boot
-        if self._reporter.knows(job.token) or any(job.token == each.token for each in self._earlier):
+        if self._reporter.knows(job.key) or any(job.key == each.key for each in self._earlier):
             return
         if boot == self.boot and self._ended.is_set():
             self._end(job, retry.given_back("the node stopped", GIVE_BACK_MS))

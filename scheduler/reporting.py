@@ -26,7 +26,7 @@ class Reporter:
     """Endings that are not reported yet.
 
     Args: cell; settings; layout, as stored; node_id and boot, of the reporting node.
-    tokens: of these endings.
+    keys: of the attempts that they end.
     """
 
     def __init__(
@@ -42,17 +42,17 @@ class Reporter:
         self._layout = layout
         self._node_id = node_id
         self._boot = boot
-        self.tokens: set[int] = set()
+        self.keys: set[tuple[str, int]] = set()
         self._endings: list[calls.ReleaseItem] = []
-        self._reported: set[int] | None = None
+        self._reported: set[tuple[str, int]] | None = None
         self._reporting = asyncio.Lock()
 
     def __len__(self) -> int:
         return len(self._endings)
 
-    def knows(self, token: int) -> bool:
+    def knows(self, key: tuple[str, int]) -> bool:
         """Whether this reservation has ended here, though the inbox that is read may not show it yet."""
-        return any(item.token == token for item in self._endings) or token in (self._reported or ())
+        return any(_key(item) == key for item in self._endings) or key in (self._reported or ())
 
     def remember_reported(self) -> None:
         """An inbox is read again from its start: what is reported meanwhile may have been in it when it was read."""
@@ -64,7 +64,7 @@ class Reporter:
 
     def add(self, job: Job, ending: Ending) -> None:
         """What became of an attempt; it stays here until the server has heard it."""
-        self.tokens.add(job.token)
+        self.keys.add(job.key)
         self._endings.append(
             calls.ReleaseItem(
                 job_id=job.job_id,
@@ -108,7 +108,7 @@ class Reporter:
             answers = await or_each_alone(batch, self._release, lambda _: calls.NotReleased("broken"))
             del self._endings[: len(batch)]
             if self._reported is not None:
-                self._reported.update(item.token for item in batch)
+                self._reported.update(map(_key, batch))
             kept = []
             for item, answer in zip(batch, answers, strict=True):
                 if isinstance(answer, calls.NotReleased):
@@ -121,14 +121,18 @@ class Reporter:
                     if answer.why == "busy" and item.verdict != "reboot":
                         kept.append(item)
             self._endings += kept
-            self.tokens.difference_update(item.token for item in batch)
-            self.tokens.update(item.token for item in kept)
+            self.keys.difference_update(map(_key, batch))
+            self.keys.update(map(_key, kept))
             if kept:
                 return
 
     async def _release(self, batch: Sequence[calls.ReleaseItem]) -> list[calls.Released | calls.NotReleased]:
         layout = self._layout
         return (await self._cell.release(batch, layout.retention_ms, layout.dead_retention_ms))[1]
+
+
+def _key(item: calls.ReleaseItem) -> tuple[str, int]:
+    return item.job_id, item.token
 
 
 def _size_bytes(item: calls.ReleaseItem) -> int:

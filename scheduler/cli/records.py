@@ -127,7 +127,7 @@ class NodeRecords(Observer):
         self._node_id = node_id
         self._capacity = capacity
         self._boot = ""
-        self._started_us: dict[int, tuple[Job, int]] = {}
+        self._started_us: dict[tuple[str, int], tuple[Job, int]] = {}
 
     @property
     def running(self) -> int:
@@ -141,12 +141,12 @@ class NodeRecords(Observer):
 
     def started(self, job: Job, at_us: int) -> None:
         """A handler begins."""
-        self._started_us[job.token] = (job, at_us)
+        self._started_us[job.key] = (job, at_us)
         self._records.decided(job)
 
     def ended(self, job: Job, at_us: int) -> None:
         """A handler has ended."""
-        _, started_us = self._started_us.pop(job.token)
+        _, started_us = self._started_us.pop(job.key)
         self._records.runs.append(self._run(job, started_us, at_us))
 
     def give_up(self) -> None:

@@ -93,8 +93,8 @@ class Recorder(Observer):
     """Appends what a node did to a file, a JSON line each, so that it can be checked without asking the server.
 
     First a line with node, boot, from_us and slots; then one when a handler starts, with `ended_us` null, and one more
-    with the same token when it has ended. A run without the second was cut off. Times in microseconds are those of the
-    monotonic clock, which all processes of a machine share. Each line is written at once; nodes may share a file.
+    with the same job and token when it has ended. A run without the second was cut off. Times in microseconds are those
+    of the monotonic clock, which all processes of a machine share. A line is written at once; nodes may share a file.
 
     Raises: InvalidInput when the file cannot be written.
     """
@@ -106,7 +106,7 @@ class Recorder(Observer):
             raise InvalidInput(
                 f"--record = {str(path)!r}: {error.strerror}: expected a file that can be written"
             ) from error
-        self._started_us: dict[int, int] = {}
+        self._started_us: dict[tuple[str, int], int] = {}
         self._boot = ""
 
     def serves(self, node: Node, slots: int) -> None:
@@ -116,12 +116,12 @@ class Recorder(Observer):
 
     def started(self, job: Job, at_us: int) -> None:
         """A handler begins."""
-        self._started_us[job.token] = at_us
+        self._started_us[job.key] = at_us
         self._write(self._run(job, at_us, None))
 
     def ended(self, job: Job, at_us: int) -> None:
         """A handler has ended."""
-        self._write(self._run(job, self._started_us.pop(job.token), at_us))
+        self._write(self._run(job, self._started_us.pop(job.key), at_us))
 
     def _run(self, job: Job, started_us: int, ended_us: int | None) -> Run:
         return Run(

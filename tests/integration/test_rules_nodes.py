@@ -15,7 +15,7 @@ from scheduler import calls, model
 from scheduler.attempts import Observer
 from scheduler.calls import CapacityItem
 from scheduler.clock import SYSTEM_CLOCK
-from scheduler.errors import ServerUnavailable
+from scheduler.errors import Retry, ServerUnavailable
 from scheduler.handlers import Job
 from scheduler.node import Node
 from scheduler.roles import REAPER_EVERY_MS, start_manager, start_reaper
@@ -382,3 +382,32 @@ async def test_a_node_does_not_leave_before_its_last_heartbeat_is_answered(
         await leaving
         await until_folded(system)
         assert (node.phase, list(await system.store.reads.capacities())) == ("left", ["probe"])
+
+
+async def test_jobs_with_the_same_token_run_beside_each_other(url: str) -> None:
+    """After the clock went back a token is that of before plus one, and two jobs can come to the same one."""
+    let_go, runs = asyncio.Event(), []
+
+    async def handle(job: Job) -> str:
+        if job.attempt == 1:
+            raise Retry(delay_ms=300)
+        runs.append((job.job_id, job.token))
+        if job.job_id == "first":
+            await let_go.wait()
+        return job.job_id
+
+    far_us = 4_000_000_000_000_000
+    async with asyncio.timeout(WAIT_MS / 1000), running(url, QUICK) as system:
+        await system.add_node("n1", handle)
+        commands = system.store.connection.commands
+        for number, name in enumerate(("first", "second"), start=1):
+            await system.producer.submit("s1", job_id=name, src_lang="en", tgt_lang="zh")
+            record = system.store.cell.keys.job(name)
+            while await commands.hget(record, "state") != b"delayed":
+                await system.store.control.time_us()
+            await commands.hset(record, "holder", f"n1 {far_us}")
+            while len(runs) < number:
+                await system.store.control.time_us()
+        let_go.set()
+        assert [await system.producer.result(name, WAIT_MS) for name in ("first", "second")] == ["first", "second"]
+    assert runs == [("first", far_us + 1), ("second", far_us + 1)]

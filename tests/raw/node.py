@@ -52,6 +52,11 @@ class Assignment:
     ending: Ending | None = None
     lost: bool = False
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """Two jobs can have the same token."""
+        return self.job_id, self.token
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -131,7 +136,7 @@ class Node:
         self._renew_at_once = False
         self._wants_to_leave = threading.Event()
         self._over = threading.Event()
-        self._running: dict[str, Assignment] = {}
+        self._running: dict[tuple[str, str], Assignment] = {}
         self._earlier: list[Assignment] = []
         self._finished: queue.SimpleQueue[Assignment] = queue.SimpleQueue()
         self._endings: list[tuple[Assignment, Ending]] = []
@@ -242,7 +247,7 @@ class Node:
 
     def _assign(self, assignment: Assignment) -> None:
         known = [*self._earlier, *(each for each, _ in self._endings)]
-        if assignment.token in self._running or any(each.token == assignment.token for each in known):
+        if assignment.key in self._running or any(each.key == assignment.key for each in known):
             return
         if number_of(assignment.boot) < number_of(self.boot):
             self._earlier.append(assignment)
@@ -283,7 +288,7 @@ class Node:
         if len(self._running) >= self._capacity:
             self._endings.append((assignment, given_back("it could not be started", TOO_LATE_MS)))
             return
-        self._running[assignment.token] = assignment
+        self._running[assignment.key] = assignment
         threading.Thread(target=self._attempt, args=(assignment,), daemon=True).start()
 
     def _attempt(self, assignment: Assignment) -> None:
@@ -335,7 +340,7 @@ class Node:
         items = [
             word
             for each in running
-            for word in (each.job_id, each.token, "started" if each.token in self._running else "waiting")
+            for word in (each.job_id, each.token, "started" if each.key in self._running else "waiting")
         ]
         answer = self.server.call("renew", keys, items)
         self._clock.heard(answer[0], self.server.sent_s)
@@ -359,7 +364,7 @@ class Node:
         """Report what has ended, up to 128 together; what the server is too busy for stays for the next time."""
         while not self._finished.empty():
             assignment = self._finished.get()
-            del self._running[assignment.token]
+            del self._running[assignment.key]
             if not assignment.lost and assignment.ending is not None:
                 self._endings.append((assignment, assignment.ending))
         batch, self._endings = self._endings[:BATCH_MAX], self._endings[BATCH_MAX:]

@@ -117,7 +117,7 @@ class Checker:
         self._fences: dict[str, tuple[int, str]] = {}
         self.slotless_until_s: dict[str, float] = {}
         self.unlimited_until_s = 0.0
-        self._past_since_s: dict[tuple[str, int], float] = {}
+        self._past_since_s: dict[tuple[str, tuple[str, int]], float] = {}
         self.is_excused: Callable[[Process], bool] = lambda process: False
         server.on_touch = self.touched
         server.on_repeat = self.repeated
@@ -328,15 +328,15 @@ class Checker:
     def check_leases(self) -> None:
         """No handler that was not told to stop runs past its lease; what was asleep has a moment to notice."""
         past = {}
-        for (process, token), job in self.history.running.items():
+        for (process, key), job in self.history.running.items():
             ends_s = self.lease_ends_s.get((job.node, job.job_id), 0.0)
-            is_held = self.records.get(job.job_id, _GONE).get("token") == str(token)
+            is_held = self.records.get(job.job_id, _GONE).get("token") == str(job.token)
             is_over = not is_held or ends_s < self.world.now_s
             awake_s = self.world.now_s - process.suspended_until_s
             is_exempt = job.job_id in self.exempt or self._is_slotless(job.job_id)
             if is_over and awake_s > WAKE_S and not job.stopped.is_set() and not is_exempt:
-                past[process.name, token] = self._past_since_s.get((process.name, token), self.world.now_s)
-                if self.world.now_s - past[process.name, token] > WAKE_S and not self.is_excused(process):
+                past[process.name, key] = self._past_since_s.get((process.name, key), self.world.now_s)
+                if self.world.now_s - past[process.name, key] > WAKE_S and not self.is_excused(process):
                     self.blame("past", f"{process.name} runs job {job.job_id} past its lease")
         self._past_since_s = past
 

@@ -19,7 +19,7 @@ class History:
     def __init__(self, world: World) -> None:
         self._world = world
         self._digest = hashlib.sha256()
-        self.running: dict[tuple[Process, int], Job] = {}
+        self.running: dict[tuple[Process, tuple[str, int]], Job] = {}
         self.runs: list[Run] = []
         self.on_start: Callable[[Process, Job], None] = lambda process, job: None
         self.lines: list[str] = []
@@ -44,13 +44,13 @@ class History:
         """A handler begins."""
         if process.is_alive:
             self.add("start", process.name, job.job_id, job.token)
-            self.running[process, job.token] = job
+            self.running[process, job.key] = job
             self.runs.append(_run_of(job, round(self._world.now_s * 1_000_000)))
             self.on_start(process, job)
 
     def ended(self, process: Process, job: Job) -> None:
         """Nothing of a handler runs any more."""
-        if process.is_alive and self.running.pop((process, job.token), None) is not None:
+        if process.is_alive and self.running.pop((process, job.key), None) is not None:
             self.add("end", process.name, job.job_id, job.token)
 
     def died(self, process: Process) -> None:

@@ -89,7 +89,7 @@ class SimulatedThreads(Threads):
     def __init__(self, process: Process) -> None:
         self._process = process
         self._behind = {}
-        self._tells: dict[int, list[Callable[[], None]]] = {}
+        self._tells: dict[tuple[str, int], list[Callable[[], None]]] = {}
 
     async def run(self, handler: Handler, job: Job) -> Any:
         """Call a plain handler after its time. Raises: asyncio.CancelledError when stopped; it goes on all the same."""
@@ -98,7 +98,7 @@ class SimulatedThreads(Threads):
             return await asyncio.shield(thread)
         except asyncio.CancelledError:
             if not thread.done():
-                self._behind[job.token] = thread  # type: ignore[assignment]
+                self._behind[job.key] = thread  # type: ignore[assignment]
                 thread.add_done_callback(lambda _: self._ended(job))
             raise
 
@@ -110,16 +110,16 @@ class SimulatedThreads(Threads):
             raise RuntimeError("the handler raised SystemExit") from error
 
     def _ended(self, job: Job) -> None:
-        thread = self._behind.pop(job.token)
+        thread = self._behind.pop(job.key)
         if not thread.cancelled():
             thread.exception()
-        for tell in self._tells.pop(job.token, []):
+        for tell in self._tells.pop(job.key, []):
             tell()
 
     def when_ended(self, job: Job, tell: Callable[[], None]) -> None:
         """As of real threads."""
-        if job.token in self._behind:
-            self._tells.setdefault(job.token, []).append(tell)
+        if job.key in self._behind:
+            self._tells.setdefault(job.key, []).append(tell)
         else:
             tell()
 

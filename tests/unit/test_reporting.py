@@ -101,15 +101,15 @@ async def test_what_was_reported_while_an_inbox_is_read_again_is_known(reporter:
     """The inbox may have been read before the report took its entry away; later nobody need know."""
     cell.may_answer.set()
     reporter.remember_reported()
-    assert reporter.knows(3)
+    assert reporter.knows(("j3", 3))
     await reporter.report()
-    assert (len(reporter), reporter.knows(3)) == (0, True)
+    assert (len(reporter), reporter.knows(("j3", 3))) == (0, True)
     reporter.forget_reported()
-    assert not reporter.knows(3)
+    assert not reporter.knows(("j3", 3))
 
 
 async def test_large_results_go_in_several_calls(reporter: Reporter, cell: SlowCell) -> None:
-    """Two megabytes at most, or one result; those that are not answered yet are known by their tokens."""
+    """Two megabytes at most, or one result; those that are not answered yet are known by job and token."""
     first = 3 * DEFAULTS.batch_max
     for token in range(first, first + 4):
         fields = {
@@ -122,7 +122,7 @@ async def test_large_results_go_in_several_calls(reporter: Reporter, cell: SlowC
     cell.busy = {first + 3}
     await reporter.report()
     assert cell.calls[3:] == [[first + 1, first + 2], [first + 3]]
-    assert reporter.tokens == {first + 3}
+    assert reporter.keys == {("j", first + 3)}
 
 
 async def test_large_results_of_a_node_that_stops_are_given_back(reporter: Reporter, cell: SlowCell) -> None:
