@@ -263,7 +263,8 @@ class Fleet:
         """Tell all to stop at once, and start all again when all have ended."""
         lives = list(self._seats.values())
         for life in lives:
-            life.fate = "stopped"
+            # A node that gave jobs back at its end finds no leader that lets it leave: it says so, with 1.
+            life.fate = "orphaned" if life.role == "node" else "stopped"
             life.process.send(signal.SIGTERM)
         self._tell("all are told to stop")
         await self._end(lives)

@@ -89,19 +89,21 @@ def _was_looked_at(run: Run, looks: Sequence[tuple[int, int]]) -> bool:
     return ended_us is not None and any(run.started_us <= asked and answered <= ended_us for asked, answered in looks)
 
 
-def without_steps(runs: Iterable[Run], ahead_us: Iterable[int], entries: Mapping[str, str]) -> list[Run]:
+def without_steps(runs: Iterable[Run], ahead_us: Iterable[int], entries: Mapping[str, str], start_ms: int) -> list[Run]:
     """Runs with tokens of the clock of `started_us`, so that they rise as the reservations followed each other.
 
     Args: ahead_us, by how much the server's clock was ahead of that clock, all values that it had; entries, job id ->
-    the entry of its submission. A token is the time of a reservation, which came shortly before the start: the latest
-    time that is not after the start. But that of a later reservation is above the one before, whatever the clock says,
-    so it can be of long ago.
+    the entry of its submission; start_ms, within which a job must start. A token is the time of a reservation, which
+    came shortly before the start: the latest time that is not after the start. But that of a later reservation is above
+    the one before, whatever the clock says, and so is that of a job reserved in one call with it; such a one can be of
+    long ago, and tells no time.
     """
     known = sorted(ahead_us)
     straight = []
     for run in runs:
         token = run.token - next((each for each in known if run.token - each <= run.started_us), known[-1])
-        if run.entry != entries.get(run.job_id) and run.started_us - token > PROMPT_US:
+        late_us = start_ms * 1_000 if run.entry == entries.get(run.job_id) else PROMPT_US
+        if len(known) > 1 and run.started_us - token > late_us:
             token = run.started_us - 1
         straight.append(msgspec.structs.replace(run, token=token))
     return straight

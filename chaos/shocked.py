@@ -344,7 +344,9 @@ class Shocks:
                 capacities += offered
                 runs += without_pauses((run for run in ran if run.job_id in names), life.process.pauses)[0]
         outcomes = [outcome for outcome, _ in jobs.outcomes.values()]
-        straight = without_steps(runs, self._ahead_us, {each.job_id: each.entry for each in jobs.submissions})
+        straight = without_steps(
+            runs, self._ahead_us, {each.job_id: each.entry for each in jobs.submissions}, settings.start_ms
+        )
         token_of = {(run.job_id, run.token): each.token for run, each in zip(runs, straight, strict=True)}
         report = audit.audit(
             audit.Evidence(

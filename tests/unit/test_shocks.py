@@ -109,14 +109,17 @@ def test_tokens_without_the_steps_of_their_clock(step_us: int) -> None:
         run_of(after_us + 5_000, token=after_us + ahead_us + step_us),
     ]
     ahead = {ahead_us, ahead_us + step_us}
-    assert [run.token for run in without_steps(runs, ahead, {"j1": "0/1-0"})] == [before_us, after_us]
+    assert [run.token for run in without_steps(runs, ahead, {"j1": "0/1-0"}, START_MS)] == [before_us, after_us]
 
 
 def test_a_token_that_the_clock_did_not_give_is_that_of_the_start() -> None:
     """After the clock went back a later reservation has the token of the one before, and one more."""
-    late = run_of(5_000_000, token=50 * HOUR_US + 1)
-    (again,), (first,) = (without_steps([late], {50 * HOUR_US}, {"j1": entry}) for entry in ("0/7-0", "0/1-0"))
-    assert (again.token, first.token) == (4_999_999, 1)
+    ahead = {50 * HOUR_US, 49 * HOUR_US}
+    late, later = run_of(START_MS * 1_000, token=50 * HOUR_US), run_of(START_MS * 1_000 + 1, token=50 * HOUR_US)
+    for entry, tokens in (("0/7-0", [START_MS * 1_000 - 1, START_MS * 1_000]), ("0/1-0", [0, START_MS * 1_000])):
+        straight = without_steps([late, later], ahead, {"j1": entry}, START_MS)
+        assert [run.token for run in straight] == tokens
+    assert without_steps([later], {50 * HOUR_US}, {}, START_MS)[0].token == 0
 
 
 @pytest.mark.parametrize(
