@@ -5,7 +5,7 @@
 -- KEYS[7] {cell}:dead      stream
 -- KEYS[8..] {cell}:jobs:<p> stream, one a partition (P); then a node each (N): {cell}:slots:<node> zset, {cell}:inbox:<node>
 --   stream; then a job each: {cell}:job:<job_id> hash, {cell}:result:<job_id> string, {cell}:results:<reply_to> stream,
---   {cell}:held:session:<id> set, {cell}:held:tenant:<id> set
+--   {cell}:held:session:<id> zset, {cell}:held:tenant:<id> zset
 -- ARGV[1] P   ARGV[2] N   ARGV[3] retention_ms   ARGV[4] dead_retention_ms   ARGV[5] not_started_max   ARGV[6] results_max
 -- ARGV[7] freed_max   ARGV[8] result_inline_bytes_max   then P x partition, N x node
 -- then a job each: partition index, node index, job_id, session, tenant, reply_to, token,
@@ -139,7 +139,7 @@ end
 local function free_limits(job)
   for kind in string.gmatch(job.record.held, '%a+') do
     local held_key = HELD_KEYS[kind] and KEYS[job.first_key + HELD_KEYS[kind]]
-    if held_key and redis.call('SREM', held_key, job.job_id) == 1 then
+    if held_key and redis.call('ZREM', held_key, job.job_id) == 1 then
       local limit = kind .. ':' .. job[kind]
       if not freed_limits[limit] then
         freed_limits[limit] = true

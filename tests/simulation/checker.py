@@ -424,7 +424,7 @@ class Checker:
             if left:
                 self.blame("left", f"partition {partition} still has {left}")
         for name in self.server.ask("KEYS", _CELL.held("*", "*")):
-            self.blame("leak", f"{name.decode()} at the end: {self.server.ask('SMEMBERS', name)}")
+            self.blame("leak", f"{name.decode()} at the end: {self.server.ask('ZRANGE', name, 0, -1)}")
         if delayed := self.server.ask("ZRANGE", _CELL.delayed, 0, -1):
             self.blame("left", f"delayed at the end: {delayed}")
         parked = [
