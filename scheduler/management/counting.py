@@ -6,8 +6,8 @@ on `reserve` places nothing that does not count; then the reservations that were
 snapshot is published. Each step may be repeated; a leader that finds them half done begins anew. When the last limit of
 a kind is gone, so is the counting; what is held goes with the jobs.
 
-Beside each who counts stands the limit of its pool. When pools get other limits, all of these are written anew before
-the snapshot with them is published; one that was placed meanwhile by the old ones has its turn within a lease.
+Beside each who counts stands the limit of its pool. When pools get other limits, or none, all of these are written anew
+before the snapshot with them is published; one that was placed meanwhile by the old ones has its turn within a lease.
 """
 
 from __future__ import annotations
@@ -84,8 +84,9 @@ class Counting:
         added = await self._add_earlier(epoch, counted, pools, names)
         while added is None:  # somebody deleted what is counted, so that some were placed uncounted
             added = await self._add_earlier(epoch, counted, pools, names)
+        if not kinds <= self.kinds:
+            logger.info("limits are counted now (%s), with %d reservations", ", ".join(sorted(kinds)), added)
         self.kinds |= kinds
-        logger.info("limits are counted now (%s), with %d reservations", ", ".join(sorted(kinds)), added)
 
     async def settle(self, epoch: int, kinds: frozenset[str], version: int) -> None:
         """Other limits are in force.

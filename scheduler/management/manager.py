@@ -358,9 +358,7 @@ class Manager:
         """Compare what the cell counts with what is published, if it may be another one; and who counts, with time."""
         assert self._epoch is not None
         if self._recounts and self._published.version:  # otherwise with what is about to be
-            await self._counting.look(
-                self._epoch, self._published.pools, self._published.version, self._fleet.nodes
-            )
+            await self._counting.look(self._epoch, self._published.pools, self._published.version, self._fleet.nodes)
             self._recounts = False
         await self._counting.patrol(self._epoch, self._published.pools, self._fleet.nodes, self._clock.ms())
 
@@ -379,7 +377,7 @@ class Manager:
         news = delta.size > 0
         kinds = limited_kinds(picture.pools)
         are_others = kinds != self._counting.kinds or _limits(self._published.pools) != _limits(picture.pools)
-        if are_others and kinds:
+        if are_others:
             await self._counting.add(self._epoch, picture.pools, fleet.nodes)
         if news:
             stored = store(self._stored, delta, len(picture.nodes), self._settings.deltas_max)

@@ -35,8 +35,8 @@ def counted_by(job: Job, pool: Pool, kinds: Container[str]) -> tuple[tuple[str, 
 
 
 def limits_of(job: Job, wanted: Class, index: Index) -> tuple[str, ...]:
-    """Those that may hold a job back, as `<kind>:<id>`: of its session if any pool limits sessions, and of its tenant by
-    the policy of the pool that its session prefers.
+    """Those that may hold a job back, as `<kind>:<id>`: of its session if any pool limits sessions, and of its tenant
+    by the policy of the pool that its session prefers.
     """
     policy = index.pools.get(wanted.pool)
     if policy is None or not index.counted:
@@ -45,15 +45,16 @@ def limits_of(job: Job, wanted: Class, index: Index) -> tuple[str, ...]:
     return tuple([f"{kind}:{name}" for kind, name, most in counted if most or kind == "session"])
 
 
-def has_room(limit: str, used: int, least: int, policy: Pool | None) -> bool:
+def has_room(limit: str, used: int, least: int, pool: str, index: Index) -> bool:
     """Whether a limit of which `used` are held leaves room for a job of a pool. least: the smallest limit of the pools
     of those jobs, 0 for none.
     """
+    policy = index.pools.get(pool)
     if policy is None:
         return False
-    if limit.startswith(SESSION):
-        return all(used < most for most in (policy.session_concurrency, least) if most)
-    return policy.tenant_concurrency == 0 or used < policy.tenant_concurrency
+    if not limit.startswith(SESSION):
+        return policy.tenant_concurrency == 0 or used < policy.tenant_concurrency
+    return "session" not in index.counted or all(used < most for most in (policy.session_concurrency, least) if most)
 
 
 def changed_limits(old: Mapping[str, Pool], new: Mapping[str, Pool]) -> list[str]:

@@ -153,7 +153,7 @@ async def _with_room(limits: Sequence[tuple[str, str]], index: Index, reads: Rea
     return [
         each
         for each, (count, least) in zip(limits, used, strict=True)
-        if has_room(each[0], count, least, index.pools.get(each[1]))
+        if has_room(each[0], count, least, each[1], index)
     ]
 
 

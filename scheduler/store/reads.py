@@ -160,8 +160,7 @@ class Reads:
             commands += [("ZCARD", held), ("ZRANGEBYSCORE", held, "(0", "+inf", "WITHSCORES", "LIMIT", 0, 1)]
         rows = await self._connection.all_of(commands)
         return [
-            (int(size), int(float(least[1])) if least else 0)
-            for size, least in zip(rows[::2], rows[1::2], strict=True)
+            (int(size), int(float(least[1])) if least else 0) for size, least in zip(rows[::2], rows[1::2], strict=True)
         ]
 
     async def some_held(self, limits: Sequence[str], count: int) -> list[list[str]]:

@@ -161,7 +161,7 @@ async def test_a_waiting_job_that_is_sent_back_to_the_snapshot_is_tried_again(ur
         await b.free("n1", "j0")
         await until_placed(b, "j1")
         held = b.store.cell.keys.held("session", "s1")
-        assert await b.store.connection.commands.smembers(held) == {b"j1"}
+        assert await b.store.connection.commands.zrange(held, 0, -1) == [b"j1"]
 
 
 async def test_a_dispatcher_waits_for_the_snapshot_that_the_cell_asks_for(url: str) -> None:
@@ -185,12 +185,12 @@ async def reserve_within_limits(
     answers: list[calls.Reserved | calls.Refused] = []
     for item in items:
         held = self.keys.held("session", item.session_id)
-        if await commands.scard(held) >= pools[item.pool].session_concurrency:
+        if await commands.zcard(held) >= pools[item.pool].session_concurrency:
             answers.append(calls.Refused("limited", f"session:{item.session_id}"))
         else:
             answers += await RESERVE(self, [item], boots, pools, version)
             if isinstance(answers[-1], calls.Reserved):
-                await commands.sadd(held, item.job_id)
+                await commands.zadd(held, {item.job_id: 1})
     return answers
 
 

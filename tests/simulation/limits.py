@@ -130,7 +130,7 @@ class LimitChecker:
             pool = record.get("policy", "").partition(" ")[0]
             said = [limits.get(pool, {}).get(kind, 0) for _, limits in self._limits]
             if score is not None and int(score) not in said:
-                self._blame("limit", f"job {job_id} of {pool} stands for {int(score)} of {kind} {who}, not one of {said}")
+                self._blame("limit", f"job {job_id} of {pool} stands for {int(score)} of {kind} {who}, of {said}")
 
     def check_held(self, name: bytes, records: Records) -> None:
         """Who counts for a limit runs."""

@@ -217,7 +217,7 @@ class RestChecker:
             kind, _, name = limit.partition(":")
             flat = self._server.ask("ZRANGE", _CELL.held(kind, name), 0, -1, "WITHSCORES")
             least = min((int(score) for score in flat[1::2] if int(score)), default=0)
-            if not has_room(limit, len(flat) // 2, least, self._index.pools.get(wanted.pool)):
+            if not has_room(limit, len(flat) // 2, least, wanted.pool, self._index):
                 return False
         pools = [pool for pool in self._index.tiers(wanted.pool) if self._admits(pool, job.tenant_id)]
         return any(
