@@ -17,6 +17,7 @@ from tests.dumps import dump, unchanged
 from tests.seeds import (
     BOOT,
     JOB,
+    LEADER_EPOCH,
     MANAGER,
     NODE,
     OWNER,
@@ -115,7 +116,7 @@ async def test_rule_34_what_was_deleted_is_found_and_made_again_with_full_memory
         assert await store.cell.reopen([NODE]) == ["opened"]
         assert isinstance((await store.cell.renew(NODE, [(JOB, token)]))[2][0], calls.Renewed)
         item = calls.CountItem(NODE, JOB, SESSION, "")
-        assert (await store.cell.count(1, calls.Counted(1, frozenset({"session"})), [item]))[1] == ["added"]
+        assert (await store.cell.count(LEADER_EPOCH, calls.Counted(1, frozenset({"session"})), [item]))[1] == ["added"]
 
 
 @pytest.mark.parametrize("script", [name for name in SCRIPT_NAMES if name not in ("submit", *MENDING)])

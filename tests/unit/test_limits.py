@@ -364,7 +364,7 @@ def test_a_gap_lets_the_first_of_each_limit_try() -> None:
 def test_a_snapshot_with_other_limits_lets_those_of_its_pools_try() -> None:
     """Others are left alone."""
     waiting = seed_limited("j1", "j2")
-    waiting.newly_limited(a_job("j3", "s3"), a_class("b"), 0, "session:s3", waiting.limits.mark)
+    waiting.newly_limited(a_job("j3", "s3"), a_class("b"), 0, "tenant:t3", waiting.limits.mark)
     waiting.limits.tell_pools(["a", "c"])
     assert try_all(waiting, room=9) == (["j1", "j2"], 0)
     assert picture(waiting) == {"j3": "limited"}
