@@ -105,13 +105,12 @@ local function rebuild()
     local new_id, job_id = add('*', entry[2]), value_of(entry[2], 'job_id')
     if job_id then rename(job_keys[job_id], entry[1], new_id) end
   end
-  redis.call('UNLINK', stream_key)
-  if entries + #absurd > 0 then
-    redis.call('RENAME', copy_key, stream_key)
-    redis.call('PERSIST', stream_key)
-  else
-    redis.call('DEL', copy_key)
+  if entries + #absurd == 0 then -- an empty stream is one all the same
+    redis.call('XDEL', copy_key, redis.call('XADD', copy_key, '*', 'rebuilt', '1'))
   end
+  redis.call('UNLINK', stream_key)
+  redis.call('RENAME', copy_key, stream_key)
+  redis.call('PERSIST', stream_key)
   return {'rebuilt', entries, #absurd}
 end
 

@@ -16,6 +16,7 @@ _DETAIL_LENGTH_MAX: Final = 500
 BODY_BYTES_MAX: Final = 2_048
 """A body up to here goes with its reservation, which costs the server less than to read it from the intake."""
 _DIGITS_MAX: Final = 16  # of a time in milliseconds
+_DEADLINE_MS_MAX: Final = 10**12  # no process lasts so long; documents can have numbers that no clock can be added to
 
 
 class Class(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
@@ -119,7 +120,7 @@ def by_own_clock(job: Job, entry: calls.Entry, server_ms: int, own_ms: float) ->
     """
     if job.deadline_at_ms is None:
         return job
-    left_ms = job.deadline_at_ms - max(server_ms, _submitted_ms(entry))
+    left_ms = min(job.deadline_at_ms - max(server_ms, _submitted_ms(entry)), _DEADLINE_MS_MAX)
     return msgspec.structs.replace(job, deadline_at_ms=int(own_ms + left_ms))
 
 

@@ -99,7 +99,7 @@ async def test_closing_does_not_wait_for_a_server_that_reads_nothing(store: Stor
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await reader.readexactly(1)
-            writer.write(b"+OK\r\n" * 2)  # to CLIENT SETINFO
+            writer.write(b"+OK\r\n" * 2 + b"$0\r\n\r\n")  # to CLIENT SETINFO, and to INFO
             accepted.set()
             await ended
         finally:

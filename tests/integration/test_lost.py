@@ -23,7 +23,7 @@ from scheduler.runtime.reaper import Reaper
 from scheduler.store.connection import Connection
 from scheduler.store.server import start_embedded
 from scheduler.store.store import Store
-from tests.clock import HandClock
+from tests.clock import HandClock, hand_clock
 from tests.seeds import JOB, NODE, seed_delayed, seed_record, seed_reserved
 from tests.system import QUICK, System, running
 
@@ -292,10 +292,11 @@ async def look(reaper: Reaper, clock: HandClock, for_ms: float) -> None:
         await reaper.run_once()
 
 
-async def test_a_delayed_job_without_a_time_is_found_by_its_body(store: Store) -> None:
-    """It is due; a body of nobody is dropped."""
-    clock = HandClock()
+async def test_a_delayed_job_without_a_time_is_found_by_its_body(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is due after its own delay, from when the body was parked; a body of nobody is dropped."""
+    clock = hand_clock(monkeypatch)
     await seed_delayed(store, due=False)
+    await seed_record(store, delay_ms=1)
     await store.connection.commands.delete(CELL.delayed)
     await store.connection.commands.xadd(CELL.parked, {"job": "nobody's"})
     reaper = await a_reaper(store, clock)
@@ -306,9 +307,11 @@ async def test_a_delayed_job_without_a_time_is_found_by_its_body(store: Store) -
     assert await store.reads.length(CELL.parked) == 0
 
 
-async def test_a_reservation_without_a_slot_ends_when_nobody_renews_it_for_a_lease(store: Store) -> None:
+async def test_a_reservation_without_a_slot_ends_when_nobody_renews_it_for_a_lease(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not before: its handler may run under the lease that it has."""
-    clock = HandClock()
+    clock = hand_clock(monkeypatch)
     await seed_reserved(store)
     await store.connection.commands.delete(CELL.slots(NODE))
     reaper = await a_reaper(store, clock)
@@ -321,9 +324,11 @@ async def test_a_reservation_without_a_slot_ends_when_nobody_renews_it_for_a_lea
     assert [each for each in await store.reads.entries(CELL.inbox(NODE)) if b"job" in each[1]] == []
 
 
-async def test_an_assignment_of_another_reservation_is_dropped_after_a_lease(store: Store) -> None:
+async def test_an_assignment_of_another_reservation_is_dropped_after_a_lease(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its record was deleted, and the job came again: nothing else would ever take it out of the inbox."""
-    clock = HandClock()
+    clock = hand_clock(monkeypatch)
     token = await seed_reserved(store)
     await store.connection.commands.delete(CELL.slots(NODE))
     await seed_record(store, holder=f"n2 {token + 1}")

@@ -354,7 +354,7 @@ EXPECTED_DETAILS = sorted(
         "invalid: src_lang = 'en', tgt_lang = '': expected both languages, or none of them",
         "invalid: job is no valid msgpack document: MessagePack data is malformed: invalid opcode '\\xc1' (byte 0)",
         "invalid: job_id = '~mine': expected not to start with ~, which is for generated ids",
-        "too_large: payload of 262145 bytes: expected at most 262144",
+        "too_large: payload of 262145 bytes: expected at most 262144; 1 bytes of it are not kept",
         "invalid: job (JSON): Expected `array`, got `int` - at `$.features`",
     ]
 )

@@ -47,7 +47,7 @@ async def test_no_step_looks_at_all_who_wait(url: str, monkeypatch: pytest.Monke
             patch.setattr(Waiting, "__iter__", None)
             await b.fleet(n1=9_999, n2=1, n3=1)
             await b.free("n2", (await b.inbox("n2"))[0])
-            b.dispatcher._timers = Timers("sweep")  # which is due
+            b.dispatcher._timers = Timers("sweep", "behind")  # which are due
             while len(b.dispatcher.waiting) == 50:
                 await b.dispatcher.run_once()
             await b.fleet(n1=9_999)
@@ -82,7 +82,7 @@ async def test_jobs_that_no_node_serves_are_refused_in_parts(url: str, monkeypat
         await seed_waiting(b, 30)
         await b.fleet(n1=9_999)
         report = b.dispatcher.report
-        b.dispatcher._timers = Timers("sweep")  # which is due
+        b.dispatcher._timers = Timers("sweep", "behind")  # which are due
         await b.dispatcher.run_once()
         sizes = await sizes_of_steps(b, lambda: report.rejected >= 30, lambda: report.rejected)
         assert (max(sizes), len(b.dispatcher.waiting)) == (8, 0)

@@ -66,8 +66,9 @@ def test_wheel_contents(unpacked_wheel: Path) -> None:
     information = f"stream_scheduler-{scheduler.__version__}.dist-info"
     installed = unpacked_wheel / "scheduler"
     assert {path.name for path in unpacked_wheel.iterdir()} == {"scheduler", information}
-    assert {path.name: path.read_bytes() for path in (installed / "lua").iterdir()} == {
-        path.name: path.read_bytes() for path in (ROOT / "lua").glob("*.lua")
+    lua = installed / "lua"
+    assert {path.relative_to(lua): path.read_bytes() for path in lua.rglob("*") if path.is_file()} == {
+        path.relative_to(ROOT / "lua"): path.read_bytes() for path in (ROOT / "lua").rglob("*.lua")
     }
     assert (installed / "py.typed").is_file()
     assert (unpacked_wheel / information / "licenses" / "LICENSE").is_file()

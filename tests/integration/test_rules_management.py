@@ -19,7 +19,7 @@ from scheduler.runtime.reaper import Reaper
 from scheduler.store.cell import Cell
 from scheduler.store.control import Control, Leading
 from scheduler.store.store import Store
-from tests.clock import HandClock
+from tests.clock import HandClock, hand_clock
 from tests.dumps import standing
 from tests.integration.test_dispatcher import bench
 from tests.integration.test_main_job import EN_ZH, WAIT_MS
@@ -43,9 +43,9 @@ IMPATIENT = msgspec.structs.replace(DEFAULTS, silence_ms=BEATEN_MS, publish_ms=1
 
 
 @pytest.fixture
-def clock() -> HandClock:
+def clock(monkeypatch: pytest.MonkeyPatch) -> HandClock:
     """The own clock of manager and reaper."""
-    return HandClock()
+    return hand_clock(monkeypatch)
 
 
 async def new_reaper(store: Store, settings: Settings = DEFAULTS, clock: Clock = SYSTEM_CLOCK) -> Reaper:

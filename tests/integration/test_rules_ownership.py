@@ -9,13 +9,12 @@ import msgspec
 import pytest
 
 from scheduler import calls, keys, model
-from scheduler.clock import ServerTime
 from scheduler.handlers import Job
 from scheduler.model import JobDocument
 from scheduler.roles import start_dispatcher
 from scheduler.store.connection import RETRY_MS_MAX
 from scheduler.store.control import Beaten, Control
-from tests.clock import HandClock
+from tests.clock import HandClock, hand_clock
 from tests.fault.processes import process
 from tests.fault.test_nodes import ended, submit
 from tests.integration.test_dispatcher import CALM, Bench, bench
@@ -185,9 +184,9 @@ async def test_a_stolen_partition_costs_only_its_own_jobs(url: str) -> None:
 
 
 @pytest.fixture
-def clock() -> HandClock:
+def clock(monkeypatch: pytest.MonkeyPatch) -> HandClock:
     """By which dispatchers notice that they were deaf."""
-    return HandClock()
+    return hand_clock(monkeypatch)
 
 
 async def seed_outage(clock: HandClock, *benches: Bench) -> None:
@@ -215,11 +214,8 @@ async def test_the_first_dispatcher_after_an_outage_takes_nothing_from_the_other
         assert {p: hold[:2] for p, hold in after.items()} == {p: hold[:2] for p, hold in before.items()}
 
 
-async def test_a_dispatcher_that_does_not_come_back_after_an_outage_is_given_up(
-    url: str, clock: HandClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_dispatcher_that_does_not_come_back_after_an_outage_is_given_up(url: str, clock: HandClock) -> None:
     """RULES 16: the others had time for a heartbeat; whoever did not use it is silent, and its share is taken."""
-    monkeypatch.setattr(ServerTime, "told", lambda *_: 0.0)  # the server's clock does not go with this one
     async with bench(url, clock=clock) as first, bench(url, owner="d+2", clock=clock) as second:
         for b in (first, second, first):
             await b.dispatcher._beat()

@@ -178,7 +178,12 @@ async def test_a_dispatcher_waits_for_the_snapshot_that_the_cell_asks_for(url: s
 
 
 async def reserve_within_limits(
-    self: Cell, items: Sequence[calls.ReserveItem], boots: Mapping[str, str], pools: Mapping[str, Pool], version: int
+    self: Cell,
+    items: Sequence[calls.ReserveItem],
+    boots: Mapping[str, str],
+    pools: Mapping[str, Pool],
+    version: int,
+    life: str = "",
 ) -> list[calls.Reserved | calls.Refused]:
     """`reserve` as it is with limits of sessions."""
     commands = self._connection.commands

@@ -233,3 +233,11 @@ def test_without_a_deadline_there_is_none() -> None:
     job = decode(read, CELL, DEFAULTS)
     assert isinstance(job, Job)
     assert by_own_clock(job, read, 1_000, 77_000.0) is job
+
+
+def test_a_deadline_of_any_number_is_far_away() -> None:
+    """A number that no clock can be added to harms nobody."""
+    read = entry({"session_id": "s1", "deadline_ms": 10**400})
+    job = decode(read, CELL, DEFAULTS)
+    assert isinstance(job, Job)
+    assert by_own_clock(job, read, 1_000, 77_000.0).deadline_at_ms == 77_000 + 10**12
