@@ -434,6 +434,26 @@ async def test_no_job_of_whatever_pool_runs_beside_one_under_a_limit_of_one(url:
         await system.until(lambda: nothing_is_held(system.store))
 
 
+@pytest.mark.parametrize("line", ["session_concurrency = 2", ""], ids=["a higher one", "none"])
+async def test_another_limit_holds_at_once_for_what_waits_beside_a_job(url: str, tmp_path: Path, line: str) -> None:
+    """The job that runs stands for the new one; the first that waits is tried when the snapshot comes."""
+    async with running(url, QUICK) as system:
+        work = Work()
+        text = '[pools.gold]\ntenants = ["acme"]\nfallback = ["default"]\n'
+        await apply(url, tmp_path / "pools.toml", f"{text}session_concurrency = 1\n")
+        await system.add_node("g1", work, pool="gold")
+        await system.add_node("d1", work, pairs=(EN_ZH, EN_DE), capacity=4)
+        first, second = await submit(system, "s1", EN_ZH, EN_DE)
+        await system.until(is_limited(system.dispatcher, second))
+
+        await apply(url, tmp_path / "pools.toml", f"{text}{line}\n")
+
+        await system.until(lambda: second in work.pools)
+        assert (work.now["s1"], work.pools) == (2, {first: "gold", second: "default"})
+        assert system.dispatcher.report.sweep_hits == 0
+        work.may_end.set()
+
+
 async def nothing_is_held(store: Store) -> bool:
     """No limit is taken."""
     return await held(store) == {}

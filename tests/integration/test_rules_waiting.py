@@ -229,6 +229,8 @@ async def test_a_snapshot_without_the_limit_lets_its_jobs_go(url: str, monkeypat
     async with unswept(url) as b:
         await fill_session(b, monkeypatch)
         b.pool = Pool("default", session_concurrency=2)
+        held = b.store.cell.keys.held("session", "s1")
+        await b.store.connection.commands.zadd(held, {"j0": 2})  # as the leader does before it publishes
         await b.fleet(n1=9)
         await until_placed(b, "j1")
         assert {each.job.job_id: each.status for each in b.dispatcher.waiting} == {"j2": "limited"}
