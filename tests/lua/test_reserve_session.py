@@ -312,6 +312,23 @@ async def test_rule_22_no_job_of_a_session_is_placed_beside_more_than_those_that
     assert placed(await reserve(store, [item])) == [expected]
 
 
+async def test_rule_22_who_is_placed_stands_for_the_limit_of_its_pool(store: Store) -> None:
+    """Until it ends; what comes behind in the same call, too, waits for it."""
+    epoch = await seed_fleet(store, 9)
+    entries = [await seed_job(store, f"j{i}") for i in range(3)]
+    items = [
+        reserve_item(entry, epoch, f"j{i}", limits=(("session", SESSION, most),))
+        for i, (entry, most) in enumerate(zip(entries, (1, 0, 0), strict=True))
+    ]
+
+    first, *others = await reserve(store, items)
+
+    assert isinstance(first, calls.Reserved)
+    assert others == [calls.Refused("limited", f"session:{SESSION}"), calls.Refused("behind")]
+    await release(store, release_item(first.token, "finish", "j0"))
+    assert placed(await reserve(store, items[1:])) == [NODE, NODE]
+
+
 async def test_rule_22_of_a_tenant_each_pool_says_what_it_starts_itself(store: Store) -> None:
     """A job that runs under a limit of its tenant keeps none of another pool from running."""
     epoch = await seed_fleet(store, 9)
