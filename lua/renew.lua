@@ -40,7 +40,7 @@ local function renew(job_key, job_id, token, phase)
   if phase ~= 'started' and phase ~= 'waiting' then
     return {'invalid', "phase = '" .. string.sub(phase, 1, 64) .. "': expected started or waiting"}
   end
-  local record = redis.call('HMGET', job_key, 'state', 'holder', 'policy', 'started_ms', 'cancel')
+  local record = redis.call('HMGET', job_key, 'state', 'holder', 'policy', 'started_ms', 'cancel', 'assignment')
   if not record[1] then return {'unknown'} end
   local node, last = string.match(record[2] or '', '^(%S+) (%S+)$')
   if record[1] ~= 'reserved' or last ~= token then return {'stale', last or '0'} end
@@ -60,6 +60,10 @@ local function renew(job_key, job_id, token, phase)
   local lease_until_ms = string.format('%.0f', now_ms + lease_ms)
   redis.call('ZADD', slots_key, lease_until_ms, job_id)
   if not started_ms and phase == 'started' then began_ms = now_ms end
+  if not began_ms and record[6] then -- the lease in force is no first one any more
+    local assignment = string.gsub(record[6], ' %d+$', ' ' .. lease_ms)
+    if assignment ~= record[6] then redis.call('HSET', job_key, 'assignment', assignment) end
+  end
   if began_ms ~= started_ms then redis.call('HSET', job_key, 'started_ms', string.format('%.0f', began_ms)) end
   return {record[5] and 'cancelling' or 'renewed', lease_until_ms}
 end

@@ -104,7 +104,10 @@ class JobDocument(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class NodeBeat(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind", tag="node"):
-    """A node's heartbeat: a complete registration. Languages, features, labels and version are fixed for a boot."""
+    """A node's heartbeat: a complete registration. Languages, features, labels and version are fixed for a boot.
+
+    since_ms: server time when this boot began, 0 if it does not say.
+    """
 
     node: str
     boot: str
@@ -114,6 +117,7 @@ class NodeBeat(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind"
     labels: dict[str, str] = {}
     pool: str = ""
     version: str = ""
+    since_ms: int = 0
     draining: bool = False
     healthy: bool = True
     running: int = 0
@@ -207,7 +211,8 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True):
     """A node as placement sees it. Nodes that cannot take work (draining, dead) are not in the snapshot.
 
     suspect: it fell silent together with many others, so it is placed on last. assigned: it named no pool, so that this
-    one was found for it, and another one may be when the configuration changes.
+    one was found for it, and another one may be when the configuration changes. since_ms: server time when its boot
+    began, 0 if it does not say.
     """
 
     id: str
@@ -220,6 +225,7 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True):
     version: str = ""
     suspect: bool = False
     assigned: bool = False
+    since_ms: int = 0
 
 
 class Snapshot(msgspec.Struct, frozen=True):

@@ -116,9 +116,9 @@ class Node:
             self._store.connection.heard = self._server_clock.heard
             self._life = self._store.connection.life
             self._layout = await self._store.layout()
-            number, self._held_before = await self._store.cell.boot(self.node_id)
+            since_ms, number, self._held_before = await self._store.cell.boot(self.node_id)
             self.boot = f"{number}-{self._host.token_hex(4)}"
-            self._beat_document = msgspec.structs.replace(self._beat_document, boot=self.boot)
+            self._beat_document = msgspec.structs.replace(self._beat_document, boot=self.boot, since_ms=since_ms)
             workers = max(THREADS_MIN, 2 * self._beat_document.capacity)
             self._threads = self._host.threads(workers, f"scheduler-{self.node_id}")
             self._reporter = Reporter(self._store.cell, self._settings, self._layout, self.node_id, self.boot)

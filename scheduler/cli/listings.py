@@ -294,10 +294,14 @@ async def _last_heard(store: Store, boots: Mapping[str, str]) -> dict[str, model
 
 
 def _node(beat: model.NodeBeat, pool: str) -> model.Node:
-    return model.Node(beat.node, beat.boot, beat.capacity, pool, beat.pairs, beat.features, beat.labels, beat.version)
+    return model.Node(
+        beat.node, beat.boot, beat.capacity, pool, beat.pairs, beat.features, beat.labels, beat.version,
+        since_ms=beat.since_ms,
+    )  # fmt: skip
 
 
 def _member(item: calls.CapacityItem, node: model.Node | None, used: int, now_us: int) -> Member:
+    since_ms = (node.since_ms if node else 0) or model.boot_order(item.boot) // 1000
     return Member(
         id=item.node,
         pool=node.pool if node else None,
@@ -309,5 +313,5 @@ def _member(item: calls.CapacityItem, node: model.Node | None, used: int, now_us
         labels=node.labels if node else {},
         version=node.version if node else "",
         boot=item.boot,
-        boot_age_ms=max(0, now_us - model.boot_order(item.boot)) // 1000,
+        boot_age_ms=max(0, now_us // 1000 - since_ms),
     )

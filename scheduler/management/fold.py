@@ -155,6 +155,7 @@ def recover(snapshot: Snapshot, capacities: Mapping[str, CapacityItem], now_ms: 
             labels=node.labels,
             pool="" if node.assigned else node.pool,
             version=node.version,
+            since_ms=node.since_ms,
         )
         nodes[node.id] = Known(beat, now_ms)
     for item in capacities.values():

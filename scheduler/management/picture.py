@@ -65,6 +65,7 @@ def node_of(known: Known) -> Node | None:
         version=beat.version,
         suspect=item.reason == "suspect",
         assigned=not beat.pool,
+        since_ms=beat.since_ms,
     )
 
 

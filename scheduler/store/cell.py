@@ -138,16 +138,16 @@ class Cell:
             raise Fenced(f"leader epoch {epoch} is over: {answer[1].decode()} was seen")
         return [word.decode() for word in answer[1:]]
 
-    async def boot(self, node: str) -> tuple[int, dict[str, int]]:
+    async def boot(self, node: str) -> tuple[int, int, dict[str, int]]:
         """Begin a life of a node.
 
-        Returns: the number of its boot, above all others; and what earlier lives hold: job_id -> end of its lease.
+        Returns: now_ms; the number of its boot, above all others; what earlier lives hold: job_id -> end of its lease.
         """
         answer = await self._connection.call(
             "boot", [self.keys.last_boot, self.keys.capacity, self.keys.slots(node)], [node]
         )
         held = answer[2]
-        return int(answer[1]), {held[i].decode(): int(float(held[i + 1])) for i in range(0, len(held), 2)}
+        return answer[0], int(answer[1]), {held[i].decode(): int(float(held[i + 1])) for i in range(0, len(held), 2)}
 
     async def count(
         self, epoch: int, counted: calls.Counted, items: Sequence[calls.CountItem] = ()

@@ -220,7 +220,9 @@ async def test_renewal_of_a_job_whose_body_has_not_come_does_not_start_it(store:
 
     assert answers == [calls.Renewed(now_ms + 15_000)]
     assert await store.reads.reservations(NODE) == [(JOB, now_ms + 15_000)]
-    assert "started_ms" not in await store.reads.record(JOB)
+    record = await store.reads.record(JOB)
+    assert "started_ms" not in record
+    assert record["assignment"].split(" ")[2] == "15000"  # the length of the lease in force
     now_ms, _, _ = await store.cell.renew(NODE, [(JOB, token)])
     assert (await store.reads.record(JOB))["started_ms"] == str(now_ms)
 

@@ -114,7 +114,7 @@ class Node:
         self.node_id = node_id
         self.phase = "joining"
         names = ("last_boot", "capacity", f"slots:{node_id}")
-        _, number, held = self.server.call("boot", [self.server.key(name) for name in names], [node_id])
+        self._since_ms, number, held = self.server.call("boot", [self.server.key(name) for name in names], [node_id])
         self.boot = f"{number.decode()}-{secrets.token_hex(4)}"
         self._held_before = {job_id.decode(): until_ms for job_id, until_ms in zip(held[::2], held[1::2], strict=True)}
         self._work = work
@@ -179,6 +179,7 @@ class Node:
             "boot": self.boot,
             "capacity": self._capacity,
             "pairs": self._pairs,
+            "since_ms": self._since_ms,
             "draining": wants_to_leave,
             "running": len(self._running),
         }
