@@ -1,4 +1,4 @@
-"""The commands: a chaos run, and `outage`."""
+"""The commands: a chaos run, `outage` and `shocks`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,14 @@ from chaos.processes import variables
 from chaos.report import conclude
 from chaos.run import Plan, run
 from chaos.settings import Leases, settings_for
+from chaos.shocked import run as run_shocks
+from chaos.shocks import Result as ShockResult
+from chaos.shocks import Shock, matrix, settings_of
 from scheduler.cli.common import find_server, log_level_option
 from scheduler.cli.failures import BY_SIGNAL, as_failure
 from scheduler.errors import SchedulerError
 from scheduler.loads import PAIRS, Arrival, offered_load, read_trace, speech_arrivals
+from scheduler.store.server import Engine, available_engines
 
 SEED: Final = 1
 SPEED: Final = 60.0
@@ -34,6 +38,7 @@ SESSIONS: Final = 200
 SECONDS: Final = 55.0
 EVERY_S: Final = 5.0
 AWAY_S: Final = 40.0
+PAUSE_S: Final = 20.0
 COUNTS: Final = Counts()
 SLOTS: Final = 8
 QUICK_JOBS: Final = 400
@@ -153,7 +158,8 @@ def chaos(
     no node was over capacity, every session kept its order, and its node while that was healthy and had room, and no
     slot is held at the end.
 
-    There is also `outage`: the server itself is away for longer than every lease.
+    There are also `outage`: the server itself is away for longer than every lease; and `shocks`: the server's clock is
+    stepped, or all processes are paused, or stopped and started, at once.
     """
     if speech and file is not None:
         raise click.UsageError("expected either FILE or --speech")
@@ -299,9 +305,95 @@ def outage(away_s: float, leases: str, kill: bool, directory: Path | None) -> No
         click.get_current_context().exit(1)
 
 
+@click.command(cls=Explained, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("words", nargs=-1)
+@click.option(
+    "--engine",
+    "engines",
+    type=click.Choice(["valkey", "redis"]),
+    multiple=True,
+    help="This server; repeatable.  [default: all there are]",
+)
+@click.option(
+    "--pause-s", type=click.FloatRange(min=0.1), default=PAUSE_S, show_default=True, help="How long a pause lasts."
+)
+@_leases("half")
+@click.option("--seed", type=int, default=SEED, show_default=True, help="Of the load.")
+@_directory
+@click.option("--json", "as_json", is_flag=True, help="A JSON object a line.")
+@log_level_option("warning")
+def shocks(
+    words: tuple[str, ...],
+    engines: tuple[Engine, ...],
+    pause_s: float,
+    leases: str,
+    seed: int,
+    directory: Path | None,
+    as_json: bool,
+) -> None:
+    """Let whole schedulers meet what hits everybody at once; with WORDS, only the shocks that are called by all of
+    them, such as `manager before`.
+
+    The server's clock is stepped by an hour, ten seconds and one, on and back, while all managers, dispatchers or
+    reapers, or a node, die before, at or after the step; all processes are paused, with the server and without it, and
+    a node alone; and all are stopped and started again. Needs gcc, for what moves the server's clock. With default
+    leases it takes an hour an engine, with half of them half of that.
+
+    A line for each shock, as it ends. Ends with 0 only if no job was lost or charged, no node was over capacity, no
+    handler started without a lease, every other guarantee held, and all went on in time.
+    """
+    chosen = [[each for each in series if all(word in str(each) for word in words)] for series in matrix_of(pause_s)]
+    settings = settings_of(settings_for(cast(Leases, leases), 0))
+    broken, headed = False, as_json
+
+    def tell(result: ShockResult) -> None:
+        nonlocal broken, headed
+        broken = broken or not result.ok
+        if not headed:
+            click.echo(shock_row(None))
+        headed = True
+        click.echo(
+            msgspec.json.encode({"ok": result.ok} | msgspec.to_builtins(result)) if as_json else shock_row(result)
+        )
+        for line in () if as_json else result.examples:
+            click.echo(f"  {line}")
+
+    with kept(directory) as folder:
+        for engine in engines or available_engines():
+            for number, series in enumerate(each for each in chosen if each):
+                place = folder.path / f"{engine}{number:02}"
+                place.mkdir()
+                for line in run_shocks(series, settings, place, engine, seed=seed, tell=tell)[1]:
+                    broken = True
+                    click.echo(line, err=True)
+        folder.wanted = broken
+    if broken:
+        click.get_current_context().exit(1)
+
+
+def matrix_of(pause_s: float) -> list[list[Shock]]:
+    """All shocks, with pauses of so many seconds."""
+    return matrix(round(pause_s * 1000))
+
+
+def shock_row(result: ShockResult | None) -> str:
+    """One shock in a line; the names of the columns for None."""
+    if result is None:
+        return f"{'engine':7} {'shock':38} {'jobs':>5} {'lost':>4} {'over':>4} {'past lease':>10} {'charged':>7} " + (
+            f"{'broken':>6} {'left':>4} {'goes on':>8} {'managed':>8}"
+        )
+    return (
+        f"{result.engine:7} {result.shock:38} {result.submitted:5} {result.lost:4} {result.over_capacity:4} "
+        f"{result.past_lease:10} {result.charged:7} {result.broken:6} {result.left:4} {result.again_ms / 1000:6.1f} s "
+        f"{result.managed_ms / 1000:6.1f} s{'' if result.ok else '  FAIL'}"
+    )
+
+
 def main() -> None:
-    """What was typed: `outage`, or else a chaos run."""
+    """What was typed: `outage`, `shocks`, or else a chaos run."""
     arguments = sys.argv[1:]
     if arguments[:1] == ["outage"]:
         outage.main(arguments[1:], prog_name="./tools/chaos outage")
+    if arguments[:1] == ["shocks"]:
+        shocks.main(arguments[1:], prog_name="./tools/chaos shocks")
     chaos.main(arguments, prog_name="./tools/chaos")

@@ -225,6 +225,53 @@ class Fleet:
     def _tell(self, what: str) -> None:
         logger.info("%6.1f s  %s", time.monotonic() - self._started_s, what)
 
+    # ---- what hits everybody ----
+
+    async def kill_all(self, role: Role) -> None:
+        """Kill every process of a role at once, and let others take the places."""
+        lives = [life for life in self._seats.values() if life.role == role]
+        for life in lives:
+            self._kill(life)
+        for life in lives:
+            self.acts[role, "kill"] += 1
+            successor = await self._fill(life.seat, role)
+            self._tell(f"{life.name} is killed, {successor.name} takes its place")
+
+    def node_in(self, seat: str) -> str:
+        """The id of the node in a seat."""
+        return self._seats[seat].node
+
+    async def pause_one(self, seat: str, pause_ms: int) -> None:
+        """Let one stand still for so long."""
+        process = self._seats[seat].process
+        await process.pause()
+        await asyncio.sleep(pause_ms / 1000)
+        process.wake()
+
+    async def pause_all(self) -> None:
+        """Let everybody stand still, until `wake_all`."""
+        await asyncio.gather(*(life.process.pause() for life in self._seats.values()))
+        self._tell("all are paused")
+
+    def wake_all(self) -> None:
+        """Let everybody go on."""
+        for life in self._seats.values():
+            life.process.wake()
+        self._tell("all wake")
+
+    async def restart_all(self) -> None:
+        """Tell all to stop at once, and start all again when all have ended."""
+        lives = list(self._seats.values())
+        for life in lives:
+            life.fate = "stopped"
+            life.process.send(signal.SIGTERM)
+        self._tell("all are told to stop")
+        await self._end(lives)
+        for life in lives:
+            await self._fill(life.seat, life.role)
+        self._tell("all are started again")
+        await self.ready()
+
     # ---- the end ----
 
     async def stop(self) -> None:

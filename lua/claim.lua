@@ -5,7 +5,8 @@
 -- ARGV[1] owner (name+boot)   ARGV[2] lease_ms   ARGV[3] freed_max   ARGV[4..] items: partition, action (take | give_up)
 -- RETURNS {now_ms, answer, ...}, one a partition: {"owned", epoch} | {"held", owner, until_ms} | {"given_up"}
 -- INVARIANT a change of owner raises the epoch; claiming again as the holder renews under the same one; no lease lies
---   further ahead than its own length, whatever the clock did since it was written.
+--   further ahead than its own length, whatever the clock did since it was written: where one does, all are looked at, for
+--   those whom nobody claims yet are held by the dead.
 local owners_key, freed_key = KEYS[1], KEYS[2]
 local owner, lease_ms, freed_max = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 
@@ -13,16 +14,22 @@ local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
 local now_ms = math.floor(now_us / 1000)
 local answers, given_up = {now_ms}, {}
+local went_back = false
 
 -- INCLUDE streams
 
 local function write(epoch, name, until_ms, length_text) return string.format('%s %s %.0f %s', epoch, name, until_ms, length_text) end
 
+local function parse(stored)
+  local epoch_text, holder, until_text, length_text = string.match(stored, '^(%S+) (%S+) (%S+) ?(%S*)')
+  return epoch_text, holder, tonumber(until_text), length_text, now_ms + (tonumber(length_text) or lease_ms)
+end
+
 for i = 4, #ARGV, 2 do
   local partition, action = ARGV[i], ARGV[i + 1]
-  local stored = redis.call('HGET', owners_key, partition) or '0 - 0 0'
-  local epoch_text, holder, until_text, length_text = string.match(stored, '^(%S+) (%S+) (%S+) ?(%S*)')
-  local epoch, until_ms, latest_ms = tonumber(epoch_text), tonumber(until_text), now_ms + (tonumber(length_text) or lease_ms)
+  local epoch_text, holder, until_ms, length_text, latest_ms = parse(redis.call('HGET', owners_key, partition) or '0 - 0 0')
+  local epoch = tonumber(epoch_text)
+  went_back = went_back or until_ms > latest_ms
   if action == 'give_up' then
     if holder == owner then
       redis.call('HSET', owners_key, partition, epoch_text .. ' - 0 0')
@@ -30,16 +37,21 @@ for i = 4, #ARGV, 2 do
     end
     answers[#answers + 1] = {'given_up'}
   elseif holder ~= owner and holder ~= '-' and until_ms > now_ms then
-    if until_ms > latest_ms then
-      until_ms = latest_ms
-      redis.call('HSET', owners_key, partition, write(epoch_text, holder, until_ms, length_text))
-    end
-    answers[#answers + 1] = {'held', holder, until_ms}
+    answers[#answers + 1] = {'held', holder, math.min(until_ms, latest_ms)}
   else
     if holder ~= owner then epoch = math.max(epoch + 1, now_us) end
     epoch_text = string.format('%.0f', epoch)
     redis.call('HSET', owners_key, partition, write(epoch_text, owner, now_ms + lease_ms, ARGV[2]))
     answers[#answers + 1] = {'owned', epoch_text}
+  end
+end
+if went_back then
+  local owners = redis.call('HGETALL', owners_key)
+  for i = 1, #owners, 2 do
+    local epoch_text, holder, until_ms, length_text, latest_ms = parse(owners[i + 1])
+    if until_ms > latest_ms then
+      redis.call('HSET', owners_key, owners[i], write(epoch_text, holder, latest_ms, length_text))
+    end
   end
 end
 if #given_up > 0 then

@@ -115,7 +115,7 @@ def _garbage() -> list[str]:
 
 
 # They start so many processes at once that leases of tests beside them would lapse.
-_ALONE = {"fault/test_chaos.py", "integration/test_procfile.py"}
+_ALONE = {"fault/test_chaos.py", "fault/test_shocks.py", "integration/test_procfile.py"}
 
 
 def _is_alone(item: pytest.Item) -> bool:

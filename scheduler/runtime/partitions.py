@@ -89,23 +89,26 @@ class Partitions:
         """The dispatchers that are alive, as a heartbeat was told; stepped, the server's clock was since the last one.
 
         The first that is heard after an outage, or after a step of the clock, is told of nobody else. So it leaves the
-        others, who beat again as soon as they get through, the time for that before it calls them silent.
-        Returns: whether what is wished is something else now.
+        others, who beat again as soon as they get through, the time for that before it calls them silent. After a step
+        it claims at once, which cuts the leases of the dead.
+        Returns: whether there is something to claim now.
         """
         now_ms = self._clock.ms()
         if stepped or now_ms - self._seen_ms > self._deaf_ms:
             self._returning_until_ms = now_ms + self._return_ms
+        if stepped:
+            self.hasten()
         self._seen_ms = now_ms
         seen = frozenset({self.owner, *live})
         if now_ms < self._returning_until_ms:
             seen |= self._live
         if seen == self._live:
-            return False
+            return stepped
         self._live = seen
         wished = ring.partitions_of(self.owner, seen, self._count)
         logger.info("%d dispatchers are alive, %d of %d partitions should be ours", len(seen), len(wished), self._count)
         if wished == self._wished:
-            return False
+            return stepped
         self._wished = wished
         self.hasten()
         return True

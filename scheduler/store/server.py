@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Final, Literal
 
@@ -96,12 +96,21 @@ class EmbeddedServer:
         port: the same one after a restart.
     """
 
-    def __init__(self, engine: Engine, binary: Path, directory: Path, *, persistent: bool) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        binary: Path,
+        directory: Path,
+        *,
+        persistent: bool,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.engine: Engine = engine
         self.directory = directory
         self.port = 0
         self._binary = binary
         self._persistent = persistent
+        self._variables = variables or {}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -203,6 +212,7 @@ class EmbeddedServer:
             return subprocess.Popen(
                 [self._binary, *self._options()],
                 cwd=self.directory,  # where it keeps its data; so no path has to be quoted for it
+                env={**os.environ, **self._variables},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -250,6 +260,7 @@ def start_embedded(
     engine: Engine | None = None,
     persistent: bool = False,
     port: int | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> EmbeddedServer:
     """Start a server of our own and wait until it answers; read the module's docstring about threads.
 
@@ -259,6 +270,7 @@ def start_embedded(
         persistent: data in `<directory>/<engine>/` (files of one engine do not load in the other), written at
             once, synced every second; else in memory, with a temporary directory that `stop` removes.
         port: None for a free one; for that of the last time where the data of a last time is.
+        variables: added to our environment for it.
 
     Raises: ServerUnavailable when there is no such engine, the port or the directory is taken, or it fails.
     """
@@ -271,9 +283,8 @@ def start_embedded(
     chosen = engine or next(iter(engines))
     if chosen not in engines:
         raise ServerUnavailable(f"no {chosen} to start on this machine; there is {', '.join(engines)}")
-    server = EmbeddedServer(
-        chosen, engines[chosen], _own_directory(directory, chosen, persistent), persistent=persistent
-    )
+    own = _own_directory(directory, chosen, persistent)
+    server = EmbeddedServer(chosen, engines[chosen], own, persistent=persistent, variables=variables)
     try:
         if port is None and persistent:
             _start_where_it_was(server)

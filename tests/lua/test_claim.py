@@ -161,3 +161,20 @@ async def test_a_lease_from_before_the_clock_went_back_is_cut(store: Store, leng
     until_ms = now_ms + (int(length_ms) if length_ms else store.settings.partition_lease_ms)
     assert answers == [calls.HeldByOther(1, "d1", until_ms)]
     assert await store.reads.owners() == {1: (7, "d1", until_ms)}
+
+
+@pytest.mark.parametrize("action", ["take", "give up"])
+async def test_who_sees_that_the_clock_went_back_cuts_the_leases_of_all(store: Store, action: str) -> None:
+    """Nobody claims the partitions of a dead owner before he is called silent; they are to lapse meanwhile."""
+    await seed_owners(store, f"7 d1 {FAR_US // 1000}")
+    key, far = store.cell.keys.owners, f"{FAR_US // 1000}"
+    await store.connection.commands.hset(key, mapping={"2": f"8 dead {far} 2000", "3": f"9 dead {far}"})
+    await store.connection.commands.hset(key, mapping={"4": "10 d1 5 2000", "5": "11 - 0 0"})
+
+    taken = action == "take"
+    now_ms, _ = await store.cell.claim("d1", [1] if taken else [], [] if taken else [1])
+
+    lease_ms = store.settings.partition_lease_ms
+    first = (7, "d1", now_ms + lease_ms) if taken else (7, "-", 0)
+    rest = {2: (8, "dead", now_ms + 2000), 3: (9, "dead", now_ms + lease_ms), 4: (10, "d1", 5), 5: (11, "-", 0)}
+    assert await store.reads.owners() == {1: first} | rest

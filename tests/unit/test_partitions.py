@@ -97,6 +97,17 @@ async def test_what_another_one_should_own_is_given_up(desk: Desk) -> None:
     assert desk.asked[1:] == [(sorted(OURS), [])]
 
 
+async def test_a_step_of_the_clock_lets_it_claim_at_once(desk: Desk) -> None:
+    """Whose leases the claim cuts lapse so much earlier; nobody is called silent for it."""
+    desk.beat("d1", "d2")
+    await desk.partitions.claim()
+    assert desk.partitions.next_ms() > 0
+    assert desk.partitions.see(["d1"], stepped=True)
+    assert desk.partitions.next_ms() <= 0
+    await desk.partitions.keep()
+    assert (desk.partitions.held, len(desk.asked)) == (OURS, 2)
+
+
 async def test_what_another_one_holds_is_ours_no_more(desk: Desk) -> None:
     """It is claimed once more at once, then when that lease ends; renewals of the others go on meanwhile."""
     desk.others = {3: SERVER_MS + 500, 4: SERVER_MS + 800}
