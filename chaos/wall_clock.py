@@ -17,16 +17,20 @@ from scheduler.errors import SchedulerError
 COMPILER: Final = "gcc"
 SOURCE: Final = Path(__file__).with_suffix(".c")
 COMPILE_S_MAX: Final = 60
+SEPARATORS: Final = " :"  # of the libraries in LD_PRELOAD
 
 
 class WallClock:
     """The clock of one server. Args: directory, for the library and the file; made here.
 
-    Attributes: ahead_ms, of the time of day of this machine. Raises: SchedulerError when it cannot be compiled.
+    Attributes: ahead_ms, of the time of day of this machine.
+    Raises: SchedulerError when it cannot be compiled, or not be preloaded.
     """
 
     def __init__(self, directory: Path) -> None:
         self.ahead_ms = 0
+        if set(str(directory)) & set(SEPARATORS):
+            raise SchedulerError(f"directory = {str(directory)!r}: expected no space and no colon, to preload from it")
         directory.mkdir(parents=True, exist_ok=True)
         self._library = directory / "wall_clock.so"
         self._file = directory / "ahead_ms"

@@ -167,3 +167,9 @@ def test_without_a_compiler_it_is_said_what_is_missing(tmp_path: Path, monkeypat
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SchedulerError, match="gcc is not on PATH"):
         WallClock(tmp_path / "clock")
+
+
+def test_what_cannot_be_preloaded_is_said(tmp_path: Path) -> None:
+    """The server would start without it."""
+    with pytest.raises(SchedulerError, match="expected no space"):
+        WallClock(tmp_path / "a clock")
