@@ -108,7 +108,8 @@ class LimitChecker:
                 and each not in exempt
             ]
             if kind == "session" and "session" in self._kinds:
-                most = min(most, *(self._beside.get((each, records[each]["token"]), _UNLIMITED) for each in together))
+                beside = [self._beside.get((each, records[each]["token"]), _UNLIMITED) for each in together]
+                most = min([most, *beside])
             if who and len(together) > most:
                 self._blame("limit", f"job {job_id} runs beside others of {kind} {who}, of {most}: {sorted(together)}")
 
