@@ -44,7 +44,7 @@ _COUNTED: Final = _CELL.counted.encode()
 _CONTROL: Final = keys.ControlKeys(SETTINGS.namespace)
 WAKE_S: Final = 0.5  # in which a node notices that it slept, or that a lease is over
 _FENCES: Final = frozenset({_CELL.owners, _CONTROL.leader, _CONTROL.version})
-ADDING: Final = frozenset({"beat", "take"})
+ADDING: Final = frozenset({"beat", "boot", "take"})
 """Scripts of which each call adds or takes something: a heartbeat, what is next in a stream."""
 ANSWERED_AGAIN: Final = {
     ("promote", "promoted"): "stale",
