@@ -262,11 +262,12 @@ local function cut_lease(job, record, slots_key, until_ms)
   end
 end
 
--- A reservation whose record is gone: at the end of its lease the slot is free, and what it held. Nothing says how it ended.
-local function forget(job)
+-- A slot whose job has no record, or one that knows nothing of it any more: it is free at the end of its lease, and without
+-- a record what it held too. Nothing says how it ended.
+local function forget(job, record)
   local until_ms = redis.call('ZSCORE', KEYS[NODE_KEYS + 2 * job.node_index - 1], job.job_id)
-  if until_ms and tonumber(until_ms) > now_ms then return end
-  job.record = {held = 'session tenant', inbox_id = '0-0'}
+  if until_ms and tonumber(until_ms) > now_ms or record.state and not until_ms then return end
+  job.record = {held = not record.state and 'session tenant', inbox_id = '0-0'}
   for _, entry in ipairs(redis.call('XRANGE', KEYS[NODE_KEYS + 2 * job.node_index], '-', '+')) do
     for i = 1, #entry[2], 2 do
       if entry[2][i] == 'job_id' and entry[2][i + 1] == job.job_id then job.record.inbox_id = entry[1] end
@@ -298,12 +299,12 @@ end
 
 -- Why this ending may not be: an answer, or nil.
 local function refusal(job, record)
-  if not record.state then
-    if job.verdict == 'expire' then forget(job) end
-    return {'unknown'}
-  end
-  if record.last_ending == job.ending then return {'released', record.state} end
   local is_held = record.state == 'reserved' and record.boot -- without an assignment it is none, whoever wrote it
+  if job.verdict == 'expire' and not (is_held and record.node == job.node) then
+    forget(job, record)
+  end
+  if not record.state then return {'unknown'} end
+  if record.last_ending == job.ending then return {'released', record.state} end
   if not is_held or record.token ~= job.token then return {'stale', record.token or '0'} end
   if record.node ~= job.node or record.partition ~= job.partition or record.session ~= job.session
     or (record.tenant or '') ~= job.tenant or (record.reply_to or '') ~= job.reply_to then
