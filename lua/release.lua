@@ -5,7 +5,7 @@
 -- KEYS[7] {cell}:dead      stream
 -- KEYS[8..] {cell}:jobs:<p> stream, one a partition (P); then a node each (N): {cell}:slots:<node> zset, {cell}:inbox:<node>
 --   stream; then a job each: {cell}:job:<job_id> hash, {cell}:result:<job_id> string, {cell}:results:<reply_to> stream,
---   {cell}:held:session:<id> set, {cell}:held:tenant:<id> set
+--   {cell}:held:session:<id> zset, {cell}:held:tenant:<id> zset
 -- ARGV[1] P   ARGV[2] N   ARGV[3] retention_ms   ARGV[4] dead_retention_ms   ARGV[5] not_started_max   ARGV[6] results_max
 -- ARGV[7] freed_max   ARGV[8] result_inline_bytes_max   then P x partition, N x node
 -- then a job each: partition index, node index, job_id, session, tenant, reply_to, token,
@@ -139,7 +139,7 @@ end
 local function free_limits(job)
   for kind in string.gmatch(job.record.held, '%a+') do
     local held_key = HELD_KEYS[kind] and KEYS[job.first_key + HELD_KEYS[kind]]
-    if held_key and redis.call('SREM', held_key, job.job_id) == 1 then
+    if held_key and redis.call('ZREM', held_key, job.job_id) == 1 then
       local limit = kind .. ':' .. job[kind]
       if not freed_limits[limit] then
         freed_limits[limit] = true
@@ -262,11 +262,12 @@ local function cut_lease(job, record, slots_key, until_ms)
   end
 end
 
--- A reservation whose record is gone: at the end of its lease the slot is free, and what it held. Nothing says how it ended.
-local function forget(job)
+-- A slot whose job has no record, or one that knows nothing of it any more: it is free at the end of its lease, and without
+-- a record what it held too. Nothing says how it ended.
+local function forget(job, record)
   local until_ms = redis.call('ZSCORE', KEYS[NODE_KEYS + 2 * job.node_index - 1], job.job_id)
-  if until_ms and tonumber(until_ms) > now_ms then return end
-  job.record = {held = 'session tenant', inbox_id = '0-0'}
+  if until_ms and tonumber(until_ms) > now_ms or record.state and not until_ms then return end
+  job.record = {held = not record.state and 'session tenant', inbox_id = '0-0'}
   for _, entry in ipairs(redis.call('XRANGE', KEYS[NODE_KEYS + 2 * job.node_index], '-', '+')) do
     for i = 1, #entry[2], 2 do
       if entry[2][i] == 'job_id' and entry[2][i + 1] == job.job_id then job.record.inbox_id = entry[1] end
@@ -298,12 +299,12 @@ end
 
 -- Why this ending may not be: an answer, or nil.
 local function refusal(job, record)
-  if not record.state then
-    if job.verdict == 'expire' then forget(job) end
-    return {'unknown'}
-  end
-  if record.last_ending == job.ending then return {'released', record.state} end
   local is_held = record.state == 'reserved' and record.boot -- without an assignment it is none, whoever wrote it
+  if job.verdict == 'expire' and not (is_held and record.node == job.node) then
+    forget(job, record)
+  end
+  if not record.state then return {'unknown'} end
+  if record.last_ending == job.ending then return {'released', record.state} end
   if not is_held or record.token ~= job.token then return {'stale', record.token or '0'} end
   if record.node ~= job.node or record.partition ~= job.partition or record.session ~= job.session
     or (record.tenant or '') ~= job.tenant or (record.reply_to or '') ~= job.reply_to then

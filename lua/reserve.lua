@@ -7,7 +7,7 @@
 -- KEYS[5..P+4] {cell}:jobs:<p>      stream, one a partition
 -- then a node each (N): {cell}:slots:<node> zset, {cell}:inbox:<node> stream
 -- then a job each (J): {cell}:job:<job_id> hash, {cell}:session:<id> string
--- then a limit each: {cell}:held:<kind>:<id> set
+-- then a limit each: {cell}:held:<kind>:<id> zset: job_id -> its max
 -- ARGV[1..4] msgpack values, one after the other and in no array: Lua makes a table best when all of it is there at once
 --   ARGV[1] session_ttl_ms; arrays: partitions, an epoch each, policies (the text that a record carries), a time to start
 --     each; version of the snapshot
@@ -23,16 +23,16 @@
 --       preferred (the index of the node that it asks for), note (what else there is to say of the decision),
 --       keeps (the session stays bound to `bound` although it is placed elsewhere, if that is why),
 --       together (why it is elsewhere than the session's last job of this call, which it does not follow),
---       limits ({{kind, index, max}, ...}, all that it counts for; index counts the limits' keys; max 0: it is not held back).
+--       limits ({{kind, index, max}, ...}, all that it counts for; index counts the limits' keys; max 0: its pool has none).
 --   ARGV[5..] bodies. An index counts from 1; whatever may have more than nine digits is text.
 -- RETURNS {now_ms, answer, ...}, a text a job (home: where its session is bound; filled: that was the last slot):
 --   "reserved <node> <token> <used> <home>" | "reserved <node> <token> <used> <home> filled" | "reserved <node> <token> -1", to a
 --   repeat | "full" | "limited <kind>" | "outdated <counted>" | "bound" | "behind" | "fenced" | "duplicate" | "gone" | "job_id_taken" | "cancelling"
 --   | "mismatch <session> <tenant> <reply_to>": it was submitted with these (each may be empty), and the document says others
 -- INVARIANT used slots never exceed the capacity of the boot that the caller saw; a job holds at most one slot; no limit
---           counts more jobs than it allows, and while a kind is counted none is placed that does not count; jobs of a
---           session are placed in the order given; the body is in exactly one
---           stream; the same entry gets the same answer.
+--           counts more jobs than it allows, that of a session no more than any of those that run does, and while a kind is
+--           counted none is placed that does not count; jobs of a session are placed in the order given; the body is in
+--           exactly one stream; the same entry gets the same answer.
 local KEYS, ARGV, redis, string = KEYS, ARGV, redis, string -- a local is found faster than a global
 local owners_key, capacity_key, open_key, counted_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local session_ttl_ms, partitions, epochs, policies, starts_ms, version = cmsgpack.unpack(ARGV[1])
@@ -124,11 +124,22 @@ local function is_outdated(limits, tenant)
   end
 end
 
--- The kind of the first limit that holds the job back.
+-- Whether so many jobs are as many as one of those that run allows beside itself.
+local function is_protected(held_key, count)
+  local least = redis.call('ZRANGEBYSCORE', held_key, '(0', '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
+  return least and count >= tonumber(least)
+end
+
+-- The kind of the first limit that holds the job back: its own, or for a session that of a job that runs.
 local function limit_of(limits)
   for i = 1, #limits do
     local kind, index, most = unpack(limits[i])
-    if most > 0 and redis.call('SCARD', KEYS[LIMIT_KEYS + index]) >= most then return kind end
+    if most > 0 or kind == 'session' then
+      local held_key = KEYS[LIMIT_KEYS + index]
+      local count = redis.call('ZCARD', held_key)
+      if most > 0 and count >= most then return kind end
+      if count > 0 and kind == 'session' and is_protected(held_key, count) then return kind end
+    end
   end
 end
 
@@ -136,8 +147,9 @@ end
 local function hold(limits, job_id)
   local kinds = {}
   for i = 1, #limits do
-    redis.call('SADD', KEYS[LIMIT_KEYS + limits[i][2]], job_id)
-    kinds[i] = limits[i][1]
+    local kind, index, most = unpack(limits[i])
+    redis.call('ZADD', KEYS[LIMIT_KEYS + index], most, job_id)
+    kinds[i] = kind
   end
   return table.concat(kinds, ' ')
 end

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- uncount: take jobs out of a limit that count for it and hold no slot: their records were deleted, or changed by hand.
 -- KEYS[1] {cell}:freed              stream
--- KEYS[2] {cell}:held:<kind>:<id>   set
+-- KEYS[2] {cell}:held:<kind>:<id>   zset
 -- then a job each: {cell}:job:<job_id> hash
 -- ARGV[1] freed_max   ARGV[2] limit, as `freed` tells it   then a job each: job_id
 -- RETURNS {answer, ...}, one a job: "removed" | "kept"
@@ -12,7 +12,7 @@ local answers, is_freed = {}, false
 
 for item = 3, #ARGV do
   local is_reserved = redis.call('HGET', KEYS[item], 'state') == 'reserved'
-  if not is_reserved and redis.call('SREM', held_key, ARGV[item]) == 1 then is_freed = true end
+  if not is_reserved and redis.call('ZREM', held_key, ARGV[item]) == 1 then is_freed = true end
   answers[#answers + 1] = is_reserved and 'kept' or 'removed'
 end
 if is_freed then

@@ -281,12 +281,16 @@ class CapacityItem(msgspec.Struct, frozen=True):
 
 
 class CountItem(msgspec.Struct, frozen=True):
-    """A reservation that is to count: of which job, and on which node. tenant_id: empty for none."""
+    """A reservation that is to count: of which job, and on which node. tenant_id: empty for none. session_max,
+    tenant_max: the limits of its pool, 0 for none.
+    """
 
     node: str
     job_id: str
     session_id: str
     tenant_id: str
+    session_max: int = 0
+    tenant_max: int = 0
 
 
 class Command(msgspec.Struct, frozen=True):

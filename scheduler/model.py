@@ -170,7 +170,8 @@ class Pool(msgspec.Struct, frozen=True, omit_defaults=True):
     fallback: pools that take what this one has no room for, in their order. pressure: whether an `affinity` session
     that found its node full stays on the node that it got, or returns when there is room. tenants: whose sessions
     prefer this pool. candidates: nodes that one try names at most. session_concurrency, tenant_concurrency: no job of
-    the pool starts while so many of its session, of its tenant, run in all pools together; 0: there is no such limit.
+    the pool starts while so many of its session, of its tenant, run in all pools together, and that of a session holds
+    for jobs of all pools while one of this pool runs; 0: there is no such limit.
     """
 
     id: str

@@ -145,10 +145,10 @@ async def seed_lapsed(store: Store, job_id: str = JOB, node: str = NODE) -> None
     await store.connection.commands.zadd(store.cell.keys.slots(node), {job_id: 1}, xx=True)
 
 
-async def seed_held(store: Store, job_id: str = JOB, session: str = SESSION) -> None:
-    """Let a reservation count against a limit of its session."""
+async def seed_held(store: Store, job_id: str = JOB, session: str = SESSION, most: int = 1) -> None:
+    """Let a reservation count against a limit of its session. most: the limit of its pool."""
     await seed_record(store, job_id, held="session")
-    await store.connection.commands.sadd(store.cell.keys.held("session", session), job_id)
+    await store.connection.commands.zadd(store.cell.keys.held("session", session), {job_id: most})
 
 
 async def seed_poison(store: Store, stream: str) -> None:

@@ -358,10 +358,9 @@ class Manager:
         """Compare what the cell counts with what is published, if it may be another one; and who counts, with time."""
         assert self._epoch is not None
         if self._recounts and self._published.version:  # otherwise with what is about to be
-            kinds = limited_kinds(self._published.pools)
-            await self._counting.look(self._epoch, kinds, self._published.version, self._fleet.nodes)
+            await self._counting.look(self._epoch, self._published.pools, self._published.version, self._fleet.nodes)
             self._recounts = False
-        await self._counting.patrol(self._epoch, self._fleet.nodes, self._clock.ms())
+        await self._counting.patrol(self._epoch, self._published.pools, self._fleet.nodes, self._clock.ms())
 
     async def _publish(self, now_ms: int, decided: Decided) -> bool:
         """Publish what was decided at once, else when placement would see a difference, at most every `publish_ms`. A
@@ -376,9 +375,10 @@ class Manager:
         version = max(self._version + 1, now_ms * 1000)
         picture, delta = revise(self._published, fleet, self._unpublished | fleet.news, version, self._settings)
         news = delta.size > 0
-        before, kinds = self._published.pools, limited_kinds(picture.pools)
-        if not kinds <= self._counting.kinds:
-            await self._counting.add(self._epoch, kinds, fleet.nodes)
+        kinds = limited_kinds(picture.pools)
+        are_others = kinds != self._counting.kinds or _limits(self._published.pools) != _limits(picture.pools)
+        if are_others:
+            await self._counting.add(self._epoch, picture.pools, fleet.nodes)
         if news:
             stored = store(self._stored, delta, len(picture.nodes), self._settings.deltas_max)
             self._version = version  # used up, even if we never learn what came of it: another picture has another
@@ -388,7 +388,7 @@ class Manager:
             await self._send(picture, None, self._stored, decided)
         self._fleet, self._published = fleet, picture
         self._unpublished.clear()
-        if kinds != self._counting.kinds or (kinds and _limits(before) != _limits(picture.pools)):
+        if are_others:
             await self._counting.settle(self._epoch, kinds, picture.version)
         return news
 

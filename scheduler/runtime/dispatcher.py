@@ -186,7 +186,7 @@ class Dispatcher:
         return idle_ms if deadline_ms is None else min(idle_ms, deadline_ms - self._clock.ms() + 1)
 
     def _limits_of(self, job: Job, wanted: Class) -> tuple[str, ...]:
-        return limits_of(job, wanted, self._known.index.pools)
+        return limits_of(job, wanted, self._known.index)
 
     def _tier_of(self, wanted: Class, node: str) -> int:
         return tier_of(self._known.index, wanted, node)

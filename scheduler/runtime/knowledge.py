@@ -110,7 +110,7 @@ class Knowledge:
     def passes_over(self, job: Job, wanted: Class) -> bool:
         """Whether a job would pass one that was scanned past: of its session, its class, or one of its limits."""
         causes: list[Cause] = [wanted]
-        causes += [(limit, wanted.pool) for limit in limits_of(job, wanted, self.index.pools)]
+        causes += [(limit, wanted.pool) for limit in limits_of(job, wanted, self.index)]
         return self.skipped.passes_over(job.session_id, causes)
 
     def believe(self, is_open: Mapping[str, bool]) -> None:

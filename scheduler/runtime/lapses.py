@@ -23,15 +23,15 @@ class Lapse(msgspec.Struct, frozen=True):
 
 
 async def read_lapses(reads: Reads, found: Sequence[tuple[str, str]]) -> tuple[list[Lapse], list[tuple[str, str]]]:
-    """Those of (job_id, node) that their records say are held there; and those that have no record."""
+    """Those of (job_id, node) that their records say are held there; and those of which no record says so."""
     records = await reads.records([job_id for job_id, _ in found], _FIELDS)
     lapses, unknown = [], []
     for (job_id, node), record in zip(found, records, strict=True):
         state, holder, entry, session, tenant, reply_to, policy, assignment, started_ms = record
         held = words.parse_holder(holder)
-        if state is None:
+        if state != "reserved" or held is None or held.node != node:
             unknown.append((job_id, node))
-        elif state == "reserved" and held is not None and held.node == node:
+        else:
             item = _expiry(job_id, node, held.token, session or "", tenant or "")
             item = msgspec.structs.replace(item, partition=partition_of(entry), reply_to=reply_to or "")
             lease_ms = words.policy_of(policy).lease_ms

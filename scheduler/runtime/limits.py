@@ -2,7 +2,8 @@
 
 Such a job waits for that limit alone; it takes no part in the line of its class. An event that tells the limit lets the
 first of its line try, and when that one is placed the next, until one is limited again. What a session or a tenant
-holds is counted in all pools together, but each pool says how much that may be: what is found full is full for one.
+holds is counted in all pools together, but each pool says how much that may be: what is found full is full for one. A
+limit of a session also holds for those that come beside a job that runs under it, whatever their pool.
 
 A job that finds no room when it is let go stands in the line of its class from then on. No more of that class are let
 go meanwhile than have been placed since the limit was full, so that a long line does not move over as a whole.
@@ -13,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 from typing import Final
 
-from scheduler.model import LIMITS, Pool
+from scheduler.model import Pool
+from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Class, Job
 from scheduler.runtime.lines import LimitLine, Waiter
 
@@ -21,8 +23,8 @@ SESSION: Final = "session:"
 
 
 def counted_by(job: Job, pool: Pool, kinds: Container[str]) -> tuple[tuple[str, str, int], ...]:
-    """(kind, id, most) of each limit that a job counts for, by the policy of its pool; most 0: which does not hold it
-    back. kinds: those that are counted.
+    """(kind, id, most) of each limit that a job counts for, by the policy of its pool; most 0: which has none. kinds:
+    those that are counted.
     """
     counted: tuple[tuple[str, str, int], ...] = ()
     if "session" in kinds:
@@ -32,20 +34,27 @@ def counted_by(job: Job, pool: Pool, kinds: Container[str]) -> tuple[tuple[str, 
     return counted
 
 
-def limits_of(job: Job, wanted: Class, pools: Mapping[str, Pool]) -> tuple[str, ...]:
-    """Those that may hold a job back, as `<kind>:<id>`, by the policy of the pool that the job's session prefers."""
-    policy = pools.get(wanted.pool)
-    if policy is None or not (policy.session_concurrency or policy.tenant_concurrency):
+def limits_of(job: Job, wanted: Class, index: Index) -> tuple[str, ...]:
+    """Those that may hold a job back, as `<kind>:<id>`: of its session if any pool limits sessions, and of its tenant
+    by the policy of the pool that its session prefers.
+    """
+    policy = index.pools.get(wanted.pool)
+    if policy is None or not index.counted:
         return ()
-    return tuple([f"{kind}:{name}" for kind, name, most in counted_by(job, policy, LIMITS) if most])
+    counted = counted_by(job, policy, index.counted)
+    return tuple([f"{kind}:{name}" for kind, name, most in counted if most or kind == "session"])
 
 
-def has_room(limit: str, used: int, policy: Pool | None) -> bool:
-    """Whether a limit of which `used` are held leaves room for a job of a pool."""
+def has_room(limit: str, used: int, least: int, pool: str, index: Index) -> bool:
+    """Whether a limit of which `used` are held leaves room for a job of a pool. least: the smallest limit of the pools
+    of those jobs, 0 for none.
+    """
+    policy = index.pools.get(pool)
     if policy is None:
         return False
-    count = policy.session_concurrency if limit.startswith(SESSION) else policy.tenant_concurrency
-    return count == 0 or used < count
+    if not limit.startswith(SESSION):
+        return policy.tenant_concurrency == 0 or used < policy.tenant_concurrency
+    return "session" not in index.counted or all(used < most for most in (policy.session_concurrency, least) if most)
 
 
 def changed_limits(old: Mapping[str, Pool], new: Mapping[str, Pool]) -> list[str]:
@@ -138,13 +147,15 @@ class Limits:
             self._wake(line, line.counts)
 
     def tell_pools(self, pools: Iterable[str]) -> None:
-        """These pools have other limits than before, so there may be room in all that they limit."""
+        """These pools have other limits than before, so there may be room in all that they limit; for any pool in a
+        session, where one of their jobs may run.
+        """
         changed = frozenset(pools)
         if changed:
             self._hand_overs += 1
             self._told = None
             for line in self._lines.values():
-                self._wake(line, changed.intersection(line.counts))
+                self._wake(line, line.counts if line.limit.startswith(SESSION) else changed.intersection(line.counts))
 
     def sweep(self, limit: str, pool: str) -> None:
         """A look found room that no event had announced."""

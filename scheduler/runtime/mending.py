@@ -1,8 +1,8 @@
 """What keys that were deleted have left behind is found once a second, and put right from what is still there.
 
 The set of open nodes is made from capacities and slots; a reservation without a slot ends when nobody has renewed it
-for a lease, for renewing gives it its slot back; a delayed job without a time is found by its body; a reservation that
-a limit does not count is counted again. A part of the fleet is looked at in each second, so the costs are bounded.
+for a lease, for renewing gives it its slot back; a delayed job without a time is found by its body. A part of the fleet
+is looked at in each second, so the costs are bounded. What counts for limits the leader looks after (counting.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ logger = logging.getLogger("scheduler.reaper")
 
 LOOK_MS: Final = 1_000
 NODES_AT_ONCE_MAX: Final = 1_000
-RESERVATIONS_AT_ONCE_MAX: Final = 1_000
 PAGE: Final = 64  # entries that a script reads at once, with their bodies
 
 Seat = tuple[str, Unslotted]
@@ -50,7 +49,6 @@ class Mender:
         self._promote = promote
         self._due_ms = 0.0
         self._first_node = 0
-        self._first_held = 0
         self._usual: dict[str, int] = {}
         self._since_ms: dict[Seat, float] = {}
         self._later_ms: dict[str, int] = {}
@@ -68,7 +66,6 @@ class Mender:
         rooms = dict(zip(chosen, await self._reads.room(chosen), strict=True))
         await self._look_at_open(rooms)
         await self._look_at_slots({node: entries - used for node, (_, used, entries) in rooms.items()})
-        await self._look_at_held(nodes)
         await self._look_at_delayed(now_ms)
 
     # ---- open ----
@@ -142,37 +139,6 @@ class Mender:
             page, after = await self._reads.unslotted(node, after, PAGE)
             found += page
         return found
-
-    # ---- limits ----
-
-    async def _look_at_held(self, nodes: Sequence[str]) -> None:
-        """Some of the reservations: does each limit that its record names count it?"""
-        if self._first_held >= len(nodes):
-            self._first_held = 0
-        chosen = nodes[self._first_held : self._first_held + self._settings.batch_max]
-        reserved = (await self._reads.held(chosen, RESERVATIONS_AT_ONCE_MAX))[:RESERVATIONS_AT_ONCE_MAX]
-        self._first_held += len(
-            {node for _, node, _ in reserved} if len(reserved) == RESERVATIONS_AT_ONCE_MAX else chosen
-        )
-        fields = ("holder", "held", "session", "tenant")
-        records = await self._reads.records([job_id for job_id, _, _ in reserved], fields)
-        items, limits = [], []
-        for (job_id, _, _), (holder, held, session, tenant) in zip(reserved, records, strict=True):
-            who = words.parse_holder(holder)
-            if held and who is not None:
-                items.append((job_id, session or "", tenant or "", who.token))
-                names = {"session": session, "tenant": tenant}
-                limits += [(kind, names.get(kind) or "", job_id) for kind in held.split()]
-        are_held = await self._reads.are_held(limits)
-        lost = {job_id for (_, _, job_id), is_held in zip(limits, are_held, strict=True) if not is_held}
-        missing = [item for item in items if item[0] in lost]
-        for start in range(0, len(missing), self._settings.batch_max):
-            answers = await self._cell.hold(missing[start : start + self._settings.batch_max])
-            if "held" in answers:
-                logger.warning(
-                    "limits did not count %d jobs that run (were their keys deleted?): they do again",
-                    answers.count("held"),
-                )
 
     # ---- delayed ----
 

@@ -135,7 +135,9 @@ class Reaper:
         lapses, unknown = await read_lapses(self._store.reads, batch)
         items = [each.item for each in lapses if self._may_judge(each.lease_ms)]
         for job_id, node in unknown:
-            logger.warning("job %s on %s has no record (was it deleted?): its slot becomes free", job_id, node)
+            logger.warning(
+                "no record says that job %s holds a slot of %s (was it deleted?): the slot becomes free", job_id, node
+            )
             items.append(await unknown_lapse(self._store.reads, job_id, node))
         if items:
             await self._release(items)

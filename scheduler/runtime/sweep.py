@@ -151,7 +151,9 @@ async def _with_room(limits: Sequence[tuple[str, str]], index: Index, reads: Rea
     """Those of these limits that have room for a job of the pool."""
     used = await reads.held_sizes([limit for limit, _ in limits])
     return [
-        each for each, count in zip(limits, used, strict=True) if has_room(each[0], count, index.pools.get(each[1]))
+        each
+        for each, (count, least) in zip(limits, used, strict=True)
+        if has_room(each[0], count, least, each[1], index)
     ]
 
 

@@ -160,7 +160,7 @@ class Cell:
         body: list[Argument] = []
         job_keys: list[str] = []
         for item in items:
-            body += [nodes[item.node], item.job_id, item.session_id, item.tenant_id]
+            body += [nodes[item.node], item.job_id, item.session_id, item.tenant_id, item.session_max, item.tenant_max]
             job_keys += [self.keys.job(item.job_id), self.keys.held("session", item.session_id)]
             job_keys.append(self.keys.held("tenant", item.tenant_id))
         names = [self.keys.leader_epoch, self.keys.counted, *[self.keys.slots(node) for node in nodes], *job_keys]
@@ -379,17 +379,6 @@ class Cell:
         """Put the set of nodes with room right. Returns: opened, closed or right for each."""
         names = [self.keys.capacity, self.keys.open, self.keys.freed, *[self.keys.slots(node) for node in nodes]]
         answer = await self._connection.call("reopen", names, [self._settings.freed_max, *nodes])
-        return [word.decode() for word in answer]
-
-    async def hold(self, items: Sequence[tuple[str, str, str, int]]) -> list[str]:
-        """Count reservations against their limits again.
-
-        Args: items, (job_id, session, tenant, token) each. Returns: held, right or stale for each.
-        """
-        names = []
-        for job_id, session, tenant, _ in items:
-            names += [self.keys.job(job_id), self.keys.held("session", session), self.keys.held("tenant", tenant)]
-        answer = await self._connection.call("hold", names, [word for item in items for word in item])
         return [word.decode() for word in answer]
 
     async def drop(self, stream: str, ids: Sequence[str]) -> None:

@@ -150,17 +150,24 @@ class Reads:
             bool(flag) for flag in await self._command(lambda client: client.smismember(self.keys.open, list(nodes)))
         ]
 
-    async def held_sizes(self, limits: Sequence[str]) -> list[int]:
-        """How many jobs count against each limit (`<kind>:<id>`), in one round trip."""
-        names = [limit.partition(":") for limit in limits]
-        sizes = await self._connection.all_of([("SCARD", self.keys.held(kind, name)) for kind, _, name in names])
-        return [int(size) for size in sizes]
+    async def held_sizes(self, limits: Sequence[str]) -> list[tuple[int, int]]:
+        """How many jobs count against each limit (`<kind>:<id>`), and the smallest limit of the pools of these jobs, 0
+        for none; in one round trip.
+        """
+        commands: list[Sequence[Argument]] = []
+        for kind, _, name in [limit.partition(":") for limit in limits]:
+            held = self.keys.held(kind, name)
+            commands += [("ZCARD", held), ("ZRANGEBYSCORE", held, "(0", "+inf", "WITHSCORES", "LIMIT", 0, 1)]
+        rows = await self._connection.all_of(commands)
+        return [
+            (int(size), int(float(least[1])) if least else 0) for size, least in zip(rows[::2], rows[1::2], strict=True)
+        ]
 
     async def some_held(self, limits: Sequence[str], count: int) -> list[list[str]]:
         """Some of the jobs that count for each limit (`<kind>:<id>`), at most `count` of each, others each time."""
         names = [limit.partition(":") for limit in limits]
         rows = await self._connection.all_of(
-            [("SRANDMEMBER", self.keys.held(kind, name), count) for kind, _, name in names]
+            [("ZRANDMEMBER", self.keys.held(kind, name), count) for kind, _, name in names]
         )
         return [[member.decode(errors="replace") for member in members] for members in rows]
 
@@ -301,11 +308,6 @@ class Reads:
         answer = await self._connection.call("parked", [self.keys.parked, self.keys.delayed], [after, count])
         words = [each.decode(errors="replace") for each in answer]
         return list(zip(words[1::2], words[2::2], strict=True)), words[0]
-
-    async def are_held(self, limits: Sequence[tuple[str, str, str]]) -> list[bool]:
-        """Whether each job counts against a limit; (kind, id, job_id) each."""
-        commands = [("SISMEMBER", self.keys.held(kind, name), job_id) for kind, name, job_id in limits]
-        return [bool(flag) for flag in await self._connection.all_of(commands)]
 
     async def held(self, nodes: Sequence[str], count: int) -> list[tuple[str, str, int]]:
         """(job_id, node, lease deadline) of the reservations of these nodes, at most `count` a node."""

@@ -71,9 +71,13 @@ async def held(store: Store) -> dict[str, list[str]]:
     """Who counts for each limit."""
     client, prefix = store.connection.commands, store.cell.keys.held("", "")[:-1]
     names = sorted([name.decode() async for name in client.scan_iter(f"{prefix}*")])
-    return {
-        name.removeprefix(prefix): sorted(member.decode() for member in await client.smembers(name)) for name in names
-    }
+    members = {name.removeprefix(prefix): await client.zrange(name, 0, -1) for name in names}
+    return {limit: sorted(member.decode() for member in counted) for limit, counted in members.items()}
+
+
+async def least(store: Store, limits: Sequence[str]) -> list[int]:
+    """The smallest limit of those who count for each."""
+    return [each for _, each in await store.reads.held_sizes(limits)]
 
 
 ALL_SESSIONS: Final = {"session:sj1": ["j1"], "session:sj2": ["j2"], "session:sj3": ["j3"]}
@@ -126,6 +130,24 @@ async def test_other_limits_of_the_same_kind_send_dispatchers_to_their_snapshot(
     await desk.ask(ApplyPools({"bronze": PoolDocument()}))
     await desk.manager.run_once()
     assert (await desk.store.reads.counted()).version < await desk.control.read_version()
+
+
+async def test_who_runs_stands_for_the_limits_of_its_pool_as_they_are_set(desk: Desk) -> None:
+    """They are written before they are published, also those of a job that was lost from those that count."""
+    limits = list(ALL_SESSIONS)
+    for most in (2, 5, 0):
+        pool, other = PoolDocument(session_concurrency=most), PoolDocument(session_concurrency=9)
+        await desk.ask(ApplyPools({"default": pool, "gold": other}))
+        await desk.manager.run_once()
+        assert await least(desk.store, limits) == [most] * 3
+    await desk.ask(ApplyPools({"default": PoolDocument(session_concurrency=4)}))
+    await desk.manager.run_once()
+    await desk.store.connection.commands.delete(*[desk.store.cell.keys.held(*each.split(":")) for each in limits])
+
+    desk.manager._counting._patrolled_at_ms -= counting.PATROL_MS
+    await desk.manager.run_once()
+
+    assert await least(desk.store, limits) == [4] * 3
 
 
 class Dies(SchedulerError):
@@ -388,6 +410,48 @@ async def test_jobs_in_a_pool_without_a_limit_count_for_that_of_another(url: str
         assert await system.producer.result(second, timeout_ms=15_000) == second
         assert (work.most["s1"], work.pools[second]) == (1, "gold")
         await system.until(lambda: nothing_is_held(system.store))
+
+
+async def test_no_job_of_whatever_pool_runs_beside_one_under_a_limit_of_one(url: str, tmp_path: Path) -> None:
+    """What comes behind it keeps its order, and an event wakes it when that one ends."""
+    async with running(url, QUICK) as system:
+        work = Work()
+        text = '[pools.gold]\ntenants = ["acme"]\nfallback = ["default"]\nsession_concurrency = 1\n'
+        await apply(url, tmp_path / "pools.toml", text)
+        await system.add_node("g1", work, pool="gold")
+        await system.add_node("d1", work, pairs=(EN_ZH, EN_DE), capacity=4)
+        first, second, third = await submit(system, "s1", EN_ZH, EN_DE, EN_DE)
+        await system.until(is_limited(system.dispatcher, second))
+        await system.until(lambda: first in work.pools)
+        assert work.pools == {first: "gold"}
+
+        work.may_end.set()
+        for job in (first, second, third):
+            assert await system.producer.result(job, timeout_ms=15_000) == job
+        assert work.pools == {first: "gold", second: "default", third: "default"}
+        assert list(work.pools) == [first, second, third]
+        assert system.dispatcher.report.sweep_hits == 0
+        await system.until(lambda: nothing_is_held(system.store))
+
+
+@pytest.mark.parametrize("line", ["session_concurrency = 2", ""], ids=["a higher one", "none"])
+async def test_another_limit_holds_at_once_for_what_waits_beside_a_job(url: str, tmp_path: Path, line: str) -> None:
+    """The job that runs stands for the new one; the first that waits is tried when the snapshot comes."""
+    async with running(url, QUICK) as system:
+        work = Work()
+        text = '[pools.gold]\ntenants = ["acme"]\nfallback = ["default"]\n'
+        await apply(url, tmp_path / "pools.toml", f"{text}session_concurrency = 1\n")
+        await system.add_node("g1", work, pool="gold")
+        await system.add_node("d1", work, pairs=(EN_ZH, EN_DE), capacity=4)
+        first, second = await submit(system, "s1", EN_ZH, EN_DE)
+        await system.until(is_limited(system.dispatcher, second))
+
+        await apply(url, tmp_path / "pools.toml", f"{text}{line}\n")
+
+        await system.until(lambda: second in work.pools)
+        assert (work.now["s1"], work.pools) == (2, {first: "gold", second: "default"})
+        assert system.dispatcher.report.sweep_hits == 0
+        work.may_end.set()
 
 
 async def nothing_is_held(store: Store) -> bool:

@@ -161,7 +161,7 @@ async def test_a_waiting_job_that_is_sent_back_to_the_snapshot_is_tried_again(ur
         await b.free("n1", "j0")
         await until_placed(b, "j1")
         held = b.store.cell.keys.held("session", "s1")
-        assert await b.store.connection.commands.smembers(held) == {b"j1"}
+        assert await b.store.connection.commands.zrange(held, 0, -1) == [b"j1"]
 
 
 async def test_a_dispatcher_waits_for_the_snapshot_that_the_cell_asks_for(url: str) -> None:
@@ -190,12 +190,12 @@ async def reserve_within_limits(
     answers: list[calls.Reserved | calls.Refused] = []
     for item in items:
         held = self.keys.held("session", item.session_id)
-        if await commands.scard(held) >= pools[item.pool].session_concurrency:
+        if await commands.zcard(held) >= pools[item.pool].session_concurrency:
             answers.append(calls.Refused("limited", f"session:{item.session_id}"))
         else:
             answers += await RESERVE(self, [item], boots, pools, version)
             if isinstance(answers[-1], calls.Reserved):
-                await commands.sadd(held, item.job_id)
+                await commands.zadd(held, {item.job_id: 1})
     return answers
 
 
@@ -229,6 +229,8 @@ async def test_a_snapshot_without_the_limit_lets_its_jobs_go(url: str, monkeypat
     async with unswept(url) as b:
         await fill_session(b, monkeypatch)
         b.pool = Pool("default", session_concurrency=2)
+        held = b.store.cell.keys.held("session", "s1")
+        await b.store.connection.commands.zadd(held, {"j0": 2})  # as the leader does before it publishes
         await b.fleet(n1=9)
         await until_placed(b, "j1")
         assert {each.job.job_id: each.status for each in b.dispatcher.waiting} == {"j2": "limited"}

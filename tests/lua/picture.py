@@ -23,7 +23,7 @@ class Picture:
     open: nodes.
     owners: partition -> (epoch, who holds it), "-" after it was given up.
     intake: entries as `<partition>/<id>`. inbox: (node, entry id) of assignments. parked, dead: entry ids.
-    freed, freed_limits: the nodes and the limits of each entry. held: (kind, name) -> jobs that count against a limit.
+    freed, freed_limits: the nodes and the limits of each entry. held: (kind, name) -> {job_id: the limit of its pool}.
     outcomes: how often each job was told to have ended.
     """
 
@@ -55,8 +55,8 @@ class Picture:
         events = _entries(dump, CELL.freed).values()
         self.freed = [fields["nodes"].split(" ") for fields in events if "nodes" in fields]
         self.freed_limits = [fields["limits"].split(" ") for fields in events if "limits" in fields]
-        self.held: dict[tuple[str, str], set[str]] = {
-            (kind, name): set(members)
+        self.held: dict[tuple[str, str], dict[str, float]] = {
+            (kind, name): dict(members)
             for kind in ("session", "tenant")
             for name, members in _by_name(dump, CELL.held(kind, "")).items()
         }
@@ -91,6 +91,7 @@ class Picture:
         return [
             *self._slots_against_records(),
             *self._held_against_records(),
+            *self._held_against_limits(),
             *self._bodies_against_records(lost, raw),
             *self._open_against_room(),
         ]
@@ -105,6 +106,14 @@ class Picture:
         }
         held = {(kind, name, job_id) for (kind, name), jobs in self.held.items() for job_id in jobs}
         return [] if live == held else [f"held {held}, reserved under limits {live}"]
+
+    def _held_against_limits(self) -> list[str]:
+        """No session runs more than the smallest limit of those that run allows."""
+        return [
+            f"session {name}: {jobs}"
+            for (kind, name), jobs in self.held.items()
+            if kind == "session" and len(jobs) > min((most for most in jobs.values() if most), default=len(jobs))
+        ]
 
     def _slots_against_records(self) -> list[str]:
         """Slots in use are the live reservations."""

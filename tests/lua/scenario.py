@@ -152,7 +152,7 @@ async def run_uncount(store: Store) -> None:
     """Removed, kept."""
     await seed_reserved(store)
     await seed_held(store)
-    await store.connection.commands.sadd(store.cell.keys.held("session", SESSION), "j9")
+    await store.connection.commands.zadd(store.cell.keys.held("session", SESSION), {"j9": 1})
     await store.cell.uncount("session", SESSION, [JOB, "j9"])
 
 
@@ -376,15 +376,6 @@ async def run_reopen(store: Store) -> None:
     await store.cell.reopen([NODE, "n2"])
 
 
-async def run_hold(store: Store) -> None:
-    """Held, right, stale."""
-    token = await seed_reserved(store)
-    await seed_held(store)
-    await store.connection.commands.delete(store.cell.keys.held("session", SESSION))
-    for each in (token, token, token + 1):
-        await store.cell.hold([(JOB, SESSION, "", each)])
-
-
 RUNS: Final[dict[str, Callable[[Store], Awaitable[None]]]] = {
     "layout": run_layout,
     "beat": run_beat,
@@ -410,6 +401,5 @@ RUNS: Final[dict[str, Callable[[Store], Awaitable[None]]]] = {
     "unslotted": run_unslotted,
     "parked": run_parked,
     "reopen": run_reopen,
-    "hold": run_hold,
     "uncount": run_uncount,
 }

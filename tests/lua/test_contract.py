@@ -16,7 +16,7 @@ SOURCES: Final = {name: script.source for name, script in load_scripts().items()
 LABELS: Final = ("KEYS", "ARGV", "RETURNS", "INVARIANT")
 # Commands that scripts use: those that read, and those that write; where the keys stand, if not as the first argument.
 READS: Final = {
-    "EXISTS", "SCARD", "GET", "HGET", "HGETALL", "HMGET", "XLEN", "XRANGE", "ZCARD", "ZRANGE", "ZSCORE", "TIME",
+    "EXISTS", "GET", "HGET", "HGETALL", "HMGET", "XLEN", "XRANGE", "ZCARD", "ZRANGE", "ZSCORE", "TIME",
     "PTTL", "XINFO", "XREVRANGE", "ZRANGEBYSCORE",
 }  # fmt: skip
 WRITES: Final = {

@@ -40,8 +40,7 @@ async def count(store: Store, counted: calls.Counted, *items: calls.CountItem) -
 
 async def held(store: Store, kind: str, name: str) -> set[bytes]:
     """Who counts for a limit."""
-    members: set[bytes] = await store.connection.commands.smembers(store.cell.keys.held(kind, name))
-    return members
+    return set(await store.connection.commands.zrange(store.cell.keys.held(kind, name), 0, -1))
 
 
 async def test_rule_22_what_is_counted_is_stored_and_read(store: Store) -> None:
@@ -104,6 +103,18 @@ async def test_rule_22_a_member_that_was_lost_is_added_again(store: Store) -> No
     assert await count(store, SESSIONS, item) == ["added"]
 
     assert await held(store, "session", SESSION) == {b"j1"}
+
+
+async def test_rule_22_who_counts_stands_for_the_limits_of_its_pool(store: Store) -> None:
+    """Also if they are others now than when it was placed; that adds nobody."""
+    await seed_reserved(store, tenant="t1")
+    answers, limits = [], []
+    for most in ((2, 3), (1, 0)):
+        answers += await count(store, BOTH, calls.CountItem(NODE, JOB, SESSION, "t1", *most))
+        limits.append(await store.reads.held_sizes([f"session:{SESSION}", "tenant:t1"]))
+
+    assert answers == ["added", "counted"]
+    assert limits == [[(1, 2), (1, 3)], [(1, 1), (1, 0)]]
 
 
 async def test_rule_22_who_is_not_reserved_is_taken_out_and_that_is_told(store: Store) -> None:
@@ -219,7 +230,7 @@ async def test_rule_22_a_repeat_is_answered_as_before_whatever_is_counted_since(
 
 
 async def test_rule_22_a_job_of_a_pool_without_a_limit_counts_and_is_not_held_back(store: Store) -> None:
-    """What it holds is counted for the others."""
+    """What it holds is counted for the others; nobody runs under a limit of its session."""
     epoch = (items := await seed_two(store, limits=(("session", SESSION, 0), ("tenant", "t1", 0))))[0].epoch
     await count(store, BOTH)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from scheduler.store.reads import Unslotted, is_behind
 from scheduler.store.store import Store
 from tests.dumps import unchanged
-from tests.seeds import JOB, NODE, PARTITION, SESSION, seed_delayed, seed_entry, seed_held, seed_node, seed_reserved
+from tests.seeds import JOB, NODE, PARTITION, seed_delayed, seed_entry, seed_node, seed_reserved
 
 
 async def test_last_id_of_a_stream_stays_when_its_entries_are_gone(store: Store) -> None:
@@ -71,18 +71,3 @@ async def test_rule_21_a_set_that_was_deleted_is_made_again(store: Store) -> Non
     assert (await store.reads.newest(store.cell.keys.freed, count=1))[0][1] == {b"nodes": b"n2"}
     async with unchanged(store):
         assert await store.cell.reopen([NODE, "n2"]) == ["right", "right"]
-
-
-async def test_a_limit_that_was_deleted_counts_again_what_runs(store: Store) -> None:
-    """Only with the newest token, and only the kinds that the record names."""
-    token = await seed_reserved(store)
-    await seed_held(store)
-    held = store.cell.keys.held("session", SESSION)
-    await store.connection.commands.delete(held)
-
-    async with unchanged(store):
-        assert await store.cell.hold([(JOB, SESSION, "", token - 1), (JOB, "s9", "", token)]) == ["stale", "stale"]
-    assert await store.cell.hold([(JOB, SESSION, "", token)]) == ["held"]
-    assert await store.reads.are_held([("session", SESSION, JOB), ("tenant", "", JOB)]) == [True, False]
-    async with unchanged(store):
-        assert await store.cell.hold([(JOB, SESSION, "", token)]) == ["right"]

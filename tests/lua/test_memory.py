@@ -17,6 +17,7 @@ from tests.dumps import dump, unchanged
 from tests.seeds import (
     BOOT,
     JOB,
+    LEADER_EPOCH,
     MANAGER,
     NODE,
     OWNER,
@@ -97,7 +98,7 @@ async def prepare_job(store: Store, script: str) -> tuple[Act, object]:
     return lambda: release(store, release_item(token, "retry")), [calls.Released("queued")]
 
 
-MENDING: Final = ("last_ids", "unslotted", "parked", "reopen", "hold")
+MENDING: Final = ("last_ids", "unslotted", "parked", "reopen")
 
 
 async def test_rule_34_what_was_deleted_is_found_and_made_again_with_full_memory(store: Store) -> None:
@@ -114,7 +115,8 @@ async def test_rule_34_what_was_deleted_is_found_and_made_again_with_full_memory
         assert len((await store.reads.parked("0", 10))[0]) == 1
         assert await store.cell.reopen([NODE]) == ["opened"]
         assert isinstance((await store.cell.renew(NODE, [(JOB, token)]))[2][0], calls.Renewed)
-        assert await store.cell.hold([(JOB, SESSION, "", token)]) == ["held"]
+        item = calls.CountItem(NODE, JOB, SESSION, "")
+        assert (await store.cell.count(LEADER_EPOCH, calls.Counted(1, frozenset({"session"})), [item]))[1] == ["added"]
 
 
 @pytest.mark.parametrize("script", [name for name in SCRIPT_NAMES if name not in ("submit", *MENDING)])

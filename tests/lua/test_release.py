@@ -574,3 +574,23 @@ async def test_slot_of_a_deleted_record_is_free_when_its_lease_has_ended(store: 
         each for each in await store.reads.entries(k.inbox(NODE)) if b"control" in each[1]
     ]
     assert await store.reads.are_open([NODE]) == [True]
+
+
+async def test_slot_of_which_the_record_knows_nothing_is_free_when_its_lease_has_ended(store: Store) -> None:
+    """Its record was deleted, and the job submitted again: that one, and what it holds of limits, stays."""
+    token = await seed_reserved(store)
+    await store.connection.commands.delete(store.cell.keys.job(JOB))
+    await seed_node(store, "n2")
+    later = await seed_reserved(store, node="n2")
+    await seed_held(store)
+    async with unchanged(store):
+        assert await release(store, release_item(token, "expire")) == [calls.NotReleased("stale")]
+    await seed_lapsed(store)
+
+    assert await release(store, release_item(token, "expire")) == [calls.NotReleased("stale")]
+
+    k = store.cell.keys
+    assert await store.reads.reservations(NODE) == []
+    assert [job_id for job_id, _ in await store.reads.reservations("n2")] == [JOB]
+    assert (await dump(store)).get(k.held("session", SESSION)) is not None
+    assert await release(store, release_item(later, "finish", node="n2")) == [calls.Released("completed")]

@@ -279,13 +279,66 @@ async def test_rule_22_a_full_limit_holds_a_job_back_until_one_of_it_ends(store:
 
     assert isinstance(first, calls.Reserved)
     assert second == calls.Refused("limited", f"{kind}:{name}")
-    assert await store.connection.commands.smembers(k.held(kind, name)) == {b"j0"}
+    assert await store.connection.commands.zrange(k.held(kind, name), 0, -1) == [b"j0"]
     before = await store.reads.last_id(k.freed)
     await release(store, release_item(first.token, "finish", "j0", tenant_id="t1"))
     assert await store.connection.commands.exists(k.held(kind, name)) == 0
     ((_, event),) = await store.reads.entries(k.freed, f"({before}")
     assert event == {b"nodes": b"", b"limits": f"{kind}:{name}".encode()}
     assert placed(await reserve(store, items[1:])) == [NODE]
+
+
+@pytest.mark.parametrize(
+    ("run", "own", "expected"),
+    [
+        pytest.param([1], 0, "limited", id="one, under its limit of one"),
+        pytest.param([2], 0, NODE, id="one, of two"),
+        pytest.param([2, 0], 0, "limited", id="two, one of them without a limit"),
+        pytest.param([2, 3], 5, "limited", id="the smallest of several, whatever its own"),
+        pytest.param([0, 0], 3, NODE, id="no limit but its own"),
+        pytest.param([0, 0], 2, "limited", id="its own"),
+        pytest.param([3, 3], 3, NODE, id="as many as all of them allow"),
+    ],
+)
+async def test_rule_22_no_job_of_a_session_is_placed_beside_more_than_those_that_run_allow(
+    store: Store, run: list[int], own: int, expected: str
+) -> None:
+    """Whatever its own pool says: a limit is for the jobs that run under it."""
+    epoch = await seed_fleet(store, 9)
+    for number, most in enumerate(run):
+        await store.connection.commands.zadd(store.cell.keys.held("session", SESSION), {f"r{number}": most})
+    item = reserve_item(await seed_job(store, "j9"), epoch, "j9", limits=(("session", SESSION, own),))
+
+    assert placed(await reserve(store, [item])) == [expected]
+
+
+async def test_rule_22_who_is_placed_stands_for_the_limit_of_its_pool(store: Store) -> None:
+    """Until it ends; what comes behind in the same call, too, waits for it."""
+    epoch = await seed_fleet(store, 9)
+    entries = [await seed_job(store, f"j{i}") for i in range(3)]
+    items = [
+        reserve_item(entry, epoch, f"j{i}", limits=(("session", SESSION, most),))
+        for i, (entry, most) in enumerate(zip(entries, (1, 0, 0), strict=True))
+    ]
+
+    first, *others = await reserve(store, items)
+
+    assert isinstance(first, calls.Reserved)
+    assert others == [calls.Refused("limited", f"session:{SESSION}"), calls.Refused("behind")]
+    await release(store, release_item(first.token, "finish", "j0"))
+    assert placed(await reserve(store, items[1:])) == [NODE, NODE]
+
+
+async def test_rule_22_of_a_tenant_each_pool_says_what_it_starts_itself(store: Store) -> None:
+    """A job that runs under a limit of its tenant keeps none of another pool from running."""
+    epoch = await seed_fleet(store, 9)
+    entries = [await seed_job(store, f"j{i}", f"s{i}", tenant="t1") for i in range(3)]
+    items = [
+        reserve_item(entry, epoch, f"j{i}", f"s{i}", tenant="t1", limits=(("tenant", "t1", most),))
+        for i, (entry, most) in enumerate(zip(entries, (1, 0, 3), strict=True))
+    ]
+
+    assert placed(await reserve(store, items)) == [NODE, NODE, NODE]
 
 
 async def test_rule_22_a_limited_job_blocks_the_later_ones_of_its_session(store: Store) -> None:
@@ -330,7 +383,7 @@ async def test_rule_22_a_limit_that_several_endings_free_is_told_once(store: Sto
         ],
     )
     k = store.cell.keys
-    await store.connection.commands.srem(k.held("session", "s1"), "j1")
+    await store.connection.commands.zrem(k.held("session", "s1"), "j1")
     before = await store.reads.last_id(k.freed)
 
     await release(
@@ -366,7 +419,7 @@ async def test_rule_22_a_repeat_counts_once(store: Store) -> None:
     first, again = await reserve(store, [item]), await reserve(store, [item])
 
     assert placed(first) == placed(again) == [NODE]
-    assert await store.connection.commands.scard(store.cell.keys.held("session", SESSION)) == 1
+    assert await store.connection.commands.zcard(store.cell.keys.held("session", SESSION)) == 1
 
 
 async def test_rule_22_a_cancelled_job_needs_no_place(store: Store) -> None:
@@ -374,7 +427,7 @@ async def test_rule_22_a_cancelled_job_needs_no_place(store: Store) -> None:
     epoch = await seed_fleet(store, 9)
     entry_id = await seed_job(store)
     await seed_record(store, cancel=1)
-    await store.connection.commands.sadd(store.cell.keys.held("session", SESSION), "j9")
+    await store.connection.commands.zadd(store.cell.keys.held("session", SESSION), {"j9": 1})
     item = reserve_item(entry_id, epoch, limits=(("session", SESSION, 1),))
 
     assert await reserve(store, [item]) == [calls.Refused("cancelling")]

@@ -60,6 +60,7 @@ job_and_session = st.tuples(st.integers(0, 5), rarely).map(lambda drawn: (f"j{dr
 verdicts = st.sampled_from(["retry_later", "finish", "retry", "expire", "reboot", "give_back", "dead"])
 
 Call = Callable[[], Awaitable[Sequence[Any]]]
+LIMITS: Final[tuple[int | None, ...]] = (1, 0, None, 2)  # of sessions, by pool; None: not counted
 
 
 def word(answer: Any) -> str:
@@ -125,7 +126,9 @@ class Machine(RuleBasedStateMachine):
         woken = {node for nodes in self.now.freed[len(before.freed) :] for node in nodes}
         assert self.now.open - before.open <= woken
         told = {limit for limits in self.now.freed_limits[len(before.freed_limits) :] for limit in limits}
-        assert {f"{kind}:{name}" for (kind, name), jobs in before.held.items() if jobs - self.now.jobs_held()} <= told
+        assert {
+            f"{kind}:{name}" for (kind, name), jobs in before.held.items() if jobs.keys() - self.now.jobs_held()
+        } <= told
 
     def passed(self, before: Picture) -> set[str]:
         """Entries that their record named before, and no more: another one of the job was read first."""
@@ -242,7 +245,7 @@ class Machine(RuleBasedStateMachine):
                 partition=int(entry.partition("/")[0]),
                 candidates=CANDIDATES[(turn + number) % len(CANDIDATES)],
                 choice=choice,
-                limits=(("session", session, 1),) if (turn + number) % 4 == 0 else (),
+                limits=self.limits_of(session, turn + number),
             )
             for number, (entry, job, session) in enumerate([*old, *read])
         ]
@@ -289,6 +292,11 @@ class Machine(RuleBasedStateMachine):
         self.reservations += [(item, answer.node, answer.token) for item, answer in placed]
         return answers
 
+    def limits_of(self, session: str, turn: int) -> tuple[tuple[str, str, int], ...]:
+        """What a job counts for: by pools with and without a limit."""
+        most = LIMITS[turn % len(LIMITS)]
+        return () if most is None else (("session", session, most),)
+
     def check_order(
         self, items: list[calls.ReserveItem], answers: Sequence[Any], boots: dict[str, str], before: Picture
     ) -> None:
@@ -303,7 +311,9 @@ class Machine(RuleBasedStateMachine):
                 candidates = [node for group in item.candidates for node in group]
                 assert [node for node in candidates if self.now.room(node, boots[node]) > 0] == []
             if word(answer) == "limited":
-                assert len(self.now.held["session", item.session_id]) == 1
+                own = item.limits[0][2]
+                limits = [most for most in (own, *self.now.held["session", item.session_id].values()) if most]
+                assert len(self.now.held["session", item.session_id]) >= min(limits)
 
     @precondition(lambda self: self.entries)
     @rule(index=indices, reason=st.sampled_from(["expired", "cancelled"]), other=rarely)

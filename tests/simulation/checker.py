@@ -44,7 +44,7 @@ _COUNTED: Final = _CELL.counted.encode()
 _CONTROL: Final = keys.ControlKeys(SETTINGS.namespace)
 WAKE_S: Final = 0.5  # in which a node notices that it slept, or that a lease is over
 _FENCES: Final = frozenset({_CELL.owners, _CONTROL.leader, _CONTROL.version})
-ADDING: Final = frozenset({"beat", "take"})
+ADDING: Final = frozenset({"beat", "boot", "take"})
 """Scripts of which each call adds or takes something: a heartbeat, what is next in a stream."""
 ANSWERED_AGAIN: Final = {
     ("promote", "promoted"): "stale",
@@ -88,6 +88,7 @@ class Checker:
     lease_ends_s: (node, job id) -> when the lease ends, due_at_s: job id -> when a delayed job is due, both by the time
     of the world: from when they were written on, whatever the server's clock did since.
     slotless_until_s: job id -> until when its reservation may have no slot, for somebody has deleted it;
+    forgotten_jobs: those whose records were deleted, which may leave a slot taken until its lease ends;
     unlimited_until_s: until when a limit may not count those that ran before, for the same reason.
     judges_sessions: whether a session is bound to the node of its last job; where it returns to another one it is not.
     """
@@ -116,6 +117,7 @@ class Checker:
         self.ended: set[str] = set()
         self._fences: dict[str, tuple[int, str]] = {}
         self.slotless_until_s: dict[str, float] = {}
+        self.forgotten_jobs: set[str] = set()
         self.unlimited_until_s = 0.0
         self._past_since_s: dict[tuple[str, tuple[str, int]], float] = {}
         self.is_excused: Callable[[Process], bool] = lambda process: False
@@ -231,6 +233,8 @@ class Checker:
         self.tokens[job_id] = max(token, self.tokens.get(job_id, 0))
         held_by = [node for node, members in self.slots.items() if job_id in members]
         should = [after["node"]] if new == "reserved" and "node" in after else []
+        if job_id in self.forgotten_jobs:
+            return
         if held_by != should and not (should and self._is_slotless(job_id)):
             self.blame("slots", f"job {job_id} is {new}, held by {should}, and has slots on {held_by}")
 
@@ -384,11 +388,13 @@ class Checker:
                 job_id = name[len(_JOB) :]
                 self.records[job_id] = _GONE
                 self.ended.discard(job_id)
+                self.forgotten_jobs.add(job_id)
             elif name.startswith(_SLOTS.decode()):
                 node = name[len(_SLOTS) :]
                 until_s = self.world.now_s + 2 * SETTINGS.lease_ms / 1000 + WAKE_S
                 self.slotless_until_s |= dict.fromkeys(self.slots.get(node, {}), until_s)
-                self.slots[node] = {}
+                self._note_slots(node)
+        self._note_delayed()
 
     def after_jump(self, s: float) -> None:
         """The server's clock was stepped: records may have expired, and their ids are new ones now."""
@@ -424,7 +430,7 @@ class Checker:
             if left:
                 self.blame("left", f"partition {partition} still has {left}")
         for name in self.server.ask("KEYS", _CELL.held("*", "*")):
-            self.blame("leak", f"{name.decode()} at the end: {self.server.ask('SMEMBERS', name)}")
+            self.blame("leak", f"{name.decode()} at the end: {self.server.ask('ZRANGE', name, 0, -1)}")
         if delayed := self.server.ask("ZRANGE", _CELL.delayed, 0, -1):
             self.blame("left", f"delayed at the end: {delayed}")
         parked = [

@@ -1,7 +1,8 @@
 """That limits hold: how many of a session or tenant run is counted from the records, of all pools together.
 
 While some pool of the published snapshot has a limit of a kind, every reservation of the cell counts for it, from the
-first moment on; and no job of a pool with such a limit is placed while as many run. Of a snapshot that was published
+first moment on; and no job of a pool with such a limit is placed while as many run, nor any job of a session while as
+many run as the limit of one of these allows. Of a snapshot that was published
 just now a dispatcher may not know yet: what was allowed before is allowed until `counted` names that version, or a
 later one, from when on those are refused that do not know it.
 """
@@ -52,6 +53,7 @@ class LimitChecker:
         self._blame = blame
         self._kinds: frozenset[str] = frozenset()
         self._limits: list[tuple[int, Limits]] = [(0, {})]  # of versions, that may still be in use
+        self._beside: dict[tuple[str, str], int] = {}  # (job_id, token) -> the most its session's limit ever was
 
     def published(self, records: Records, exempt: Collection[str]) -> None:
         """There may be another snapshot. What is limited from now on was counted before."""
@@ -60,6 +62,11 @@ class LimitChecker:
         limits = {pool.id: dict(model.limits_of_pool(pool)) for pool in pools if model.limited_kinds([pool])}
         if limits != self._limits[-1][1]:
             self._limits.append((snapshot.version if snapshot is not None else 0, limits))
+            self._beside = {
+                (job_id, record["token"]): max(most, self._allowed(record)["session"])
+                for job_id, record in records.items()
+                if (most := self._beside.get((job_id, record.get("token", "")))) is not None
+            }
         kinds = model.limited_kinds(pools)
         if not kinds <= self._kinds:
             for job_id, record in records.items():
@@ -88,7 +95,9 @@ class LimitChecker:
         """A job was placed."""
         record = records[job_id]
         self._check_counted(job_id, record, self._kinds)
-        for kind, most in self._allowed(record).items():
+        allowed = self._allowed(record)
+        self._beside[job_id, record["token"]] = allowed["session"]
+        for kind, most in allowed.items():
             who = record.get(kind, "")
             together = [
                 each
@@ -98,6 +107,9 @@ class LimitChecker:
                 and int(other["token"]) <= int(record["token"])  # those of the same call that came later do not count
                 and each not in exempt
             ]
+            if kind == "session" and "session" in self._kinds:
+                beside = [self._beside.get((each, records[each]["token"]), _UNLIMITED) for each in together]
+                most = min([most, *beside])
             if who and len(together) > most:
                 self._blame("limit", f"job {job_id} runs beside others of {kind} {who}, of {most}: {sorted(together)}")
 
@@ -113,14 +125,18 @@ class LimitChecker:
         """It is a member, and its record says so, that its ending takes it out."""
         for kind in sorted(kinds):
             who = record.get(kind, "")
-            is_member = who and self._server.ask("SISMEMBER", _CELL.held(kind, who), job_id)
-            if who and not (is_member and kind in record.get("held", "").split(" ")):
+            score = self._server.ask("ZSCORE", _CELL.held(kind, who), job_id) if who else None
+            if who and not (score is not None and kind in record.get("held", "").split(" ")):
                 self._blame("limit", f"job {job_id} is reserved and does not count for {kind} {who}")
+            pool = record.get("policy", "").partition(" ")[0]
+            said = [limits.get(pool, {}).get(kind, 0) for _, limits in self._limits]
+            if score is not None and int(score) not in said:
+                self._blame("limit", f"job {job_id} of {pool} stands for {int(score)} of {kind} {who}, of {said}")
 
     def check_held(self, name: bytes, records: Records) -> None:
         """Who counts for a limit runs."""
         kind, _, who = name[len(_HELD) :].decode().partition(":")
-        for member in self._server.ask("SMEMBERS", name):
+        for member in self._server.ask("ZRANGE", name, 0, -1):
             state = records.get(member.decode(), {"state": "none"})["state"]
             if state != "reserved":
                 self._blame("limit", f"job {member.decode()} counts for {kind} {who}, and is {state}")

@@ -213,10 +213,11 @@ class RestChecker:
     def _has_room(self, job: intake.Job, free: set[str]) -> bool:
         binding = parse(self._server.ask("GET", _CELL.session(job.session_id)))
         wanted = placement.classify(job, binding, self._index)
-        for limit in limits_of(job, wanted, self._index.pools):
+        for limit in limits_of(job, wanted, self._index):
             kind, _, name = limit.partition(":")
-            used = self._server.ask("SCARD", _CELL.held(kind, name))
-            if not has_room(limit, used, self._index.pools.get(wanted.pool)):
+            flat = self._server.ask("ZRANGE", _CELL.held(kind, name), 0, -1, "WITHSCORES")
+            least = min((int(score) for score in flat[1::2] if int(score)), default=0)
+            if not has_room(limit, len(flat) // 2, least, wanted.pool, self._index):
                 return False
         pools = [pool for pool in self._index.tiers(wanted.pool) if self._admits(pool, job.tenant_id)]
         return any(

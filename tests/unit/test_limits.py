@@ -9,7 +9,7 @@ from scheduler.model import Pool
 from scheduler.runtime.intake import Class, Job
 from scheduler.runtime.limits import changed_limits, has_room, limits_of
 from scheduler.runtime.waiting import Waiter, Waiting
-from tests.unit.arrange import EN_DE, a_class, a_job
+from tests.unit.arrange import EN_DE, a_class, a_job, an_index
 from tests.unit.test_waiting import DE, ZH, everywhere, names, picture, settle
 
 TENANT = "tenant:t1"
@@ -60,7 +60,7 @@ def try_all(waiting: Waiting, room: int) -> tuple[list[str], int]:
 @pytest.mark.parametrize(
     ("session", "tenant", "tenant_id", "expected"),
     [
-        pytest.param(0, 0, "t1", (), id="a pool without limits"),
+        pytest.param(0, 0, "t1", (), id="no pool has limits"),
         pytest.param(2, 0, "t1", ("session:s1",), id="of a session"),
         pytest.param(0, 3, "t1", ("tenant:t1",), id="of a tenant"),
         pytest.param(2, 3, "t1", ("session:s1", "tenant:t1"), id="of both"),
@@ -69,24 +69,60 @@ def try_all(waiting: Waiting, room: int) -> tuple[list[str], int]:
 )
 def test_the_limits_of_a_job(session: int, tenant: int, tenant_id: str, expected: tuple[str, ...]) -> None:
     """By the policy of the pool that its session prefers."""
-    pools = {"a": Pool("a", session_concurrency=session, tenant_concurrency=tenant)}
-    assert limits_of(a_tenants_job("j1", "s1", tenant_id), ZH, pools) == expected
+    index = an_index(pools={"a": Pool("a", session_concurrency=session, tenant_concurrency=tenant)})
+    assert limits_of(a_tenants_job("j1", "s1", tenant_id), ZH, index) == expected
+
+
+def test_limits_of_another_pool_hold_a_job_back_for_its_session_alone() -> None:
+    """A job that runs under one may be of the same session; of a tenant each pool says what it starts itself."""
+    index = an_index(pools={"a": Pool("a"), "b": Pool("b", session_concurrency=1, tenant_concurrency=1)})
+    assert limits_of(a_tenants_job("j1", "s1"), ZH, index) == ("session:s1",)
 
 
 def test_a_pool_that_is_gone_limits_nothing() -> None:
     """Its jobs are about to be decided anew."""
-    assert limits_of(a_job(), ZH, {}) == ()
+    index = an_index(pools={"b": Pool("b", session_concurrency=1)})
+    assert limits_of(a_job(), ZH, index) == ()
 
 
 def test_room_is_what_the_pool_leaves() -> None:
     """Each kind by its own number; no number, no end."""
-    policy = Pool("a", session_concurrency=1, tenant_concurrency=0)
+    index = an_index(pools={"a": Pool("a", session_concurrency=1, tenant_concurrency=0)})
     assert {
-        "session, nothing held": has_room("session:s1", 0, policy),
-        "session, full": has_room("session:s1", 1, policy),
-        "tenant, unlimited": has_room("tenant:t1", 99, policy),
-        "no such pool": has_room("tenant:t1", 0, None),
+        "session, nothing held": has_room("session:s1", 0, 0, "a", index),
+        "session, full": has_room("session:s1", 1, 0, "a", index),
+        "tenant, unlimited": has_room("tenant:t1", 99, 1, "a", index),
+        "no such pool": has_room("tenant:t1", 0, 0, "b", index),
     } == {"session, nothing held": True, "session, full": False, "tenant, unlimited": True, "no such pool": False}
+
+
+@pytest.mark.parametrize(
+    ("own", "used", "least", "expected"),
+    [
+        pytest.param(0, 1, 2, True, id="one more may run beside it"),
+        pytest.param(0, 2, 2, False, id="as many as may run beside it"),
+        pytest.param(3, 2, 2, False, id="whatever its own pool says"),
+        pytest.param(2, 2, 3, False, id="and no more than that says"),
+        pytest.param(0, 9, 0, True, id="nobody has a limit"),
+    ],
+)
+def test_room_in_a_session_is_what_those_that_run_leave(own: int, used: int, least: int, expected: bool) -> None:
+    """The smallest limit of all of them, and its own."""
+    index = an_index(pools={"a": Pool("a", session_concurrency=own), "b": Pool("b", session_concurrency=9)})
+    assert has_room("session:s1", used, least, "a", index) == expected
+
+
+def test_there_is_room_beside_jobs_whose_limit_is_no_more() -> None:
+    """When no pool limits sessions any more, `reserve` does not look at it either."""
+    assert has_room("session:s1", 1, 1, "a", an_index(pools={"a": Pool("a")}))
+
+
+def test_other_limits_of_any_pool_let_jobs_of_a_session_try_in_all_pools() -> None:
+    """One of those that run may have been what held them back; of a tenant only those of the pools that changed."""
+    waiting = seed_limited("j1")
+    waiting.newly_limited(a_job("j2", "s2"), ZH, 0, "session:s2", waiting.limits.mark)
+    waiting.limits.tell_pools(["b"])
+    assert names(waiting.tries(9)) == ["j2"]
 
 
 def test_pools_whose_limits_changed() -> None:
@@ -328,7 +364,7 @@ def test_a_gap_lets_the_first_of_each_limit_try() -> None:
 def test_a_snapshot_with_other_limits_lets_those_of_its_pools_try() -> None:
     """Others are left alone."""
     waiting = seed_limited("j1", "j2")
-    waiting.newly_limited(a_job("j3", "s3"), a_class("b"), 0, "session:s3", waiting.limits.mark)
+    waiting.newly_limited(a_job("j3", "s3"), a_class("b"), 0, "tenant:t3", waiting.limits.mark)
     waiting.limits.tell_pools(["a", "c"])
     assert try_all(waiting, room=9) == (["j1", "j2"], 0)
     assert picture(waiting) == {"j3": "limited"}

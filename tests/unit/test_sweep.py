@@ -21,21 +21,25 @@ from tests.unit.test_waiting import DE, ZH, add, names, seed_waiting, settle
 
 GRACE_MS: Final = DEFAULTS.no_node_grace_ms
 NO_NODES: Final = an_index()
-NODES: Final = an_index(a_node("n1"), a_node("n2"), pools={"a": Pool("a", tenant_concurrency=2)})
+NODES: Final = an_index(
+    a_node("n1"),
+    a_node("n2"),
+    pools={"a": Pool("a", tenant_concurrency=2), "b": Pool("b", session_concurrency=1)},
+)
 
 
 class Server:
     """Stands for the server: nodes that are open, how much of each limit is held, and events that are on their way."""
 
-    def __init__(self, are_open: str = "", held: int = 9, nodes: str = "", limits: str = "") -> None:
+    def __init__(self, are_open: str = "", held: int = 9, nodes: str = "", limits: str = "", least: int = 0) -> None:
         self._are_open = are_open.split()
-        self._held = held
+        self._held = (held, least)
         self._told = Told(frozenset(nodes.split()), frozenset(limits.split()))
 
     async def are_open(self, nodes: Sequence[str]) -> list[bool]:
         return [node in self._are_open for node in nodes]
 
-    async def held_sizes(self, limits: Sequence[str]) -> list[int]:
+    async def held_sizes(self, limits: Sequence[str]) -> list[tuple[int, int]]:
         return [self._held] * len(limits)
 
     async def peek_freed(self) -> Told:
@@ -190,6 +194,14 @@ async def test_room_in_limits(server: Server, tried: list[str]) -> None:
     """By the policy of the pool."""
     waiting = seed_limited("j1")
     assert await look(waiting, server) == tried
+
+
+@pytest.mark.parametrize(("held", "tried"), [(2, []), (1, ["j1"])])
+async def test_room_beside_jobs_of_the_session_in_other_pools(held: int, tried: list[str]) -> None:
+    """By the smallest of their limits, if the pool has none itself."""
+    waiting = Waiting()
+    waiting.newly_limited(a_job("j1"), ZH, 0, "session:s1", waiting.limits.mark)
+    assert await look(waiting, Server(held=held, least=2)) == tried
 
 
 async def test_classes_that_find_out_by_themselves_are_left_alone() -> None:
