@@ -312,7 +312,7 @@ class Attempts:
                 del self._awaited[job.key]
                 self._begin(job, lease, was_renewed=True)
         elif answer.why != "crowded":
-            logger.info("%s: the reservation of job %s ended before it started", self._node_id, lease.job_id)
+            logger.warning("%s: the reservation of job %s is lost before it started", self._node_id, lease.job_id)
             awaited.lost = True
             if awaited.is_here:
                 del self._awaited[job.key]
