@@ -73,15 +73,18 @@ def decode(entry: calls.Entry, cell: int, settings: Settings) -> Job | calls.Rej
     fields = entry.fields
     body, payload = fields.get(b"job"), fields.get(b"payload", b"")
     document_bytes, payload_bytes = len(body) if body is not None else 0, len(payload)
-    size_bytes = sum(map(len, fields)) + sum(map(len, fields.values()))
+    other_bytes = 0
+    for name, value in fields.items():
+        other_bytes += len(name)
+        if name != b"job" and name != b"payload":
+            other_bytes += len(value)
     if (
         payload_bytes > settings.payload_bytes_max
         or document_bytes > settings.document_bytes_max
-        or size_bytes - document_bytes - payload_bytes > settings.other_bytes_max
+        or other_bytes > settings.other_bytes_max
     ):
-        other_bytes = size_bytes - document_bytes - payload_bytes
         detail = _too_large(document_bytes, payload_bytes, other_bytes, settings)
-        return refuse(entry, cell, "too_large", detail, size_bytes)
+        return refuse(entry, cell, "too_large", detail, document_bytes + payload_bytes + other_bytes)
     if body is None:
         names = ", ".join(sorted(name.decode(errors="replace") for name in entry.fields))[:100]
         return refuse(
