@@ -81,6 +81,7 @@ def test_a_job_as_its_handler_sees_it() -> None:
         "features": ("gpu",),
         "inbox_id": "1000-0",
         "job_id": "j1",
+        "key": ("j1", 7),
         "life": 3,
         "node": "n1",
         "partition": 3,
