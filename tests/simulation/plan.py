@@ -212,7 +212,7 @@ KINDS: Final[dict[str, Callable[[Random, float], Event]]] = {
     "readonly": _to("readonly", ("server",), 0.5, 8),
     "loading": _to("loading", ("server",), 0.2, 3),
     "restart": _to("restart", ("server",), 0.2, 3),
-    # What a scheduler does not survive by itself: the clock, lost writes, ids.
+    # The worst days: the clock, lost writes, ids.
     "clock": _one_of("clock", (-3600.0, -10.0, -1.0, 1.0, 10.0, 3600.0)),
     "sleep": _to("sleep", SEATS, 20, 20),
     "lose": _one_of("lose", (1.0,)),
@@ -260,7 +260,7 @@ _LIMIT: Final = (
 
 
 def _alone(kind: str, jobs: int = 60, deadlines: float = 0.06) -> Scenario:
-    """One kind of what is not survived yet, and now and then a process that ends."""
+    """One kind of the worst days, and now and then a process that ends."""
     kinds = (("kill", 3.0), ("wire", 5.0))
     return Scenario(kind, kinds, (kind,), broken=0.03, jobs=jobs, deadlines=deadlines)
 

@@ -33,7 +33,7 @@ def base_of_fresh_seeds() -> int:
 
 @pytest.mark.parametrize("number", range(FRESH))
 def test_fresh_seed(number: int) -> None:
-    """No guarantee is broken by what the scheduler survives so far."""
+    """No guarantee is broken by what goes wrong day by day."""
     seed = base_of_fresh_seeds() + number
     result, _ = run(draw(seed, SCENARIOS["mixed"], FRESH_JOBS))
     assert not result.violations, f"./tools/simulate --seed {seed} --jobs {FRESH_JOBS}: {result.violations}"
