@@ -374,7 +374,8 @@ class Checker:
         entries = {entry.job_id for partition in range(SETTINGS.partitions) for entry in self.intake(partition)}
         for job_id in {*before, *self.acknowledged}:
             record = self.read_record(job_id)
-            if record != before.get(job_id, _GONE) or (job_id not in before and job_id not in entries):
+            known = before.get(job_id, _GONE)
+            if record != known or (known["state"] == _GONE["state"] and job_id not in entries):
                 self.exempt.add(job_id)
             self.records[job_id] = record
         self.ended = {job_id for job_id, record in self.records.items() if record["state"] in model.TERMINAL}
