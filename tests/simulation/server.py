@@ -338,7 +338,7 @@ class Server:
         self.past: deque[list[bytes]] = deque(maxlen=PAST_MAX)
         self.touched: dict[bytes, None] = {}
         self.on_touch: Callable[[Iterable[bytes]], None] = lambda keys: None
-        self.on_repeat: Callable[[bytes, Any, Any, list[bytes]], None] = lambda sha, reply, again, changed: None
+        self.on_repeat: Callable[[list[bytes], Any, Any, list[bytes]], None] = lambda *_: None
         self.scripts: dict[bytes, _Script] = {}
         self.clients: list[Client] = []
         self.monitors: list[Client] = []
@@ -462,7 +462,7 @@ class Server:
         names = command[3 : 3 + int(command[2])]
         before = {name: self.image(name) for name in names}
         again = self._reply(client, command)
-        self.on_repeat(command[1], reply, again, [name for name in names if self.image(name) != before[name]])
+        self.on_repeat(command, reply, again, [name for name in names if self.image(name) != before[name]])
         return again
 
     def again(self, command: list[bytes]) -> list[bytes]:
