@@ -14,9 +14,10 @@ local BUSY_MS = 1000
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local now_text = string.format('%.0f', now_ms)
-local answers, feed, replied = {now_ms}, {}, {}
+local answers, feed, reply_keys = {now_ms}, {}, {}
 
 -- INCLUDE streams
+-- INCLUDE outcomes
 
 local function lose_body(job_key, reply_key, job_id, record)
   local node, token = string.match(record[7] or '', '^(%S+) (%S+)$')
@@ -35,7 +36,8 @@ local function lose_body(job_key, reply_key, job_id, record)
   if node then
     told[#told + 1], told[#told + 2], told[#told + 3], told[#told + 4] = 'node', node, 'token', token
   end
-  feed[#feed + 1] = {reply_key, 'job_id', job_id, 'detail', 'the parked entry is missing', unpack(told)}
+  local outcome = {'job_id', job_id, 'detail', 'the parked entry is missing', unpack(told)}
+  feed[#feed + 1], reply_keys[#reply_keys + 1] = outcome, reply_key
   return {'dead'}
 end
 
@@ -85,16 +87,5 @@ for item = 3, #ARGV, 3 do
   answers[#answers + 1] = promote(KEYS[key_index], KEYS[key_index + 1], KEYS[key_index + 2], ARGV[item], ARGV[item + 1], ARGV[item + 2])
   key_index = key_index + 3
 end
-for _, outcome in ipairs(feed) do
-  local reply_key = table.remove(outcome, 1)
-  tell(results_key, OUTCOMES_KEPT, now_ms, 'MAXLEN', '~', results_max, '*', unpack(outcome))
-  if reply_key ~= results_key then
-    tell(reply_key, OUTCOMES_KEPT, now_ms, 'MAXLEN', '~', results_max, '*', unpack(outcome))
-    replied[reply_key] = true
-  end
-end
--- A reply stream goes when nothing was told in it for as long as records are kept.
-for reply_key in pairs(replied) do
-  redis.call('PEXPIRE', reply_key, retention_ms)
-end
+tell_outcomes(feed, reply_keys, results_key, results_max, retention_ms, now_ms)
 return answers

@@ -17,9 +17,10 @@ local DETAIL = 8 -- where in what is known of an entry the detail is
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local now_text = string.format('%.0f', now_ms)
-local answers, feed, replied = {now_ms}, {}, {}
+local answers, feed, reply_keys = {now_ms}, {}, {}
 
 -- INCLUDE streams
+-- INCLUDE outcomes
 
 local OURS = {job_id = true, session = true, partition = true, tenant = true, reason = true, detail = true, attempts = true,
   crashes = true, not_started = true, life = true, submitted_ms = true, avoid = true, entry = true}
@@ -111,7 +112,8 @@ local function reject(jobs_key, job_key, reply_key, item)
   if node then
     told[#told + 1], told[#told + 2], told[#told + 3], told[#told + 4] = 'node', node, 'token', token
   end
-  feed[#feed + 1] = {reply_key, 'job_id', job_id, unpack(told)}
+  local outcome = {'job_id', job_id, unpack(told)}
+  feed[#feed + 1], reply_keys[#reply_keys + 1] = outcome, reply_key
   return {'rejected'}
 end
 
@@ -121,16 +123,5 @@ for item = 7, #ARGV, 9 do
   key_index = key_index + 3
 end
 
-for _, outcome in ipairs(feed) do
-  local reply_key = table.remove(outcome, 1)
-  tell(results_key, OUTCOMES_KEPT, now_ms, 'MAXLEN', '~', results_max, '*', unpack(outcome))
-  if reply_key ~= results_key then
-    tell(reply_key, OUTCOMES_KEPT, now_ms, 'MAXLEN', '~', results_max, '*', unpack(outcome))
-    replied[reply_key] = true
-  end
-end
--- A reply stream goes when nothing was told in it for as long as records are kept.
-for reply_key in pairs(replied) do
-  redis.call('PEXPIRE', reply_key, retention_ms)
-end
+tell_outcomes(feed, reply_keys, results_key, results_max, retention_ms, now_ms)
 return answers

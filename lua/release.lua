@@ -30,15 +30,7 @@ local VERDICTS = {finish = true, retry = true, expire = true, reboot = true, giv
 local STATES = {completed = true, failed = true}
 local JOBS_MAX, DELAY_MS_MAX = 128, 1e12
 
-local function wrong(name, value, expected)
-  return name .. " = '" .. string.sub(tostring(value), 1, 64) .. "': expected " .. expected
-end
-
--- A whole number within bounds, nil if the text is none.
-local function whole(text, least, most)
-  local number = text and string.find(text, '^%d+$') and tonumber(text)
-  return number and number >= least and number <= most and number or nil
-end
+-- INCLUDE values
 
 -- What is wrong with the call, nil if nothing is. Of its keys those are looked at that all its items share.
 local function fault_of_call()
@@ -76,9 +68,10 @@ if fault then return redis.error_reply('ERR release: ' .. fault) end
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local now_text = string.format('%.0f', now_ms)
-local answers, freed_nodes, freed_limits, feed, reply_keys, replied = {now_ms}, {}, {}, {}, {}, {}
+local answers, freed_nodes, freed_limits, feed, reply_keys = {now_ms}, {}, {}, {}, {}
 
 -- INCLUDE streams
+-- INCLUDE outcomes
 
 local function boot_order(boot) return tonumber(string.match(boot, '^(%d+)%-')) or 0 end
 
@@ -364,19 +357,7 @@ for item = 8 + partitions + nodes + 1, #ARGV, JOB do
   answers[number + 1] = item_fault and {'invalid', item_fault} or release(job)
 end
 
--- Feeds come last and may fail: the truth is in the records.
-for i, outcome in ipairs(feed) do
-  local reply_key = reply_keys[i]
-  tell(results_key, OUTCOMES_KEPT, now_ms, 'MAXLEN', '~', results_max, '*', unpack(outcome))
-  if reply_key ~= results_key then
-    tell(reply_key, OUTCOMES_KEPT, now_ms, 'MAXLEN', '~', results_max, '*', unpack(outcome))
-    replied[reply_key] = true
-  end
-end
--- A reply stream goes when nothing was told in it for as long as records are kept.
-for reply_key in pairs(replied) do
-  redis.call('PEXPIRE', reply_key, retention_ms)
-end
+tell_outcomes(feed, reply_keys, results_key, results_max, retention_ms, now_ms)
 if #freed_limits > 0 then
   tell(freed_key, 0, now_ms, 'MAXLEN', '~', freed_max, '*', 'nodes', table.concat(freed_nodes, ' '),
     'limits', table.concat(freed_limits, ' '))

@@ -11,15 +11,7 @@
 local partitions, backlog_max = tonumber(ARGV[1]) or 0, tonumber(ARGV[2]) or 0 -- looked at in `fault_of_call`
 local JOB, JOBS_MAX = 8, 128
 
-local function wrong(name, value, expected)
-  return name .. " = '" .. string.sub(tostring(value), 1, 64) .. "': expected " .. expected
-end
-
--- A whole number within bounds, nil if the text is none.
-local function whole(text, least, most)
-  local number = text and string.find(text, '^%d+$') and tonumber(text)
-  return number and number >= least and number <= most and number or nil
-end
+-- INCLUDE values
 
 -- What is wrong with the call, nil if nothing is.
 local function fault_of_call()
