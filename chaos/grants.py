@@ -1,9 +1,9 @@
 """Pure. Decides; never performs. Leases as somebody saw them who looks at the slots all the time, and the handlers
 that started without one.
 
-Everything here is time of one clock, that of whoever looked and of the nodes' records, whatever the server's clock did
-meanwhile. A lease was given between two looks; so it ends its length after the second one at the latest. Whoever sees
-so little is lenient by the time between two looks, and never accuses somebody who is innocent.
+All times are of one clock, which the onlooker and the nodes' records share, whatever the server's clock did. The
+onlooker sees that a lease was given between two looks, so it counts the lease's length from the second one. That is
+lenient by the time between two looks, and never blames a node that did right.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def without_steps(runs: Iterable[Run], ahead_us: Iterable[int], entries: Mapping
 
 
 def overlaps(runs: Iterable[Run]) -> list[str]:
-    """Jobs of which two runs went on at once, a line each. A run whose end nobody wrote down has ended long ago."""
+    """A line for each job that ran twice at once. A run without a recorded end is taken to have ended long ago."""
     of: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         of[run.job_id].append(run)

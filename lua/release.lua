@@ -14,8 +14,8 @@
 -- RETURNS {now_ms, answer, ...}, one a job: {"released", state} | {"stale", token} | {"unknown"} | {"busy", why} | {"moved"}
 --         | {"invalid", why}: a value of this item can be none; an error when the call itself cannot be read
 -- INVARIANT a slot is freed exactly once; `expire` of a lease that lies further ahead than its own length cuts it; the body
---           is in exactly one stream or the job is terminal; a repeat of the last
---           ending (token and verdict) gives the same answer, every other ending without the slot is stale.
+--           is in exactly one stream or the job is terminal; a repeat of the last ending (token and verdict) gives the same
+--           answer, every other ending without the slot is stale.
 local KEYS, ARGV, redis, string = KEYS, ARGV, redis, string -- a local is found faster than a global
 local capacity_key, open_key, freed_key, results_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local delayed_key, parked_key, dead_key = KEYS[5], KEYS[6], KEYS[7]

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- reserve: place a batch of jobs: check order and room, take a slot under a lease, hand the body to the node.
--- KEYS[1] {cell}:owners             hash: partition -> "epoch owner until_ms"
+-- KEYS[1] {cell}:owners             hash: partition -> "epoch owner until_ms lease_ms"
 -- KEYS[2] {cell}:capacity           hash: node -> "slots boot reason"
 -- KEYS[3] {cell}:open               set
 -- KEYS[4] {cell}:counted            string: "version kind kind"
@@ -27,12 +27,11 @@
 --   ARGV[5..] bodies. An index counts from 1; whatever may have more than nine digits is text.
 -- RETURNS {now_ms, answer, ...}, a text a job (home: where its session is bound; filled: that was the last slot):
 --   "reserved <node> <token> <used> <home>" | "reserved <node> <token> <used> <home> filled" | "reserved <node> <token> -1", to a
---   repeat | "full" | "limited <kind>" | "outdated <counted>" | "bound" | "behind" | "fenced" | "duplicate" | "gone" | "job_id_taken" | "cancelling"
---   | "mismatch <session> <tenant> <reply_to>": it was submitted with these (each may be empty), and the document says others
+--   repeat | "full" | "limited <kind>" | "outdated <counted>" | "bound" | "behind" | "fenced" | "duplicate" | "gone"
+--   | "job_id_taken" | "cancelling" | "mismatch <session> <tenant> <reply_to>": it was submitted with these (each may be empty), and the document says others
 -- INVARIANT used slots never exceed the capacity of the boot that the caller saw; a job holds at most one slot; no limit
---           counts more jobs than it allows, that of a session no more than any of those that run does, and while a kind is
---           counted none is placed that does not count; jobs of a session are placed in the order given; the body is in
---           exactly one stream; the same entry gets the same answer.
+--           counts more jobs than it allows, and while a kind is counted none is placed that does not count; jobs of a
+--           session are placed in the order given; the body is in exactly one stream; the same entry gets the same answer.
 local KEYS, ARGV, redis, string = KEYS, ARGV, redis, string -- a local is found faster than a global
 local owners_key, capacity_key, open_key, counted_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local session_ttl_ms, partitions, epochs, policies, starts_ms, version = cmsgpack.unpack(ARGV[1])

@@ -74,7 +74,10 @@ async def test_a_busy_node_leaves_without_a_manager_after_its_job(url: str) -> N
         await system.managers.pop()[0].stop()
         leaving = asyncio.create_task(system.remove_node("n1"))
 
-        await asyncio.sleep(3 * PATIENT.heartbeat_ms / 1_000)
+        async def takes_nothing_new() -> bool:
+            return (await system.store.reads.capacities())["n1"].slots == 0
+
+        await system.until(takes_nothing_new)
         second = await system.producer.submit("s1", **EN_ZH)
         await system.until(lambda: len(others.runs) + len(gate.started) == 2)
         assert not leaving.done()
