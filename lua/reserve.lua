@@ -30,8 +30,9 @@
 --   repeat | "full" | "limited <kind>" | "outdated <counted>" | "bound" | "behind" | "fenced" | "duplicate" | "gone"
 --   | "job_id_taken" | "cancelling" | "mismatch <session> <tenant> <reply_to>": it was submitted with these (each may be empty), and the document says others
 -- INVARIANT used slots never exceed the capacity of the boot that the caller saw; a job holds at most one slot; no limit
---           counts more jobs than it allows, and while a kind is counted none is placed that does not count; jobs of a
---           session are placed in the order given; the body is in exactly one stream; the same entry gets the same answer.
+--           counts more jobs than it allows, that of a session no more than any of those that run does, and while a kind is
+--           counted none is placed that does not count; jobs of a session are placed in the order given; the body is in
+--           exactly one stream; the same entry gets the same answer.
 local KEYS, ARGV, redis, string = KEYS, ARGV, redis, string -- a local is found faster than a global
 local owners_key, capacity_key, open_key, counted_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local session_ttl_ms, partitions, epochs, policies, starts_ms, version = cmsgpack.unpack(ARGV[1])
