@@ -59,9 +59,5 @@ class ServerTime:
         self._bounds_ms, self._told_at_ms = (least_ms, most_ms), arrived_ms
         return step_ms
 
-    def server_ms(self, own_ms: float) -> float:
-        """The server's time at `own_ms` at most, as the last answer told it. Our own before the first."""
-        return own_ms + (self._bounds_ms[1] if self._bounds_ms is not None else 0.0)
-
 
 SYSTEM_CLOCK: Final = Clock()
