@@ -67,6 +67,7 @@ class Reaper:
         self._position = 0
         self._now_ms = 0
         self._heard_at_ms = float("-inf")
+        self._strange_at_ms = 0.0
         self._anew_at_ms = 0.0
         self._beat_due_ms = 0.0
         self._trim_due_ms = 0.0
@@ -94,7 +95,7 @@ class Reaper:
                 logger.info("node %s is gone", node)
 
     async def _listen(self) -> None:
-        """Ask for the time. Whoever was deaf, or saw the server's clock stepped, begins to listen anew."""
+        """Ask for the time. Notice when we were deaf, or the server's clock was stepped."""
         asked_at_ms = self._clock.ms()
         if asked_at_ms >= self._beat_due_ms:
             beat = model.ReaperBeat(self._name, self._boot, self._expired)
@@ -107,16 +108,23 @@ class Reaper:
         step_ms = self._server_time.told(self._now_ms, asked_at_ms, heard_at_ms)
         if step_ms:
             logger.warning(
-                "the server's clock was stepped by about %.0f ms: leases are judged after a renewal", step_ms
+                "the server's clock was stepped by about %.0f ms: no lease is ended until it could be renewed", step_ms
             )
             self._ahead.look_again()
-        if step_ms or heard_at_ms - self._heard_at_ms > DEAF_MS:
+        if step_ms or self._heard_at_ms == float("-inf"):
+            self._strange_at_ms = heard_at_ms
+        if heard_at_ms - self._heard_at_ms > DEAF_MS:
             self._anew_at_ms = heard_at_ms
         self._heard_at_ms = heard_at_ms
 
     def _may_judge(self, lease_ms: int) -> bool:
-        """Whether every node had the time to renew since listening began: a third of its leases."""
-        return self._clock.ms() >= self._anew_at_ms + lease_ms / 3
+        """Whether a lease that has lapsed is one that nobody renews.
+
+        After a step of the server's clock, which a reaper that just started may have missed, it is still good by its
+        node's own clock: at most for a lease. While we were deaf the nodes may have been: they renew every third.
+        """
+        now_ms = self._clock.ms()
+        return now_ms >= self._strange_at_ms + lease_ms and now_ms >= self._anew_at_ms + lease_ms / 3
 
     def _slice(self, nodes: list[str]) -> list[str]:
         if self._position >= len(nodes):

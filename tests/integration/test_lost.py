@@ -279,7 +279,7 @@ async def a_reaper(store: Store, clock: HandClock) -> Reaper:
     reaper = Reaper(store, DEFAULTS, await store.control.write_layout(), "r", "1", clock)
     for _ in range(2):
         await reaper.run_once()
-        clock.go(DEFAULTS.lease_ms / 3)
+        clock.go(DEFAULTS.lease_ms)
         await store.reads.capacities()
     return reaper
 
@@ -301,7 +301,7 @@ async def test_a_delayed_job_without_a_time_is_found_by_its_body(store: Store, m
     await store.connection.commands.xadd(CELL.parked, {"job": "nobody's"})
     reaper = await a_reaper(store, clock)
 
-    await look(reaper, clock, 2_000 + DEFAULTS.lease_ms / 3)
+    await look(reaper, clock, 2_000 + DEFAULTS.lease_ms)
 
     assert (await store.reads.record(JOB))["state"] == "queued"
     assert await store.reads.length(CELL.parked) == 0

@@ -138,7 +138,8 @@ async def test_ages_start_anew_when_nobody_listened(fleet: Fleet) -> None:
     async with asyncio.timeout(10):
         while (await fleet.capacities())["n1"].reason != "dead":
             await later.run_once()
-    assert await fleet.store.control.time_us() - started_us >= QUICK.silence_ms * 1000
+    # The own clock and the server's are set right apart from each other, and differ a little in how fast they go.
+    assert await fleet.store.control.time_us() - started_us >= (QUICK.silence_ms - 1) * 1000
 
 
 async def test_bad_heartbeats_are_counted_and_harm_nobody(fleet: Fleet) -> None:

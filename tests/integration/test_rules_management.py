@@ -10,7 +10,7 @@ import pytest
 
 from scheduler import model
 from scheduler.calls import CapacityItem
-from scheduler.clock import SYSTEM_CLOCK, Clock
+from scheduler.clock import SYSTEM_CLOCK, Clock, ServerTime
 from scheduler.config import DEFAULTS, Settings
 from scheduler.management.manager import DEAF_MS, Manager
 from scheduler.model import NodeBeat, Snapshot
@@ -64,15 +64,32 @@ async def steps(reaper: Reaper, clock: HandClock, ms: float) -> int:
 # ---- the reaper ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_reaper_that_starts_waits_for_one_renewal(store: Store, clock: HandClock) -> None:
-    """RULES 16: nodes that nobody watched may renew first; who does not within a third of the lease is judged."""
+async def test_a_reaper_that_starts_waits_for_a_lease(store: Store, clock: HandClock) -> None:
+    """RULES 16: what has lapsed may be good by the clock of its node, if the server's was stepped just before."""
     await seed_reserved(store)
     await seed_lapsed(store)
     reaper = await new_reaper(store, clock=clock)
     await reaper.run_once()
-    assert await steps(reaper, clock, DEFAULTS.lease_ms / 3 - 250) == 0
+    assert await steps(reaper, clock, DEFAULTS.lease_ms - 250) == 0
     assert await steps(reaper, clock, 250) == 1
     assert await standing(store) == ("queued", ["intake"])
+
+
+async def test_a_reaper_that_saw_a_step_waits_for_a_lease(
+    store: Store, clock: HandClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RULES 16: a node that renewed just before may have its next renewal on the way when a third has passed."""
+    reaper = await new_reaper(store, clock=clock)
+    await reaper.run_once()
+    await steps(reaper, clock, DEFAULTS.lease_ms)
+    await seed_reserved(store)
+    await seed_lapsed(store)
+
+    with monkeypatch.context() as stepped:
+        stepped.setattr(ServerTime, "told", lambda *_: 1.0)
+        await reaper.run_once()
+    assert await steps(reaper, clock, DEFAULTS.lease_ms - 250) == 0
+    assert await steps(reaper, clock, 250) == 1
 
 
 async def test_a_reaper_that_was_deaf_waits_for_one_renewal(store: Store, clock: HandClock) -> None:

@@ -30,7 +30,7 @@ WAIT_S_MAX: Final = 1.0
 LATE_S_MAX: Final = {"roomy": 2.5, "tight": 12.5}
 """A dispatcher looks at deadlines each second, and every ten seconds at those that it has no memory for."""
 OVERDUE_S_MAX: Final = 3.0
-DEAF_S: Final = SETTINGS.lease_ms / 3000 + 2.0  # a reaper that heard nothing for a while judges nobody for so long
+DEAF_S: Final = SETTINGS.lease_ms / 1000 + 2.0  # so long after a start, or a step of the clock, a reaper judges nobody
 CALM_S: Final = 1.0  # so long after trouble nobody is to blame
 _RENEW: Final = next(sha for sha, name in SCRIPTS.items() if name == "renew")
 _CELL: Final = keys.CellKeys(SETTINGS.namespace)

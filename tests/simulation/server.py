@@ -440,7 +440,7 @@ class Server:
             self.tell(b"in-this-process:0", command)
         reply = self._reply(client, command)
         self._set_clock()
-        if command[0] == b"EVALSHA" and SCRIPT_NAMES.get(command[1]) in ENDING and not isinstance(reply, SimpleError):
+        if command[0] == b"EVALSHA" and SCRIPT_NAMES.get(command[1]) in ENDING and not _may_be_due_later(reply):
             self.past.append(command)
         if client.doubles:
             client.doubles = False
@@ -597,6 +597,11 @@ class Server:
         """FLUSHALL."""
         self._database._dict.clear()
         self._database._expiry_heap.clear()
+
+
+def _may_be_due_later(reply: Any) -> bool:
+    """Whether a call failed, or ended a lease that had not lapsed yet: once it has, the same call is right."""
+    return isinstance(reply, SimpleError) or any(isinstance(each, list) and each[0] == b"busy" for each in reply)
 
 
 def encode(reply: Any) -> bytes:
