@@ -68,9 +68,9 @@ class Awaited(msgspec.Struct):
 class Attempts:
     """What a node runs.
 
-    Args: cell; settings; host, of this process; node_id; capacity, slots; handler; observer; server_clock, the bound on
-    the server's time; threads, for plain functions; report(job, ending), called at the end of each attempt whose
-    reservation may still stand; unreported, keys of those that the server has not heard yet.
+    Args: cell; settings; host, of this process; node_id; capacity, slots; handler; observer; threads, for plain
+    functions; report(job, ending), called at the end of each attempt whose reservation may still stand; unreported,
+    keys of those that the server has not heard yet.
     """
 
     def __init__(
@@ -82,7 +82,6 @@ class Attempts:
         capacity: int,
         handler: Handler,
         observer: Observer,
-        server_clock: leases.ServerClock,
         threads: Threads,
         report: Callable[[Job, Ending], None],
         unreported: Collection[tuple[str, int]] = (),
@@ -97,7 +96,6 @@ class Attempts:
         self._capacity = capacity
         self._handler = handler
         self._observer = observer
-        self._server_clock = server_clock
         self._threads = threads
         self._report = report
         self._clock = host.clock
@@ -118,10 +116,14 @@ class Attempts:
 
     # ---- from start to end ----
 
-    def expect(self, job: Job) -> None:
-        """Renew an assignment until its body comes, which `start` is told, or `forget` if it is gone."""
-        if job.key not in self.running:
-            self._awaited.setdefault(job.key, Awaited(job, self._first_lease(job)))
+    def expect(self, job: Job, made_after_ms: float) -> bool:
+        """Renew an assignment until its body comes, which `start` is told, or `forget` if it is gone.
+
+        made_after_ms: own time when it was not there yet. Returns: whether its body is needed.
+        """
+        if job.key in self.running:
+            return False
+        return not self._awaited.setdefault(job.key, Awaited(job, self._first_lease(job, made_after_ms))).is_here
 
     def forget(self, job: Job) -> None:
         """The body of an assignment does not come."""
@@ -131,29 +133,28 @@ class Attempts:
         """The inbox is read again: what is awaited still is named there once more."""
         self._awaited = {key: awaited for key, awaited in self._awaited.items() if awaited.is_here}
 
-    def start(self, job: Job) -> bool:
-        """Run the handler if the lease is surely in force. Returns: whether it is; else `renew` is due now."""
+    def start(self, job: Job, made_after_ms: float) -> bool:
+        """Run the handler if the lease is surely in force.
+
+        made_after_ms: own time when the assignment was not there yet. Returns: whether it is; else `renew` is due now.
+        """
         awaited = self._awaited.get(job.key)
         if job.key in self.running or (awaited is not None and awaited.is_here):
             return True
         self._awaited.pop(job.key, None)
         if awaited is not None and awaited.lost:
             return True
-        lease = self._first_lease(job) if awaited is None else awaited.lease
+        lease = self._first_lease(job, made_after_ms) if awaited is None else awaited.lease
         if not self._may_run(lease):
             self._awaited[job.key] = Awaited(job, lease, is_here=True)
             return False
         self._begin(job, lease, was_renewed=awaited is not None)
         return True
 
-    def _first_lease(self, job: Job) -> leases.Reservation:
-        """The first lease of an assignment; over already when its end cannot be told from the server's time."""
-        given, own_ms = job.reservation, self._clock.ms()
-        latest_ms = self._server_clock.latest_ms(own_ms)
-        ends_ms = leases.first_lease_ends_ms(given.lease_until_ms, given.length_ms, latest_ms, own_ms)
-        return leases.Reservation(
-            job.job_id, job.token, own_ms if ends_ms is None else ends_ms, job.policy.lease_ms, given.length_ms
-        )
+    def _first_lease(self, job: Job, made_after_ms: float) -> leases.Reservation:
+        """The first lease of an assignment; over already when that may be too old."""
+        length_ms = job.reservation.length_ms
+        return leases.Reservation(job.job_id, job.token, made_after_ms + length_ms, job.policy.lease_ms, length_ms)
 
     def _begin(self, job: Job, lease: leases.Reservation, *, was_renewed: bool) -> None:
         """Run the handler; a job that finds no slot free is given back instead.

@@ -1,10 +1,10 @@
 """Pure. Decides; never performs. A node's leases as deadlines of its own clock: which may run, which are renewed or
 stopped; and which of an earlier life are kept.
 
-No handler runs past its lease. Each lease becomes a deadline of the node's own clock: the time when a renewal was
-*sent* plus the length of the lease, so never too late, however long the answer took or the process was stopped, and
-whatever the server's clock does meanwhile. Of a first lease only the end is known, by the server's clock. It counts
-where the server's time as known here agrees with it; else the server is asked, by a renewal, before the start.
+No handler runs past its lease. Each lease becomes a deadline of the node's own clock: a time when it was surely not
+made yet, plus its length, so never too late, however long an answer took or the process was stopped, and whatever the
+server's clock does. For a renewal that is when it was *sent*; for the first lease, when the last read was sent that
+brought all that was there.
 """
 
 from __future__ import annotations
@@ -12,26 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import msgspec
-
-
-class ServerClock:
-    """An upper bound of the server's time: the `now_ms` of the newest answer and the own time since it was asked."""
-
-    def __init__(self) -> None:
-        self._now_ms = 0.0
-        self._sent_ms: float | None = None
-
-    def heard(self, now_ms: int, sent_ms: float) -> None:
-        """An answer said `now_ms` (server time); its request was sent at `sent_ms` (own time)."""
-        if self._sent_ms is None or sent_ms >= self._sent_ms:
-            # The server cut its time down to whole milliseconds; a bound has to make up for that.
-            self._now_ms, self._sent_ms = now_ms + 1, sent_ms
-
-    def latest_ms(self, own_ms: float) -> float:
-        """The server's time is at most this. Infinite before the first answer."""
-        if self._sent_ms is None:
-            return float("inf")
-        return self._now_ms + (own_ms - self._sent_ms)
 
 
 class Reservation(msgspec.Struct):
@@ -52,16 +32,6 @@ class Reservation(msgspec.Struct):
     def key(self) -> tuple[str, int]:
         """That of the attempt."""
         return self.job_id, self.token
-
-
-def first_lease_ends_ms(lease_until_ms: int, length_ms: int, latest_ms: float, own_ms: float) -> float | None:
-    """When a first lease ends by the node's own clock; None when that cannot be told from the server's time.
-
-    Args: lease_until_ms, its end (server time); length_ms; latest_ms, the bound of the server's time, at own_ms. With a
-    lease that ends later than its own length from now, the server's clock was stepped since it was made or heard.
-    """
-    left_ms = lease_until_ms - latest_ms
-    return own_ms + left_ms if left_ms <= length_ms else None
 
 
 def may_run(reservation: Reservation, own_ms: float, margin_ms: int) -> bool:

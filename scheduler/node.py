@@ -40,6 +40,7 @@ FIRST_WORD_MS: Final = 2_000  # for telling the server that this node leaves
 LAST_WORD_MS: Final = 5_000  # for reporting the last outcomes while leaving
 THREADS_MIN: Final = 32
 INBOX_COUNT: Final = 128
+NEVER_MS: Final = float("-inf")
 COMPARE_MS: Final = 1_000  # after so long without an entry the cursor is held against the inbox
 
 Phase = Literal["joining", "serving", "draining", "left", "replaced", "stopped"]
@@ -98,12 +99,12 @@ class Node:
             version=version,
         )
         model.decode_beat(model.encode_beat(self._beat_document))
-        self._server_clock = leases.ServerClock()
         self._earlier: list[Job] = []
         self._held_before: dict[str, int] = {}
         self._cursor = "0"
         self._life = ""
         self._compared_at_ms = 0.0
+        self._read_to_end_ms = NEVER_MS
         self._margin_is_over = False
         self._told = asyncio.Event()  # the server has heard that this node drains, or need not hear it any more
         self._ended = asyncio.Event()
@@ -113,9 +114,9 @@ class Node:
     async def __aenter__(self) -> Node:
         self._store: Store = await open_store(self._url, self._settings, None, self._host.clock, self._host.connect)
         try:
-            self._store.connection.heard = self._server_clock.heard
             self._life = self._store.connection.life
             self._layout = await self._store.layout()
+            self._read_to_end_ms = self._clock.ms()
             since_ms, number, self._held_before = await self._store.cell.boot(self.node_id)
             self.boot = f"{number}-{self._host.token_hex(4)}"
             self._beat_document = msgspec.structs.replace(self._beat_document, boot=self.boot, since_ms=since_ms)
@@ -130,7 +131,6 @@ class Node:
                 self._beat_document.capacity,
                 self._handler,
                 self._observer,
-                self._server_clock,
                 self._threads,
                 self._end,
                 self._reporter.keys,
@@ -293,10 +293,11 @@ class Node:
         inbox = self._store.cell.keys.inbox(self.node_id)
         await self._compare_inbox(inbox)
         block_ms = None if self._late else READ_BLOCK_MS
+        sent_ms, after_ms = self._clock.ms(), self._read_to_end_ms
         try:
             read = await self._paced.read({inbox: self._cursor}, INBOX_COUNT, block_ms)
         except RedisError as error:
-            self._compared_at_ms = float("-inf")
+            self._compared_at_ms = NEVER_MS
             raise SchedulerError(f"reading the inbox failed: {error}") from error
         part = read.get(inbox)
         if part is not None:
@@ -304,30 +305,37 @@ class Node:
                 self._cursor = part.last_id
                 self._compared_at_ms = self._clock.ms()  # what comes after the cursor shows that it is right
             for identifier, fields in part.entries:
-                self._take(identifier, fields)
+                self._take(identifier, fields, after_ms)
             for head in part.heads:
-                self._take(head.id, head.fields, head)
+                self._take(head.id, head.fields, after_ms, head)
         if part is None or part.is_end:
-            self._reporter.forget_reported()
+            self._read_to_end_ms = sent_ms
+            if not self._late:
+                self._reporter.forget_reported()
         for job, body in await self._late.read():
             if body is not None and not self._ended.is_set():
-                self._take(job.inbox_id, body)
+                self._take(job.inbox_id, body, NEVER_MS)  # it was expected, so its lease is known
             self._attempts.forget(job)
 
-    def _take(self, identifier: str, fields: dict[bytes, bytes], head: calls.Head | None = None) -> None:
-        """One entry, or the head of one. head: then an assignment of this life is renewed until its body comes."""
+    def _take(
+        self, identifier: str, fields: dict[bytes, bytes], made_after_ms: float, head: calls.Head | None = None
+    ) -> None:
+        """One entry, or the head of one.
+
+        made_after_ms: own time when it was not there yet; head: then an assignment of this life is renewed until its
+        body comes.
+        """
         try:
             if b"control" in fields:
                 self._obey(fields)
             elif head is None:
-                self._assign(Job(self.node_id, identifier, fields))
+                self._assign(Job(self.node_id, identifier, fields), made_after_ms)
             else:
                 job = without_body(self.node_id, head)
-                if job.reservation.boot == self.boot and not self._ended.is_set():
-                    self._attempts.expect(job)
+                if job.reservation.boot != self.boot or self._ended.is_set():
+                    self._assign(job, made_after_ms)  # to be ended, which needs no body
+                elif not self._reporter.knows(job.key) and self._attempts.expect(job, made_after_ms):
                     self._late.add(job, head.size_bytes)
-                else:
-                    self._assign(job)  # to be ended, which needs no body
         except (KeyError, ValueError, SchedulerError) as error:
             logger.error("%s: inbox entry %s is ignored: %r", self.node_id, identifier, error)
 
@@ -353,6 +361,7 @@ class Node:
         else:
             return
         self._cursor = "0"
+        self._read_to_end_ms = NEVER_MS
         self._late.clear()
         self._attempts.forget_bodies()
         self._reporter.remember_reported()
@@ -397,7 +406,7 @@ class Node:
         self._renew_loop.wake()
         self._end_life("replaced")
 
-    def _assign(self, job: Job) -> None:
+    def _assign(self, job: Job, made_after_ms: float) -> None:
         """Start what is ours, while this life lasts; entries of lower boots wait until our own boot is confirmed.
 
         An inbox that is read again has what runs, and what has ended and is not told yet.
@@ -408,7 +417,7 @@ class Node:
         if boot == self.boot and self._ended.is_set():
             self._end(job, retry.given_back("the node stopped", GIVE_BACK_MS))
         elif boot == self.boot:
-            if not self._attempts.start(job):
+            if not self._attempts.start(job, made_after_ms):
                 self._renew_loop.wake()
         elif model.boot_order(boot) < model.boot_order(self.boot):
             self._earlier.append(job)

@@ -106,9 +106,10 @@ class Reporter:
         while self._endings:
             batch = next(cut(self._endings, _size_bytes, self._settings.batch_max))
             answers = await or_each_alone(batch, self._release, lambda _: calls.NotReleased("broken"))
-            del self._endings[: len(batch)]
+            told = set(map(_key, batch))  # others were added meanwhile, and perhaps put into another order
+            self._endings = [item for item in self._endings if _key(item) not in told]
             if self._reported is not None:
-                self._reported.update(map(_key, batch))
+                self._reported |= told
             kept = []
             for item, answer in zip(batch, answers, strict=True):
                 if isinstance(answer, calls.NotReleased):
@@ -121,7 +122,7 @@ class Reporter:
                     if answer.why == "busy" and item.verdict != "reboot":
                         kept.append(item)
             self._endings += kept
-            self.keys.difference_update(map(_key, batch))
+            self.keys -= told
             self.keys.update(map(_key, kept))
             if kept:
                 return

@@ -47,7 +47,6 @@ PATIENCE_MS: Final = 30_000
 CONNECTIONS_MAX: Final = 4  # of one client: more callers at once take turns
 RETRY_MS_MAX: Final = 500  # the longest pause between two tries: so late is everybody heard who tries all the time
 _RETRY_FIRST_MS: Final = 20
-_TELL_TIME: Final = frozenset({"beat", "renew", "release"})  # what a node calls: these answers begin with now_ms
 # The server will do it later; nothing is wrong with the call.
 _WAIT_OUT: Final = (
     "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "MOVED", "ASK", "TRYAGAIN", "OOM", "BUSY",
@@ -142,11 +141,8 @@ class Connection:
     Args: url, `redis://`, `rediss://` or `unix://`; patience_ms, for how long a call is repeated while the server
     does not answer (None: for ever, which is what long-running roles want); clock, the process's own; classes,
     of the pool's connections.
-    Attributes: heard, told (now_ms, sent_ms) of each answer of `beat`, `renew` and `release`: the server's time in it,
-    and our own monotonic time when that was asked. Of several tries this is the one that was answered, or an outage
-    would make the server's time as uncertain as it was long. life, the run_id of the server process that the newest
-    connection leads to: whoever remembers what he has read compares it, for another process may have less, or other
-    data. Empty when the server does not say.
+    Attributes: life, the run_id of the server process that the newest connection leads to: whoever remembers what he
+    has read compares it, for another process may have less, or other data. Empty when the server does not say.
     """
 
     def __init__(
@@ -157,7 +153,6 @@ class Connection:
         classes: Mapping[Any, Any] = PACKING,
     ) -> None:
         self.url = url
-        self.heard: Callable[[int, float], None] = _ignore
         self.life = ""
         self._patience_ms = patience_ms
         self._clock = clock
@@ -233,8 +228,6 @@ class Connection:
             answer: list[Any] = await self.patiently(once)
         except ResponseError as error:
             raise ScriptFailed(f"{name}: {error}") from error
-        if name in _TELL_TIME:
-            self.heard(answer[0], sent_ms)
         return sent_ms, answer
 
     async def call_once(
@@ -312,7 +305,3 @@ class Connection:
         """Say why nothing happens, unless patience ends soon, with an error that says so."""
         if self._patience_ms is None or self._patience_ms > 2 * WAITING_TOLD_MS:
             logger.warning("waiting for the server at %s: it does not answer yet", without_credentials(self.url))
-
-
-def _ignore(_now_ms: int, _sent_ms: float) -> None:
-    """Of the time an answer tells, for those who do not ask."""

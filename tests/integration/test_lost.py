@@ -39,16 +39,20 @@ WRITTEN_AGAIN: Final = (
 
 
 class Work:
-    """A handler whose jobs of the session `long` run until they are let go. running: jobs at once; most: ever."""
+    """A handler whose jobs of the session `long` run until they are let go.
+
+    running: jobs at once; most: ever; starts: of handlers.
+    """
 
     def __init__(self) -> None:
         self.let_go = asyncio.Event()
         self.begun = asyncio.Event()
-        self.running = self.most = 0
+        self.running = self.most = self.starts = 0
 
     async def run(self, job: Job) -> str:
         """One job. The first attempt of those of the session `again` fails."""
         self.running += 1
+        self.starts += 1
         self.most = max(self.most, self.running)
         try:
             if job.session_id == "long":
@@ -338,3 +342,30 @@ async def test_an_assignment_of_another_reservation_is_dropped_after_a_lease(
 
     assert (await store.reads.record(JOB))["state"] == "reserved"
     assert [each for each in await store.reads.entries(CELL.inbox(NODE)) if b"job" in each[1]] == []
+
+
+async def test_a_job_that_ends_while_its_body_is_read_once_more_runs_once(url: str) -> None:
+    """The inbox is read again, for another server process answers, over a slow link: heads first, then bodies."""
+    settings = msgspec.structs.replace(QUICK, start_ms=5_000, lease_ms=6_000)
+    async with running(url, settings) as system:
+        work = Work()
+        node = await system.add_node("n1", work.run, capacity=1)
+        job_id = await system.producer.submit("long", payload=bytes(100_000))
+        await work.begun.wait()
+        asked, arrived, by_id = asyncio.Event(), asyncio.Event(), node._late._reads.by_id
+
+        async def slow(stream: str, ids: list[str]) -> dict[str, dict[bytes, bytes]]:
+            found = await by_id(stream, ids)
+            asked.set()
+            await arrived.wait()
+            return found
+
+        node._late._reads.by_id = slow  # type: ignore[method-assign, assignment]
+        node._paced.pace.gave_up(node._clock.ms())
+        node._life = "the process before"
+        await system.until(lambda: node._read_to_end_ms > node._compared_at_ms or asked.is_set())
+        work.let_go.set()
+        assert (await system.producer.outcome(job_id)).state == "completed"
+        arrived.set()
+        assert await system.producer.result(await system.producer.submit("next")) == "next"
+        assert work.starts == 2

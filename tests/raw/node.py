@@ -25,6 +25,7 @@ FREED_MAX: Final = 1_000
 RESULT_INLINE_BYTES_MAX: Final = 4_096
 BATCH_MAX: Final = 128
 READ_BLOCK_MS: Final = 20
+READ_MAX: Final = 128
 COMPARE_MS: Final = 1_000
 BACKOFF_MS: Final = 1_000
 BACKOFF_MS_MAX: Final = 60_000
@@ -44,10 +45,10 @@ class Assignment:
     token: str
     boot: str
     attempt: int
-    lease_ms: int
     lease_until_ms: int
+    lease_ms: int
     length_ms: int
-    ends_s: float = 0.0
+    ends_s: float
     stopped: threading.Event = field(default_factory=threading.Event)
     ending: Ending | None = None
     lost: bool = False
@@ -77,24 +78,6 @@ Work = Callable[[Assignment], object]
 def own_s() -> float:
     """The own clock: one that runs on while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-class Clock:
-    """An upper bound of the server's time."""
-
-    def __init__(self) -> None:
-        self._heard: tuple[float, float] | None = None
-
-    def heard(self, now_ms: int, sent_s: float) -> None:
-        """An answer said `now_ms`; its request was sent at `sent_s`, own monotonic time."""
-        self._heard = (now_ms + 1, sent_s)
-
-    def latest_ms(self) -> float:
-        """It is not later than this."""
-        if self._heard is None:
-            return float("inf")
-        now_ms, sent_s = self._heard
-        return now_ms + (own_s() - sent_s) * 1000
 
 
 class Node:
@@ -127,8 +110,8 @@ class Node:
         self._pairs = pairs
         self._heartbeat_ms = heartbeat_ms
         self._margin_ms = margin_ms
-        self._clock = Clock()
         self._cursor = "0"
+        self._read_to_end_s = own_s()
         self._compare_due_s = 0.0
         self._run_id = ""
         self._beat_due_s = 0.0
@@ -189,8 +172,7 @@ class Node:
             "running": len(self._running),
         }
         keys = [self.server.control_key("heartbeats"), self.server.control_key("dispatchers")]
-        answer = self.server.call("beat", keys, [json.dumps(document), "", HEARTBEATS_MAX, SILENCE_MS, "stays"])
-        self._clock.heard(answer[0], self.server.sent_s)
+        self.server.call("beat", keys, [json.dumps(document), "", HEARTBEATS_MAX, SILENCE_MS, "stays"])
         if wants_to_leave and self.phase in ("joining", "serving"):
             self.phase = "draining"
         if wants_to_leave or (self.phase == "draining" and not (self._running or self._earlier or self._endings)):
@@ -215,19 +197,22 @@ class Node:
         is_behind = [int(part) for part in last_id.split("-")] < [int(part) for part in self._cursor.split("-")]
         if is_behind or self._run_id not in ("", run_id):
             self._cursor = "0"
+            self._read_to_end_s = float("-inf")
             self._renew_at_once = True
         self._run_id = run_id
 
     def _read_inbox(self) -> None:
         self._compare_inbox()
-        for identifier, fields in self.server.read(
-            self.server.key(f"inbox:{self.node_id}"), self._cursor, READ_BLOCK_MS
-        ):
+        sent_s, not_there_s = own_s(), self._read_to_end_s
+        entries = self.server.read(self.server.key(f"inbox:{self.node_id}"), self._cursor, READ_BLOCK_MS, READ_MAX)
+        for identifier, fields in entries:
             self._cursor = identifier
             if "control" in fields:
                 self._obey(fields["control"].decode(), fields["boot"].decode())
             else:
-                self._assign(assignment_of(fields))
+                self._assign(assignment_of(fields, not_there_s))
+        if len(entries) < READ_MAX:
+            self._read_to_end_s = sent_s
 
     def _obey(self, control: str, boot: str) -> None:
         if number_of(boot) > number_of(self.boot):
@@ -280,9 +265,6 @@ class Node:
             self._over.set()
 
     def _start(self, assignment: Assignment) -> None:
-        left_ms = assignment.lease_until_ms - self._clock.latest_ms()
-        if left_ms <= assignment.length_ms:
-            assignment.ends_s = own_s() + left_ms / 1000
         if not self._may_run(assignment) and not self._is_renewed(assignment):
             return
         if len(self._running) >= self._capacity:
@@ -343,10 +325,9 @@ class Node:
             for word in (each.job_id, each.token, "started" if each.key in self._running else "waiting")
         ]
         answer = self.server.call("renew", keys, items)
-        self._clock.heard(answer[0], self.server.sent_s)
-        for assignment, (word, *rest) in zip(running, answer[1:], strict=True):
+        for assignment, (word, *_) in zip(running, answer[1:], strict=True):
             if word in (b"renewed", b"cancelling"):
-                assignment.lease_until_ms, assignment.length_ms = int(rest[0]), assignment.lease_ms
+                assignment.length_ms = assignment.lease_ms
                 assignment.ends_s = self.server.sent_s + assignment.lease_ms / 1000
             if word == b"cancelling":
                 self._stop(assignment, given_back("cancelled"))
@@ -370,9 +351,7 @@ class Node:
         batch, self._endings = self._endings[:BATCH_MAX], self._endings[BATCH_MAX:]
         if not batch or self._over.is_set():
             return
-        now_ms, answers = self.server.call_each("release", batch, self._build)
-        if now_ms:
-            self._clock.heard(now_ms, self.server.sent_s)
+        answers = self.server.call_each("release", batch, self._build)[1]
         for (assignment, ending), answer in zip(batch, answers, strict=True):
             if answer is not None and answer[0] == b"busy" and ending.verdict != "reboot":
                 self._endings.append((assignment, ending))
@@ -394,8 +373,8 @@ class Node:
         return keys, arguments
 
 
-def assignment_of(fields: dict[str, bytes]) -> Assignment:
-    """An inbox entry."""
+def assignment_of(fields: dict[str, bytes], not_there_s: float) -> Assignment:
+    """An inbox entry, and when it was surely not made yet."""
     text = {name: value.decode() for name, value in fields.items() if name not in ("job", "payload")}
     token, boot, lease_until_ms, entry, attempt, _, _, length_ms = text["reservation"].split(" ")[:8]
     return Assignment(
@@ -408,9 +387,10 @@ def assignment_of(fields: dict[str, bytes]) -> Assignment:
         token=token,
         boot=boot,
         attempt=int(attempt),
-        lease_ms=int(text["policy"].split(" ")[1]),
         lease_until_ms=int(lease_until_ms),
+        lease_ms=int(text["policy"].split(" ")[1]),
         length_ms=int(length_ms),
+        ends_s=not_there_s + int(length_ms) / 1000,
     )
 
 

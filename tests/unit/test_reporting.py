@@ -53,13 +53,16 @@ def reporter(cell: SlowCell) -> Reporter:
     layout = Layout(partitions=16, cells=1, protocol=4, retention_ms=1, dead_retention_ms=1)
     reporter = Reporter(cast(Cell, cell), DEFAULTS, layout, "n1", "1-a")
     for token in range(3 * DEFAULTS.batch_max - 1):
-        fields = {
-            b"job": b'{"session_id":"s1"}',
-            b"job_id": b"j%d" % token,
-            b"reservation": b"%d 1-a 5000 0/1-1 1 1 1 5000" % token,
-        }
-        reporter.add(Job("n1", "1000-0", fields), retry.completed("", b""))
+        reporter.add(Job("n1", "1000-0", _fields(token)), retry.completed("", b""))
     return reporter
+
+
+def _fields(token: int) -> dict[bytes, bytes]:
+    return {
+        b"job": b'{"session_id":"s1"}',
+        b"job_id": b"j%d" % token,
+        b"reservation": b"%d 1-a 5000 0/1-1 1 1 1 5000" % token,
+    }
 
 
 async def test_two_reports_at_once_lose_nothing(reporter: Reporter, cell: SlowCell) -> None:
@@ -138,6 +141,22 @@ async def test_large_results_of_a_node_that_stops_are_given_back(reporter: Repor
         ("finish", "", 65_536),
         ("give_back", "why", 0),
     ]
+
+
+async def test_what_is_put_into_another_order_while_a_call_is_under_way_is_told(
+    reporter: Reporter, cell: SlowCell
+) -> None:
+    """A node that stops gives its large results back while the release loop still waits for an answer."""
+    first = 3 * DEFAULTS.batch_max
+    for token, result in ((first, bytes(1_048_576)), (first + 1, b"")):
+        reporter.add(Job("n1", "1000-0", _fields(token)), retry.completed("", result))
+    loop = asyncio.create_task(reporter.report())
+    await cell.asked.wait()
+    assert reporter.give_back_results("the node stopped")
+    cell.may_answer.set()
+    await asyncio.gather(loop, reporter.report())
+    assert {token for batch in cell.calls for token in batch} == {*range(first - 1), first, first + 1}
+    assert (len(reporter), reporter.keys) == (0, set())
 
 
 async def test_what_the_server_cannot_read_is_told_and_dropped(
