@@ -25,6 +25,7 @@ from scheduler.management import commands, fold, pools
 from scheduler.management.commands import Decided, Refused
 from scheduler.management.counting import Counting
 from scheduler.management.hearing import Hearing
+from scheduler.management.memory import Memory
 from scheduler.management.picture import Picture, Stored, picture_of, revise, snapshot_of, store, told
 from scheduler.management.pools import PoolDocument
 from scheduler.management.standing import LOOK_MS, Standing
@@ -77,6 +78,7 @@ class Manager:
         self._looked_back_at_ms = 0.0
         self._looked_at_streams_ms = 0.0
         self._standing = Standing(store)
+        self._memory = Memory()
         self._has_lost = False
         self._looked_at_ms = float("-inf")
         self._life = store.connection.life
@@ -120,6 +122,7 @@ class Manager:
             if self._epoch is not None:
                 logger.warning("%s leads no more: %s does", self.name, answer.leader)
             self._epoch = None
+            await self._remember()
             return False
         self._led_at_ms = now_ms
         if answer.epoch != self._epoch:
@@ -130,6 +133,14 @@ class Manager:
             await self._take_over(answer)
             self._epoch = answer.epoch
         return True
+
+    async def _remember(self) -> None:
+        """While another one leads: what is configured, once a second."""
+        if self._clock.ms() - self._looked_at_ms < LOOK_MS:
+            return
+        self._looked_at_ms = self._clock.ms()
+        documents, _ = pools.read(await self._store.control.read_config())
+        self._memory.saw(await self._store.control.read_version(), documents)
 
     async def _keep_lead(self) -> None:
         """Within a step that takes long. Raises: Fenced."""
@@ -149,10 +160,15 @@ class Manager:
         self._stored = Stored()
         capacities = await self._store.reads.capacities()
         documents = await self._read_pools()
+        missing = self._memory.missing(self._version, documents)
+        if missing:
+            names = ", ".join(sorted(missing)[:SHOWN_MAX])
+            logger.warning("%s was lost: the pools %s are written again", self._store.control.keys.config, names)
+        self._lost = dict(missing)
+        documents |= missing
         self._fleet = fold.configure(fold.recover(snapshot, capacities, leading.now_ms), documents)
         self._unwritten, self._unpublished = set(), set()
         self._written = {}
-        self._lost = {}
         self._counting.forget()
         self._recounts = True
         self._acknowledge = ()
@@ -215,6 +231,7 @@ class Manager:
         capacities = await self._write_capacities()
         await self._recount()
         published = await self._publish(taken.now_ms, decided)
+        self._memory.saw(self._published.version, self._fleet.pools)
         self._unanswered = len(taken.commands) >= TAKE_MAX
         self._has_lost = await self._look() or self._has_lost
         return Report(True, heartbeats, invalid, capacities, published, len(taken.commands))
@@ -294,7 +311,7 @@ class Manager:
         if await self._store.control.stored_version() != self._published.version:
             await self._publish_anew()
         self._recounts = True
-        self._fleet = fold.forget(self._fleet, stored, self._now_ms, FORGET_MS)
+        self._fleet = fold.forget(self._fleet, {*stored, *lost}, self._now_ms, FORGET_MS)
         self._written = {node: item for node, item in self._written.items() if node in self._fleet.nodes}
 
     async def _look_at_streams(self, epoch: int) -> None:

@@ -15,6 +15,7 @@ from scheduler.config import DEFAULTS
 from scheduler.errors import ServerReplaced
 from scheduler.handlers import Job
 from scheduler.management.commands import ApplyPools, encode_command
+from scheduler.management.manager import Manager
 from scheduler.management.pools import PoolDocument
 from scheduler.model import JobDocument, encode_job
 from scheduler.node import Node
@@ -174,6 +175,8 @@ async def test_an_emptied_server_is_used_again_and_no_node_runs_more_than_it_has
     with start_embedded() as server:
         async with running(server.url) as system:
             await system.add_node("n1", work.run, capacity=1)
+            limited = {"default": PoolDocument(session_concurrency=2)}
+            await system.store.control.send_command(encode_command(ApplyPools(limited)), RESULT_MS)
             await long_job(system, work)
             if is_restarted:
                 server.restart()
@@ -190,7 +193,24 @@ async def test_an_emptied_server_is_used_again_and_no_node_runs_more_than_it_has
                 await producer.result(await producer.submit("s4"), RESULT_MS)
                 await system.until(lambda: node.phase == "serving")
             assert await system.used() == 0
-    assert any(CONTROL.layout in line for line in caplog.messages)
+            assert [*await system.store.control.read_config()] == ["pool:default"]
+    for key in (CONTROL.layout, CONTROL.config):
+        assert any(key in line and "was lost" in line for line in caplog.messages)
+
+
+async def test_a_manager_that_stood_by_knows_what_was_configured(url: str) -> None:
+    """The one that leads when the server has lost it may be another one than before."""
+    async with running(url) as system:
+        limited = {"default": PoolDocument(session_concurrency=2)}
+        await system.store.control.send_command(encode_command(ApplyPools(limited)), RESULT_MS)
+        other = Manager(system.store, QUICK, "another")
+        await other.run_once()  # and does not lead
+        await system.store.connection.commands.flushall()
+        async with asyncio.timeout(RESULT_MS / 1000):
+            while not other.leading:
+                await system.store.connection.commands.delete(CONTROL.leader)
+                await other.run_once()
+        assert [*await system.store.control.read_config()] == ["pool:default"]
 
 
 async def test_each_key_that_steers_is_made_again(url: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -29,6 +29,7 @@ PURE: Final = {
     "scheduler.management.commands",
     "scheduler.management.fold",
     "scheduler.management.hearing",
+    "scheduler.management.memory",
     "scheduler.management.picture",
     "scheduler.management.pools",
     "scheduler.runtime.tries",
