@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -17,10 +18,12 @@ from scheduler.handlers import Job
 from scheduler.management.commands import ApplyPools, encode_command
 from scheduler.management.manager import Manager
 from scheduler.management.pools import PoolDocument
-from scheduler.model import JobDocument, encode_job
+from scheduler.model import JobDocument, Snapshot, encode_job
 from scheduler.node import Node
 from scheduler.producer import Producer
+from scheduler.runtime.index import Index
 from scheduler.runtime.reaper import Reaper
+from scheduler.runtime.snapshots import Snapshots
 from scheduler.store.connection import Connection
 from scheduler.store.server import start_embedded
 from scheduler.store.store import Store
@@ -389,3 +392,27 @@ async def test_a_job_that_ends_while_its_body_is_read_once_more_runs_once(url: s
         arrived.set()
         assert await system.producer.result(await system.producer.submit("next")) == "next"
         assert work.starts == 2
+
+
+async def test_nothing_is_placed_by_a_snapshot_that_another_server_process_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of a time that was lost can have a higher version than the server now has, and no limits."""
+    follows_no_more = asyncio.Event()
+
+    async def follow(_: Snapshots) -> None:
+        follows_no_more.set()
+        await asyncio.Event().wait()
+
+    work = Work()
+    with start_embedded(tmp_path, persistent=True) as server:
+        async with running(server.url) as system:
+            await system.add_node("n1", work.run, capacity=1)
+            await everybody_works(system, ["s1"])
+            monkeypatch.setattr(Snapshots, "follow", follow)
+            await follows_no_more.wait()
+            ((_, dispatcher),) = system.dispatchers
+            dispatcher.snapshots.swap(Index(Snapshot(version=2**52)))
+            server.restart()
+            await everybody_works(system, ["s2"])
+            assert dispatcher.snapshots.index.version < 2**52
