@@ -31,6 +31,7 @@ from scheduler.management.pools import PoolDocument
 from scheduler.management.standing import LOOK_MS, Standing
 from scheduler.model import EMPTY_SNAPSHOT, Delta, Pool, Snapshot, limited_kinds, limits_of_pool
 from scheduler.store.control import Leading
+from scheduler.store.holders import read_holders
 from scheduler.store.store import Store
 
 logger = logging.getLogger("scheduler.manager")
@@ -158,7 +159,7 @@ class Manager:
         snapshot, self._published = await self._read_snapshot()
         self._version = await self._store.control.read_version()
         self._stored = Stored()
-        capacities = await self._store.reads.capacities()
+        capacities = await self._store.reads.capacities() or await self._find_holders(snapshot)
         documents = await self._read_pools()
         missing = self._memory.missing(self._version, documents)
         if missing:
@@ -181,6 +182,19 @@ class Manager:
             "%s leads under epoch %d with %d known nodes and %d configured pools",
             self.name, leading.epoch, len(self._fleet.nodes), len(documents),
         )  # fmt: skip
+
+    async def _find_holders(self, snapshot: Snapshot) -> dict[str, CapacityItem]:
+        """Without capacities, which may have been deleted: nodes that only their reservations tell of. Reapers go by
+        the capacities, so their jobs would never come back.
+        """
+        published = {node.id for node in snapshot.nodes}
+        found = {node: item for node, item in (await read_holders(self._store)).items() if node not in published}
+        if found:
+            logger.warning(
+                "%s was lost: %d nodes that hold something count as dead until they are heard",
+                self._store.cell.keys.capacity, len(found),
+            )  # fmt: skip
+        return found
 
     async def _read_snapshot(self) -> tuple[Snapshot, Picture]:
         """The published snapshot; what cannot be read of it is made anew, and nothing of it is built upon."""

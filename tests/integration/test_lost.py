@@ -21,6 +21,7 @@ from scheduler.management.pools import PoolDocument
 from scheduler.model import JobDocument, Snapshot, encode_job
 from scheduler.node import Node
 from scheduler.producer import Producer
+from scheduler.roles import start_manager
 from scheduler.runtime.index import Index
 from scheduler.runtime.reaper import Reaper
 from scheduler.runtime.snapshots import Snapshots
@@ -416,3 +417,29 @@ async def test_nothing_is_placed_by_a_snapshot_that_another_server_process_had(
             server.restart()
             await everybody_works(system, ["s2"])
             assert dispatcher.snapshots.index.version < 2**52
+
+
+async def test_a_job_of_a_dead_node_comes_back_though_capacity_is_lost_with_the_leader(url: str) -> None:
+    """Nothing but its slots tells of the node then: reapers go by the capacities."""
+    async with running(url) as system:
+        work = Work()
+        node = await system.add_node("n1", work.run, capacity=1)
+        job_id = await system.producer.submit("long")
+        await work.begun.wait()
+        del system.nodes["n1"]
+        await node._close()
+        await system.until(lambda: dead(system, "n1"))
+        role, _ = system.managers.pop()
+        await role.stop()
+        await system.store.connection.commands.delete(CELL.capacity)
+        work.let_go.set()
+        system.managers.append(await start_manager(url, QUICK))
+        await system.add_node("n2", work.run, capacity=1)
+        assert (await system.producer.outcome(job_id)).state == "completed"
+        assert await system.used() == 0
+
+
+async def dead(system: System, node: str) -> bool:
+    """Whether the leader has found it dead."""
+    item = (await system.store.reads.capacities()).get(node)
+    return item is not None and item.reason == "dead"
