@@ -20,11 +20,12 @@ import msgspec
 
 from scheduler import calls, handlers, leases
 from scheduler.config import Settings
-from scheduler.handlers import Handler, Job, Threads
+from scheduler.handlers import Handler, Job
 from scheduler.host import Host
 from scheduler.runtime import retry
 from scheduler.runtime.retry import Ending
 from scheduler.store.cell import Cell
+from scheduler.threads import Threads
 
 logger = logging.getLogger("scheduler.node")
 
@@ -184,11 +185,22 @@ class Attempts:
     async def _attempt(self, job: Job, lease: leases.Reservation) -> Ending:
         if not self._may_run(lease):
             return _too_late()  # the event loop was blocked, or the process paused, since the task was made
-        self._observer.started(job, self._clock.us())
+        self._observe(self._observer.started, job)
         try:
             return await handlers.attempt(self._handler, job, self._threads, self._settings, self._random)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # of what judges; a KeyboardInterrupt here would end the event loop
+            return self._broke(job, handlers.describe(error))
         finally:
-            self._threads.when_ended(job, lambda: self._observer.ended(job, self._clock.us()))
+            self._threads.when_ended(job, functools.partial(self._observe, self._observer.ended, job))
+
+    def _observe(self, tell: Callable[[Job, int], None], job: Job) -> None:
+        """Tell the observer, whose errors are none of the handler's."""
+        try:
+            tell(job, self._clock.us())
+        except BaseException:
+            logger.exception("%s: the observer failed at job %s", self._node_id, job.job_id)
 
     def _ended(self, job: Job, task: asyncio.Task[Ending]) -> None:
         """The task has ended, and the attempt with it, unless a thread runs on."""

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from scheduler.config import DEFAULTS
 from scheduler.errors import InvalidInput, Reject, Retry
-from scheduler.handlers import BYTES, JSON, TEXT, Job, Threads, attempt, decode_result, encode_result, is_async
+from scheduler.handlers import BYTES, JSON, TEXT, Job, attempt, decode_result, encode_result, is_async
 from scheduler.runtime.retry import Ending
+from scheduler.threads import Threads
 from scheduler.words import Policy, Reservation
 
 FIELDS = {b"job": b'{"session_id":"s1"}', b"job_id": b"j1", b"reservation": b"7 1-a 5000 3/1-1 1 1 1 4000"}
