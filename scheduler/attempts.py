@@ -22,6 +22,7 @@ from scheduler import calls, handlers, leases
 from scheduler.config import Settings
 from scheduler.handlers import Handler, Job
 from scheduler.host import Host
+from scheduler.loop import forget_task
 from scheduler.runtime import retry
 from scheduler.runtime.retry import Ending
 from scheduler.store.cell import Cell
@@ -279,6 +280,12 @@ class Attempts:
         """Report what was stopped and runs on all the same: nobody will be here to wait for it."""
         for running in self.running.values():
             self._give_up(running)
+
+    def leave_behind(self) -> None:
+        """Wait no more for handlers that do not stop, nor let the end of the event loop wait for them."""
+        for running in self.running.values():
+            if not running.task.done():
+                forget_task(running.task)
 
     async def renew(self) -> None:
         """Renew all in one call when a third of some lease has passed, or some wait for it to start; start these, and

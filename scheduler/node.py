@@ -37,6 +37,7 @@ logger = logging.getLogger("scheduler.node")
 
 DRAIN_MS_MAX: Final = 30_000
 FIRST_WORD_MS: Final = 2_000  # for telling the server that this node leaves
+STOP_MS: Final = 1_000  # for handlers that were told to stop: the process is gone soon after its time to drain
 LAST_WORD_MS: Final = 5_000  # for reporting the last outcomes while leaving
 THREADS_MIN: Final = 32
 INBOX_COUNT: Final = 128
@@ -192,6 +193,7 @@ class Node:
         try:
             await end_tasks(self._tasks)
         finally:
+            self._attempts.leave_behind()
             self._threads.shutdown()
             await self._store.close()
 
@@ -200,9 +202,9 @@ class Node:
 
         What runs on all the same is given back, or by a life that was replaced left to the end of its lease.
         """
-        await self._attempts.ended(LAST_WORD_MS)
+        await self._attempts.ended(STOP_MS)
         if self._is_replaced():
-            await self._attempts.ended(max(0, self._drain_ms_max - LAST_WORD_MS))
+            await self._attempts.ended(max(0, self._drain_ms_max - STOP_MS))
         if self.running:
             logger.warning("%s: %d handlers do not stop", self.node_id, self.running)
         if not self._is_replaced():

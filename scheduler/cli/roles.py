@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +14,8 @@ import click
 from scheduler import roles
 from scheduler.attempts import Observer
 from scheduler.cli.common import duration, print_line, server_options, settings_of_environment
-from scheduler.cli.failures import CutOff, Failure
+from scheduler.cli.failures import CutOff, Failure, as_failure
+from scheduler.cli.loops import threads_run_on
 from scheduler.cli.process import (
     POLL_MS,
     STOP_MS_MAX,
@@ -32,13 +31,13 @@ from scheduler.cli.process import (
 )
 from scheduler.cli.work import Recorder, label_of, load_handler, pair_of, simulated_work
 from scheduler.config import Settings
+from scheduler.errors import SchedulerError
 from scheduler.node import DRAIN_MS_MAX, Node
 from scheduler.store.store import open_store
 
 logger = logging.getLogger("scheduler")
 
 WORK_MS: Final = 20.0
-THREADS_MS_MAX: Final = 500
 
 
 @click.command(short_help="Run a manager alone.")
@@ -247,7 +246,13 @@ def node(
         finally:
             await _leave(member, url, drain_ms)
 
-    run_serving(serve)
+    try:
+        run_serving(serve)
+    except (SchedulerError, OSError) as error:
+        if threads_run_on():
+            failure = as_failure(error)
+            raise CutOff(failure.exit_code, failure.message) from error
+        raise
     _conclude(member)
 
 
@@ -266,23 +271,14 @@ async def _leave(member: Node, url: str, drain_ms: int) -> None:
 
 
 def _conclude(member: Node) -> None:
-    """End as the node did. Raises: Failure; CutOff while a handler's thread still runs, which nobody can stop."""
+    """End as the node did. Raises: Failure; CutOff while a handler still runs, which nobody can stop."""
     failure = ""
     if member.phase == "replaced":
         failure = f"{member.node_id}: a later process of this name has replaced this one"
     elif member.phase != "left":
         failure = f"{member.node_id}: it has not left; it counts as dead when it was silent for long enough"
-    if _threads_run_on():
-        logger.warning("a handler's thread still runs; it is cut off")
+    if member.running or threads_run_on():
+        logger.warning("a handler still runs; it is cut off")
         raise CutOff(1 if failure else 0, failure)
     if failure:
         raise Failure(failure)
-
-
-def _threads_run_on() -> bool:
-    """Whether threads would keep this process alive. Idle ones have been told to end, and need a moment."""
-    until = time.monotonic() + THREADS_MS_MAX / 1000
-    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
-    for thread in others:
-        thread.join(max(0.0, until - time.monotonic()))
-    return any(thread.is_alive() for thread in others)
