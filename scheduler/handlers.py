@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import msgspec
 
-from scheduler import forks, keys, model, words
+from scheduler import forks, guard, keys, model, words
 from scheduler.config import Settings
 from scheduler.errors import Reject, Retry
 from scheduler.runtime import retry
@@ -190,6 +190,7 @@ async def attempt(handler: Handler, job: Job, threads: Threads, settings: Settin
     loop, and with it every job of this process.
     """
     process = forks.process_id()
+    guard.enter_attempt()
     try:
         value = await run(handler, job, threads)
         forks.end_child(process)

@@ -20,7 +20,7 @@ from typing import Final, Literal
 import msgspec
 from redis.exceptions import RedisError
 
-from scheduler import calls, forks, keys, leases, model
+from scheduler import calls, forks, guard, keys, leases, model
 from scheduler.attempts import GIVE_BACK_MS, WATCH_MS, Attempts, Observer
 from scheduler.bodies import LateBodies, without_body
 from scheduler.config import Settings, check_settings, read_settings
@@ -113,6 +113,7 @@ class Node:
 
     async def __aenter__(self) -> Node:
         forks.protect()
+        guard.protect()
         self._store: Store = await open_store(self._url, self._settings, None, self._host.clock, self._host.connect)
         try:
             self._store.connection.heard = self._server_clock.heard
