@@ -25,7 +25,7 @@ import msgspec
 
 from scheduler import forks, guard, keys, model, words
 from scheduler.config import Settings
-from scheduler.errors import Reject, Retry
+from scheduler.errors import InvalidInput, Reject, Retry
 from scheduler.runtime import retry
 from scheduler.runtime.retry import Ending
 from scheduler.threads import Threads
@@ -170,6 +170,31 @@ def decode_result(content_type: str, data: bytes) -> Any:
 def is_async(handler: Handler) -> bool:
     """Whether calling the handler gives something to await; plain functions run in threads instead."""
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004
+
+
+def check_handler(handler: object, place: str = "") -> None:
+    """Refuse what can never run a job; place: where it was named, if anywhere. Raises: InvalidInput."""
+    at = place or f"handler: {getattr(handler, '__qualname__', type(handler).__name__)}"
+    expected = "expected a function of one job"
+    if not callable(handler):
+        hint = ", so without a call" if inspect.iscoroutine(handler) else ""
+        raise InvalidInput(f"{at} is a {type(handler).__name__}: {expected}{hint}")
+    if inspect.isclass(handler):
+        raise InvalidInput(f"{at} is a class: {expected}, or an object that can be called with one")
+    for function in (handler, getattr(handler, "__call__", None)):  # noqa: B004
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise InvalidInput(f"{at} is a generator: {expected} that returns its result, without yield")
+    try:
+        signature = inspect.signature(
+            handler, follow_wrapped=False
+        )  # a decorator can add what the inner function takes
+    except (ValueError, TypeError):
+        return  # nobody knows of some that are written in C
+    try:
+        signature.bind(None)
+    except TypeError:
+        method = "; this one belongs to a class: name that of an object" if "self" in signature.parameters else ""
+        raise InvalidInput(f"{at} takes {signature}: {expected}{method}") from None
 
 
 async def run(handler: Handler, job: Job, threads: Threads) -> Any:

@@ -25,7 +25,7 @@ from scheduler.attempts import GIVE_BACK_MS, WATCH_MS, Attempts, Observer
 from scheduler.bodies import LateBodies, without_body
 from scheduler.config import Settings, check_settings, read_settings
 from scheduler.errors import InvalidInput, SchedulerError
-from scheduler.handlers import Handler, Job
+from scheduler.handlers import Handler, Job, check_handler
 from scheduler.host import Host
 from scheduler.loop import Loop, end_tasks
 from scheduler.reporting import Reporter
@@ -78,6 +78,7 @@ class Node:
         check_settings(settings)
         if capacity < 1:
             raise InvalidInput(f"capacity = {capacity!r}: expected a number of slots above 0")
+        check_handler(handler)
         self.node_id = keys.check_name("node", node_id)
         self.boot = ""
         self.phase: Phase = "joining"
