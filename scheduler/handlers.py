@@ -172,6 +172,15 @@ def is_async(handler: Handler) -> bool:
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004
 
 
+def name_of(handler: object) -> str:
+    """How people find it: `module.function`."""
+    name = getattr(handler, "__qualname__", None)
+    if name is None:
+        handler = type(handler)
+        name = handler.__qualname__
+    return f"{getattr(handler, '__module__', '?')}.{name}"
+
+
 def check_handler(handler: object, place: str = "") -> None:
     """Refuse what can never run a job; place: where it was named, if anywhere. Raises: InvalidInput."""
     at = place or f"handler: {getattr(handler, '__qualname__', type(handler).__name__)}"
