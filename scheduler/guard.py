@@ -7,6 +7,7 @@ jobs of the process. In a guarded task they become a RuntimeError, which the han
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 from collections.abc import Coroutine
 from typing import Any, Final
@@ -17,8 +18,9 @@ _IN_ATTEMPT: Final[contextvars.ContextVar[bool]] = contextvars.ContextVar("sched
 def protect() -> None:
     """From now on the running event loop guards the tasks of handlers, unless it makes tasks in a way of its own."""
     loop = asyncio.get_running_loop()
-    if loop.get_task_factory() is None:
-        loop.set_task_factory(_make_task)
+    with contextlib.suppress(NotImplementedError):  # of a loop that is no asyncio's
+        if loop.get_task_factory() is None:
+            loop.set_task_factory(_make_task)
 
 
 def enter_attempt() -> None:

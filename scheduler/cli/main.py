@@ -6,14 +6,18 @@ and rich.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
 import importlib
+import sys
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import click
 
 from scheduler import __version__
+from scheduler.cli import streams
 from scheduler.cli.failures import Explained
 
 COMMANDS: Final[Mapping[str, str]] = {
@@ -36,6 +40,19 @@ COMMANDS: Final[Mapping[str, str]] = {
 
 class Commands(Explained, click.Group):
     """The subcommands of COMMANDS, imported when they are asked for, and what becomes of their errors."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command line, with standard streams that can be written to."""
+        streams.open_closed()
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:  # of what click itself prints
+            if error.errno != errno.EPIPE:
+                with contextlib.suppress(OSError):
+                    click.echo(f"Error: {streams.fault_of(error) or error}", err=True)
+            sys.exit(1)
+        finally:
+            streams.settle()
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All names, in the order of COMMANDS."""

@@ -13,7 +13,7 @@ import click
 
 from scheduler import roles
 from scheduler.attempts import Observer
-from scheduler.cli.common import duration, print_line, server_options, settings_of_environment
+from scheduler.cli.common import duration, server_options, settings_of_environment
 from scheduler.cli.failures import CutOff, Failure, as_failure
 from scheduler.cli.loops import threads_run_on
 from scheduler.cli.process import (
@@ -29,6 +29,7 @@ from scheduler.cli.process import (
     unless_stopped,
     wait_server_option,
 )
+from scheduler.cli.streams import announce
 from scheduler.cli.work import Recorder, label_of, load_handler, pair_of, simulated_work
 from scheduler.config import Settings
 from scheduler.errors import SchedulerError
@@ -91,7 +92,12 @@ def reaper(redis_url: str | None, wait_server_ms: int) -> None:
 
 def _find_server(redis_url: str | None, wait_ms: int) -> str | None:
     """The URL of the server to talk to; None when a signal came first. Raises: InvalidInput, ServerUnavailable."""
-    return run_serving(lambda stopping: unless_stopped(stopping, await_server(redis_url, wait_ms)))
+
+    async def find(stopping: asyncio.Event) -> str | None:
+        url = await unless_stopped(stopping, await_server(redis_url, wait_ms))
+        return None if stopping.is_set() else url  # the signal can come while the server is asked, which blocks
+
+    return run_serving(find)
 
 
 def _run_role(redis_url: str | None, start: StartRole, wait_server_ms: int, linger_ms: int = 0) -> None:
@@ -110,7 +116,7 @@ def _run_role(redis_url: str | None, start: StartRole, wait_server_ms: int, ling
         gc.collect()
         gc.freeze()  # what is there by now stays: no collection looks through it again, for tens of milliseconds
         try:
-            print_line("ready")
+            announce("ready")
             await stopping.wait()
             if linger_ms and not await _see_nodes_off(url, settings, linger_ms):
                 stop_ms_max = 0
@@ -241,7 +247,7 @@ def node(
         if await unless_stopped(stopping, enter()) is None:
             return
         try:
-            print_line("ready")
+            announce("ready")
             await unless_stopped(stopping, member.stopped())
         finally:
             await _leave(member, url, drain_ms)
