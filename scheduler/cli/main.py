@@ -17,7 +17,7 @@ from typing import Any, Final
 import click
 
 from scheduler import __version__
-from scheduler.cli import streams
+from scheduler.cli import init, streams
 from scheduler.cli.failures import Explained
 
 COMMANDS: Final[Mapping[str, str]] = {
@@ -42,8 +42,9 @@ class Commands(Explained, click.Group):
     """The subcommands of COMMANDS, imported when they are asked for, and what becomes of their errors."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run the command line, with standard streams that can be written to."""
+        """Run the command line, with standard streams that can be written to, and under a process that collects orphans."""
         streams.open_closed()
+        init.run_in_child_of_first()
         try:
             return super().main(*args, **extra)
         except OSError as error:  # of what click itself prints
