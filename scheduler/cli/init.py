@@ -1,8 +1,8 @@
 """A command that is the first process of a container.
 
-The system gives processes whose parent has ended to the first one, which has to collect them: what handlers leave behind
-would fill the table of processes. Only a parent that started nothing else can collect every child, so the command runs
-in a child of the first process. That one passes signals on, collects, and ends as the command does.
+The system gives processes whose parent has ended to the first one, which has to collect them: what handlers leave
+behind would fill the table of processes. Only a parent that started nothing else can collect every child, so the
+command runs in a child of the first process. That one passes signals on, collects, and ends as the command does.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Commands(Explained, click.Group):
     """The subcommands of COMMANDS, imported when they are asked for, and what becomes of their errors."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run the command line, with standard streams that can be written to, and under a process that collects orphans."""
+        """Run the command line: with streams that take what is printed, and below a process that collects orphans."""
         streams.open_closed()
         init.run_in_child_of_first()
         try:
