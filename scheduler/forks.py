@@ -19,7 +19,9 @@ import weakref
 from typing import Final, NoReturn
 
 CAME_BACK: Final = 70  # exit code of a child that goes on with the event loop of its parent (EX_SOFTWARE)
-_LOOPS = ("asyncio", "uvloop")
+_LOOPS: Final = ("asyncio", "uvloop")
+_HELD_BACK: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_MASK: Final = threading.local()  # of the thread that forks, before it does
 
 
 # A hook of `os.register_at_fork` stays for as long as the process, and so does what it looks at: each event loop that
@@ -40,19 +42,33 @@ def process_id() -> int:
 
 @functools.cache
 def _register() -> None:
-    os.register_at_fork(after_in_child=_after_in_child)
+    os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+
+
+def _before() -> None:
+    """A signal that the child gets before it has its own handlers has to wait, or its parent would hear it."""
+    _MASK.before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+
+
+def _after_in_parent() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _MASK.before)
 
 
 def _after_in_child() -> None:
     """Runs in the child, in the thread that forked, which is its only one."""
+    _take_default_signals()
+    signal.pthread_sigmask(signal.SIG_SETMASK, _MASK.before)
+    for loop, thread in list(_PROTECTED.items()):
+        if thread == threading.get_ident() and loop.is_running():
+            _end_instead_of(loop)
+
+
+def _take_default_signals() -> None:
     with contextlib.suppress(ValueError):  # a fork of a subinterpreter
         signal.set_wakeup_fd(-1)
         for number in signal.valid_signals():
             if _is_of_a_loop(signal.getsignal(number)):
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    for loop, thread in list(_PROTECTED.items()):
-        if thread == threading.get_ident() and loop.is_running():
-            _end_instead_of(loop)
 
 
 def _is_of_a_loop(handler: object) -> bool:

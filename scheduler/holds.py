@@ -64,7 +64,7 @@ class Holds:
             self._has_held = self._has_held or bool(self._jobs)
             least_ms = max(late_ms * SHARE_MIN, max((used_ms for _, used_ms in used), default=0.0) / 2)
             computed = [job for job, used_ms in used if used_ms >= least_ms]
-            told = self._told(late_ms, computed or list(self._jobs.values()), is_sure=bool(computed))
+            told = self._told(late_ms, computed or list(self._jobs.values())[::-1], is_sure=bool(computed))
         for key in self._ended:
             self._jobs.pop(key, None)
         self._ended.clear()

@@ -125,7 +125,7 @@ def test_where_nobody_computed_all_that_ran_are_named() -> None:
         known.began(a_job(job_id=f"j{number}".encode()))
     told = known.watch(9_000, [(a_job(job_id=b"j0"), 2.0)]) or ""
     assert "it was paused, or" in told
-    assert told.endswith("for job j0 (attempt 1), j1 (attempt 1), j2 (attempt 1) and 2 more")
+    assert told.endswith("for job j4 (attempt 1), j3 (attempt 1), j2 (attempt 1) and 2 more")
 
 
 def test_an_async_handler_is_named_with_what_it_blocked() -> None:
