@@ -132,7 +132,8 @@ def rearrange() -> str:
     os.chdir("/")
     os.environ.clear()
     sys.argv.clear()
-    sys.excepthook = sys.unraisablehook = lambda *_: None
+    sys.excepthook = lambda *_: None
+    sys.unraisablehook = lambda _: None
     logging.getLogger("scheduler").handlers.clear()
     sys.stdout.close()
     return "rearranged"
@@ -182,6 +183,12 @@ async def _group() -> None:
         group.create_task(leaves())
 
 
+def block() -> str:
+    """Wait in the event loop."""
+    time.sleep(1.2)
+    return "late"
+
+
 def _stop() -> str:
     asyncio.get_running_loop().stop()
     return "stopped"
@@ -200,7 +207,7 @@ def _cancel() -> Any:
 
 
 ONLY_ASYNC: Final[dict[str, tuple[Callable[[], Any], tuple[str, str]]]] = {
-    "block": (lambda: time.sleep(1.2) or "late", ("completed", "late")),
+    "block": (block, ("completed", "late")),
     "group-exit": (_group, DEAD),
     "task-exit": (lambda: asyncio.create_task(leaves()), DEAD),
     "stop-loop": (_stop, ("completed", "stopped")),

@@ -15,7 +15,7 @@ from typing import Final
 import pytest
 
 from scheduler import Producer
-from scheduler.producer import Outcome
+from scheduler.calls import Outcome
 from tests.fault import bad_handlers
 from tests.fault.bad_handlers import BAD, ONLY_ASYNC
 from tests.integration.test_cli_processes import ROOT, up
