@@ -20,12 +20,12 @@ from typing import Final, Literal
 import msgspec
 from redis.exceptions import RedisError
 
-from scheduler import calls, keys, leases, model
+from scheduler import calls, forks, guard, keys, leases, model
 from scheduler.attempts import GIVE_BACK_MS, WATCH_MS, Attempts, Observer
 from scheduler.bodies import LateBodies, without_body
 from scheduler.config import Settings, check_settings, read_settings
 from scheduler.errors import InvalidInput, SchedulerError
-from scheduler.handlers import Handler, Job
+from scheduler.handlers import Handler, Job, check_handler
 from scheduler.host import Host
 from scheduler.loop import Loop, end_tasks
 from scheduler.reporting import Reporter
@@ -37,6 +37,7 @@ logger = logging.getLogger("scheduler.node")
 
 DRAIN_MS_MAX: Final = 30_000
 FIRST_WORD_MS: Final = 2_000  # for telling the server that this node leaves
+STOP_MS: Final = 1_000  # for handlers that were told to stop: the process is gone soon after its time to drain
 LAST_WORD_MS: Final = 5_000  # for reporting the last outcomes while leaving
 THREADS_MIN: Final = 32
 INBOX_COUNT: Final = 128
@@ -78,6 +79,7 @@ class Node:
         check_settings(settings)
         if capacity < 1:
             raise InvalidInput(f"capacity = {capacity!r}: expected a number of slots above 0")
+        check_handler(handler)
         self.node_id = keys.check_name("node", node_id)
         self.boot = ""
         self.phase: Phase = "joining"
@@ -112,6 +114,8 @@ class Node:
     # ---- life ----
 
     async def __aenter__(self) -> Node:
+        forks.protect()
+        guard.protect()
         self._store: Store = await open_store(self._url, self._settings, None, self._host.clock, self._host.connect)
         try:
             self._life = self._store.connection.life
@@ -191,6 +195,7 @@ class Node:
         try:
             await end_tasks(self._tasks)
         finally:
+            self._attempts.leave_behind()
             self._threads.shutdown()
             await self._store.close()
 
@@ -199,9 +204,9 @@ class Node:
 
         What runs on all the same is given back, or by a life that was replaced left to the end of its lease.
         """
-        await self._attempts.ended(LAST_WORD_MS)
+        await self._attempts.ended(STOP_MS)
         if self._is_replaced():
-            await self._attempts.ended(max(0, self._drain_ms_max - LAST_WORD_MS))
+            await self._attempts.ended(max(0, self._drain_ms_max - STOP_MS))
         if self.running:
             logger.warning("%s: %d handlers do not stop", self.node_id, self.running)
         if not self._is_replaced():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import re
 import threading
 from collections.abc import AsyncIterator
 from functools import partial
@@ -15,8 +17,10 @@ from hypothesis import strategies as st
 
 from scheduler.config import DEFAULTS
 from scheduler.errors import InvalidInput, Reject, Retry
-from scheduler.handlers import BYTES, JSON, TEXT, Job, Threads, attempt, decode_result, encode_result, is_async
+from scheduler.handlers import BYTES, JSON, TEXT, Job, attempt, check_handler, decode_result, encode_result, is_async
+from scheduler.node import Node
 from scheduler.runtime.retry import Ending
+from scheduler.threads import Threads
 from scheduler.words import Policy, Reservation
 
 FIELDS = {b"job": b'{"session_id":"s1"}', b"job_id": b"j1", b"reservation": b"7 1-a 5000 3/1-1 1 1 1 4000"}
@@ -344,3 +348,82 @@ async def test_a_handler_in_a_thread_can_see_that_it_should_stop(threads: Thread
     task = asyncio.create_task(judged(handler, threads, job))
     job.stopped.set()
     assert (await task).result == b"stopped"
+
+
+# ---- what is no handler ------------------------------------------------------------------------------------
+
+
+def generates(job: Job) -> Any:
+    """A generator."""
+    yield job
+
+
+async def streams(job: Job) -> Any:
+    """An async one."""
+    yield job
+
+
+def needs_more(job: Job, database: object) -> None:
+    """Takes two."""
+
+
+def takes_nothing() -> None:
+    """Takes none."""
+
+
+def names_it(*, job: Job) -> None:
+    """Takes one, by its name only."""
+
+
+def wrapped(function: Any) -> Any:
+    """What a decorator makes: it hands in what the function takes beside the job."""
+
+    @functools.wraps(function)
+    def call(job: Job) -> Any:
+        return function(job, None)
+
+    return call
+
+
+class Generates:
+    """A generator that is an object."""
+
+    def __call__(self, job: Job) -> Any:
+        yield job
+
+    def run(self, job: Job) -> None:
+        """Of an object."""
+
+
+@pytest.mark.parametrize(
+    ("handler", "said"),
+    [
+        (None, "handler: NoneType is a NoneType: expected a function of one job"),
+        ("name", "handler: str is a str: expected"),
+        (Plain, "handler: Plain is a class: expected a function of one job, or an object that can be called with one"),
+        (generates, "handler: generates is a generator: expected"),
+        (streams, "handler: streams is a generator: expected"),
+        (partial(generates), "handler: partial is a generator: expected"),
+        (Generates(), "handler: Generates is a generator: expected"),
+        (needs_more, "handler: needs_more takes (job: 'Job', database: 'object') -> 'None': expected"),
+        (takes_nothing, "handler: takes_nothing takes () -> 'None': expected"),
+        (names_it, "handler: names_it takes (*, job: 'Job') -> 'None': expected"),
+        (Generates.run, "this one belongs to a class: name that of an object"),
+    ],
+)
+def test_what_can_run_no_job_is_refused_in_words(handler: Any, said: str) -> None:
+    """Before the node is ready, instead of failing every job."""
+    with pytest.raises(InvalidInput, match=re.escape(said)):
+        check_handler(handler)
+    with pytest.raises(InvalidInput, match=re.escape(said)):
+        Node("redis://127.0.0.1:1", "n1", capacity=1, handler=handler, settings=DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [raises, Plain(), Asynchronous(), Generates().run, partial(needs_more, database=1), wrapped(needs_more), print, abs,
+     lambda job, database=None: None, lambda *jobs: None],
+)  # fmt: skip
+def test_whatever_can_be_called_with_a_job_is_a_handler(handler: Any) -> None:
+    """Functions, methods, objects, with whatever is bound or wrapped."""
+    check_handler(handler)

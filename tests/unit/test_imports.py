@@ -57,7 +57,7 @@ IMPURE: Final = {
 # What a role, a node or a producer takes from its machine is handed to it: only these look for themselves. The commands
 # and the server that they start belong to the machine.
 CLOCK: Final = "scheduler.clock"
-LOOK_AT_THE_MACHINE: Final = {CLOCK, "scheduler.host"}
+LOOK_AT_THE_MACHINE: Final = {CLOCK, "scheduler.host", "scheduler.forks"}
 BELONG_TO_THE_MACHINE: Final = ("scheduler.cli", "scheduler.store.location", "scheduler.store.server")
 TERMINAL_OUTPUT: Final = {"click", "rich"}
 # The only thing of redis that shells may know are its exceptions, and only these shells.
