@@ -3,6 +3,7 @@
 SchedulerError
 +-- InvalidInput          something that a caller or a file gave is wrong; names the thing, the value, the expectation
 |   +-- InvalidConfig     the same, of a configuration key
+|   +-- Unencodable       a handler returned what cannot be stored as it is
 +-- ServerUnavailable     no server, or none that answers
 +-- ServerRefused         a server answers but cannot be used (eviction, protocol, layout, too old)
 +-- Fenced                a newer leader or owner exists; the caller must stop acting on what it held
@@ -39,6 +40,10 @@ class InvalidConfig(InvalidInput):
         self.key = key
         self.value = value
         self.expected = expected
+
+
+class Unencodable(InvalidInput):
+    """What a handler returned would not be read as it was; the message says where and why."""
 
 
 def without_credentials(text: str) -> str:

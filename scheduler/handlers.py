@@ -2,7 +2,8 @@
 
 - A handler takes one `Job`. It may be `async`, or a plain function: that one runs in a thread, so that leases are
   renewed meanwhile. An async handler must not block the event loop; a blocked loop is warned about.
-- What it returns is the result: bytes as they are, str as UTF-8 text, None as nothing, everything else as JSON.
+- What it returns is the result: bytes as they are, str as UTF-8 text, None as nothing, everything else as JSON. What
+  cannot be kept as it is (results.py) ends the job as `failed`, without another attempt.
 - An exception is a failed attempt: another follows after a backoff, until the pool's attempts are used up (`dead`).
   `Retry(delay_ms=...)` chooses the delay; `Reject("why")` ends the job as `failed`, without another attempt.
 - An async handler is cancelled (asyncio.CancelledError) when its reservation is lost, cancelled or may have ended. A
@@ -20,19 +21,16 @@ import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from random import Random
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from scheduler import keys, model, words
 from scheduler.config import Settings
-from scheduler.errors import Reject, Retry
+from scheduler.errors import Reject, Retry, Unencodable
+from scheduler.results import encode_result
 from scheduler.runtime import retry
 from scheduler.runtime.retry import Ending
-
-BYTES: Final = "application/octet-stream"
-TEXT: Final = "text/plain; charset=utf-8"
-JSON: Final = "application/json"
 
 Handler = Callable[["Job"], Any] | Callable[["Job"], Awaitable[Any]]
 
@@ -147,26 +145,6 @@ class Job:
         return f"Job({self.job_id!r}, session={self.session_id!r}, attempt={self.attempt}, token={self.token})"
 
 
-def encode_result(value: object) -> tuple[str, bytes]:
-    """(content type, bytes) of what a handler returned. Raises: TypeError for what JSON cannot hold."""
-    if value is None:
-        return "", b""
-    if isinstance(value, bytes | bytearray | memoryview):
-        return BYTES, bytes(value)
-    if isinstance(value, str):
-        return TEXT, value.encode()
-    return JSON, msgspec.json.encode(value)
-
-
-def decode_result(content_type: str, data: bytes) -> Any:
-    """The reverse of encode_result."""
-    if content_type == JSON:
-        return msgspec.json.decode(data)
-    if content_type == TEXT:
-        return data.decode()
-    return data if content_type else None
-
-
 def is_async(handler: Handler) -> bool:
     """Whether calling the handler gives something to await; plain functions run in threads instead."""
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004
@@ -230,6 +208,8 @@ async def attempt(handler: Handler, job: Job, threads: Threads, settings: Settin
         if len(result) > settings.result_bytes_max:
             return retry.too_large(len(result), settings.result_bytes_max)
         return retry.completed(content_type, result)
+    except Unencodable as error:
+        return retry.unencodable(str(error))
     except Reject as error:
         return retry.rejected(str(error) or "rejected by the handler")
     except Retry as error:

@@ -24,10 +24,10 @@ from scheduler import calls, keys, model
 from scheduler.calls import NotSubmitted, Outcome, Submitted
 from scheduler.config import Settings, check_settings, read_settings
 from scheduler.errors import InvalidInput, JobFailed, NotAccepted, ServerUnavailable
-from scheduler.handlers import decode_result
 from scheduler.host import Host
 from scheduler.loop import end_tasks
 from scheduler.model import JobDocument
+from scheduler.results import decode_result
 from scheduler.store.connection import PATIENCE_MS
 from scheduler.store.cutting import cut
 from scheduler.store.reads import is_behind, parse_outcome

@@ -30,8 +30,8 @@ from scheduler.cli.failures import Failure
 from scheduler.cli.process import run_async
 from scheduler.cli.submit import Awaited, Submitter, beside, outcome_fields, result_fields
 from scheduler.config import Settings
-from scheduler.handlers import BYTES
 from scheduler.producer import Producer
+from scheduler.results import BYTES
 from scheduler.session.bindings import Binding, parse
 from scheduler.session.decisions import in_words
 from scheduler.store.store import Store, open_store

@@ -16,9 +16,9 @@ from scheduler.calls import NotSubmitted, Outcome, Submitted
 from scheduler.cli.common import duration, shown
 from scheduler.config import Settings
 from scheduler.errors import InvalidInput, NotAccepted, SchedulerError
-from scheduler.handlers import BYTES, decode_result
 from scheduler.loop import end_tasks
 from scheduler.producer import Producer, Request
+from scheduler.results import BYTES, decode_result
 from scheduler.runtime.index import Index
 from scheduler.store.store import Store
 

@@ -71,6 +71,11 @@ def too_large(size_bytes: int, bytes_max: int) -> Ending:
     return rejected(f"a result of {size_bytes} bytes: expected at most {bytes_max}", reason="too_large")
 
 
+def unencodable(detail: str) -> Ending:
+    """The handler returned what cannot be stored as it is: failed, because it would do so again."""
+    return rejected(f"the result cannot be kept: {detail}", reason="unencodable")
+
+
 def overrun() -> Ending:
     """The handler ran for longer than its pool allows."""
     return Ending("retry", reason="overrun", detail="the handler ran for longer than its pool allows")

@@ -19,10 +19,10 @@ import pytest
 
 from scheduler import calls, model
 from scheduler.config import DEFAULTS
-from scheduler.handlers import JSON, TEXT
 from scheduler.management.commands import ApplyPools, RemovePool, encode_command
 from scheduler.management.manager import Manager
 from scheduler.management.pools import PoolDocument
+from scheduler.results import JSON, TEXT
 from scheduler.store.scripts import load_scripts
 from scheduler.store.store import Store
 from tests.seeds import (

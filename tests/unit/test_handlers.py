@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from scheduler.config import DEFAULTS
 from scheduler.errors import InvalidInput, Reject, Retry
-from scheduler.handlers import BYTES, JSON, TEXT, Job, Threads, attempt, decode_result, encode_result, is_async
+from scheduler.handlers import Job, Threads, attempt, is_async
+from scheduler.results import BYTES, JSON, TEXT, decode_result, encode_result
 from scheduler.runtime.retry import Ending
 from scheduler.words import Policy, Reservation
 
@@ -199,17 +200,6 @@ async def test_a_later_attempt_waits_longer(threads: Threads) -> None:
     """Attempts lost with a node count as well."""
     ending = await judged(lambda job: raises(ValueError()), threads, a_job(reservation=b"7 1-a 5000 3/1-1 4 1 1 4000"))
     assert 8_000 * 0.8 <= ending.delay_ms <= 8_000 * 1.2
-
-
-async def test_a_result_that_cannot_be_stored_is_a_failed_attempt(threads: Threads) -> None:
-    """Its handler learns why from the detail."""
-
-    async def handler(job: Job) -> object:
-        return object()
-
-    ending = await judged(handler, threads)
-    assert (ending.verdict, ending.reason) == ("retry", "handler_failed")
-    assert "object" in ending.detail
 
 
 class Asynchronous:
