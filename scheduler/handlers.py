@@ -31,6 +31,7 @@ from scheduler.errors import Reject, Retry, Unencodable
 from scheduler.results import encode_result
 from scheduler.runtime import retry
 from scheduler.runtime.retry import Ending
+from scheduler.tracebacks import describe, words_of
 
 Handler = Callable[["Job"], Any] | Callable[["Job"], Awaitable[Any]]
 
@@ -211,24 +212,19 @@ async def attempt(handler: Handler, job: Job, threads: Threads, settings: Settin
     except Unencodable as error:
         return retry.unencodable(str(error))
     except Reject as error:
-        return retry.rejected(str(error) or "rejected by the handler")
+        ending = retry.rejected(words_of(error) or "rejected by the handler")
+        return msgspec.structs.replace(ending, error=error)
     except Retry as error:
-        return failed(job, str(error), error.delay_ms, settings, random)
+        return failed(job, error, error.delay_ms, settings, random)
     except (Exception, SystemExit) as error:
         # A handler that calls sys.exit() has failed; the node has other jobs to run.
-        return failed(job, describe(error), None, settings, random)
+        return failed(job, error, None, settings, random)
 
 
-def describe(error: BaseException) -> str:
-    """An error in a line, also one that cannot describe itself."""
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:
-        return type(error).__name__
-
-
-def failed(job: Job, detail: str, delay_ms: int | None, settings: Settings, random: Random) -> Ending:
-    """A failed attempt: another one after `delay_ms`, None for the backoff of the job's pool."""
+def failed(job: Job, error: BaseException | str, delay_ms: int | None, settings: Settings, random: Random) -> Ending:
+    """A failed attempt: another one after `delay_ms`, None for the backoff of the pool. error: or in words, why."""
     backoff_ms = job.policy.backoff_ms or settings.backoff_ms
     backoff_ms_max = job.policy.backoff_ms_max or settings.backoff_ms_max
-    return retry.failed(job.attempt, detail, delay_ms, backoff_ms, backoff_ms_max, random)
+    detail = error if isinstance(error, str) else describe(error)
+    ending = retry.failed(job.attempt, detail, delay_ms, backoff_ms, backoff_ms_max, random)
+    return ending if isinstance(error, str) else msgspec.structs.replace(ending, error=error)

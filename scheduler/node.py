@@ -21,6 +21,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from scheduler import calls, keys, leases, model
+from scheduler.attempt_log import AttemptLog
 from scheduler.attempts import GIVE_BACK_MS, WATCH_MS, Attempts, Observer
 from scheduler.bodies import LateBodies, without_body
 from scheduler.config import Settings, check_settings, read_settings
@@ -121,7 +122,10 @@ class Node:
             self._beat_document = msgspec.structs.replace(self._beat_document, boot=self.boot, since_ms=since_ms)
             workers = max(THREADS_MIN, 2 * self._beat_document.capacity)
             self._threads = self._host.threads(workers, f"scheduler-{self.node_id}")
-            self._reporter = Reporter(self._store.cell, self._settings, self._layout, self.node_id, self.boot)
+            self._log = AttemptLog(self.node_id, self._clock)
+            self._reporter = Reporter(
+                self._store.cell, self._settings, self._layout, self.node_id, self.boot, self._log
+            )
             self._attempts = Attempts(
                 self._store.cell,
                 self._settings,
@@ -133,6 +137,7 @@ class Node:
                 self._server_clock,
                 self._threads,
                 self._end,
+                self._log,
                 self._reporter.keys,
             )
             self._paced = self._store.paced(bodies_later=True)
@@ -192,6 +197,7 @@ class Node:
             await end_tasks(self._tasks)
         finally:
             self._threads.shutdown()
+            self._log.close()
             await self._store.close()
 
     async def _end_handlers(self) -> None:

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from scheduler import calls
+from scheduler.attempt_log import AttemptLog
 from scheduler.config import Settings
 from scheduler.handlers import Job
 from scheduler.runtime.retry import Ending
@@ -25,7 +26,7 @@ SMALL_BYTES: Final = 65_536  # of a result that is reported as soon as anything 
 class Reporter:
     """Endings that are not reported yet.
 
-    Args: cell; settings; layout, as stored; node_id and boot, of the reporting node.
+    Args: cell; settings; layout, as stored; node_id and boot, of the reporting node; log, of jobs that die.
     keys: of the attempts that they end.
     """
 
@@ -36,12 +37,14 @@ class Reporter:
         layout: calls.Layout,
         node_id: str,
         boot: str,
+        log: AttemptLog,
     ) -> None:
         self._cell = cell
         self._settings = settings
         self._layout = layout
         self._node_id = node_id
         self._boot = boot
+        self._log = log
         self.keys: set[tuple[str, int]] = set()
         self._endings: list[calls.ReleaseItem] = []
         self._reported: set[tuple[str, int]] | None = None
@@ -111,7 +114,10 @@ class Reporter:
                 self._reported.update(map(_key, batch))
             kept = []
             for item, answer in zip(batch, answers, strict=True):
-                if isinstance(answer, calls.NotReleased):
+                if isinstance(answer, calls.Released):
+                    if answer.state == "dead":
+                        self._log.died(item)
+                else:
                     # An earlier life may have ended its own reservations meanwhile, as it should.
                     level = logging.DEBUG if item.verdict == "reboot" else logging.WARNING
                     if answer.why == "invalid":  # now and ever: the job goes on when its lease ends

@@ -9,6 +9,7 @@ from functools import partial
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -153,6 +154,9 @@ async def raises(error: BaseException) -> None:
     raise error
 
 
+PLACE = f"{__file__}:{raises.__code__.co_firstlineno + 2} in raises"
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
@@ -176,24 +180,26 @@ async def raises(error: BaseException) -> None:
         ),
         pytest.param(
             ValueError("bad audio"),
-            Ending("retry", "completed", 854, "handler_failed", "ValueError: bad audio"),
+            Ending("retry", "completed", 854, "handler_failed", f"ValueError: bad audio ({PLACE})"),
             id="any exception",
         ),
         pytest.param(
-            TimeoutError(),
-            Ending("retry", "completed", 854, "handler_failed", "TimeoutError: "),
+            LookupError(),
+            Ending("retry", "completed", 854, "handler_failed", f"LookupError ({PLACE})"),
             id="one without words",
         ),
     ],
 )
 async def test_verdicts(error: BaseException, expected: Ending, threads: Threads) -> None:
-    """The same whether the handler is async or runs in a thread."""
+    """The same whether the handler is async or runs in a thread; what it raised is there for the log."""
 
     def plainly(job: Job) -> None:
-        raise error
+        raises(error).send(None)
 
-    assert await judged(lambda job: raises(error), threads) == expected
-    assert await judged(plainly, threads) == expected
+    for handler in (lambda job: raises(error), plainly):
+        ending = await judged(handler, threads)
+        assert ending.error is error
+        assert msgspec.structs.replace(ending, error=None) == expected
 
 
 async def test_a_later_attempt_waits_longer(threads: Threads) -> None:

@@ -46,6 +46,7 @@ PURE: Final = {
     "scheduler.session.decisions",
     "scheduler.session.ring",
     "scheduler.store.pace",
+    "scheduler.texts",
     "scheduler.words",
 }
 # Libraries that perform, wait, read a clock or hold what is shared.

@@ -8,7 +8,9 @@ from typing import cast
 
 import pytest
 
+from scheduler.attempt_log import AttemptLog
 from scheduler.calls import Layout, NotReleased, Released, ReleaseItem
+from scheduler.clock import Clock
 from scheduler.config import DEFAULTS
 from scheduler.handlers import Job
 from scheduler.reporting import Reporter
@@ -51,7 +53,7 @@ def cell() -> SlowCell:
 def reporter(cell: SlowCell) -> Reporter:
     """A reporter of three batches' worth of endings, but for one."""
     layout = Layout(partitions=16, cells=1, protocol=4, retention_ms=1, dead_retention_ms=1)
-    reporter = Reporter(cast(Cell, cell), DEFAULTS, layout, "n1", "1-a")
+    reporter = Reporter(cast(Cell, cell), DEFAULTS, layout, "n1", "1-a", AttemptLog("n1", Clock()))
     for token in range(3 * DEFAULTS.batch_max - 1):
         fields = {
             b"job": b'{"session_id":"s1"}',
