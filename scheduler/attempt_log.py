@@ -43,6 +43,10 @@ class AttemptLog:
         )
         self._repeats.warn(f"{self._node_id}: jobs are dead with their last attempt", lambda: line)
 
+    def not_kept(self, why: str) -> None:
+        """What would be stored of failed attempts was not."""
+        self._repeats.warn(f"{self._node_id}: details are not kept", lambda: f"{self._node_id}: {why}")
+
     def step(self) -> None:
         """Tell what was counted, once its time is over."""
         self._repeats.step()

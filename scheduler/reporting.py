@@ -12,6 +12,7 @@ import msgspec
 from scheduler import calls
 from scheduler.attempt_log import AttemptLog
 from scheduler.config import Settings
+from scheduler.errors import ServerUnavailable
 from scheduler.handlers import Job
 from scheduler.runtime.retry import Ending
 from scheduler.store.cell import Cell
@@ -112,11 +113,13 @@ class Reporter:
             del self._endings[: len(batch)]
             if self._reported is not None:
                 self._reported.update(map(_key, batch))
-            kept = []
+            kept, failed = [], []
             for item, answer in zip(batch, answers, strict=True):
                 if isinstance(answer, calls.Released):
                     if answer.state == "dead":
                         self._log.died(item)
+                    if item.verdict == "retry" and item.detail:
+                        failed.append(item)
                 else:
                     # An earlier life may have ended its own reservations meanwhile, as it should.
                     level = logging.DEBUG if item.verdict == "reboot" else logging.WARNING
@@ -129,8 +132,17 @@ class Reporter:
             self._endings += kept
             self.keys.difference_update(map(_key, batch))
             self.keys.update(map(_key, kept))
+            if failed:
+                await self._describe(failed)
             if kept:
                 return
+
+    async def _describe(self, failed: Sequence[calls.ReleaseItem]) -> None:
+        """Keep why they failed beside their records, where that can be done: the log has it too."""
+        try:
+            await self._cell.describe(failed, self._layout.retention_ms)
+        except ServerUnavailable as error:
+            self._log.not_kept(str(error))
 
     async def _release(self, batch: Sequence[calls.ReleaseItem]) -> list[calls.Released | calls.NotReleased]:
         layout = self._layout

@@ -16,6 +16,7 @@ BASE: Final = {
     "scheduler.errors",
     "scheduler.config",
     "scheduler.deltas",
+    "scheduler.texts",
     "scheduler.words",
 }
 PURE: Final = {
