@@ -6,6 +6,7 @@ The detail that is stored, and that a producer sees, is the first line; the trac
 from __future__ import annotations
 
 import logging
+import textwrap
 from typing import Final
 
 from scheduler.calls import ReleaseItem
@@ -38,9 +39,8 @@ class AttemptLog:
 
     def died(self, item: ReleaseItem) -> None:
         """The server has said that a job is dead with this ending."""
-        line = (
-            f"{self._node_id}: job {item.job_id} of session {item.session_id} is dead; its last attempt: {item.detail}"
-        )
+        job = f"{self._node_id}: job {item.job_id} of session {item.session_id}"
+        line = f"{job} is dead; its last attempt: {_in_a_line(item.detail)}"
         self._repeats.warn(f"{self._node_id}: jobs are dead with their last attempt", lambda: line)
 
     def not_kept(self, why: str) -> None:
@@ -65,5 +65,9 @@ class AttemptLog:
         outcome = f"ended it as failed, {ending.reason}" if ending.state == "failed" else "failed"
         trace = ""
         if ending.error is not None and not (isinstance(ending.error, _SAYS_ENOUGH) and len(unfold(ending.error)) == 1):
-            trace = "\n" + format_traceback(ending.error)
-        return f"{attempt} {outcome}: {ending.detail}{trace}"
+            trace = "\n" + textwrap.indent(format_traceback(ending.error), "  ")  # no line of it looks like a record
+        return f"{attempt} {outcome}: {_in_a_line(ending.detail)}{trace}"
+
+
+def _in_a_line(detail: str) -> str:
+    return detail.replace("\r", "\\r").replace("\n", "\\n")

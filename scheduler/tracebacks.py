@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple
@@ -50,11 +50,10 @@ def describe(error: BaseException) -> str:
         chain = unfold(error)
         left_out = max(0, len(chain) - FIRST_ERRORS - LAST_ERRORS)
         shown = [*chain[:FIRST_ERRORS], *chain[FIRST_ERRORS + left_out :]]
-        room = DETAIL_LENGTH_MAX // len(shown) - 2 * len("; ")
-        parts = [_part(each, room) for each in shown]
-        if left_out:
-            parts.insert(FIRST_ERRORS, f"... {left_out} more ...")
-        return cut_middle("; ".join(parts), DETAIL_LENGTH_MAX)
+        detail = _joined(shown, left_out, DETAIL_LENGTH_MAX)
+        if len(detail) > DETAIL_LENGTH_MAX:
+            detail = _joined(shown, left_out, DETAIL_LENGTH_MAX // len(shown) - 2 * len("; "))
+        return cut_middle(detail, DETAIL_LENGTH_MAX)
     except BaseException:  # an attribute of it raises
         return type(error).__name__
 
@@ -105,6 +104,14 @@ def place_of(error: BaseException) -> str:
     if not own or own[-1] is steps[-1]:
         return _step_inwords_of(steps[-1])
     return f"{_step_inwords_of(steps[-1])}, called at {_step_inwords_of(own[-1])}"
+
+
+def _joined(shown: Sequence[Told], left_out: int, room: int) -> str:
+    """Some errors of a chain, each in about `room` characters. left_out: how many are not told after the first ones."""
+    parts = [_part(each, room) for each in shown]
+    if left_out:
+        parts.insert(FIRST_ERRORS, f"... {left_out} more ...")
+    return "; ".join(parts)
 
 
 def words_of(error: BaseException) -> str:

@@ -53,8 +53,8 @@ async def test_a_delayed_job_says_why_its_attempt_failed(url: str, caplog: pytes
         assert "detail" not in await system.store.reads.record(job_id)
     (record,) = [each for each in caplog.records if "attempt 1 of job" in each.getMessage()]
     assert (record.levelname, record.name) == ("WARNING", "scheduler.node")
-    assert f"job {job_id} of session s1 failed: KeyError: 'missing' {PLACE}\nTraceback" in record.getMessage()
-    assert record.getMessage().endswith("\nKeyError: 'missing'")
+    assert f"job {job_id} of session s1 failed: KeyError: 'missing' {PLACE}\n  Traceback" in record.getMessage()
+    assert record.getMessage().endswith("\n  KeyError: 'missing'")
 
 
 async def test_a_dead_job_says_why_its_last_attempt_failed(url: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -107,7 +107,7 @@ class Producers:
             self.unheard.discard(job.job_id)
 
     async def _outcome(self, producer: Producer, job_id: str) -> Outcome:
-        """How a job ended. A record that the server lost comes again, when an entry that was written by XADD is left."""
+        """How a job ended. A record that was lost comes again, where an entry that was written by XADD is left."""
         while True:
             try:
                 return await producer.outcome(job_id, unknown_ms=None)

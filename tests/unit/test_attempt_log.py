@@ -47,9 +47,16 @@ async def test_a_failed_attempt_is_logged_with_its_traceback(caplog: pytest.LogC
         f"{WHO} failed: ExceptionGroup: unhandled errors in a TaskGroup (1 sub-exception) ({__file__}:"
     )
     assert "; with ValueError: bad audio header" in first
-    assert rest[:2] == ["ConnectionError: gpu7 refused", "on port 99"]
+    assert rest[:2] == ["  ConnectionError: gpu7 refused", "  on port 99"]
     assert any(line.endswith("in raises") for line in rest)
     assert any("ValueError: bad audio header" in line for line in rest)
+
+
+async def test_no_line_of_an_error_looks_like_a_record_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever a message has for lines of its own."""
+    first, *rest = (await logged(ValueError("bad\r\n2026-01-01 WARNING all is well"), caplog)).splitlines()
+    assert first.startswith(WHO + " failed: ValueError: bad\\r\\n2026-01-01 WARNING all is well (")
+    assert [line for line in rest if line and not line.startswith("  ")] == []
 
 
 async def test_what_was_raised_to_say_something_is_one_line(caplog: pytest.LogCaptureFixture) -> None:

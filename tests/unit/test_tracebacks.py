@@ -137,6 +137,14 @@ def test_a_long_chain_keeps_both_ends() -> None:
     assert detail.endswith("; caused by OSError: gpu7 refused")
 
 
+def test_a_message_gives_way_only_where_there_is_no_room() -> None:
+    """One long message among short ones is told whole, if all of them fit."""
+    long = "x" * 600
+    assert describe(ExceptionGroup(long, [ValueError("a"), ValueError("b")])) == (
+        f"ExceptionGroup: {long} (2 sub-exceptions); with ValueError: a; with ValueError: b"
+    )
+
+
 @pytest.mark.parametrize("length", [900, 10_000, 3_000_000])
 def test_a_long_message_is_cut_in_its_middle(length: int, handler: dict[str, Any]) -> None:
     """Type, first and last words, and the place stay; so do those of the cause."""
