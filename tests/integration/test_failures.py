@@ -136,15 +136,14 @@ async def test_a_job_that_completes_after_all_tells_no_failure(url: str) -> None
 
 async def test_a_job_that_was_never_submitted_is_unknown(url: str) -> None:
     """After two seconds, or when the caller says; an error of this package that names it."""
-    async with running(url) as system:
-        loop = asyncio.get_running_loop()
-        began_s = loop.time()
+    async with running(url) as system, asyncio.timeout(WAIT_MS / 1000):
+        began_s = asyncio.get_running_loop().time()
         with pytest.raises(
             UnknownJob, match="nothing is known of job nobody: no record of it was found for 200 ms"
         ) as no:
             await system.producer.result("nobody", unknown_ms=200)
         assert (no.value.job_id, no.value.was_known, isinstance(no.value, SchedulerError)) == ("nobody", False, True)
-        assert 0.2 <= loop.time() - began_s < 1.5
+        assert asyncio.get_running_loop().time() - began_s >= 0.2
         with pytest.raises(UnknownJob, match=f"{UNKNOWN_MS} ms"):
             await system.producer.outcome("nobody")
         with pytest.raises(TimeoutError, match="job nobody has not ended within 300 ms"):
