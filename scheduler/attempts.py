@@ -19,6 +19,7 @@ from typing import Final
 import msgspec
 
 from scheduler import calls, handlers, leases
+from scheduler.attempt_log import AttemptLog
 from scheduler.config import Settings
 from scheduler.handlers import Handler, Job
 from scheduler.holds import Holds
@@ -71,8 +72,8 @@ class Attempts:
     """What a node runs.
 
     Args: cell; settings; host, of this process; node_id; capacity, slots; handler; observer; threads, for plain
-    functions; report(job, ending), called at the end of each attempt whose reservation may still stand; unreported,
-    keys of those that the server has not heard yet.
+    functions; report(job, ending), called at the end of each attempt whose reservation may still stand; log, of those
+    that failed; unreported, keys of those that the server has not heard yet.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Attempts:
         observer: Observer,
         threads: Threads,
         report: Callable[[Job, Ending], None],
+        log: AttemptLog,
         unreported: Collection[tuple[str, int]] = (),
     ) -> None:
         self.running: dict[tuple[str, int], Running] = {}
@@ -100,6 +102,7 @@ class Attempts:
         self._observer = observer
         self._threads = threads
         self._report = report
+        self._log = log
         self._clock = host.clock
         self._random = host.random
         self._holds = Holds(handler, settings.start_ms, host.clock)
@@ -197,7 +200,7 @@ class Attempts:
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # of what judges; a KeyboardInterrupt here would end the event loop
-            return self._broke(job, handlers.describe(error))
+            return self._broke(job, error)
         finally:
             self._threads.when_ended(job, functools.partial(self._observe, self._observer.ended, job))
 
@@ -229,19 +232,21 @@ class Attempts:
         if task.cancelled():
             ending = running.stop or self._broke(job, "CancelledError: the handler was cancelled, but not by this node")
         elif (error := task.exception()) is not None:
-            ending = self._broke(job, handlers.describe(error))
+            ending = self._broke(job, error)
         else:
             ending = task.result()
+        self._log.ended(job, ending)
         self._end(job, running.lease, ending)
 
     def _give_up(self, running: Running) -> None:
         """Report an attempt that was stopped although its handler runs on; the slot stays occupied here."""
         if running.stop is not None and not running.lost:
             running.lost = True
+            self._log.ended(running.job, running.stop)
             self._report(running.job, running.stop)
 
-    def _broke(self, job: Job, detail: str) -> Ending:
-        return handlers.failed(job, detail, None, self._settings, self._random)
+    def _broke(self, job: Job, error: BaseException | str) -> Ending:
+        return handlers.failed(job, error, None, self._settings, self._random)
 
     # ---- what stops them ----
 
@@ -373,6 +378,7 @@ class Attempts:
 
     async def watch(self) -> None:
         """Stop what may run past its lease, and warn when the event loop was blocked."""
+        self._log.step()
         now_ms = self._clock.ms()
         late_ms = now_ms - self._watched_at_ms - WATCH_MS
         self._watched_at_ms = now_ms

@@ -2,7 +2,8 @@
 
 - A handler takes one `Job`. It may be `async`, or a plain function: that one runs in a thread, so that leases are
   renewed meanwhile. An async handler must not block the event loop; a blocked loop is warned about.
-- What it returns is the result: bytes as they are, str as UTF-8 text, None as nothing, everything else as JSON.
+- What it returns is the result: bytes as they are, str as UTF-8 text, None as nothing, everything else as JSON. What
+  cannot be kept as it is (results.py) ends the job as `failed`, without another attempt.
 - An exception is a failed attempt: another follows after a backoff, until the pool's attempts are used up (`dead`).
   `Retry(delay_ms=...)` chooses the delay; `Reject("why")` ends the job as `failed`, without another attempt.
 - An async handler is cancelled (asyncio.CancelledError) when its reservation is lost, cancelled or may have ended. A
@@ -19,20 +20,18 @@ import inspect
 import threading
 from collections.abc import Awaitable, Callable
 from random import Random
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from scheduler import forks, guard, keys, model, words
 from scheduler.config import Settings
-from scheduler.errors import InvalidInput, Reject, Retry
+from scheduler.errors import InvalidInput, Reject, Retry, Unencodable
+from scheduler.results import encode_result
 from scheduler.runtime import retry
 from scheduler.runtime.retry import Ending
 from scheduler.threads import Threads
-
-BYTES: Final = "application/octet-stream"
-TEXT: Final = "text/plain; charset=utf-8"
-JSON: Final = "application/json"
+from scheduler.tracebacks import describe, words_of
 
 Handler = Callable[["Job"], Any] | Callable[["Job"], Awaitable[Any]]
 
@@ -147,26 +146,6 @@ class Job:
         return f"Job({self.job_id!r}, session={self.session_id!r}, attempt={self.attempt}, token={self.token})"
 
 
-def encode_result(value: object) -> tuple[str, bytes]:
-    """(content type, bytes) of what a handler returned. Raises: TypeError for what JSON cannot hold."""
-    if value is None:
-        return "", b""
-    if isinstance(value, bytes | bytearray | memoryview):
-        return BYTES, bytes(value)
-    if isinstance(value, str):
-        return TEXT, value.encode()
-    return JSON, msgspec.json.encode(value)
-
-
-def decode_result(content_type: str, data: bytes) -> Any:
-    """The reverse of encode_result."""
-    if content_type == JSON:
-        return msgspec.json.decode(data)
-    if content_type == TEXT:
-        return data.decode()
-    return data if content_type else None
-
-
 def is_async(handler: Handler) -> bool:
     """Whether calling the handler gives something to await; plain functions run in threads instead."""
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004
@@ -232,17 +211,20 @@ async def attempt(handler: Handler, job: Job, threads: Threads, settings: Settin
         if len(result) > settings.result_bytes_max:
             return retry.too_large(len(result), settings.result_bytes_max)
         return retry.completed(content_type, result)
+    except Unencodable as error:
+        return retry.unencodable(str(error))
     except Reject as error:
-        return retry.rejected(_words_of(error) or "rejected by the handler")
+        ending = retry.rejected(words_of(error) or "rejected by the handler")
+        return msgspec.structs.replace(ending, error=error)
     except Retry as error:
-        return failed(job, _words_of(error), error.delay_ms, settings, random)
+        return failed(job, error, error.delay_ms, settings, random)
     except asyncio.CancelledError as error:
         if _is_stopped():
             raise
-        return failed(job, describe(error), None, settings, random)
+        return failed(job, error, None, settings, random)
     except BaseException as error:
         forks.end_child(process, error)
-        return failed(job, describe(error), None, settings, random)
+        return failed(job, error, None, settings, random)
 
 
 def _is_stopped() -> bool:
@@ -251,24 +233,10 @@ def _is_stopped() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _words_of(error: BaseException) -> str:
-    """What a `Reject` or `Retry` says, or what it is when it cannot say it."""
-    try:
-        return str(error)
-    except BaseException:
-        return type(error).__name__
-
-
-def describe(error: BaseException) -> str:
-    """An error in a line, also one that cannot describe itself."""
-    try:
-        return f"{type(error).__name__}: {error}"
-    except BaseException:
-        return type(error).__name__
-
-
-def failed(job: Job, detail: str, delay_ms: int | None, settings: Settings, random: Random) -> Ending:
-    """A failed attempt: another one after `delay_ms`, None for the backoff of the job's pool."""
+def failed(job: Job, error: BaseException | str, delay_ms: int | None, settings: Settings, random: Random) -> Ending:
+    """A failed attempt: another one after `delay_ms`, None for the backoff of the pool. error: or in words, why."""
     backoff_ms = job.policy.backoff_ms or settings.backoff_ms
     backoff_ms_max = job.policy.backoff_ms_max or settings.backoff_ms_max
-    return retry.failed(job.attempt, detail, delay_ms, backoff_ms, backoff_ms_max, random)
+    detail = error if isinstance(error, str) else describe(error)
+    ending = retry.failed(job.attempt, detail, delay_ms, backoff_ms, backoff_ms_max, random)
+    return ending if isinstance(error, str) else msgspec.structs.replace(ending, error=error)

@@ -21,6 +21,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from scheduler import calls, forks, guard, keys, leases, model
+from scheduler.attempt_log import AttemptLog
 from scheduler.attempts import GIVE_BACK_MS, WATCH_MS, Attempts, Observer
 from scheduler.bodies import LateBodies, without_body
 from scheduler.config import Settings, check_settings, read_settings
@@ -126,7 +127,10 @@ class Node:
             self._beat_document = msgspec.structs.replace(self._beat_document, boot=self.boot, since_ms=since_ms)
             workers = max(THREADS_MIN, 2 * self._beat_document.capacity)
             self._threads = self._host.threads(workers, f"scheduler-{self.node_id}")
-            self._reporter = Reporter(self._store.cell, self._settings, self._layout, self.node_id, self.boot)
+            self._log = AttemptLog(self.node_id, self._clock)
+            self._reporter = Reporter(
+                self._store.cell, self._settings, self._layout, self.node_id, self.boot, self._log
+            )
             self._attempts = Attempts(
                 self._store.cell,
                 self._settings,
@@ -137,6 +141,7 @@ class Node:
                 self._observer,
                 self._threads,
                 self._end,
+                self._log,
                 self._reporter.keys,
             )
             self._paced = self._store.paced(bodies_later=True)
@@ -197,6 +202,7 @@ class Node:
         finally:
             self._attempts.leave_behind()
             self._threads.shutdown()
+            self._log.close()
             await self._store.close()
 
     async def _end_handlers(self) -> None:

@@ -16,8 +16,9 @@ from scheduler.attempts import Observer
 from scheduler.audit import Capacity, Run
 from scheduler.clock import SYSTEM_CLOCK
 from scheduler.errors import InvalidInput
-from scheduler.handlers import Handler, Job, check_handler, describe
+from scheduler.handlers import Handler, Job, check_handler
 from scheduler.node import Node
+from scheduler.tracebacks import describe
 
 
 class _Work(msgspec.Struct):

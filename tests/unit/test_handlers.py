@@ -11,14 +11,16 @@ from functools import partial
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.config import DEFAULTS
 from scheduler.errors import InvalidInput, Reject, Retry
-from scheduler.handlers import BYTES, JSON, TEXT, Job, attempt, check_handler, decode_result, encode_result, is_async
+from scheduler.handlers import Job, attempt, check_handler, is_async
 from scheduler.node import Node
+from scheduler.results import BYTES, JSON, TEXT, decode_result, encode_result
 from scheduler.runtime.retry import Ending
 from scheduler.threads import Threads
 from scheduler.words import Policy, Reservation
@@ -156,6 +158,9 @@ async def raises(error: BaseException) -> None:
     raise error
 
 
+PLACE = f"{__file__}:{raises.__code__.co_firstlineno + 2} in raises"
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
@@ -179,41 +184,32 @@ async def raises(error: BaseException) -> None:
         ),
         pytest.param(
             ValueError("bad audio"),
-            Ending("retry", "completed", 854, "handler_failed", "ValueError: bad audio"),
+            Ending("retry", "completed", 854, "handler_failed", f"ValueError: bad audio ({PLACE})"),
             id="any exception",
         ),
         pytest.param(
-            TimeoutError(),
-            Ending("retry", "completed", 854, "handler_failed", "TimeoutError: "),
+            LookupError(),
+            Ending("retry", "completed", 854, "handler_failed", f"LookupError ({PLACE})"),
             id="one without words",
         ),
     ],
 )
 async def test_verdicts(error: BaseException, expected: Ending, threads: Threads) -> None:
-    """The same whether the handler is async or runs in a thread."""
+    """The same whether the handler is async or runs in a thread; what it raised is there for the log."""
 
     def plainly(job: Job) -> None:
-        raise error
+        raises(error).send(None)
 
-    assert await judged(lambda job: raises(error), threads) == expected
-    assert await judged(plainly, threads) == expected
+    for handler in (lambda job: raises(error), plainly):
+        ending = await judged(handler, threads)
+        assert ending.error is error
+        assert msgspec.structs.replace(ending, error=None) == expected
 
 
 async def test_a_later_attempt_waits_longer(threads: Threads) -> None:
     """Attempts lost with a node count as well."""
     ending = await judged(lambda job: raises(ValueError()), threads, a_job(reservation=b"7 1-a 5000 3/1-1 4 1 1 4000"))
     assert 8_000 * 0.8 <= ending.delay_ms <= 8_000 * 1.2
-
-
-async def test_a_result_that_cannot_be_stored_is_a_failed_attempt(threads: Threads) -> None:
-    """Its handler learns why from the detail."""
-
-    async def handler(job: Job) -> object:
-        return object()
-
-    ending = await judged(handler, threads)
-    assert (ending.verdict, ending.reason) == ("retry", "handler_failed")
-    assert "object" in ending.detail
 
 
 class Asynchronous:

@@ -16,6 +16,7 @@ BASE: Final = {
     "scheduler.errors",
     "scheduler.config",
     "scheduler.deltas",
+    "scheduler.texts",
     "scheduler.words",
 }
 PURE: Final = {
@@ -47,6 +48,7 @@ PURE: Final = {
     "scheduler.session.decisions",
     "scheduler.session.ring",
     "scheduler.store.pace",
+    "scheduler.texts",
     "scheduler.words",
 }
 # Libraries that perform, wait, read a clock or hold what is shared.
