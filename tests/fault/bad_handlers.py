@@ -246,7 +246,7 @@ async def in_the_loop(job: Job) -> Any:
 
 
 def keeps_lock(job: Job) -> str:
-    """As an extension that waits with the lock: the first attempt for the seconds of the payload, a later one for `go`."""
+    """Keeps the lock: the first attempt for the seconds of its payload. A later one waits for `go`."""
     if job.attempt == 1:
         ctypes.PyDLL(None).usleep(int(float(job.payload) * 1_000_000))
     while job.attempt > 1 and not GO_HERE.exists():
