@@ -195,14 +195,15 @@ class Threads:
 
     def _serve(self, call: _Call | None) -> None:
         """What a thread does: its first call, then one after the other."""
-        clock = ThreadClock()
+        clock, used_ms = ThreadClock(), 0.0
         while call is not None:
             with self._lock:
-                self._under_way[call] = (clock, clock.used_ms())
+                self._under_way[call] = (clock, used_ms)
             call.run()
             with self._lock:
                 _, before_ms = self._under_way.pop(call)
-                self._used_ms.append((call.job, clock.used_ms() - before_ms))
+                used_ms = clock.used_ms()
+                self._used_ms.append((call.job, used_ms - before_ms))
                 self._idle += 1  # before anybody hears of the end, who may have the next call
             call.tell()
             del call  # or what came out would be kept until the next one

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import multiprocessing
 import os
@@ -242,6 +243,24 @@ async def in_the_loop(job: Job) -> Any:
             return "fine"
     value = (BAD | ONLY_ASYNC)[name][0]()
     return await value if asyncio.iscoroutine(value) or isinstance(value, asyncio.Task) else value
+
+
+def keeps_lock(job: Job) -> str:
+    """Keeps the lock: the first attempt for the seconds of its payload. A later one waits for `go`."""
+    if job.attempt == 1:
+        ctypes.PyDLL(None).usleep(int(float(job.payload) * 1_000_000))
+    while job.attempt > 1 and not GO_HERE.exists():
+        time.sleep(0.02)
+    return f"attempt {job.attempt}"
+
+
+async def keeps_loop(job: Job) -> str:
+    """The same with the event loop."""
+    if job.attempt == 1:
+        time.sleep(float(job.payload))  # noqa: ASYNC251
+    while job.attempt > 1 and not GO_HERE.exists():  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+    return f"attempt {job.attempt}"
 
 
 GO_HERE: Final = GO.absolute()  # before somebody changes the directory

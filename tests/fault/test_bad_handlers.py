@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -10,9 +11,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
+import redis
 
 from scheduler import Producer
 from scheduler.calls import Outcome
@@ -25,6 +27,10 @@ pytestmark = pytest.mark.timeout(120)
 BESIDE: Final = 4  # jobs that run all the time
 WAIT_MS: Final = 40_000
 DRAIN_MS: Final = 500
+ONE_ATTEMPT: Final = {"SCHED_ATTEMPTS_MAX": "1"}
+SHORT_LEASES: Final = {
+    "SCHED_START_MS": "1000", "SCHED_LEASE_MS": "4000", "SCHED_MARGIN_MS": "100", "SCHED_SILENCE_MS": "2000",
+}  # fmt: skip
 GONE_S_MAX: Final = 4.0  # half a second to drain, two to leave, and what a busy machine needs
 
 
@@ -37,7 +43,7 @@ class NodeProcess:
         self._stderr = (directory / "node.log").open("w+")
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "scheduler", *arguments.split()],
-            cwd=directory, env=os.environ | {"PYTHONPATH": str(ROOT), "SCHED_ATTEMPTS_MAX": "1"},
+            cwd=directory, env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE, stderr=self._stderr, text=True,
         )  # fmt: skip
         assert self.process.stdout is not None
@@ -55,10 +61,11 @@ class NodeProcess:
         self._stderr.close()
 
 
-@pytest.fixture(params=["plain", "in_the_loop"])
+@pytest.fixture
 def node(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[NodeProcess]:
-    """A node beside `scheduler up`, once for each form of handler."""
-    monkeypatch.setenv("SCHED_ATTEMPTS_MAX", "1")
+    """A node beside `scheduler up`, with the handler that the test names."""
+    for name, value in (SHORT_LEASES if "keeps" in request.param else ONE_ATTEMPT).items():
+        monkeypatch.setenv(name, value)
     with up(tmp_path) as (_, url):
         monkeypatch.setenv("SCHED_REDIS_URL", url)
         node = NodeProcess(tmp_path, request.param)
@@ -73,6 +80,7 @@ def test_thirty_things_are_bad() -> None:
     assert len(BAD) >= 30
 
 
+@pytest.mark.parametrize("node", ["plain", "in_the_loop"], indirect=True)
 async def test_only_what_is_bad_ends(node: NodeProcess, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Jobs that ran beside all of it complete at their first attempt, and so does one that comes after it, on the same
     boot; a handler that hangs does not keep the node when it is told to leave.
@@ -118,3 +126,28 @@ async def test_only_what_is_bad_ends(node: NodeProcess, tmp_path: Path, request:
         assert "a task or callback that a handler has left" in node.log
         assert "a handler stopped the event loop" in node.log
     assert "Traceback" not in node.log
+
+
+@pytest.mark.parametrize("node", ["keeps_lock", "keeps_loop"], indirect=True)
+async def test_a_run_that_keeps_the_lock_past_its_first_lease_completes(node: NodeProcess) -> None:
+    """RULES 12: the server knew that it was started, so it had a whole lease."""
+    async with Producer(os.environ["SCHED_REDIS_URL"]) as producer:
+        job_id = await producer.submit("s1", payload="2")
+        assert await producer.result(job_id, WAIT_MS) == "attempt 1"
+    assert re.search(r"bad_handlers.keeps_\w+ .*for job " + job_id, node.log)
+
+
+@pytest.mark.parametrize("node", ["keeps_lock", "keeps_loop"], indirect=True)
+async def test_a_run_that_keeps_the_lock_past_its_lease_is_lost(node: NodeProcess, tmp_path: Path) -> None:
+    """It is charged as that, and not as one that was never started."""
+    url = os.environ["SCHED_REDIS_URL"]
+    async with Producer(url) as producer:
+        job_id = await producer.submit("s1", payload="7")
+        counted: list[Any] = []
+        with redis.Redis.from_url(url) as client:
+            while counted[1:] in ([], [None, None], [b"0", b"0"]):
+                counted = client.hmget(f"{{sched:0}}:job:{job_id}", "attempts", "crashes", "not_started")
+                await asyncio.sleep(0.05)
+        (tmp_path / "go").touch()
+        assert await producer.result(job_id, WAIT_MS) == "attempt 2"
+    assert counted == [b"0", b"1", b"0"]
