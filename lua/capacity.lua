@@ -10,10 +10,12 @@
 -- RETURNS {"accepted", answer, ...}, one a node: "written" | "unchanged" | "older" | "refused" | "left"
 --         | {"fenced", epoch}
 -- INVARIANT no epoch below the highest seen writes; a boot never falls back, nor comes back when it left; the inbox tells the node in the step that
---           changes its capacity; a repeat changes nothing.
+--           changes its capacity; a repeat changes nothing. A node that is refused has a capacity all the same, of no slots
+--           and a boot below all others: reapers, who open its inbox, look at those that have one.
 local capacity_key, epoch_key, open_key, freed_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local epoch, freed_max = ARGV[1], ARGV[2]
 local INBOX_KEPT = 128 -- of an inbox that takes no entry any more: a longer one is left to the reaper
+local REFUSED = '0 0-refused quarantined'
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -79,6 +81,7 @@ for i = 3, #ARGV, 4 do
       end
     else
       answer = 'refused'
+      if not current then redis.call('HSET', capacity_key, node, REFUSED) end
     end
   end
   answers[#answers + 1] = answer
