@@ -12,6 +12,9 @@
 local capacity_key, open_key, slots_key, inbox_key, left_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local node, boot, why = ARGV[1], ARGV[2], ARGV[3]
 local LEFT_MS = 3600000 -- no heartbeat is read as late as that
+local AT_ONCE, HIGHEST_ID = 16, '18446744073709551615-18446744073709551615' -- after the highest id there is nothing
+
+-- INCLUDE assignments
 
 if why ~= 'leaves' and why ~= 'drained' and why ~= 'dead' then
   return redis.error_reply("ERR leave: ARGV[3] = '" .. tostring(why) .. "': expected leaves, drained or dead")
@@ -25,6 +28,20 @@ local function remember()
   if why ~= 'dead' then redis.call('SET', left_key, boot, 'PX', LEFT_MS) end
 end
 
+-- Without the slots of a node, which somebody may have deleted, its inbox says whether it holds a job.
+local function has_assignment()
+  local start = '-'
+  while start do
+    local entries = redis.call('XRANGE', inbox_key, start, '+', 'COUNT', AT_ONCE)
+    for _, entry in ipairs(entries) do
+      if assignment_of(entry) then return true end
+    end
+    local last = entries[AT_ONCE]
+    start = last and last[1] ~= HIGHEST_ID and '(' .. last[1]
+  end
+  return false
+end
+
 local current = redis.call('HGET', capacity_key, node)
 if not current then
   remember()
@@ -34,10 +51,7 @@ local slots, current_boot, reason = string.match(current, '^(%S+) (%S+) (%S+)$')
 if current_boot ~= boot then return {'replaced', current_boot} end
 local used = redis.call('ZCARD', slots_key)
 local is_held = used > 0
--- Without the slots of it, which somebody may have deleted, its inbox says whether it holds a job.
-for _, entry in ipairs(is_held and {} or redis.call('XRANGE', inbox_key, '-', '+', 'COUNT', 10)) do
-  is_held = is_held or entry[2][1] == 'job'
-end
+if not is_held then is_held = has_assignment() end
 if is_held and why == 'leaves' then
   slots = '0'
   redis.call('HSET', capacity_key, node, slots .. ' ' .. boot .. ' draining')

@@ -131,7 +131,7 @@ async def test_ids_an_hour_ahead_harm_nothing(server: EmbeddedServer, name: str)
 async def test_a_node_without_a_capacity_whose_inbox_is_closed_joins(
     store: Store, monkeypatch: pytest.MonkeyPatch, entry: str, served_before: bool
 ) -> None:
-    """Before it joined, or when `capacity` is lost too: reapers open the inboxes of all whom the leader wants to write."""
+    """Before it joined, or when `capacity` is lost too: reapers open the inboxes of all that the leader writes."""
     layout, clock, keys = await store.control.write_layout(), hand_clock(monkeypatch), store.cell.keys
     manager, reaper = Manager(store, DEFAULTS, "m1", clock), Reaper(store, DEFAULTS, layout, "r1", "1", clock)
     beat = encode_beat(NodeBeat(node=NODE, boot=BOOT, capacity=2))

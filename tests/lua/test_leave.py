@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 import pytest
 
 from scheduler import calls, model
@@ -14,6 +16,7 @@ from tests.seeds import (
     LATER_BOOT,
     LEADER_EPOCH,
     NODE,
+    POISON_ID,
     release,
     release_item,
     reserve,
@@ -196,3 +199,43 @@ async def test_node_whose_slots_were_deleted_does_not_leave_with_its_jobs(store:
 
     async with unchanged(store):
         assert await store.cell.leave(NODE, BOOT, "dead") == "busy"
+
+
+RESERVATION: Final = "5 1000-a 9 1/5-0 1 1 9 9"
+JUNK: Final[list[dict[Any, Any]]] = [
+    {"job": "junk"},
+    {"job": "junk", "job_id": "x"},
+    {"job": "junk", "reservation": RESERVATION},
+    {"job": "junk", "job_id": "", "reservation": RESERVATION},
+    {"job": "junk", "job_id": "x", "reservation": "9"},
+    {"job": "junk", "job_id": "x", "reservation": "9" * 5000 + " 1000-a 9 1/5-0 1 1 9 9"},
+    {"job": "junk", "job_id": b"\xff\xfe", "reservation": "nine"},
+]
+
+
+@pytest.mark.parametrize("fields", JUNK)
+@pytest.mark.parametrize("why", ["leaves", "dead"])
+async def test_what_is_no_assignment_keeps_no_node(store: Store, why: Leaves, fields: Any) -> None:
+    """Somebody else has written it into the inbox: nobody will ever end it."""
+    await seed_node(store)
+    await store.connection.commands.xadd(store.cell.keys.inbox(NODE), fields)
+    if why == "dead":
+        await seed_node(store, slots=0, reason="dead")
+
+    assert await store.cell.leave(NODE, BOOT, why) == "left"
+
+
+async def test_an_assignment_behind_many_other_entries_is_found(store: Store) -> None:
+    """However many there are, also when the last one has the highest id, after which nothing can be asked for."""
+    await seed_node(store)
+    await seed_node(store, slots=0, reason="dead")
+    inbox, client = store.cell.keys.inbox(NODE), store.connection.commands
+    for _ in range(31):
+        await client.xadd(inbox, JUNK[0])
+    added = await client.xadd(inbox, {"job": "x", "job_id": "x", "reservation": RESERVATION})
+    assert await store.cell.leave(NODE, BOOT, "dead") == "busy"
+
+    await client.xdel(inbox, added)
+    await client.xtrim(inbox, maxlen=15, approximate=False)
+    await client.xadd(inbox, JUNK[0], id=POISON_ID)
+    assert await store.cell.leave(NODE, BOOT, "dead") == "left"
