@@ -257,6 +257,11 @@ class Reads:
             items[node] = calls.CapacityItem(node, number, boot, reason)  # type: ignore[arg-type]
         return items
 
+    async def last_boot(self) -> int:
+        """The highest boot that was given, 0 when there is none."""
+        stored = await self._command(lambda client: client.get(self.keys.last_boot))
+        return words.number_of(_readable(stored)) or 0
+
     async def used(self, nodes: Sequence[str]) -> list[int]:
         """Slots in use on each node."""
         counts = await self._connection.all_of([("ZCARD", self.keys.slots(node)) for node in nodes])
