@@ -4,13 +4,19 @@
 -- KEYS[2] {cell}:capacity           hash: node -> "slots boot reason"
 -- KEYS[3] {cell}:slots:<node>       zset: job_id -> lease deadline (ms)
 -- ARGV one: node
--- RETURNS {now_ms, number, {job_id, lease_until_ms, ...}}: what earlier lives of the node hold, flat
+-- RETURNS {now_ms, number, {job_id, lease_until_ms, ...}}: what earlier lives of the node hold, flat; an error when a key is
+--   not that of the node
 -- INVARIANT numbers rise. A repeat gives another one, which harms nobody. A number that no clock gives, and that is known
 --   of a node all the same, is a matter of that node: those of others do not rise above it.
 local last_key, capacity_key, slots_key = KEYS[1], KEYS[2], KEYS[3]
 local node = ARGV[1]
 local BOOT_MAX = 2 ^ 52 -- a number from which on none is heard
 local AHEAD_US = 86400000000 -- no clock is wrong by more
+
+-- INCLUDE values
+
+local fault = fault_of_names({'last_boot', 'capacity', 'slots:' .. tostring(node)})
+if fault then return redis.error_reply('ERR boot: ' .. fault) end
 
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]

@@ -12,16 +12,24 @@
 local capacity_key, open_key, slots_key, inbox_key, left_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local node, boot, why = ARGV[1], ARGV[2], ARGV[3]
 local LEFT_MS = 3600000 -- no heartbeat is read as late as that
+local BOOT_BYTES_MAX = 64
 local AT_ONCE, HIGHEST_ID = 16, '18446744073709551615-18446744073709551615' -- after the highest id there is nothing
 
 -- INCLUDE assignments
 
-if why ~= 'leaves' and why ~= 'drained' and why ~= 'dead' then
-  return redis.error_reply("ERR leave: ARGV[3] = '" .. tostring(why) .. "': expected leaves, drained or dead")
+-- INCLUDE values
+
+local function fault_of_call()
+  if why ~= 'leaves' and why ~= 'drained' and why ~= 'dead' then
+    return wrong('ARGV[3]', why, 'leaves, drained or dead')
+  elseif not string.find(boot, '^%d+%-.') or #boot > BOOT_BYTES_MAX then
+    return wrong('boot', boot, '<number>-<something random>')
+  end
+  return fault_of_names({'capacity', 'open', 'slots:' .. node, 'inbox:' .. node, 'left:' .. node})
 end
-if not string.find(boot, '^%d+%-.') then
-  return redis.error_reply("ERR leave: boot = '" .. boot .. "': expected <number>-<something random>")
-end
+
+local fault = fault_of_call()
+if fault then return redis.error_reply('ERR leave: ' .. fault) end
 
 -- Heartbeats of it that nobody has read yet, or a leader that has not heard of it, must not bring it back.
 local function remember()

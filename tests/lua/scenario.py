@@ -103,9 +103,9 @@ async def run_publish(store: Store) -> None:
 async def run_command(store: Store) -> None:
     """Added, refused."""
     k = store.control.keys
-    await store.connection.call("command", [k.commands], [b"document", 10])
+    await store.connection.call("command", [k.commands], [b"document", 1000])
     await seed_poison(store, k.commands)
-    await store.connection.call("command", [k.commands], [b"document", 10])
+    await store.connection.call("command", [k.commands], [b"document", 1000])
 
 
 async def run_claim(store: Store) -> None:
