@@ -31,13 +31,10 @@ local STATES = {completed = true, failed = true}
 local JOBS_MAX, DELAY_MS_MAX = 128, 1e12
 local REASON_BYTES_MAX, DETAIL_BYTES_MAX = 64, 4096 -- they are cut
 local CONTENT_TYPE_BYTES_MAX, RESULT_BYTES_MAX = 128, 1048576
-local FEED_MIN = 1000 -- entries of a feed that many read: nobody may cut it below
+local LEAST = {0, 0, 1, 1, 0, 1000, 1000, 0} -- nobody may cut a feed shorter that many read
 
--- What keys of this cell begin with; the names of those that all calls have.
-local CELL = string.sub(capacity_key, 1, -#'capacity' - 1)
-local NAMES = {'capacity', 'open', 'freed', 'results', 'delayed', 'parked', 'dead'}
-local OF_JOB, OF_RESULT, OF_REPLIES = CELL .. 'job:', CELL .. 'result:', CELL .. 'results:'
-local OF_SESSION, OF_TENANT = CELL .. 'held:session:', CELL .. 'held:tenant:'
+local CELL = string.sub(capacity_key, 1, -9) -- what its keys begin with
+local OF_JOB = CELL .. 'job:'
 
 -- INCLUDE values
 
@@ -45,10 +42,12 @@ local function wrong_key(index, expected) return wrong('KEYS[' .. index .. ']', 
 
 -- What is wrong with the call, nil if nothing is. Of its keys those are looked at that all its items share.
 local function fault_of_call()
-  for i, name in ipairs({'P', 'N', 'retention_ms', 'dead_retention_ms', 'not_started_max', 'results_max', 'freed_max',
-    'result_inline_bytes_max'}) do
-    local least = string.find(name, '_ms$') and 1 or (name == 'results_max' or name == 'freed_max') and FEED_MIN or 0
-    if not whole(ARGV[i], least, 1e15) then return wrong(name, ARGV[i], 'a whole number from ' .. least) end
+  for i = 1, 8 do
+    if not whole(ARGV[i], LEAST[i], 1e15) then
+      local names = {'P', 'N', 'retention_ms', 'dead_retention_ms', 'not_started_max', 'results_max', 'freed_max',
+        'result_inline_bytes_max'}
+      return wrong(names[i], ARGV[i], 'a whole number from ' .. LEAST[i])
+    end
   end
   local items = (#ARGV - 8 - partitions - nodes) / JOB
   if items ~= math.floor(items) or items < 0 then
@@ -58,8 +57,10 @@ local function fault_of_call()
   elseif #KEYS ~= JOB_KEYS + KEYS_A_JOB * items then
     return wrong('number of keys', #KEYS, '7 + P + 2 * N, and ' .. KEYS_A_JOB .. ' a job')
   end
-  for i = 1, #NAMES do
-    if KEYS[i] ~= CELL .. NAMES[i] then return wrong_key(i, CELL .. NAMES[i]) end
+  if capacity_key ~= CELL .. 'capacity' or open_key ~= CELL .. 'open' or freed_key ~= CELL .. 'freed'
+    or results_key ~= CELL .. 'results' or delayed_key ~= CELL .. 'delayed' or parked_key ~= CELL .. 'parked'
+    or dead_key ~= CELL .. 'dead' then
+    return fault_of_names({'capacity', 'open', 'freed', 'results', 'delayed', 'parked', 'dead'})
   end
   for i = 1, partitions do
     local expected = CELL .. 'jobs:' .. ARGV[8 + i]
@@ -282,9 +283,9 @@ end
 -- What is wrong with the keys of an item beside that of its record: each is that of one of its ids.
 local function fault_of_keys(job)
   local first = job.first_key
-  local result_key, reply_key = OF_RESULT .. job.job_id, job.reply_to == '' and results_key or OF_REPLIES .. job.reply_to
-  local session_key = OF_SESSION .. job.session
-  local tenant_key = job.tenant == '' and OF_TENANT or OF_TENANT .. job.tenant
+  local result_key = CELL .. 'result:' .. job.job_id
+  local reply_key = job.reply_to == '' and results_key or results_key .. ':' .. job.reply_to
+  local session_key, tenant_key = CELL .. 'held:session:' .. job.session, CELL .. 'held:tenant:' .. job.tenant
   if KEYS[first + RESULT_KEY] ~= result_key then return wrong_key(first + RESULT_KEY, result_key) end
   if KEYS[first + REPLY_KEY] ~= reply_key then return wrong_key(first + REPLY_KEY, reply_key) end
   if KEYS[first + HELD_KEYS.session] ~= session_key then return wrong_key(first + HELD_KEYS.session, session_key) end

@@ -310,7 +310,7 @@ class Manager:
         if await self._store.control.stored_version() != self._published.version:
             await self._publish_anew()
         self._recounts = True
-        self._fleet = fold.forget(self._fleet, stored, self._now_ms, FORGET_MS)
+        self._fleet = fold.forget(fold.adopt(self._fleet, stored, self._now_ms), stored, self._now_ms, FORGET_MS)
         self._written = {node: item for node, item in self._written.items() if node in self._fleet.nodes}
 
     async def _look_at_streams(self, epoch: int) -> None:

@@ -14,7 +14,7 @@ from scheduler.management import manager as manager_module
 from scheduler.management.manager import Manager
 from scheduler.model import NodeBeat
 from scheduler.store.store import Store, open_store
-from tests.seeds import FAR_US
+from tests.seeds import FAR_US, NODE
 from tests.system import QUICK
 
 
@@ -113,6 +113,40 @@ async def test_boots_from_before_the_clock_went_back_are_heard(fleet: Fleet, is_
 
     assert (await fleet.capacities())["n1"].boot == later
     assert fleet.manager.invalid_heartbeats == 0
+
+
+async def test_a_node_that_asked_to_leave_gets_nothing_new_whenever_the_leader_looks_back(fleet: Fleet) -> None:
+    """In such a step it hears nothing new, and writes what differs from what it wrote."""
+    boot = await fleet.boot()
+    await fleet.beat(NodeBeat(NODE, boot, 2))
+    await fleet.manager.run_once()
+    store, keys = fleet.store, fleet.store.cell.keys
+    await store.connection.commands.zadd(keys.slots(NODE), {"j1": FAR_US})
+    await fleet.beat(NodeBeat(NODE, boot, 2, draining=True))
+    assert await store.cell.leave(NODE, boot) == "busy"
+
+    for _ in range(3):
+        fleet.manager._looked_back_at_ms = float("-inf")
+        await fleet.manager.run_once()
+        assert await fleet.capacities() == {NODE: CapacityItem(NODE, 0, boot, "draining")}
+        assert await store.reads.are_open([NODE]) == [False]
+
+
+async def test_an_earlier_life_is_looked_after_when_its_later_one_has_left(fleet: Fleet) -> None:
+    """The leader has heard of the later one only, which left before it was written; the earlier one has crashed."""
+    epoch = int((await fleet.store.connection.commands.get(fleet.store.cell.keys.leader_epoch)) or 0)
+    await fleet.store.cell.capacity(epoch, [CapacityItem(NODE, 2, "1000-a", "ready")])
+    await fleet.manager.run_once()
+    later = await fleet.boot()
+    assert await fleet.store.cell.leave(NODE, later) == "left"
+    await fleet.beat(NodeBeat(NODE, later, 2))
+    await fleet.manager.run_once()
+    assert await fleet.capacities() == {NODE: CapacityItem(NODE, 2, "1000-a", "ready")}
+
+    fleet.manager._looked_back_at_ms = float("-inf")
+    await fleet.step_until(NODE, "dead")
+
+    assert (await fleet.capacities())[NODE].boot == "1000-a"
 
 
 async def test_a_steady_fleet_publishes_nothing(fleet: Fleet) -> None:

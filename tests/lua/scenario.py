@@ -160,7 +160,7 @@ async def run_leave(store: Store) -> None:
     """Busy, replaced, closed, left, left again; dead."""
     token = await seed_reserved(store, slots=2)
     await store.cell.leave(NODE, BOOT, "drained")
-    await store.cell.leave(NODE, LATER_BOOT)
+    await store.cell.leave(NODE, "999-a")
     await store.cell.leave(NODE, BOOT)
     await release(store, release_item(token, "finish"))
     await store.cell.leave(NODE, BOOT)
