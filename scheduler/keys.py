@@ -105,6 +105,7 @@ class CellKeys:
         check_name("namespace", namespace)
         self.cell = cell
         self._tag = f"{{{namespace}:{cell}}}"
+        self.partitions = f"{self._tag}:partitions"
         self.owners = f"{self._tag}:owners"
         self.capacity = f"{self._tag}:capacity"
         self.leader_epoch = f"{self._tag}:leader_epoch"

@@ -76,6 +76,7 @@ async def start_manager(url: str, settings: Settings, host: Host | None = None) 
     store = await _open_store(url, settings, host)
     try:
         await store.control.write_layout()
+        await store.cell.write_partitions()
     except BaseException:
         await store.close()
         raise

@@ -24,12 +24,12 @@ from scheduler.keys import is_absurd
 from scheduler.management import commands, fold, pools
 from scheduler.management.commands import Decided, Refused
 from scheduler.management.counting import Counting
-from scheduler.management.hearing import Hearing
+from scheduler.management.hearing import AHEAD_US, BOOT_MAX, Hearing, NotGiven
 from scheduler.management.memory import Memory
 from scheduler.management.picture import Picture, Stored, picture_of, revise, snapshot_of, store, told
 from scheduler.management.pools import PoolDocument
 from scheduler.management.standing import LOOK_MS, Standing
-from scheduler.model import EMPTY_SNAPSHOT, Delta, Pool, Snapshot, limited_kinds, limits_of_pool
+from scheduler.model import EMPTY_SNAPSHOT, Delta, NodeBeat, Pool, Snapshot, boot_order, limited_kinds, limits_of_pool
 from scheduler.store.control import Leading
 from scheduler.store.holders import read_holders
 from scheduler.store.store import Store
@@ -266,15 +266,25 @@ class Manager:
             self._fleet = fold.listen_anew(self._fleet, taken.now_ms)
         self._taken_at_ms = now_ms
         self._now_ms = taken.now_ms
-        return taken, self._fold(taken.heartbeats, pending if late is None else late)
+        return taken, await self._fold(taken.heartbeats, pending if late is None else late)
 
-    def _fold(self, heartbeats: tuple[Heartbeat, ...], late: bool) -> int:
+    async def _fold(self, heartbeats: tuple[Heartbeat, ...], late: bool) -> int:
         """Fold what can be decoded. Returns how many could not."""
         beats = []
         invalid = 0
+        self._hearing.boot_max = 1_000 * self._now_ms + AHEAD_US
+        last_boot: int | None = None
         for heartbeat in heartbeats:
             try:
-                beat = self._hearing.beat(heartbeat.document, heartbeat.time_ms)
+                try:
+                    beat = self._hearing.beat(heartbeat.document, heartbeat.time_ms)
+                except NotGiven as doubt:
+                    if last_boot is None:
+                        last_boot = await self._store.reads.last_boot()
+                    if not self._was_given(doubt.beat, last_boot):
+                        raise
+                    beat = doubt.beat
+                    self._hearing.believe(heartbeat.document, beat)
             except InvalidInput as error:
                 invalid += 1
                 logger.warning("heartbeat %s is ignored: %s", heartbeat.id, error)
@@ -286,6 +296,12 @@ class Manager:
         for each in ignored:
             logger.debug("heartbeat of %s: %s", each.node, each.why)
         return invalid
+
+    def _was_given(self, beat: NodeBeat, last_boot: int) -> bool:
+        """Whether a boot ahead of the clock was given by `boot`, or is one of a node whose last one was ahead too."""
+        known = self._fleet.nodes.get(beat.node)
+        known_order = boot_order(known.beat.boot) + 1 if known is not None else 0
+        return boot_order(beat.boot) <= min(max(last_boot, known_order), BOOT_MAX - 1)
 
     def _note_news(self) -> None:
         """What is new of nodes is to be written and to be published."""
@@ -325,7 +341,8 @@ class Manager:
         if await self._store.control.stored_version() != self._published.version:
             await self._publish_anew()
         self._recounts = True
-        self._fleet = fold.forget(self._fleet, {*stored, *lost}, self._now_ms, FORGET_MS)
+        fleet = fold.adopt(self._fleet, stored, self._now_ms)
+        self._fleet = fold.forget(fleet, {*stored, *lost}, self._now_ms, FORGET_MS)
         self._written = {node: item for node, item in self._written.items() if node in self._fleet.nodes}
 
     async def _look_at_streams(self, epoch: int) -> None:

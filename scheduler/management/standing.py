@@ -61,6 +61,7 @@ class Standing:
         """Write what is missing of the layout. One that says otherwise stays, and is named once."""
         try:
             await self._store.control.write_layout()
+            await self._store.cell.write_partitions()
         except ServerRefused as error:
             if str(error) != self._complained:
                 logger.error("the layout was changed by somebody else: %s", error)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -18,6 +18,7 @@ from scheduler.clock import SYSTEM_CLOCK, Clock, ServerTime
 from scheduler.config import Settings
 from scheduler.repeats import Repeats
 from scheduler.runtime.ahead import Ahead
+from scheduler.runtime.duties import each_in_turn
 from scheduler.runtime.lapses import partition_of, read_lapses, unknown_lapse
 from scheduler.runtime.mending import Mender, Seat
 from scheduler.runtime.streams import Streams
@@ -79,24 +80,31 @@ class Reaper:
         """One slice: expire what lapsed, let the dead leave, promote what is due. Returns the counts so far."""
         capacities = await self._store.reads.capacities()
         await self._listen()
-        await self._ahead.step(sorted(capacities), self._now_ms)
+        nodes = sorted(capacities)
+        judges: list[Callable[[], Awaitable[None]]] = []
         if self._may_judge(self._settings.lease_ms):
-            await self._judge(capacities)
-            await self._mender.look(sorted(capacities), self._now_ms)
-        await self._streams.look(sorted(capacities), self._now_ms)
-        await self._promote()  # also by one that was deaf: what is due is nobody's silence
-        await self._trim()
+            judges = [lambda: self._judge(capacities), lambda: self._mender.look(nodes, self._now_ms)]
+        await each_in_turn(
+            lambda: self._ahead.step(nodes, self._now_ms),
+            *judges,
+            lambda: self._streams.look(nodes, self._now_ms),
+            self._promote,  # also by one that was deaf: what is due is nobody's silence
+            self._trim,
+        )
         self._repeats.step()
         return self.report
 
     async def _judge(self, capacities: Mapping[str, calls.CapacityItem]) -> None:
         nodes = self._slice(sorted(capacities))
-        await self._expire(nodes)
-        for node in nodes:
-            item = capacities[node]
-            if item.reason == "dead" and await self._store.cell.leave(node, item.boot, "dead") == "left":
-                self.report.left += 1
-                logger.info("node %s is gone", node)
+        dead = [capacities[node] for node in nodes if capacities[node].reason == "dead"]
+        await each_in_turn(
+            lambda: self._expire(nodes), *[functools.partial(self._let_leave, item.node, item.boot) for item in dead]
+        )
+
+    async def _let_leave(self, node: str, boot: str) -> None:
+        if await self._store.cell.leave(node, boot, "dead") == "left":
+            self.report.left += 1
+            logger.info("node %s is gone", node)
 
     async def _listen(self) -> None:
         """Ask for the time. Notice when we were deaf, or the server's clock was stepped."""

@@ -101,6 +101,11 @@ class Cell:
 
     # ---- ownership and capacity ----
 
+    async def write_partitions(self) -> None:
+        """Tell `submit` how many partitions there are. That never changes, so anybody may write it, and late."""
+        client, partitions = self._connection.commands, self._settings.partitions
+        await self._connection.patiently(lambda: client.set(self.keys.partitions, partitions))
+
     async def claim(
         self, owner: str, take: Iterable[int], give_up: Iterable[int] = ()
     ) -> tuple[int, list[calls.Owned | calls.HeldByOther]]:
@@ -198,6 +203,7 @@ class Cell:
             body += [item.nonce, item.document, item.payload]
         names = [self.keys.jobs(partition) for partition in partitions]
         names += [self.keys.job(item.job_id) for item in items]
+        names.append(self.keys.partitions)
         arguments = [len(partitions), self._settings.backlog_max, *partitions, *body]
         answer = await self._connection.call("submit", names, arguments)
         answers: list[calls.Submitted | calls.NotSubmitted] = []

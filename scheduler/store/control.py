@@ -46,7 +46,8 @@ class Beaten(msgspec.Struct, frozen=True):
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """What is there of what is written once. has_layout: all of it, as we would write it; nodes: that have a capacity;
+    """What is there of what is written once. has_layout: all of it, as we would write it, and the cell's part of it;
+    nodes: that have a capacity;
     version: the published one, 0 while there is none, None when something that leads to it is missing.
     """
 
@@ -102,10 +103,11 @@ class Control:
     async def standing(self, cell: keys.CellKeys) -> Standing:
         """What is there of what is written once, in one round trip."""
         wanted = self._layout_wanted()
-        stored, fields, epoch, nodes, configs, *version = await self._connection.all_of(
+        stored, fields, partitions, epoch, nodes, configs, *version = await self._connection.all_of(
             [
                 ("HMGET", self.keys.layout, *wanted),
                 ("HLEN", self.keys.layout),
+                ("GET", cell.partitions),
                 ("GET", cell.leader_epoch),
                 ("HLEN", cell.capacity),
                 ("EXISTS", self.keys.config),
@@ -113,6 +115,7 @@ class Control:
             ]
         )
         is_same = stored == [str(value).encode() for value in wanted.values()]
+        is_same = is_same and partitions == str(self._settings.partitions).encode()
         return Standing(
             has_layout=is_same and int(fields) >= len(wanted) + len(load_scripts()),
             leader_epoch=int(epoch or 0),

@@ -12,6 +12,7 @@ from scheduler.store.packing import Cap
 from scheduler.texts import DETAIL_LENGTH_MAX, cut_middle
 
 READ_BLOCK_MS: Final = 250
+DIGITS_MAX: Final = 18  # of a number that a script has written; Python reads none of thousands
 
 
 StreamEntry = tuple[str, dict[bytes, bytes]]
@@ -268,10 +269,16 @@ class Reads:
         for node, value in stored.items():
             slots, _, rest = value.partition(" ")
             boot, _, reason = rest.partition(" ")
-            if not slots.isdigit():
+            number = words.number_of(slots)
+            if number is None:
                 continue  # not written by us: no script takes it for a capacity either
-            items[node] = calls.CapacityItem(node, int(slots), boot, reason)  # type: ignore[arg-type]
+            items[node] = calls.CapacityItem(node, number, boot, reason)  # type: ignore[arg-type]
         return items
+
+    async def last_boot(self) -> int:
+        """The highest boot that was given, 0 when there is none."""
+        stored = await self._command(lambda client: client.get(self.keys.last_boot))
+        return words.number_of(_readable(stored)) or 0
 
     async def used(self, nodes: Sequence[str]) -> list[int]:
         """Slots in use on each node."""
@@ -317,7 +324,7 @@ class Reads:
         rows = zip(words[1::5], words[2::5], words[3::5], words[4::5], words[5::5], strict=True)
         return [
             Unslotted(entry, job, session, tenant, int(token)) for entry, job, session, tenant, token in rows
-        ], words[0]
+        ], _next_page(words[0])
 
     async def parked(self, after: str, count: int) -> tuple[list[tuple[str, str]], str]:
         """(id, job_id) of a page of the parked bodies whose job is not known to be delayed, and the id to go on from,
@@ -325,7 +332,7 @@ class Reads:
         """
         answer = await self._connection.call("parked", [self.keys.parked, self.keys.delayed], [after, count])
         words = [each.decode(errors="replace") for each in answer]
-        return list(zip(words[1::2], words[2::2], strict=True)), words[0]
+        return list(zip(words[1::2], words[2::2], strict=True)), _next_page(words[0])
 
     async def held(self, nodes: Sequence[str], count: int) -> list[tuple[str, str, int]]:
         """(job_id, node, lease deadline) of the reservations of these nodes, at most `count` a node."""
@@ -438,6 +445,11 @@ def _after(identifier: str) -> str:
     return identifier if identifier == keys.HIGHEST_ID else f"({identifier}"
 
 
+def _next_page(last_id: str) -> str:
+    """The id to go on from, empty after the last page: the server allows no range after the highest id."""
+    return "" if last_id == keys.HIGHEST_ID else last_id
+
+
 def is_behind(last_id: str, cursor: str) -> bool:
     """Whether a stream has not come as far as somebody has read it: it is not the one that was read.
 
@@ -478,7 +490,7 @@ def parse_outcome(fields: Mapping[bytes, bytes]) -> calls.Outcome:
 
     def number(name: bytes) -> int:
         value = fields.get(name, b"")
-        return int(value) if value.isdigit() else 0
+        return int(value) if value.isdigit() and len(value) <= DIGITS_MAX else 0
 
     return calls.Outcome(
         job_id=text(b"job_id"),

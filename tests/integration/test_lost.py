@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -25,11 +26,12 @@ from scheduler.roles import start_manager
 from scheduler.runtime.index import Index
 from scheduler.runtime.reaper import Reaper
 from scheduler.runtime.snapshots import Snapshots
-from scheduler.store.connection import Connection
+from scheduler.store.connection import Connection, ScriptFailed
+from scheduler.store.reads import Unslotted
 from scheduler.store.server import start_embedded
 from scheduler.store.store import Store
 from tests.clock import HandClock, hand_clock
-from tests.seeds import JOB, NODE, seed_delayed, seed_record, seed_reserved
+from tests.seeds import JOB, NODE, seed_delayed, seed_node, seed_record, seed_reserved
 from tests.system import QUICK, System, running
 
 TOLD_MS: Final = 2_000
@@ -366,6 +368,77 @@ async def test_an_assignment_of_another_reservation_is_dropped_after_a_lease(
 
     assert (await store.reads.record(JOB))["state"] == "reserved"
     assert [each for each in await store.reads.entries(CELL.inbox(NODE)) if b"job" in each[1]] == []
+
+
+RESERVATION: Final = "5 1000-a 9 1/5-0 1 1 9 9"
+
+
+@pytest.mark.parametrize("job_id", [b"x", b"\xff\xfe", b"a b", b"{x}"])
+async def test_an_assignment_of_nobody_keeps_no_node(
+    store: Store, monkeypatch: pytest.MonkeyPatch, job_id: bytes
+) -> None:
+    """Whatever somebody has written into its inbox, a dead node is taken out, after a lease."""
+    clock = hand_clock(monkeypatch)
+    await seed_node(store)
+    await seed_node(store, slots=0, reason="dead")
+    await store.connection.commands.xadd(
+        CELL.inbox(NODE), {"job": "junk", "job_id": job_id, "reservation": RESERVATION}
+    )
+    reaper = await a_reaper(store, clock)
+    assert NODE in await store.reads.capacities()
+
+    await look(reaper, clock, 2 * DEFAULTS.lease_ms)
+
+    assert await store.reads.capacities() == {}
+    assert await store.reads.length(CELL.inbox(NODE)) == 0
+
+
+async def test_a_number_that_cannot_be_one_keeps_nothing_from_being_mended(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in the inbox of one node, or in the capacities, is no reason to leave all others as they are."""
+    clock = hand_clock(monkeypatch)
+    await seed_node(store, "n0", slots=3)
+    await seed_delayed(store, due=False)
+    await seed_record(store, delay_ms=1)
+    await seed_reserved(store, "j2", "s2", slots=3)
+    await store.connection.commands.xadd(
+        CELL.inbox("n0"), {"job": "junk", "job_id": "x", "reservation": "9" * 5000 + RESERVATION}
+    )
+    await store.connection.commands.hset(CELL.capacity, "n9", "9" * 5000 + " 1000-a ready")
+    reaper = await a_reaper(store, clock)
+    await store.connection.commands.delete(CELL.delayed, CELL.slots(NODE), CELL.open)
+
+    await look(reaper, clock, 2 * DEFAULTS.lease_ms)
+
+    assert [(await store.reads.record(job_id))["state"] for job_id in (JOB, "j2")] == ["queued", "queued"]
+    assert await store.reads.are_open(["n0", NODE]) == [True, True]
+
+
+async def test_a_node_that_cannot_be_looked_at_keeps_no_other_from_its_turn(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script fails for it, whatever the reason; the failure is raised when all others had their turn."""
+    clock = hand_clock(monkeypatch)
+    await seed_node(store, "n0")
+    await seed_reserved(store)
+    await store.connection.commands.delete(CELL.slots(NODE))
+    reaper = await a_reaper(store, clock)
+    unslotted = store.reads.unslotted
+
+    async def failing(node: str, after: str, count: int) -> tuple[list[Unslotted], str]:
+        if node == "n0":
+            raise ScriptFailed("unslotted: who knows")
+        return await unslotted(node, after, count)
+
+    monkeypatch.setattr(store.reads, "unslotted", failing)
+    await store.connection.commands.xadd(CELL.inbox("n0"), {"job": "junk"})
+
+    for _ in range(2 * DEFAULTS.lease_ms // 500):
+        with contextlib.suppress(ScriptFailed):
+            await look(reaper, clock, 500)
+
+    assert (await store.reads.record(JOB))["state"] == "queued"
 
 
 async def test_a_job_that_ends_while_its_body_is_read_once_more_runs_once(url: str) -> None:

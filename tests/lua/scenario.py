@@ -103,9 +103,9 @@ async def run_publish(store: Store) -> None:
 async def run_command(store: Store) -> None:
     """Added, refused."""
     k = store.control.keys
-    await store.connection.call("command", [k.commands], [b"document", 10])
+    await store.connection.call("command", [k.commands], [b"document", 1000])
     await seed_poison(store, k.commands)
-    await store.connection.call("command", [k.commands], [b"document", 10])
+    await store.connection.call("command", [k.commands], [b"document", 1000])
 
 
 async def run_claim(store: Store) -> None:
@@ -160,7 +160,7 @@ async def run_leave(store: Store) -> None:
     """Busy, replaced, closed, left, left again; dead."""
     token = await seed_reserved(store, slots=2)
     await store.cell.leave(NODE, BOOT, "drained")
-    await store.cell.leave(NODE, LATER_BOOT)
+    await store.cell.leave(NODE, "999-a")
     await store.cell.leave(NODE, BOOT)
     await release(store, release_item(token, "finish"))
     await store.cell.leave(NODE, BOOT)

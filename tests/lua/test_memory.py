@@ -69,7 +69,7 @@ async def prepare(store: Store, script: str) -> tuple[Act, object]:
             return lambda: store.control.take(MANAGER, epoch), None
         return lambda: store.control.publish(MANAGER, epoch, model.Snapshot(5), sets={"a": b"b"}), None
     if script == "command":
-        return lambda: store.connection.call("command", [store.control.keys.commands], [b"document", 10]), None
+        return lambda: store.connection.call("command", [store.control.keys.commands], [b"document", 1000]), None
     if script == "claim":
         return lambda: store.cell.claim(OWNER, [1]), None
     if script == "capacity":
