@@ -266,6 +266,14 @@ local function cut_lease(job, record, slots_key, until_ms)
   end
 end
 
+-- The same of a slot that no record knows: the caller knows how long its lease can be.
+local function cut_unknown(job)
+  local slots_key = KEYS[NODE_KEYS + 2 * job.node_index - 1]
+  local until_ms = tonumber(redis.call('ZSCORE', slots_key, job.job_id) or 0)
+  if job.delay_ms == 0 or until_ms <= now_ms + job.delay_ms then return end
+  redis.call('ZADD', slots_key, 'XX', string.format('%.0f', now_ms + job.delay_ms), job.job_id)
+end
+
 -- A slot whose job has no record, or one that knows nothing of it any more: it is free at the end of its lease, and without
 -- a record what it held too. Nothing says how it ended.
 local function forget(job, record)
@@ -324,6 +332,7 @@ end
 local function refusal(job, record)
   local is_held = record.state == 'reserved' and record.boot -- without an assignment it is none, whoever wrote it
   if job.verdict == 'expire' and not (is_held and record.node == job.node) then
+    cut_unknown(job)
     forget(job, record)
   end
   if not record.state then return {'unknown'} end

@@ -71,7 +71,11 @@ class ServerRefused(SchedulerError):
 
 
 class Fenced(SchedulerError):
-    """A newer holder exists."""
+    """A newer holder exists. epoch: the one that was seen in a cell, 0 where it is not told."""
+
+    def __init__(self, message: str, epoch: int = 0) -> None:
+        super().__init__(message)
+        self.epoch = epoch
 
 
 class Lost(SchedulerError):

@@ -66,6 +66,7 @@ class Manager:
         self._settings = settings
         self._clock = clock
         self._epoch: int | None = None
+        self._seen_epoch = 0
         self._fleet = fold.Fleet()
         self._hearing = Hearing()
         self._version = 0
@@ -103,8 +104,9 @@ class Manager:
             if not await self._lead():
                 return Report()
             return await self._manage()
-        except Fenced:
+        except Fenced as fenced:
             self._epoch = None
+            self._seen_epoch = max(self._seen_epoch, fenced.epoch)
             raise
 
     async def give_up(self) -> None:
@@ -118,7 +120,7 @@ class Manager:
         now_ms = self._clock.ms()
         if self._epoch is not None and (now_ms - self._led_at_ms) * 3 < self._settings.leader_lease_ms:
             return True
-        answer = await self._store.control.lead(self.name)
+        answer = await self._store.control.lead(self.name, self._seen_epoch)
         if not isinstance(answer, Leading):
             if self._epoch is not None:
                 logger.warning("%s leads no more: %s does", self.name, answer.leader)

@@ -40,14 +40,18 @@ async def read_lapses(reads: Reads, found: Sequence[tuple[str, str]]) -> tuple[l
     return lapses, unknown
 
 
-async def unknown_lapse(reads: Reads, job_id: str, node: str) -> calls.ReleaseItem:
+async def unknown_lapse(reads: Reads, job_id: str, node: str, lease_ms: int) -> calls.ReleaseItem:
     """The ending of a reservation whose record was deleted: the inbox says of which session it was, if it is still
-    there.
+    there, and whether its leases are longer than `lease_ms`. None of it lies further ahead than they are.
     """
     entries = await reads.entries(reads.keys.inbox(node))
     fields = next((each for _, each in entries if each.get(b"job_id") == job_id.encode()), {})
-    session, tenant = (fields.get(name, b"").decode(errors="replace") for name in (b"session", b"tenant"))
-    return _expiry(job_id, node, 0, session, tenant)
+    session, tenant, policy, reservation = (
+        fields.get(name, b"").decode(errors="replace") for name in (b"session", b"tenant", b"policy", b"reservation")
+    )
+    first_ms = words.number_of("".join(reservation.split(" ")[7:8])) or 0
+    longest_ms = max(lease_ms, words.policy_of(policy).lease_ms, first_ms)
+    return msgspec.structs.replace(_expiry(job_id, node, 0, session, tenant), delay_ms=longest_ms)
 
 
 def _expiry(job_id: str, node: str, token: int, session: str, tenant: str) -> calls.ReleaseItem:

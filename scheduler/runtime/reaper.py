@@ -158,7 +158,7 @@ class Reaper:
             logger.warning(
                 "no record says that job %s holds a slot of %s (was it deleted?): the slot becomes free", job_id, node
             )
-            items.append(await unknown_lapse(self._store.reads, job_id, node))
+            items.append(await unknown_lapse(self._store.reads, job_id, node, self._settings.lease_ms))
         if items:
             await self._release(items)
 

@@ -90,6 +90,10 @@ def _not_released(given: Sequence[bytes]) -> calls.NotReleased:
     return calls.NotReleased(why, given[1].decode(errors="replace") if why == "invalid" else "")
 
 
+def _fenced(epoch: int, seen: str) -> Fenced:
+    return Fenced(f"leader epoch {epoch} is over: {seen} was seen", int(seen))
+
+
 class Cell:
     """Everything under the tag `{sched:<cell>}`."""
 
@@ -141,7 +145,7 @@ class Cell:
             arguments += [item.node, item.slots, item.boot, item.reason]
         answer = await self._connection.call("capacity", names, arguments)
         if answer[0] == b"fenced":
-            raise Fenced(f"leader epoch {epoch} is over: {answer[1].decode()} was seen")
+            raise _fenced(epoch, answer[1].decode())
         return [word.decode() for word in answer[1:]]
 
     async def boot(self, node: str) -> tuple[int, int, dict[str, int]]:
@@ -172,7 +176,7 @@ class Cell:
         names = [self.keys.leader_epoch, self.keys.counted, *[self.keys.slots(node) for node in nodes], *job_keys]
         answer = await self._connection.call("count", names, [epoch, str(counted), len(nodes), *nodes, *body])
         if answer[0] == b"fenced":
-            raise Fenced(f"leader epoch {epoch} is over: {answer[1].decode()} was seen")
+            raise _fenced(epoch, answer[1].decode())
         return answer[1] == b"changed", [word.decode() for word in answer[2:]]
 
     async def uncount(self, kind: str, name: str, job_ids: Sequence[str]) -> list[str]:

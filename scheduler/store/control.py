@@ -167,16 +167,17 @@ class Control:
         )
         return Beaten(now_ms=answer[0], live=tuple(member.decode() for member in answer[1]))
 
-    async def lead(self, name: str) -> Leading | Following:
-        """Take or keep the leadership."""
-        answer = await self._connection.call("lead", [self.keys.leader], [name, self._settings.leader_lease_ms, "take"])
+    async def lead(self, name: str, floor: int = 0) -> Leading | Following:
+        """Take or keep the leadership. floor: an epoch that was seen in a cell; ours will be above it."""
+        lease_ms = self._settings.leader_lease_ms
+        answer = await self._connection.call("lead", [self.keys.leader], [name, lease_ms, "take", floor])
         if answer[0] == b"leading":
             return Leading(epoch=int(answer[1]), now_ms=answer[2])
         return Following(leader=answer[1].decode(), until_ms=answer[2], now_ms=answer[3])
 
     async def give_up_lead(self, name: str) -> None:
         """Stop leading at once, so that a standby need not wait for the lease."""
-        await self._connection.call("lead", [self.keys.leader], [name, 0, "give_up"])
+        await self._connection.call("lead", [self.keys.leader], [name, 0, "give_up", 0])
 
     async def take(
         self, name: str, epoch: int, acknowledge: Sequence[str] = (), *, pending: bool = False, count: int = 1_000

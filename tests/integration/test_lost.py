@@ -19,7 +19,7 @@ from scheduler.handlers import Job
 from scheduler.management.commands import ApplyPools, encode_command
 from scheduler.management.manager import Manager
 from scheduler.management.pools import PoolDocument
-from scheduler.model import JobDocument, Snapshot, encode_job
+from scheduler.model import JobDocument, Pool, Snapshot, encode_job
 from scheduler.node import Node
 from scheduler.producer import Producer
 from scheduler.roles import start_manager
@@ -368,6 +368,29 @@ async def test_an_assignment_of_another_reservation_is_dropped_after_a_lease(
 
     assert (await store.reads.record(JOB))["state"] == "reserved"
     assert [each for each in await store.reads.entries(CELL.inbox(NODE)) if b"job" in each[1]] == []
+
+
+@pytest.mark.parametrize(("lease_ms", "is_there"), [(15_000, True), (40_000, True), (40_000, False)])
+async def test_a_slot_without_a_record_is_free_after_a_lease_also_when_the_clock_went_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch, lease_ms: int, is_there: bool
+) -> None:
+    """Its lease ends an hour ahead, and nothing says how long it was but the assignment, if that is still there."""
+    clock = hand_clock(monkeypatch)
+    await seed_reserved(store, pool=Pool("default", lease_ms=lease_ms))
+    client, now_ms = store.connection.commands, await store.control.time_us() // 1000
+    await client.zadd(CELL.slots(NODE), {JOB: now_ms + 3_600_000})
+    await client.delete(CELL.job(JOB))
+    if not is_there:
+        await client.xtrim(CELL.inbox(NODE), maxlen=0, approximate=False)
+
+    reaper = await a_reaper(store, clock)
+
+    ((_, until_ms),) = await store.reads.reservations(NODE)
+    longest_ms = lease_ms if is_there else DEFAULTS.lease_ms
+    assert now_ms + longest_ms <= until_ms <= now_ms + longest_ms + 5_000
+    await client.zadd(CELL.slots(NODE), {JOB: 1})
+    await look(reaper, clock, DEFAULTS.lease_ms)
+    assert await store.reads.reservations(NODE) == []
 
 
 RESERVATION: Final = "5 1000-a 9 1/5-0 1 1 9 9"

@@ -149,6 +149,24 @@ async def test_an_earlier_life_is_looked_after_when_its_later_one_has_left(fleet
     assert (await fleet.capacities())[NODE].boot == "1000-a"
 
 
+async def test_rule_31_leader_goes_on_when_the_clock_went_back_and_its_key_was_deleted(fleet: Fleet) -> None:
+    """It learns which epoch the cell has seen, and leads above that; so does another one."""
+    keys, client = fleet.store.cell.keys, fleet.store.connection.commands
+    await client.set(keys.leader_epoch, FAR_US)
+    boot = await fleet.boot()
+    await fleet.beat(NodeBeat("n1", boot, 1))
+    for name in ("m1+1", "m2+1"):
+        await client.delete(fleet.store.control.keys.leader)
+        manager = Manager(fleet.store, QUICK, name)
+        with pytest.raises(Fenced):
+            await manager.run_once()
+
+        assert (await manager.run_once()).leading
+
+        assert int(await client.get(keys.leader_epoch)) > FAR_US
+    assert await fleet.capacities() == {"n1": CapacityItem("n1", 1, boot, "ready")}
+
+
 async def test_a_steady_fleet_publishes_nothing(fleet: Fleet) -> None:
     """Heartbeats that change nothing write neither a snapshot nor a capacity."""
     boot = await fleet.boot()
