@@ -20,7 +20,7 @@ VERSION_BLOCK_MS: Final = 1_000
 DELTAS_AT_ONCE: Final = 100  # that one read returns: each can be of some 10,000 bytes
 CLOSED_MS_MAX: Final = 3_000  # for which a stream of commands may take no entry
 READS_MAX: Final = 3  # of a snapshot, until what was read belongs together
-COMMANDS_MAX: Final = 1_000  # entries of the stream: answered ones, and as many as anybody could ask for at once
+COMMANDS_MAX: Final = 1_000  # entries of the stream: as many as anybody could ask for at once
 
 
 class Leading(msgspec.Struct, frozen=True):
