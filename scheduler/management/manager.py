@@ -82,6 +82,7 @@ class Manager:
         self._life = store.connection.life
         self._acknowledge: tuple[str, ...] = ()
         self._unanswered = False
+        self._has_taken = False
         self._written: dict[str, CapacityItem] = {}
         self._unwritten: set[str] = set()
         self._unpublished: set[str] = set()
@@ -217,7 +218,7 @@ class Manager:
         capacities = await self._write_capacities()
         await self._recount()
         published = await self._publish(taken.now_ms, decided)
-        self._unanswered = len(taken.commands) >= TAKE_MAX
+        self._unanswered = taken.more
         self._has_lost = await self._look() or self._has_lost
         return Report(True, heartbeats, invalid, capacities, published, len(taken.commands))
 
@@ -229,6 +230,12 @@ class Manager:
         sent_ms = self._clock.ms()
         taken = await self._store.control.take(self.name, epoch, self._acknowledge, pending=pending, count=TAKE_MAX)
         self._acknowledge = tuple(heartbeat.id for heartbeat in taken.heartbeats)
+        if taken.groups_made and self._has_taken:
+            logger.warning(
+                "groups of %s or %s were lost: what they had not dealt with is read again",
+                self._store.control.keys.heartbeats, self._store.control.keys.commands,
+            )  # fmt: skip
+        self._has_taken = True
         now_ms = self._clock.ms()
         step_ms = self._server_time.told(taken.now_ms, sent_ms, now_ms)
         if step_ms:

@@ -181,7 +181,7 @@ class Control:
         """Read the next heartbeats and commands, acknowledging the last heartbeats.
 
         Args: name, epoch of the leader; acknowledge, ids of the heartbeats of the last take; pending, what an earlier
-        leader left unanswered; count, entries of each stream. Raises: Fenced.
+        leader left unanswered; count, entries of each stream, of commands at most 4 MiB or one. Raises: Fenced.
         """
         answer = await self._connection.call(
             "take",
@@ -203,6 +203,8 @@ class Control:
             now_ms=now_ms,
             heartbeats=_heartbeats(answer[2], now_ms),
             commands=tuple(calls.Command(id=entry[0].decode(), fields=_fields(entry[1])) for entry in answer[3]),
+            more=bool(answer[4]),
+            groups_made=answer[5],
         )
 
     async def publish(
