@@ -272,8 +272,8 @@ class Manager:
         self._fleet = fold.settled(self._fleet)
 
     def _doubtful(self, now_ms: int) -> set[str]:
-        """Who would take work again by a heartbeat that is older than the silence of the dead. That waits until all that
-        was said has been heard.
+        """Who would take work again by a heartbeat that is older than the silence of the dead. That waits until all
+        that was said has been heard.
         """
         known = self._fleet.nodes
         names = (self._unwritten | self._unpublished) & known.keys()

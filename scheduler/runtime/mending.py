@@ -51,7 +51,7 @@ class Mender:
         self._first_node = 0
         self._usual: dict[str, int] = {}
         self._since_ms: dict[Seat, float] = {}
-        self._later_ms: dict[str, int] = {}
+        self._later_ms: dict[str, tuple[int, int]] = {}
 
     async def look(self, nodes: Sequence[str], now_ms: int) -> None:
         """One look, if it is due. nodes: all that have a capacity; now_ms: the server's time."""
@@ -120,7 +120,7 @@ class Mender:
         fields = ("state", "holder", "policy")
         records = await self._reads.records([each.job_id for _, each in seats], fields)
         now_ms = self._clock.ms()
-        lapsed = []
+        lapsed, forgotten = [], []
         for seat, (state, holder, policy) in zip(seats, records, strict=True):
             node, each = seat
             held = words.parse_holder(holder)
@@ -129,8 +129,11 @@ class Mender:
                 await self._cell.drop(self._reads.keys.inbox(node), [each.entry_id])
             elif now_ms - self._since_ms[seat] >= words.policy_of(policy).lease_ms:
                 lapsed.append(seat)
+                forgotten += [seat] if state is None else []
         if lapsed:
             await self._expire(lapsed)
+        for node, each in forgotten:  # in a very large inbox the script has not looked so far
+            await self._cell.drop(self._reads.keys.inbox(node), [each.entry_id])
 
     async def _unslotted(self, node: str) -> list[Unslotted]:
         found: list[Unslotted] = []
@@ -151,7 +154,12 @@ class Mender:
             while after:
                 page, after = await self._reads.parked(after, PAGE)
                 await self._sort_out(page, now_ms)
-        due = [job_id for job_id, due_ms in self._later_ms.items() if due_ms <= now_ms]
+        # No job is due later than its delay from now: the server's clock may go back meanwhile.
+        self._later_ms = {
+            job_id: (min(due_ms, now_ms + length_ms), length_ms)
+            for job_id, (due_ms, length_ms) in self._later_ms.items()
+        }
+        due = [job_id for job_id, (due_ms, _) in self._later_ms.items() if due_ms <= now_ms]
         for start in range(0, len(due), self._settings.batch_max):
             batch = due[start : start + self._settings.batch_max]
             await self._promote(batch)
@@ -168,7 +176,7 @@ class Mender:
             elif job_id not in self._later_ms:
                 found += 1
                 length_ms = words.number_of(delay_ms) or 0
-                self._later_ms[job_id] = min(position(entry_id)[0], now_ms) + length_ms
+                self._later_ms[job_id] = min(position(entry_id)[0], now_ms) + length_ms, length_ms
         if found:
             logger.warning(
                 "%s lacks %d jobs (was it deleted?): they are found by their bodies", self._reads.keys.delayed, found
