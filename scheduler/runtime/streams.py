@@ -16,27 +16,31 @@ from scheduler.clock import Clock
 from scheduler.keys import is_absurd
 from scheduler.runtime.partitions import Partitions
 from scheduler.store.cell import Cell
-from scheduler.store.reads import Reads
+from scheduler.store.reads import Reads, position
 
 logger = logging.getLogger("scheduler.streams")
 
 LOOK_MS: Final = 1_000
 CALLS_MAX: Final = 10_000  # of one try to rebuild a stream, which goes on with the next look
+MARGIN_MS: Final = 10_000  # ids that a stream gives between two looks are no further ahead
 INBOXES_MAX: Final = 1_000  # that one look asks for; of more, some have their turn a second later
 
 
-async def rebuild(cell: Cell, stream: str, last_id: str, field: str, hold: tuple[int, int] | None = None) -> bool:
+async def rebuild(
+    cell: Cell, stream: str, last_id: str, field: str, hold: tuple[int, int] | None = None, above_ms: int = 0
+) -> bool:
     """Rebuild a stream. Any number of processes may do so at once, and each goes on where the last one stopped.
 
     Args: cell; stream; last_id, what is absurd; field, of a record, that names an entry of the stream; hold,
-    (partition, epoch) of an intake. Returns: whether it takes entries again.
+    (partition, epoch) of an intake; above_ms, above all ids that it gave before, 0 for unknown. Returns: whether it
+    takes entries again.
     """
     logger.warning("stream %s has the id %s, which no clock gives, and takes no entry: it is rebuilt", stream, last_id)
     job_ids: tuple[bytes, ...] = ()
     for _ in range(CALLS_MAX):
-        found = await cell.rebuild(stream, field, job_ids, hold)
+        found = await cell.rebuild(stream, field, job_ids, hold, above_ms)
         if found.answer == "records":
-            job_ids = found.job_ids
+            job_ids = tuple(dict.fromkeys((*job_ids, *found.job_ids)))  # it names those that are missing
         elif found.answer == "rebuilt":
             kept, renamed = found.entries, found.renamed
             logger.warning("stream %s takes entries again: %d kept their ids, %d have new ones", stream, kept, renamed)
@@ -54,6 +58,7 @@ class Intakes:
         self._reads = reads
         self._partitions = partitions
         self._rebuilt: set[int] = set()
+        self._above_ms: dict[int, int] = {}
 
     async def look(self) -> bool:
         """Rebuild what takes no entry any more. Returns whether something is to be claimed anew."""
@@ -62,8 +67,13 @@ class Intakes:
         last_ids = await self._reads.last_ids(streams) if streams else []
         now_ms = self._partitions.server_ms()
         for hold, stream, last_id in zip(held, streams, last_ids, strict=True):
-            if is_absurd(last_id, now_ms) and await rebuild(self._cell, stream, last_id, "entry", hold):
-                self._rebuilt.add(hold[0])
+            partition = hold[0]
+            if not is_absurd(last_id, now_ms):
+                self._above_ms[partition] = max(self._above_ms.get(partition, 0), position(last_id)[0] + MARGIN_MS)
+            elif await rebuild(self._cell, stream, last_id, "entry", hold, self._above_ms.get(partition, 0)):
+                self._rebuilt.add(partition)
+        # Whoever holds it meanwhile may give more.
+        self._above_ms = {each: ms for each, ms in self._above_ms.items() if each in self._partitions.epochs}
         return bool(self._rebuilt)
 
     def begin_anew(self) -> None:

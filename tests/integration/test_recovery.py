@@ -65,7 +65,7 @@ async def test_a_node_that_died_long_ago_gets_nothing_while_old_heartbeats_are_r
         for number in range(50):
             for beat in (ghost, alive):
                 fields = {"node": model.encode_beat(beat), "time_ms": now_us // 1000 - 600_000 + number}
-                await add(control.keys.heartbeats, fields)  # type: ignore[arg-type]
+                await add(control.keys.heartbeats, fields)
         if lost == "the group":
             await store.connection.commands.xgroup_destroy(control.keys.heartbeats, keys.MANAGEMENT_GROUP)
         else:
