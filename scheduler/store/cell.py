@@ -12,6 +12,7 @@ from scheduler.config import Settings
 from scheduler.errors import Fenced
 from scheduler.store.connection import Argument, Connection
 
+RENAMED_MAX: Final = 10_000  # entries that get other ids in one step: about 100 ms of the server
 REBUILT_BYTES_MAX: Final = 500_000  # of entries that one call of `rebuild` copies: about 10 ms of the server
 Leaves = Literal["leaves", "drained", "dead"]
 
@@ -372,7 +373,7 @@ class Cell:
         answer = await self._connection.call(
             "rebuild",
             [self.keys.owners, stream, self.keys.rebuilt(stream), self.keys.renamed(stream), *job_keys],  # type: ignore[list-item]
-            [partition, epoch, field, REBUILT_BYTES_MAX, above_ms, *job_ids],
+            [partition, epoch, field, REBUILT_BYTES_MAX, RENAMED_MAX, above_ms, *job_ids],
         )
         word = answer[0].decode()
         if word == "records":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from redis.exceptions import ResponseError
 
 from scheduler import calls
 from scheduler.keys import is_absurd
@@ -135,6 +136,36 @@ async def test_absurd_entries_are_copied_in_short_calls_too(store: Store, monkey
         entry_id = (await store.reads.record(f"j{number}"))["entry"].partition("/")[2]
         assert there[entry_id][b"job_id"] == f"j{number}".encode()
     assert not {store.cell.keys.rebuilt(stream), store.cell.keys.renamed(stream)} & (await dump(store)).keys()
+
+
+async def test_many_absurd_ids_are_changed_a_part_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each copy changes some, and records name at every time what is there. The stream stays closed until all are."""
+    monkeypatch.setattr(cell, "RENAMED_MAX", 4)
+    client, stream, hold = (
+        store.connection.commands,
+        store.cell.keys.jobs(PARTITION),
+        (PARTITION, await seed_owner(store)),
+    )
+    await seed_job(store, "j0")
+    await client.xadd(stream, {"foreign": "1"}, id=f"{10**15}-0")
+    for number in range(1, 11):
+        await seed_job(store, f"j{number}", f"s{number}")
+    before = [fields for _, fields in await entries(store, stream)]
+    job_ids, asked = dict[bytes, None](), []
+    while (found := await store.cell.rebuild(stream, "entry", tuple(job_ids), hold)).answer != "rebuilt":
+        job_ids |= dict.fromkeys(found.job_ids)
+        asked.append(len(found.job_ids))
+        there = dict(await entries(store, stream))
+        assert list(there.values()) == before
+        for number in range(11):
+            entry_id = (await store.reads.record(f"j{number}"))["entry"].partition("/")[2]
+            assert there[entry_id][b"job_id"] == f"j{number}".encode()
+        with pytest.raises(ResponseError):
+            await client.xadd(stream, {"one": "more"})
+
+    assert [each for each in asked if each] == [3, 4, 3]
+    assert [fields for _, fields in await entries(store, stream)] == before
+    await client.xadd(stream, {"one": "more"})
 
 
 async def test_a_copy_of_what_the_stream_was_before_is_begun_anew(
