@@ -23,7 +23,9 @@ logger = logging.getLogger("scheduler.streams")
 LOOK_MS: Final = 1_000
 CALLS_MAX: Final = 10_000  # of one try to rebuild a stream, which goes on with the next look
 MARGIN_MS: Final = 10_000  # ids that a stream gives between two looks are no further ahead
-INBOXES_MAX: Final = 1_000  # that one look asks for; of more, some have their turn a second later
+INBOXES_MIN: Final = 20  # that one look asks for at least; of more, some have their turn a second later
+INBOXES_MAX: Final = 1_000
+CALL_MS: Final = 10  # that a call should take, and with it the server: it makes two bodies of each stream
 
 
 async def rebuild(
@@ -68,6 +70,8 @@ class Intakes:
         now_ms = self._partitions.server_ms()
         for hold, stream, last_id in zip(held, streams, last_ids, strict=True):
             partition = hold[0]
+            if not last_id:
+                continue
             if not is_absurd(last_id, now_ms):
                 self._above_ms[partition] = max(self._above_ms.get(partition, 0), position(last_id)[0] + MARGIN_MS)
             elif await rebuild(self._cell, stream, last_id, "entry", hold, self._above_ms.get(partition, 0)):
@@ -92,9 +96,10 @@ class Streams:
         self._clock = clock
         self._due_ms = 0.0
         self._position = 0
+        self._at_once = INBOXES_MIN
 
     async def look(self, nodes: Sequence[str], now_ms: int) -> None:
-        """Rebuild what takes no entry any more, once a second.
+        """Rebuild what takes no entry any more, once a second; of the inboxes a part, as many as are told fast.
 
         Args: nodes, all that there are, in an order that stays; now_ms, of the server.
         """
@@ -103,11 +108,14 @@ class Streams:
         self._due_ms = self._clock.ms() + LOOK_MS
         if self._position >= len(nodes):
             self._position = 0
-        chosen = nodes[self._position : self._position + INBOXES_MAX]
-        self._position += INBOXES_MAX
+        chosen = nodes[self._position : self._position + self._at_once]
+        self._position += self._at_once
         keys = self._cell.keys
-        fields = {keys.parked: "parked_id", keys.dead: "dead_id"} | {keys.inbox(node): "assignment" for node in chosen}
+        fields = {keys.inbox(node): "assignment" for node in chosen} | {keys.parked: "parked_id", keys.dead: "dead_id"}
+        asked_at_ms = self._clock.ms()
         last_ids = await self._reads.last_ids(list(fields))
+        is_long = self._clock.ms() - asked_at_ms > CALL_MS
+        self._at_once = max(self._at_once // 2, INBOXES_MIN) if is_long else min(2 * self._at_once, INBOXES_MAX)
         for (stream, field), last_id in zip(fields.items(), last_ids, strict=True):
             if is_absurd(last_id, now_ms):
                 await rebuild(self._cell, stream, last_id, field)
