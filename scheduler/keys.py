@@ -141,6 +141,10 @@ class CellKeys:
         """What the handler returned."""
         return f"{self._tag}:result:{job_id}"
 
+    def detail(self, job_id: str) -> str:
+        """What is known of the last failed attempt."""
+        return f"{self._tag}:detail:{job_id}"
+
     def session(self, session_id: str) -> str:
         """A session's binding."""
         return f"{self._tag}:session:{session_id}"

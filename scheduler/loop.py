@@ -25,6 +25,15 @@ async def end_tasks(tasks: Collection[asyncio.Task[Any]]) -> None:
         await asyncio.wait(pending, timeout=_CANCEL_AGAIN_MS / 1000)
 
 
+def forget_task(task: asyncio.Task[Any]) -> None:
+    """Leave a task that does not heed its cancellation behind: the end of the event loop does not wait for it.
+
+    `asyncio.run` waits for every task that is registered, however long.
+    """
+    asyncio._unregister_task(task)
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
 class Timers:
     """When each of a few things is due next, by the clock of the event loop; all are due at the start."""
 

@@ -20,12 +20,13 @@ from typing import Final, Literal
 import msgspec
 from redis.exceptions import RedisError
 
-from scheduler import calls, keys, leases, model
+from scheduler import calls, forks, guard, keys, leases, model
+from scheduler.attempt_log import AttemptLog
 from scheduler.attempts import GIVE_BACK_MS, WATCH_MS, Attempts, Observer
 from scheduler.bodies import LateBodies, without_body
 from scheduler.config import Settings, check_settings, read_settings
 from scheduler.errors import InvalidInput, SchedulerError
-from scheduler.handlers import Handler, Job
+from scheduler.handlers import Handler, Job, check_handler
 from scheduler.host import Host
 from scheduler.loop import Loop, end_tasks
 from scheduler.reporting import Reporter
@@ -37,6 +38,7 @@ logger = logging.getLogger("scheduler.node")
 
 DRAIN_MS_MAX: Final = 30_000
 FIRST_WORD_MS: Final = 2_000  # for telling the server that this node leaves
+STOP_MS: Final = 1_000  # for handlers that were told to stop: the process is gone soon after its time to drain
 LAST_WORD_MS: Final = 5_000  # for reporting the last outcomes while leaving
 THREADS_MIN: Final = 32
 INBOX_COUNT: Final = 128
@@ -78,6 +80,7 @@ class Node:
         check_settings(settings)
         if capacity < 1:
             raise InvalidInput(f"capacity = {capacity!r}: expected a number of slots above 0")
+        check_handler(handler)
         self.node_id = keys.check_name("node", node_id)
         self.boot = ""
         self.phase: Phase = "joining"
@@ -112,6 +115,8 @@ class Node:
     # ---- life ----
 
     async def __aenter__(self) -> Node:
+        forks.protect()
+        guard.protect()
         self._store: Store = await open_store(self._url, self._settings, None, self._host.clock, self._host.connect)
         try:
             self._life = self._store.connection.life
@@ -122,7 +127,10 @@ class Node:
             self._beat_document = msgspec.structs.replace(self._beat_document, boot=self.boot, since_ms=since_ms)
             workers = max(THREADS_MIN, 2 * self._beat_document.capacity)
             self._threads = self._host.threads(workers, f"scheduler-{self.node_id}")
-            self._reporter = Reporter(self._store.cell, self._settings, self._layout, self.node_id, self.boot)
+            self._log = AttemptLog(self.node_id, self._clock)
+            self._reporter = Reporter(
+                self._store.cell, self._settings, self._layout, self.node_id, self.boot, self._log
+            )
             self._attempts = Attempts(
                 self._store.cell,
                 self._settings,
@@ -133,6 +141,7 @@ class Node:
                 self._observer,
                 self._threads,
                 self._end,
+                self._log,
                 self._reporter.keys,
             )
             self._paced = self._store.paced(bodies_later=True)
@@ -191,7 +200,9 @@ class Node:
         try:
             await end_tasks(self._tasks)
         finally:
+            self._attempts.leave_behind()
             self._threads.shutdown()
+            self._log.close()
             await self._store.close()
 
     async def _end_handlers(self) -> None:
@@ -199,9 +210,9 @@ class Node:
 
         What runs on all the same is given back, or by a life that was replaced left to the end of its lease.
         """
-        await self._attempts.ended(LAST_WORD_MS)
+        await self._attempts.ended(STOP_MS)
         if self._is_replaced():
-            await self._attempts.ended(max(0, self._drain_ms_max - LAST_WORD_MS))
+            await self._attempts.ended(max(0, self._drain_ms_max - STOP_MS))
         if self.running:
             logger.warning("%s: %d handlers do not stop", self.node_id, self.running)
         if not self._is_replaced():

@@ -72,7 +72,8 @@ class _StderrHandler(logging.Handler):
         try:
             click.echo(without_credentials(self.format(record)), err=True)
         except Exception:
-            self.handleError(record)
+            with contextlib.suppress(Exception):  # a stderr that was closed, say, must not end who logs
+                self.handleError(record)
 
 
 def log_to_stderr(level: str) -> None:

@@ -30,14 +30,15 @@ from scheduler.cli.failures import Failure
 from scheduler.cli.process import run_async
 from scheduler.cli.submit import Awaited, Submitter, beside, outcome_fields, result_fields
 from scheduler.config import Settings
-from scheduler.handlers import BYTES
 from scheduler.producer import Producer
+from scheduler.results import BYTES
 from scheduler.session.bindings import Binding, parse
 from scheduler.session.decisions import in_words
 from scheduler.store.store import Store, open_store
 
 NAMED_MAX: Final = 5
 RESULT_SHOWN_MAX: Final = 400
+DETAIL_SHOWN_MAX: Final = 2_000
 
 
 @click.group()
@@ -226,6 +227,7 @@ async def _look(redis_url: str | None, settings: Settings, job_id: str) -> Pictu
         outcome = await reads.outcome(job_id)
         (bound,) = await reads.bindings([record.get("session", "")])
         due_ms = await reads.due_ms(job_id)
+        detail = await reads.detail(job_id) if outcome is None else outcome.detail
         (lease,) = await reads.leases(record.get("node", ""), [job_id])
         now_ms = await store.control.time_us() // 1000
 
@@ -257,7 +259,7 @@ async def _look(redis_url: str | None, settings: Settings, job_id: str) -> Pictu
         decision=record.get("decision", ""),
         lease_until_ms=lease.until_ms,
         reason=record.get("reason", ""),
-        detail=outcome.detail if outcome else "",
+        detail=detail,
         binding=parse(bound),
         content_type=record.get("content_type", ""),
         result=outcome.result if outcome else None,
@@ -305,7 +307,7 @@ def _in_words(picture: Picture) -> list[tuple[str, str]]:
         ("lease until", at(picture.lease_until_ms) if live else ""),
         ("ended", at(picture.ended_ms)),
         ("reason", shown(picture.reason)),
-        ("detail", shown(picture.detail)),
+        ("detail" if picture.state in model.TERMINAL else "last failure", shown(picture.detail, DETAIL_SHOWN_MAX)),
         ("result", _result_in_words(picture)),
     ]
     return [(name, words) for name, words in rows if words]
@@ -330,8 +332,8 @@ def _binding_in_words(binding: Binding | None) -> str:
 
 
 def _result_in_words(picture: Picture) -> str:
-    if not picture.content_type or picture.result is None:
-        return ""
+    if not picture.content_type or picture.result is None or picture.result == picture.detail.encode():
+        return ""  # of a job that failed, why it did is the result
     if picture.content_type == BYTES:
         return f"{len(picture.result)} bytes"
     return shown(picture.result.decode(errors="replace"), RESULT_SHOWN_MAX)

@@ -25,11 +25,13 @@ from scheduler.management import commands, fold, pools
 from scheduler.management.commands import Decided, Refused
 from scheduler.management.counting import Counting
 from scheduler.management.hearing import Hearing
+from scheduler.management.memory import Memory
 from scheduler.management.picture import Picture, Stored, picture_of, revise, snapshot_of, store, told
 from scheduler.management.pools import PoolDocument
 from scheduler.management.standing import LOOK_MS, Standing
 from scheduler.model import EMPTY_SNAPSHOT, Delta, Pool, Snapshot, limited_kinds, limits_of_pool
 from scheduler.store.control import Leading
+from scheduler.store.holders import read_holders
 from scheduler.store.store import Store
 
 logger = logging.getLogger("scheduler.manager")
@@ -77,6 +79,7 @@ class Manager:
         self._looked_back_at_ms = 0.0
         self._looked_at_streams_ms = 0.0
         self._standing = Standing(store)
+        self._memory = Memory()
         self._has_lost = False
         self._looked_at_ms = float("-inf")
         self._life = store.connection.life
@@ -122,6 +125,7 @@ class Manager:
             if self._epoch is not None:
                 logger.warning("%s leads no more: %s does", self.name, answer.leader)
             self._epoch = None
+            await self._remember()
             return False
         self._led_at_ms = now_ms
         if answer.epoch != self._epoch:
@@ -132,6 +136,14 @@ class Manager:
             await self._take_over(answer)
             self._epoch = answer.epoch
         return True
+
+    async def _remember(self) -> None:
+        """While another one leads: what is configured, once a second."""
+        if self._clock.ms() - self._looked_at_ms < LOOK_MS:
+            return
+        self._looked_at_ms = self._clock.ms()
+        documents, _ = pools.read(await self._store.control.read_config())
+        self._memory.saw(await self._store.control.read_version(), documents)
 
     async def _keep_lead(self) -> None:
         """Within a step that takes long. Raises: Fenced."""
@@ -149,12 +161,17 @@ class Manager:
         snapshot, self._published = await self._read_snapshot()
         self._version = await self._store.control.read_version()
         self._stored = Stored()
-        capacities = await self._store.reads.capacities()
+        capacities = await self._store.reads.capacities() or await self._find_holders(snapshot)
         documents = await self._read_pools()
+        missing = self._memory.missing(self._version, documents)
+        if missing:
+            names = ", ".join(sorted(missing)[:SHOWN_MAX])
+            logger.warning("%s was lost: the pools %s are written again", self._store.control.keys.config, names)
+        self._lost = dict(missing)
+        documents |= missing
         self._fleet = fold.configure(fold.recover(snapshot, capacities, leading.now_ms), documents)
         self._unwritten, self._unpublished = set(), set()
         self._written = {}
-        self._lost = {}
         self._counting.forget()
         self._recounts = True
         self._acknowledge = ()
@@ -167,6 +184,19 @@ class Manager:
             "%s leads under epoch %d with %d known nodes and %d configured pools",
             self.name, leading.epoch, len(self._fleet.nodes), len(documents),
         )  # fmt: skip
+
+    async def _find_holders(self, snapshot: Snapshot) -> dict[str, CapacityItem]:
+        """Without capacities, which may have been deleted: nodes that only their reservations tell of. Reapers go by
+        the capacities, so their jobs would never come back.
+        """
+        published = {node.id for node in snapshot.nodes}
+        found = {node: item for node, item in (await read_holders(self._store)).items() if node not in published}
+        if found:
+            logger.warning(
+                "%s was lost: %d nodes that hold something count as dead until they are heard",
+                self._store.cell.keys.capacity, len(found),
+            )  # fmt: skip
+        return found
 
     async def _read_snapshot(self) -> tuple[Snapshot, Picture]:
         """The published snapshot; what cannot be read of it is made anew, and nothing of it is built upon."""
@@ -218,6 +248,7 @@ class Manager:
         capacities = await self._write_capacities()
         await self._recount()
         published = await self._publish(taken.now_ms, decided)
+        self._memory.saw(self._published.version, self._fleet.pools)
         self._unanswered = taken.more
         self._has_lost = await self._look() or self._has_lost
         return Report(True, heartbeats, invalid, capacities, published, len(taken.commands))
@@ -312,7 +343,7 @@ class Manager:
         if await self._store.control.stored_version() != self._published.version:
             await self._publish_anew()
         self._recounts = True
-        self._fleet = fold.forget(self._fleet, stored, self._now_ms, FORGET_MS)
+        self._fleet = fold.forget(self._fleet, {*stored, *lost}, self._now_ms, FORGET_MS)
         self._written = {node: item for node, item in self._written.items() if node in self._fleet.nodes}
 
     async def _look_at_streams(self, epoch: int) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
+from scheduler.errors import InvalidInput
 from scheduler.runtime.partitions import Partitions
 from scheduler.runtime.reader import Reader
 from scheduler.runtime.snapshots import Snapshots
@@ -65,11 +66,20 @@ class Behind:
             self._partitions.begin_anew(lost)
 
     async def _begin_anew(self, reader: Reader) -> None:
-        """Of another process nothing is known, whatever it has. What was remembered must not be sent there either."""
-        self._partitions.life = self._store.connection.life
+        """Of another process nothing is known, whatever it has. What was remembered must not be sent there either.
+
+        The snapshot is read before anything is placed: one of a time that was lost can have a higher version than the
+        server now has, and the cell would believe that it says what is counted.
+        """
+        life = self._store.connection.life
         freed = self._store.cell.keys.freed
         held = self._partitions.held
         logger.warning("another server process answers: %d partitions are claimed anew", len(held))
         self._partitions.begin_anew(held)
         reader.restart_freed((await self._store.reads.last_ids([freed]))[0] or "0")
+        try:
+            await self._snapshots.load()
+        except InvalidInput as error:
+            logger.error("the published snapshot is ignored until the leader has written it again: %s", error)
         self._snapshots.begin_anew()
+        self._partitions.life = life

@@ -21,6 +21,7 @@ logger = logging.getLogger("scheduler.reaper")
 
 LOOK_MS: Final = 1_000
 NODES_AT_ONCE_MAX: Final = 1_000
+USUAL_MS: Final = 60_000  # a word can go when a slot is lost, so that the difference says nothing
 PAGE: Final = 64  # entries that a script reads at once, with their bodies
 
 Seat = tuple[str, Unslotted]
@@ -49,7 +50,7 @@ class Mender:
         self._promote = promote
         self._due_ms = 0.0
         self._first_node = 0
-        self._usual: dict[str, int] = {}
+        self._usual: dict[str, tuple[int, float]] = {}
         self._since_ms: dict[Seat, float] = {}
         self._later_ms: dict[str, tuple[int, int]] = {}
 
@@ -95,11 +96,14 @@ class Mender:
         """
         overdue: list[Seat] = []
         for node, more in unused.items():
-            if self._usual.get(node) == more:
+            usual, looked_at_ms = self._usual.get(node, (-1, 0.0))
+            if usual == more and self._clock.ms() - looked_at_ms < USUAL_MS:
                 continue
             found = await self._unslotted(node)
-            if not found:
-                self._usual[node] = more
+            if found:
+                self._usual.pop(node, None)
+            else:
+                self._usual[node] = more, self._clock.ms()
             new = [each for each in found if (node, each) not in self._since_ms]
             if new:
                 logger.warning(

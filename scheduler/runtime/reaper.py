@@ -6,6 +6,7 @@ reapers may run: each of their scripts is checked and safe to repeat, so they ne
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -15,6 +16,7 @@ import msgspec
 from scheduler import calls, model
 from scheduler.clock import SYSTEM_CLOCK, Clock, ServerTime
 from scheduler.config import Settings
+from scheduler.repeats import Repeats
 from scheduler.runtime.ahead import Ahead
 from scheduler.runtime.lapses import partition_of, read_lapses, unknown_lapses
 from scheduler.runtime.mending import Mender, Seat
@@ -63,6 +65,7 @@ class Reaper:
         self._ahead = Ahead(store.reads, settings, self._release, self._call_promote)
         self._mender = Mender(store, settings, clock, self._expire_unslotted, self._send_back)
         self._expired: dict[str, int] = {}
+        self._repeats = Repeats(logger, clock)
         self._streams = Streams(store.cell, store.reads, clock)
         self._position = 0
         self._now_ms = 0
@@ -83,6 +86,7 @@ class Reaper:
         await self._streams.look(sorted(capacities), self._now_ms)
         await self._promote()  # also by one that was deaf: what is due is nobody's silence
         await self._trim()
+        self._repeats.step()
         return self.report
 
     async def _judge(self, capacities: Mapping[str, calls.CapacityItem]) -> None:
@@ -163,7 +167,11 @@ class Reaper:
             if isinstance(answer, calls.Released):
                 self.report.expired += 1
                 self._expired[item.node] = self._expired.get(item.node, 0) + 1
-                logger.warning("job %s: its lease on %s ended, it is %s", item.job_id, item.node, answer.state)
+                self._tell_expired(item, answer.state)
+
+    def _tell_expired(self, item: calls.ReleaseItem, state: str) -> None:
+        line = f"job {item.job_id} of session {item.session_id}: its lease on {item.node} ended, it is {state}"
+        self._repeats.warn(f"jobs are {state}, for their leases on {item.node} ended", lambda: line)
 
     async def _call_release(self, items: Sequence[calls.ReleaseItem]) -> list[calls.Released | calls.NotReleased]:
         layout = self._layout
@@ -189,6 +197,10 @@ class Reaper:
             items, lambda batch: self._store.cell.promote(batch, self._layout.retention_ms), lambda _: "broken"
         )
         self.report.promoted += answers.count("promoted")
+        for (job_id, _, _), answer in zip(items, answers, strict=True):
+            if answer == "dead":
+                line = f"job {job_id} is dead, body_lost: what the stream of delayed bodies held of it is missing"
+                self._repeats.warn("jobs are dead, body_lost", functools.partial(str, line))
 
     async def _trim(self) -> None:
         """Dead entries go with their records, when their retention ends."""

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
+from redis.exceptions import RedisError
 
 from scheduler import calls, keys, model
 from scheduler.config import Settings
-from scheduler.errors import Fenced
-from scheduler.store.connection import Argument, Connection
+from scheduler.errors import Fenced, ServerUnavailable
+from scheduler.store.connection import Argument, Connection, keeping_cancellation
 
 RENAMED_MAX: Final = 10_000  # entries that get other ids in one step: about 100 ms of the server
 REBUILT_BYTES_MAX: Final = 500_000  # of entries that one call of `rebuild` copies: about 10 ms of the server
@@ -319,6 +320,24 @@ class Cell:
             for given in answer[1:]
         ]
         return answer[0], answers
+
+    async def describe(self, items: Sequence[calls.ReleaseItem], retention_ms: int) -> list[str]:
+        """Keep the details of failed attempts, once they have been released. One try: nothing waits for it.
+
+        Returns: described, stale, unknown or invalid for each. Raises: ServerUnavailable, also when the memory of the
+        server is full.
+        """
+        names: list[str] = []
+        arguments: list[Argument] = [retention_ms]
+        for item in items:
+            names += [self.keys.job(item.job_id), self.keys.detail(item.job_id)]
+            arguments += [item.job_id, item.token, item.detail]
+        try:
+            call = self._connection.call_once(self._connection.commands, "describe", names, arguments)
+            answer = await keeping_cancellation(call)
+        except (RedisError, OSError) as error:
+            raise ServerUnavailable(f"details of failed attempts are not kept: {error}") from error
+        return [given[0].decode() for given in answer]
 
     async def reject(
         self, items: Sequence[calls.RejectItem], retention_ms: int, dead_retention_ms: int, life: str = ""

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 from scheduler import calls, keys, model, words
 from scheduler.store.connection import Argument, Client, Connection, ask, keeping_cancellation
 from scheduler.store.packing import Cap
+from scheduler.texts import DETAIL_LENGTH_MAX, cut_middle
 
 READ_BLOCK_MS: Final = 250
 
@@ -218,14 +219,26 @@ class Reads:
         """How a job ended, from its record and its result; None while it has not ended, or when nothing is known of
         it.
         """
+        return (await self.look_up(job_id))[1]
+
+    async def look_up(self, job_id: str) -> tuple[bool, calls.Outcome | None]:
+        """(Whether there is a record of a job; how it ended, None while it has not)."""
         record = await self.record(job_id)
         if record.get("state") not in model.TERMINAL:
-            return None
+            return bool(record), None
+        return True, await self._ended(job_id, record)
+
+    async def _ended(self, job_id: str, record: Mapping[str, str]) -> calls.Outcome:
+        """What the record and the result of a job that has ended say."""
         number = words.number_of
         detail = ""
         if dead_id := words.entry_id_of(record.get("dead_id")):
             buried = await self.entries(self.keys.dead, dead_id, dead_id, 1)
-            detail = buried[0][1].get(b"detail", b"").decode(errors="replace") if buried else ""
+            kept = buried[0][1].get(b"detail", b"").decode(errors="replace") if buried else ""
+            detail = kept or await self.detail(job_id)
+        result, content_type = await self.result(job_id), record.get("content_type", "")
+        if record["state"] == "failed" and content_type.startswith("text/plain"):  # why is what it has for a result
+            detail = cut_middle((result or b"").decode(errors="replace"), DETAIL_LENGTH_MAX)
         return calls.Outcome(
             job_id=job_id,
             session_id=record.get("session", ""),
@@ -239,9 +252,14 @@ class Reads:
             entry=record.get("entry", ""),
             submitted_ms=number(record.get("submitted_ms")) or 0,
             ended_ms=number(record.get("ended_ms")) or 0,
-            content_type=record.get("content_type", ""),
-            result=await self.result(job_id),
+            content_type=content_type,
+            result=result,
         )
+
+    async def detail(self, job_id: str) -> str:
+        """What is known of the last failed attempt of a job, empty when there was none, or it is not kept any more."""
+        kept: bytes | None = await self._command(lambda client: client.get(self.keys.detail(job_id)))
+        return (kept or b"").decode(errors="replace")
 
     async def capacities(self) -> dict[str, calls.CapacityItem]:
         """Every node's slots, boot and reason as the scripts see them."""

@@ -104,7 +104,8 @@ async def test_a_huge_entry_never_crosses_the_link(url: str, monkeypatch: pytest
         assert await system.producer.result(job_id, timeout_ms=PATIENCE_MS) == b"hi"
         assert link.answered_bytes - before_bytes < size_bytes / 4
 
-        refused = await system.producer.outcome(f"~0-{jobs.rpartition(':')[2]}-{added.decode()}", PATIENCE_MS)
+        generated = f"~0-{jobs.rpartition(':')[2]}-{added.decode()}"
+        refused = await system.producer.outcome(generated, PATIENCE_MS, unknown_ms=None)
         assert (refused.state, refused.reason) == ("dead", "too_large")
         assert refused.detail.startswith(f"payload of {size_bytes} bytes: expected at most 262144; ")
         ((_, dead),) = await system.store.reads.entries(system.store.cell.keys.dead)

@@ -222,6 +222,35 @@ def test_show_delayed_job(ready_url: str) -> None:
     assert words["attempts"].startswith("1 failed")
 
 
+def test_show_says_why_the_last_attempt_failed(ready_url: str) -> None:
+    """While the job waits for the next one; whole, for the place in the code is at the end."""
+    detail = f"ValueError: {'bad ' * 200} (/app/h.py:6 in second)"
+
+    async def seed(store: Store) -> None:
+        token = await seeds.seed_delayed(store, due=False)
+        await store.cell.describe([seeds.release_item(token, "retry", detail=detail)], 60_000)
+
+    on_server(ready_url, seed)
+    words, fields = show(ready_url)
+    assert fields["detail"] == detail
+    assert words["last failure"].startswith("ValueError: bad bad")
+
+
+def test_show_failed_job(ready_url: str) -> None:
+    """Why is told once, although it is the result too."""
+
+    async def seed(store: Store) -> None:
+        token = await seeds.seed_reserved(store)
+        why: dict[str, Any] = {"reason": "rejected", "detail": "no", "result": b"no"}
+        why["content_type"] = "text/plain; charset=utf-8"
+        await seeds.release(store, seeds.release_item(token, "finish", state="failed", **why))
+
+    on_server(ready_url, seed)
+    words, fields = show(ready_url)
+    assert (words["state"], words["reason"], words["detail"], words.get("result")) == ("failed", "rejected", "no", None)
+    assert (fields["detail"], fields["result"]) == ("no", "no")
+
+
 def test_show_dead_job(ready_url: str) -> None:
     """A dead job is in the dead stream, with reason and detail; what a terminal may obey is taken out."""
 

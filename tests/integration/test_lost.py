@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -15,11 +16,15 @@ from scheduler.config import DEFAULTS
 from scheduler.errors import ServerReplaced
 from scheduler.handlers import Job
 from scheduler.management.commands import ApplyPools, encode_command
+from scheduler.management.manager import Manager
 from scheduler.management.pools import PoolDocument
-from scheduler.model import JobDocument, encode_job
+from scheduler.model import JobDocument, Snapshot, encode_job
 from scheduler.node import Node
 from scheduler.producer import Producer
+from scheduler.roles import start_manager
+from scheduler.runtime.index import Index
 from scheduler.runtime.reaper import Reaper
+from scheduler.runtime.snapshots import Snapshots
 from scheduler.store.connection import Connection
 from scheduler.store.server import start_embedded
 from scheduler.store.store import Store
@@ -174,6 +179,8 @@ async def test_an_emptied_server_is_used_again_and_no_node_runs_more_than_it_has
     with start_embedded() as server:
         async with running(server.url) as system:
             await system.add_node("n1", work.run, capacity=1)
+            limited = {"default": PoolDocument(session_concurrency=2)}
+            await system.store.control.send_command(encode_command(ApplyPools(limited)), RESULT_MS)
             await long_job(system, work)
             if is_restarted:
                 server.restart()
@@ -190,7 +197,24 @@ async def test_an_emptied_server_is_used_again_and_no_node_runs_more_than_it_has
                 await producer.result(await producer.submit("s4"), RESULT_MS)
                 await system.until(lambda: node.phase == "serving")
             assert await system.used() == 0
-    assert any(CONTROL.layout in line for line in caplog.messages)
+            assert [*await system.store.control.read_config()] == ["pool:default"]
+    for key in (CONTROL.layout, CONTROL.config):
+        assert any(key in line and "was lost" in line for line in caplog.messages)
+
+
+async def test_a_manager_that_stood_by_knows_what_was_configured(url: str) -> None:
+    """The one that leads when the server has lost it may be another one than before."""
+    async with running(url) as system:
+        limited = {"default": PoolDocument(session_concurrency=2)}
+        await system.store.control.send_command(encode_command(ApplyPools(limited)), RESULT_MS)
+        other = Manager(system.store, QUICK, "another")
+        await other.run_once()  # and does not lead
+        await system.store.connection.commands.flushall()
+        async with asyncio.timeout(RESULT_MS / 1000):
+            while not other.leading:
+                await system.store.connection.commands.delete(CONTROL.leader)
+                await other.run_once()
+        assert [*await system.store.control.read_config()] == ["pool:default"]
 
 
 async def test_each_key_that_steers_is_made_again(url: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -409,3 +433,53 @@ async def test_a_job_that_ends_while_its_body_is_read_once_more_runs_once(url: s
         arrived.set()
         assert await system.producer.result(await system.producer.submit("next")) == "next"
         assert work.starts == 2
+
+
+async def test_nothing_is_placed_by_a_snapshot_that_another_server_process_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of a time that was lost can have a higher version than the server now has, and no limits."""
+    follows_no_more = asyncio.Event()
+
+    async def follow(_: Snapshots) -> None:
+        follows_no_more.set()
+        await asyncio.Event().wait()
+
+    work = Work()
+    with start_embedded(tmp_path, persistent=True) as server:
+        async with running(server.url) as system:
+            await system.add_node("n1", work.run, capacity=1)
+            await everybody_works(system, ["s1"])
+            monkeypatch.setattr(Snapshots, "follow", follow)
+            await follows_no_more.wait()
+            ((_, dispatcher),) = system.dispatchers
+            dispatcher.snapshots.swap(Index(Snapshot(version=2**52)))
+            server.restart()
+            await everybody_works(system, ["s2"])
+            assert dispatcher.snapshots.index.version < 2**52
+
+
+async def test_a_job_of_a_dead_node_comes_back_though_capacity_is_lost_with_the_leader(url: str) -> None:
+    """Nothing but its slots tells of the node then: reapers go by the capacities."""
+    async with running(url) as system:
+        work = Work()
+        node = await system.add_node("n1", work.run, capacity=1)
+        job_id = await system.producer.submit("long")
+        await work.begun.wait()
+        del system.nodes["n1"]
+        await node._close()
+        await system.until(lambda: dead(system, "n1"))
+        role, _ = system.managers.pop()
+        await role.stop()
+        await system.store.connection.commands.delete(CELL.capacity)
+        work.let_go.set()
+        system.managers.append(await start_manager(url, QUICK))
+        await system.add_node("n2", work.run, capacity=1)
+        assert (await system.producer.outcome(job_id)).state == "completed"
+        assert await system.used() == 0
+
+
+async def dead(system: System, node: str) -> bool:
+    """Whether the leader has found it dead."""
+    item = (await system.store.reads.capacities()).get(node)
+    return item is not None and item.reason == "dead"

@@ -278,6 +278,18 @@ async def run_release(store: Store) -> None:
     )
 
 
+async def run_describe(store: Store) -> None:
+    """Described, stale, unknown, invalid."""
+    token = await seed_delayed(store)
+    items = [
+        release_item(token, "retry", detail="why"),
+        release_item(1, "retry", detail="why"),
+        release_item(1, "retry", "j9", detail="why"),
+        release_item(1, "retry"),
+    ]
+    await store.cell.describe(items, 1_000)
+
+
 async def run_reject(store: Store) -> None:
     """Rejected, fenced, duplicate, gone, busy, cancelled."""
     epoch = await seed_owner(store)
@@ -393,6 +405,7 @@ RUNS: Final[dict[str, Callable[[Store], Awaitable[None]]]] = {
     "read": run_read,
     "renew": run_renew,
     "release": run_release,
+    "describe": run_describe,
     "reject": run_reject,
     "promote": run_promote,
     "rebuild": run_rebuild,

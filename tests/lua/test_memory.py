@@ -119,7 +119,7 @@ async def test_rule_34_what_was_deleted_is_found_and_made_again_with_full_memory
         assert (await store.cell.count(LEADER_EPOCH, calls.Counted(1, frozenset({"session"})), [item]))[1] == ["added"]
 
 
-@pytest.mark.parametrize("script", [name for name in SCRIPT_NAMES if name not in ("submit", *MENDING)])
+@pytest.mark.parametrize("script", [name for name in SCRIPT_NAMES if name not in ("submit", "describe", *MENDING)])
 async def test_rule_34_every_other_script_writes_with_full_memory(store: Store, script: str) -> None:
     """What is under way goes on and ends, and the fleet is managed, while memory is full."""
     act, expected = await prepare(store, script)

@@ -50,6 +50,7 @@ def test_keys() -> None:
         cell.left("<node>"),
         cell.job("<job_id>"),
         cell.result("<job_id>"),
+        cell.detail("<job_id>"),
         cell.session("<session_id>"),
         cell.held("<kind>", "<name>"),
         cell.rebuilt("<stream>"),
