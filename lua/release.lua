@@ -80,6 +80,7 @@ local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local now_text = string.format('%.0f', now_ms)
 local answers, freed_nodes, freed_limits, feed, reply_keys = {now_ms}, {}, {}, {}, {}
+local inboxes, looked_at_bytes, LOOKED_AT_BYTES_MAX = {}, 0, 2 ^ 25 -- of so many a server looks at in 50 ms
 
 -- INCLUDE streams
 -- INCLUDE outcomes
@@ -274,17 +275,29 @@ local function cut_unknown(job)
   redis.call('ZADD', slots_key, 'XX', string.format('%.0f', now_ms + job.delay_ms), job.job_id)
 end
 
+-- The assignments of a node, by their jobs: read once a call. What lies behind too many bytes waits for another call.
+local function inbox_of(node_index)
+  if inboxes[node_index] then return inboxes[node_index] end
+  local ids, after = {}, '-'
+  while looked_at_bytes < LOOKED_AT_BYTES_MAX do
+    local entry = redis.call('XRANGE', KEYS[NODE_KEYS + 2 * node_index], after, '+', 'COUNT', 1)[1]
+    if not entry then break end
+    after, looked_at_bytes = '(' .. entry[1], looked_at_bytes + 100
+    for i = 1, #entry[2], 2 do
+      if entry[2][i] == 'job_id' then ids[entry[2][i + 1]] = entry[1] end
+      looked_at_bytes = looked_at_bytes + #entry[2][i + 1]
+    end
+  end
+  inboxes[node_index] = ids
+  return ids
+end
+
 -- A slot whose job has no record, or one that knows nothing of it any more: it is free at the end of its lease, and without
 -- a record what it held too. Nothing says how it ended.
 local function forget(job, record)
   local until_ms = redis.call('ZSCORE', KEYS[NODE_KEYS + 2 * job.node_index - 1], job.job_id)
   if until_ms and tonumber(until_ms) > now_ms or record.state and not until_ms then return end
-  job.record = {held = not record.state and 'session tenant', inbox_id = '0-0'}
-  for _, entry in ipairs(redis.call('XRANGE', KEYS[NODE_KEYS + 2 * job.node_index], '-', '+')) do
-    for i = 1, #entry[2], 2 do
-      if entry[2][i] == 'job_id' and entry[2][i + 1] == job.job_id then job.record.inbox_id = entry[1] end
-    end
-  end
+  job.record = {held = not record.state and 'session tenant', inbox_id = inbox_of(job.node_index)[job.job_id] or '0-0'}
   free(job)
 end
 

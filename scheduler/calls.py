@@ -309,11 +309,17 @@ class Heartbeat(msgspec.Struct, frozen=True):
 
 
 class Taken(msgspec.Struct, frozen=True):
-    """One take: heartbeats and commands to fold. ids of heartbeats are acknowledged by the next take."""
+    """One take: heartbeats and commands to fold. ids of heartbeats are acknowledged by the next take.
+
+    more: commands may be left for another take. groups_made: how many groups were not there, so that what was not
+    deleted yet is read again.
+    """
 
     now_ms: int
     heartbeats: tuple[Heartbeat, ...]
     commands: tuple[Command, ...]
+    more: bool = False
+    groups_made: int = 0
 
 
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):

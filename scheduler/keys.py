@@ -158,6 +158,10 @@ class CellKeys:
         """The copy that is to take the place of one of the streams above; stream: without its tag."""
         return f"{self._tag}:rebuilt:{stream.removeprefix(f'{self._tag}:')}"
 
+    def renamed(self, stream: str) -> str:
+        """What has other ids in that copy."""
+        return f"{self._tag}:renamed:{stream.removeprefix(f'{self._tag}:')}"
+
     def replies(self, reply_to: str) -> str:
         """The results stream that a producer asked for; the common one when it asked for none."""
         return f"{self.results}:{reply_to}" if reply_to else self.results

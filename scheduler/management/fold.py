@@ -236,6 +236,13 @@ def _not_ahead(fleet: Fleet, now_ms: int) -> Fleet:
     return msgspec.structs.replace(fleet, nodes=nodes)
 
 
+def doubtful(fleet: Fleet, names: Iterable[str], now_ms: int, silence_ms: int) -> set[str]:
+    """Those of some nodes that seem to be alive, but were last heard `silence_ms` ago or earlier. Who has not heard all
+    that was said cannot know: they may have died long ago, or a later heartbeat may wait to be read.
+    """
+    return {name for name in names if not (known := fleet.nodes[name]).dead and now_ms - known.heard_ms >= silence_ms}
+
+
 def _many_fall_silent(nodes: Iterable[Known], now_ms: int, silence_ms: int) -> bool:
     """Whether more than SUSPECTS_MIN and SUSPECTS_SHARE of the nodes fell silent within one period around now.
 

@@ -86,9 +86,11 @@ class Manager:
         self._life = store.connection.life
         self._acknowledge: tuple[str, ...] = ()
         self._unanswered = False
+        self._has_taken = False
         self._written: dict[str, CapacityItem] = {}
         self._unwritten: set[str] = set()
         self._unpublished: set[str] = set()
+        self._withheld: set[str] = set()
         self._lost: dict[str, PoolDocument | None] = {}
         self._counting = Counting(store, settings, self._keep_lead)
         self._recounts = True
@@ -244,11 +246,12 @@ class Manager:
         named = fold.named_pools(self._fleet) if taken.commands else {}
         decided = commands.decide(self._fleet.pools, taken.commands, named, self._settings)
         self._note_news()
+        self._withheld = set() if is_heard else self._doubtful(taken.now_ms)
         capacities = await self._write_capacities()
         await self._recount()
         published = await self._publish(taken.now_ms, decided)
         self._memory.saw(self._published.version, self._fleet.pools)
-        self._unanswered = len(taken.commands) >= TAKE_MAX
+        self._unanswered = taken.more
         self._has_lost = await self._look() or self._has_lost
         return Report(True, heartbeats, invalid, capacities, published, len(taken.commands))
 
@@ -260,6 +263,12 @@ class Manager:
         sent_ms = self._clock.ms()
         taken = await self._store.control.take(self.name, epoch, self._acknowledge, pending=pending, count=TAKE_MAX)
         self._acknowledge = tuple(heartbeat.id for heartbeat in taken.heartbeats)
+        if taken.groups_made and self._has_taken:
+            logger.warning(
+                "groups of %s or %s were lost: what they had not dealt with is read again",
+                self._store.control.keys.heartbeats, self._store.control.keys.commands,
+            )  # fmt: skip
+        self._has_taken = True
         now_ms = self._clock.ms()
         step_ms = self._server_time.told(taken.now_ms, sent_ms, now_ms)
         if step_ms:
@@ -310,6 +319,15 @@ class Manager:
         self._unwritten |= self._fleet.news
         self._unpublished |= self._fleet.news
         self._fleet = fold.settled(self._fleet)
+
+    def _doubtful(self, now_ms: int) -> set[str]:
+        """Who would take work again by a heartbeat that is older than the silence of the dead. That waits until all
+        that was said has been heard.
+        """
+        known = self._fleet.nodes
+        names = (self._unwritten | self._unpublished) & known.keys()
+        others = {name for name in names if self._written.get(name) != fold.capacity_of(known[name])}
+        return fold.doubtful(self._fleet, others, now_ms, self._settings.silence_ms)
 
     async def _look(self) -> bool:
         """Whether something may be lost that was written, so that all of it is to be compared. What hangs on no other
@@ -375,7 +393,7 @@ class Manager:
         """Write what differs from what we wrote. Returns how many."""
         assert self._epoch is not None
         known = self._fleet.nodes
-        items = [fold.capacity_of(known[node]) for node in sorted(self._unwritten) if node in known]
+        items = [fold.capacity_of(known[node]) for node in sorted(self._unwritten - self._withheld) if node in known]
         changed = [item for item in items if self._written.get(item.node) != item]
         refused, left = set(), set()
         for start in range(0, len(changed), self._settings.batch_max):
@@ -390,7 +408,7 @@ class Manager:
                     self._written[item.node] = item
                 if item.reason == "dead" and answer == "written":
                     logger.warning("node %s is dead: silent for %d ms", item.node, self._settings.silence_ms)
-        self._unwritten = refused
+        self._unwritten = refused | self._withheld
         if left:
             self._fleet = fold.without(self._fleet, left)
             self._unpublished |= left
@@ -423,7 +441,8 @@ class Manager:
             return False
         fleet = fold.configure(self._fleet, decided.documents) if decided.changes else self._fleet
         version = max(self._version + 1, now_ms * 1000)
-        picture, delta = revise(self._published, fleet, self._unpublished | fleet.news, version, self._settings)
+        names = (self._unpublished | fleet.news) - self._withheld
+        picture, delta = revise(self._published, fleet, names, version, self._settings)
         news = delta.size > 0
         kinds = limited_kinds(picture.pools)
         are_others = kinds != self._counting.kinds or _limits(self._published.pools) != _limits(picture.pools)
@@ -437,7 +456,7 @@ class Manager:
         elif decided.answers:
             await self._send(picture, None, self._stored, decided)
         self._fleet, self._published = fleet, picture
-        self._unpublished.clear()
+        self._unpublished = set(self._withheld)
         if are_others:
             await self._counting.settle(self._epoch, kinds, picture.version)
         return news

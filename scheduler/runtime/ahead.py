@@ -13,7 +13,7 @@ from typing import Final
 
 from scheduler import calls, words
 from scheduler.config import Settings
-from scheduler.runtime.lapses import partition_of, read_lapses, unknown_lapse
+from scheduler.runtime.lapses import partition_of, read_lapses, unknown_lapses
 from scheduler.store.reads import Reads
 
 logger = logging.getLogger("scheduler.reaper")
@@ -72,11 +72,8 @@ class Ahead:
                 ]
                 # Of what no record knows the script cuts only what is longer than any lease of it.
                 longest_ms = max(self._settings.start_ms, self._settings.lease_ms)
-                cut += [
-                    await unknown_lapse(self._reads, job_id, node, longest_ms)
-                    for job_id, node in unknown
-                    if until_ms[job_id, node] > now_ms + longest_ms
-                ]
+                far = [each for each in unknown if until_ms[each] > now_ms + longest_ms]
+                cut += await unknown_lapses(self._reads, far, longest_ms)
                 if cut:
                     logger.warning("the leases of %d jobs lie too far ahead, for the clock went back: cut", len(cut))
                     await self._expire(cut)

@@ -54,7 +54,7 @@ class Mender:
         self._first_node = 0
         self._usual: dict[str, tuple[int, float]] = {}
         self._since_ms: dict[Seat, float] = {}
-        self._later_ms: dict[str, int] = {}
+        self._later_ms: dict[str, tuple[int, int]] = {}
 
     async def look(self, nodes: Sequence[str], now_ms: int) -> None:
         """One look, if it is due. nodes: all that have a capacity; now_ms: the server's time."""
@@ -167,7 +167,12 @@ class Mender:
             while after:
                 page, after = await self._reads.parked(after, PAGE)
                 await self._sort_out(page, now_ms)
-        due = [job_id for job_id, due_ms in self._later_ms.items() if due_ms <= now_ms]
+        # No job is due later than its delay from now: the server's clock may go back meanwhile.
+        self._later_ms = {
+            job_id: (min(due_ms, now_ms + length_ms), length_ms)
+            for job_id, (due_ms, length_ms) in self._later_ms.items()
+        }
+        due = [job_id for job_id, (due_ms, _) in self._later_ms.items() if due_ms <= now_ms]
         for start in range(0, len(due), self._settings.batch_max):
             batch = due[start : start + self._settings.batch_max]
             await self._promote(batch)
@@ -184,7 +189,7 @@ class Mender:
             elif job_id not in self._later_ms:
                 found += 1
                 length_ms = words.number_of(delay_ms) or 0
-                self._later_ms[job_id] = min(position(entry_id)[0], now_ms) + length_ms
+                self._later_ms[job_id] = min(position(entry_id)[0], now_ms) + length_ms, length_ms
         if found:
             logger.warning(
                 "%s lacks %d jobs (was it deleted?): they are found by their bodies", self._reads.keys.delayed, found

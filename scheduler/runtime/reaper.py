@@ -19,7 +19,7 @@ from scheduler.config import Settings
 from scheduler.repeats import Repeats
 from scheduler.runtime.ahead import Ahead
 from scheduler.runtime.duties import each_in_turn
-from scheduler.runtime.lapses import partition_of, read_lapses, unknown_lapse
+from scheduler.runtime.lapses import partition_of, read_lapses, unknown_lapses
 from scheduler.runtime.mending import Mender, Seat
 from scheduler.runtime.streams import Streams
 from scheduler.store.connection import or_each_alone
@@ -154,11 +154,11 @@ class Reaper:
         """(job_id, node) of reservations that nobody renews. The script knows whether that is so."""
         lapses, unknown = await read_lapses(self._store.reads, batch)
         items = [each.item for each in lapses if self._may_judge(each.lease_ms)]
+        items += await unknown_lapses(self._store.reads, unknown, self._settings.lease_ms)
         for job_id, node in unknown:
             logger.warning(
                 "no record says that job %s holds a slot of %s (was it deleted?): the slot becomes free", job_id, node
             )
-            items.append(await unknown_lapse(self._store.reads, job_id, node, self._settings.lease_ms))
         if items:
             await self._release(items)
 

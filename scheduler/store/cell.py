@@ -13,6 +13,7 @@ from scheduler.config import Settings
 from scheduler.errors import Fenced, ServerUnavailable
 from scheduler.store.connection import Argument, Connection, keeping_cancellation
 
+RENAMED_MAX: Final = 10_000  # entries that get other ids in one step: about 100 ms of the server
 REBUILT_BYTES_MAX: Final = 500_000  # of entries that one call of `rebuild` copies: about 10 ms of the server
 Leaves = Literal["leaves", "drained", "dead"]
 
@@ -383,19 +384,25 @@ class Cell:
         return [given[0].decode() for given in answer[1:]]
 
     async def rebuild(
-        self, stream: str, field: str, job_ids: Sequence[bytes] = (), hold: tuple[int, int] | None = None
+        self,
+        stream: str,
+        field: str,
+        job_ids: Sequence[bytes] = (),
+        hold: tuple[int, int] | None = None,
+        above_ms: int = 0,
     ) -> calls.Rebuilding:
         """Go on with the copy that takes the place of a stream whose ids are absurd.
 
         Args: stream; field, of a record, that names an entry of it; job_ids, of entries that get new ids, as asked for
-        by an earlier answer; hold, (partition, epoch) of an intake.
+        by earlier answers; hold, (partition, epoch) of an intake; above_ms, above all ids that were given before, 0 for
+        unknown.
         """
         partition, epoch = ("", 0) if hold is None else hold
         job_keys = [self.keys.job("").encode() + job_id for job_id in job_ids]
         answer = await self._connection.call(
             "rebuild",
-            [self.keys.owners, stream, self.keys.rebuilt(stream), *job_keys],  # type: ignore[list-item]
-            [partition, epoch, field, REBUILT_BYTES_MAX, *job_ids],
+            [self.keys.owners, stream, self.keys.rebuilt(stream), self.keys.renamed(stream), *job_keys],  # type: ignore[list-item]
+            [partition, epoch, field, REBUILT_BYTES_MAX, RENAMED_MAX, above_ms, *job_ids],
         )
         word = answer[0].decode()
         if word == "records":

@@ -20,7 +20,7 @@ VERSION_BLOCK_MS: Final = 1_000
 DELTAS_AT_ONCE: Final = 100  # that one read returns: each can be of some 10,000 bytes
 CLOSED_MS_MAX: Final = 3_000  # for which a stream of commands may take no entry
 READS_MAX: Final = 3  # of a snapshot, until what was read belongs together
-COMMANDS_MAX: Final = 1_000  # entries of the stream: answered ones, and as many as anybody could ask for at once
+COMMANDS_MAX: Final = 1_000  # entries of the stream: as many as anybody could ask for at once
 
 
 class Leading(msgspec.Struct, frozen=True):
@@ -185,7 +185,7 @@ class Control:
         """Read the next heartbeats and commands, acknowledging the last heartbeats.
 
         Args: name, epoch of the leader; acknowledge, ids of the heartbeats of the last take; pending, what an earlier
-        leader left unanswered; count, entries of each stream. Raises: Fenced.
+        leader left unanswered; count, entries of each stream, of commands at most 4 MiB or one. Raises: Fenced.
         """
         answer = await self._connection.call(
             "take",
@@ -207,6 +207,8 @@ class Control:
             now_ms=now_ms,
             heartbeats=_heartbeats(answer[2], now_ms),
             commands=tuple(calls.Command(id=entry[0].decode(), fields=_fields(entry[1])) for entry in answer[3]),
+            more=bool(answer[4]),
+            groups_made=answer[5],
         )
 
     async def publish(

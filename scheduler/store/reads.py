@@ -397,9 +397,12 @@ class Reads:
         return [(length, oldest.get(stream, "")) for stream, length in zip(streams, lengths, strict=True)]
 
     async def _oldest_id(self, stream: str) -> str:
-        nothing = (0, 0, 0)
-        read = self._connection.patiently(lambda: self.by_bytes({stream: "0"}, 1, 0, nothing, True, False))
-        return (await read)[stream].last_id
+        return (await self.heads(stream, "0", 1)).last_id
+
+    async def heads(self, stream: str, cursor: str, count: int) -> Part:
+        """The heads of what comes after a cursor; no body is read."""
+        read = self._connection.patiently(lambda: self.by_bytes({stream: cursor}, count, 0, (0, 0, 0), True, False))
+        return (await read)[stream]
 
     async def last_id(self, stream: str) -> str:
         """The id of the newest entry, "0" when there is none."""

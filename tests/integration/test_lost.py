@@ -337,6 +337,28 @@ async def test_a_delayed_job_without_a_time_is_found_by_its_body(store: Store, m
     assert await store.reads.length(CELL.parked) == 0
 
 
+async def test_a_delayed_job_that_was_found_is_due_after_its_delay_when_the_clock_goes_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RULES 38: not when the clock is again where it was."""
+    clock = hand_clock(monkeypatch)
+    await seed_delayed(store, due=False)
+    await seed_record(store, delay_ms=10_000)
+    await store.connection.commands.delete(CELL.delayed)
+    reaper = await a_reaper(store, clock)
+    back_ms = await store.reads.now_ms() - 3_600_000
+    for second in range(9):
+        await reaper._mender.look([], back_ms + 3_600_000 * (second == 0) + 1_000 * second)
+        assert (await store.reads.record(JOB))["state"] == "delayed"
+        clock.go(1_000)
+
+    for second in range(9, 13):
+        await reaper._mender.look([], back_ms + 1_000 * second)
+        clock.go(1_000)
+
+    assert (await store.reads.record(JOB))["state"] == "queued"
+
+
 async def test_a_reservation_without_a_slot_ends_when_nobody_renews_it_for_a_lease(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,6 +374,24 @@ async def test_a_reservation_without_a_slot_ends_when_nobody_renews_it_for_a_lea
 
     assert (await store.reads.record(JOB))["state"] == "queued"
     assert [each for each in await store.reads.entries(CELL.inbox(NODE)) if b"job" in each[1]] == []
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+async def test_an_assignment_without_slot_and_record_is_dropped_after_a_lease(
+    store: Store, monkeypatch: pytest.MonkeyPatch, is_large: bool
+) -> None:
+    """Also where so many bytes lie before it that the script does not look so far."""
+    clock = hand_clock(monkeypatch)
+    if is_large:
+        for _ in range(3):
+            await store.connection.commands.xadd(CELL.inbox(NODE), {"foreign": bytes(2**24)})
+    await seed_reserved(store)
+    await store.connection.commands.delete(CELL.slots(NODE), CELL.job(JOB))
+    reaper = await a_reaper(store, clock)
+
+    await look(reaper, clock, 2 * DEFAULTS.lease_ms)
+
+    assert await store.reads.length(CELL.inbox(NODE)) == (4 if is_large else 1)  # with the word of its boot
 
 
 async def test_an_assignment_of_another_reservation_is_dropped_after_a_lease(

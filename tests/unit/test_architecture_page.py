@@ -54,6 +54,7 @@ def test_keys() -> None:
         cell.session("<session_id>"),
         cell.held("<kind>", "<name>"),
         cell.rebuilt("<stream>"),
+        cell.renamed("<stream>"),
         cell.replies("<reply_to>"),
     }
     rows = table(ARCHITECTURE, "| key | type | what | written by |")
