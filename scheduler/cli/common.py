@@ -14,9 +14,9 @@ import click
 import msgspec
 from redis.exceptions import RedisError
 
-from scheduler import calls
+from scheduler import calls, model
 from scheduler.config import Settings, read_settings
-from scheduler.errors import SchedulerError, ServerUnavailable, without_credentials
+from scheduler.errors import InvalidInput, SchedulerError, ServerUnavailable, without_credentials
 from scheduler.store.location import Found, find_url
 from scheduler.store.store import Store, open_store
 
@@ -120,6 +120,17 @@ async def opened_store(redis_url: str | None, settings: Settings) -> AsyncIterat
             yield store, await store.layout(LAYOUT_WAIT_MS)
     except RedisError as error:
         raise SchedulerError(f"{url}: {error}") from error
+
+
+async def read_snapshot(store: Store) -> model.Snapshot:
+    """The published snapshot. Raises: SchedulerError when what is stored is none, which is nobody's usage."""
+    try:
+        return await store.control.read_snapshot()
+    except InvalidInput as error:
+        raise SchedulerError(
+            f"what is stored as {store.control.keys.snapshot} cannot be read: {error}; the leading manager writes it "
+            "again within seconds"
+        ) from error
 
 
 # ---- printing -------------------------------------------------------------------------------------------------------

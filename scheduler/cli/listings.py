@@ -16,6 +16,7 @@ from scheduler.cli.common import (
     json_option,
     opened_store,
     print_json,
+    read_snapshot,
     server_options,
     settings_of_environment,
 )
@@ -260,7 +261,7 @@ def nodes_ls(redis_url: str | None, as_json: bool) -> None:
 
 async def _read_nodes(redis_url: str | None, settings: Settings) -> list[Member]:
     async with opened_store(redis_url, settings) as (store, _):
-        snapshot = await store.control.read_snapshot()
+        snapshot = await read_snapshot(store)
         capacities = await store.reads.capacities()
         names = sorted(capacities)
         used = await store.reads.used(names)

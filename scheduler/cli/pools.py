@@ -18,6 +18,7 @@ from scheduler.cli.common import (
     opened_store,
     print_json,
     print_line,
+    read_snapshot,
     server_options,
     settings_of_environment,
     shown,
@@ -119,7 +120,7 @@ async def _apply(
     """Check, ask, and return what was configured before. Raises: WrongUsage when it is refused."""
     async with opened_store(redis_url, settings) as (store, _):
         before = await _configured(store)
-        snapshot = await store.control.read_snapshot()
+        snapshot = await read_snapshot(store)
         live = {node.pool for node in snapshot.nodes if not node.assigned}
         try:
             documents.applied(before, changes, live, settings)
@@ -278,7 +279,7 @@ async def _read(redis_url: str | None, settings: Settings) -> dict[str, InForce]
     """Every pool of the published snapshot."""
     async with opened_store(redis_url, settings) as (store, _):
         configured = await _configured(store)
-        snapshot = await store.control.read_snapshot()
+        snapshot = await read_snapshot(store)
         names = [node.id for node in snapshot.nodes]
         used = dict(zip(names, await store.reads.used(names), strict=True))
     members: dict[str, list[model.Node]] = {pool.id: [] for pool in snapshot.pools}
