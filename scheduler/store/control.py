@@ -58,6 +58,13 @@ class Standing(msgspec.Struct, frozen=True):
     version: int | None
 
 
+class Led(msgspec.Struct, frozen=True):
+    """Whether a manager leads, and for how long the last one has not been heard, None when nothing is known of one."""
+
+    is_led: bool
+    silence_ms: int | None
+
+
 class Control:
     """Everything under the tag `{sched}`."""
 
@@ -122,6 +129,18 @@ class Control:
             has_config=bool(configs),
             version=self._whole_version(*version),
         )
+
+    async def led(self) -> Led:
+        """Who leads renews its lease, so its end tells when it was heard last; one that gave up has said when."""
+        fields = ("name", "until_ms", "lease_ms")
+        stored, (seconds, microseconds) = await self._connection.all_of(
+            [("HMGET", self.keys.leader, *fields), ("TIME",)]
+        )
+        now_ms = int(seconds) * 1_000 + int(microseconds) // 1_000
+        name, until_ms, lease_ms = stored[0], _number(stored[1]), _number(stored[2])
+        if not until_ms:
+            return Led(False, None)
+        return Led(bool(name) and until_ms > now_ms, max(0, now_ms - until_ms + (lease_ms if name else 0)))
 
     async def read_layout(self) -> calls.Layout | None:
         """The stored layout, None while no manager has written it. Raises: ServerRefused for another protocol."""
