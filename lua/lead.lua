@@ -14,10 +14,10 @@ local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
 local now_ms = math.floor(now_us / 1000)
 local stored = redis.call('HMGET', leader_key, 'name', 'epoch', 'until_ms', 'lease_ms')
-local leader, epoch, until_ms = stored[1] or '', tonumber(stored[2] or 0), tonumber(stored[3] or 0)
+local leader, epoch, until_ms = stored[1] or '', tonumber(stored[2]) or 0, tonumber(stored[3]) or 0
 
 if action == 'give_up' then
-  if leader == name then redis.call('HSET', leader_key, 'name', '', 'until_ms', 0) end
+  if leader == name then redis.call('HSET', leader_key, 'name', '', 'until_ms', string.format('%.0f', now_ms)) end
   return {'given_up', now_ms}
 end
 if leader ~= name then

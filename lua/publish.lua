@@ -40,7 +40,7 @@ local function append()
 end
 
 if version ~= '0' and stored_version ~= version then
-  if tonumber(stored_version) > tonumber(version) then return {'stale', stored_version} end
+  if (tonumber(stored_version) or 0) > tonumber(version) then return {'stale', stored_version} end
   if before ~= '0' and before ~= stored_version then return {'lost', stored_version} end
   if snapshot == '' then
     local newest = redis.call('XREVRANGE', deltas_key, '+', '-', 'COUNT', 1)[1]

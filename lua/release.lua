@@ -242,7 +242,8 @@ end
 
 -- All fields: of a record, hardly any is not needed.
 local function read_record(job_key)
-  local fields, record = redis.call('HGETALL', job_key), {}
+  local fields, record = redis.pcall('HGETALL', job_key), {}
+  if fields.err then fields = {} end -- one of another type is none
   for i = 1, #fields, 2 do
     record[fields[i]] = fields[i + 1]
   end

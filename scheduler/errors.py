@@ -8,6 +8,7 @@ SchedulerError
 +-- ServerRefused         a server answers but cannot be used (eviction, protocol, layout, too old)
 +-- Fenced                a newer leader or owner exists; the caller must stop acting on what it held
 +-- ServerReplaced         another server process answers than the one that a call was made for
++-- WrongType             somebody has stored another type in a key than belongs there; names the key
 +-- Lost                  the server has not what was written last: it has lost writes, or somebody has changed them
 +-- IllegalTransition     the transition table has no such step
 +-- NotAccepted           a job was not accepted: its id is taken, or the backlog is full
@@ -80,6 +81,17 @@ class Fenced(SchedulerError):
 
 class Lost(SchedulerError):
     """What was written last is not there any more, so that nothing can be built on it."""
+
+
+class WrongType(SchedulerError):
+    """Keys hold another type than belongs there; the call cannot be done before they are deleted.
+
+    Attributes: keys, these.
+    """
+
+    def __init__(self, message: str, keys: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.keys = keys
 
 
 class IllegalTransition(SchedulerError):

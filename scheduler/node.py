@@ -25,7 +25,7 @@ from scheduler.attempt_log import AttemptLog
 from scheduler.attempts import GIVE_BACK_MS, WATCH_MS, Attempts, Observer
 from scheduler.bodies import LateBodies, without_body
 from scheduler.config import Settings, check_settings, read_settings
-from scheduler.errors import InvalidInput, SchedulerError
+from scheduler.errors import InvalidInput, SchedulerError, WrongType
 from scheduler.handlers import Handler, Job, check_handler
 from scheduler.host import Host
 from scheduler.loop import Loop, end_tasks
@@ -310,6 +310,9 @@ class Node:
         except RedisError as error:
             self._compared_at_ms = NEVER_MS
             raise SchedulerError(f"reading the inbox failed: {error}") from error
+        except WrongType:
+            self._compared_at_ms = NEVER_MS
+            raise
         part = read.get(inbox)
         if part is not None:
             if part.last_id:

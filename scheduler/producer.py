@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 from scheduler import calls, keys, model
 from scheduler.calls import NotSubmitted, Outcome, Submitted
 from scheduler.config import Settings, check_settings, read_settings
-from scheduler.errors import InvalidInput, JobFailed, NotAccepted, ServerUnavailable, UnknownJob
+from scheduler.errors import InvalidInput, JobFailed, NotAccepted, ServerUnavailable, UnknownJob, WrongType
 from scheduler.host import Host
 from scheduler.loop import end_tasks
 from scheduler.model import JobDocument
@@ -310,7 +310,9 @@ class Producer:
         return last_id or "0"
 
     async def _feed_end(self) -> str:
-        return await self._store.reads.last_id(self._store.cell.keys.replies(self._reply_to))
+        with contextlib.suppress(WrongType):  # it begins anew once it is deleted; the records tell all the same
+            return await self._store.reads.last_id(self._store.cell.keys.replies(self._reply_to))
+        return "0"
 
     async def _listen(self) -> None:
         """Follow the feed, from before the first look at a record: what ends after that look is heard."""

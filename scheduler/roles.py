@@ -121,7 +121,9 @@ def _name_and_boot(role: str, host: Host) -> tuple[str, str]:
 
 async def _open_store(url: str, settings: Settings, host: Host) -> Store:
     """A store that waits for its server as long as it takes."""
-    return await open_store(url, settings, None, host.clock, host.connect)
+    store = await open_store(url, settings, None, host.clock, host.connect)
+    store.connection.mends = True
+    return store
 
 
 async def _layout(store: Store) -> calls.Layout:

@@ -34,6 +34,7 @@ from scheduler.producer import Producer
 from scheduler.results import BYTES
 from scheduler.session.bindings import Binding, parse
 from scheduler.session.decisions import in_words
+from scheduler.store.reads import Reads
 from scheduler.store.store import Store, open_store
 
 NAMED_MAX: Final = 5
@@ -156,7 +157,9 @@ def _jobs(count: int) -> str:
 
 
 class Picture(msgspec.Struct, frozen=True):
-    """What is known of a job. Times in ms of the server's clock; body: the stream and the entry that hold it."""
+    """What is known of a job. Times in ms of the server's clock; body: the stream and the entry that hold it, `lost`
+    when somebody has deleted that.
+    """
 
     job_id: str
     state: str
@@ -219,6 +222,7 @@ async def _look(redis_url: str | None, settings: Settings, job_id: str) -> Pictu
     async with opened_store(redis_url, settings) as (store, _):
         reads = store.reads
         record = await reads.record(job_id)
+        body: str
         if not record:
             raise Failure(
                 f"nothing is known of job {shown(job_id)!r}: it was never submitted, was written by XADD and is not "
@@ -230,11 +234,14 @@ async def _look(redis_url: str | None, settings: Settings, job_id: str) -> Pictu
         detail = await reads.detail(job_id) if outcome is None else outcome.detail
         (lease,) = await reads.leases(record.get("node", ""), [job_id])
         now_ms = await store.control.time_us() // 1000
+        body, body_entry = body_of(record)
+        # It may have moved meanwhile: then the record says something else now.
+        if await _is_gone(reads, record) and await reads.record(job_id) == record:
+            body = "lost"
 
     def number(name: str) -> int | None:
         return words.number_of(record.get(name))
 
-    body, body_entry = body_of(record)
     return Picture(
         job_id=job_id,
         state=record.get("state", "none"),
@@ -274,6 +281,18 @@ def body_of(record: dict[str, str]) -> tuple[model.Body, str | None]:
         body = "dead"
     field = {"intake": "entry", "inbox": "inbox_id", "parked": "parked_id", "dead": "dead_id", "none": ""}[body]
     return body, record.get(field)
+
+
+async def _is_gone(reads: Reads, record: dict[str, str]) -> bool:
+    """Whether the entry is not there that should hold the body of a job."""
+    body, entry = body_of(record)
+    if not entry or body == "none":
+        return False
+    partition, _, entry_id = entry.rpartition("/")
+    streams = {"inbox": reads.keys.inbox(record.get("node", "")), "parked": reads.keys.parked, "dead": reads.keys.dead}
+    stream = streams.get(body) or reads.keys.jobs(int(partition) if partition.isdigit() else 0)
+    is_id = words.entry_id_of(entry_id) is not None
+    return not is_id or not await reads.entries(stream, entry_id, entry_id, 1)
 
 
 def _in_words(picture: Picture) -> list[tuple[str, str]]:
@@ -321,6 +340,7 @@ def _body_in_words(picture: Picture) -> str:
         "parked": f"parked, entry {picture.body_entry}",
         "dead": f"dead stream, entry {picture.body_entry}",
         "none": "none any more",
+        "lost": f"lost: somebody deleted its entry {picture.body_entry}",
     }[picture.body]
 
 

@@ -238,8 +238,11 @@ class Awaited:
             kinds = set(self.open.values()) - looked_at
             if not kinds:
                 continue
+            try:
+                index = Index(await self._store.control.read_snapshot())
+            except InvalidInput:  # the leader writes it again
+                continue
             looked_at |= kinds
-            index = Index(await self._store.control.read_snapshot())
             limit = duration(self._store.settings.no_node_grace_ms)
             for needs in sorted(kinds):
                 if not index.members(needs.src_lang, needs.tgt_lang, needs.features, index.scope_of(needs.tenant)):

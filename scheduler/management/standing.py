@@ -41,6 +41,7 @@ class Standing:
         configures, whether it knows of configured pools.
         """
         control, reads = self._store.control, self._store.reads
+        await self._store.connection.retype([control.keys.answers, control.keys.commands, control.keys.heartbeats])
         there = await control.standing(reads.keys)
         if not there.has_layout:
             await self.write_layout()
@@ -54,7 +55,9 @@ class Standing:
             (control.keys.config, lost.config),
         ):
             if is_lost:
-                logger.warning("%s, or what leads to it, was lost: it is written again", key)
+                logger.warning(
+                    "%s, or what leads to it, was lost or changed by somebody else: it is written again", key
+                )
         return lost
 
     async def write_layout(self) -> None:

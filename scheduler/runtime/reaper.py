@@ -170,7 +170,12 @@ class Reaper:
             )
 
     async def _release(self, items: list[calls.ReleaseItem]) -> None:
-        answers = await or_each_alone(items, self._call_release, lambda _: calls.NotReleased("broken"))
+        answers = await or_each_alone(
+            items,
+            self._call_release,
+            lambda _: calls.NotReleased("broken"),
+            own_key=lambda item: self._store.cell.keys.job(item.job_id),
+        )
         for item, answer in zip(items, answers, strict=True):
             if isinstance(answer, calls.Released):
                 self.report.expired += 1

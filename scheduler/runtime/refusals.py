@@ -69,7 +69,9 @@ class Refusals:
         for part in cut(refused, lambda item: item.size_bytes, self._batch_max, BURIED_BYTES_MAX):
             batch = [item for item in part if self._partitions.holds(item.partition, item.epoch)]
             if batch:
-                answers = await or_each_alone(batch, self._reject, lambda _: "broken")
+                answers = await or_each_alone(
+                    batch, self._reject, lambda _: "broken", own_key=lambda item: self._cell.keys.job(item.job_id)
+                )
                 for item, answer in zip(batch, answers, strict=True):
                     self._settle(item, answer)
 

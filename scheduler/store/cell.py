@@ -12,6 +12,7 @@ from scheduler import calls, keys, model
 from scheduler.config import Settings
 from scheduler.errors import Fenced, ServerUnavailable
 from scheduler.store.connection import Argument, Connection, keeping_cancellation
+from scheduler.store.reads import time_of
 
 RENAMED_MAX: Final = 10_000  # entries that get other ids in one step: about 100 ms of the server
 REBUILT_BYTES_MAX: Final = 500_000  # of entries that one call of `rebuild` copies: about 10 ms of the server
@@ -158,7 +159,7 @@ class Cell:
             "boot", [self.keys.last_boot, self.keys.capacity, self.keys.slots(node)], [node]
         )
         held = answer[2]
-        return answer[0], int(answer[1]), {held[i].decode(): int(float(held[i + 1])) for i in range(0, len(held), 2)}
+        return answer[0], int(answer[1]), {held[i].decode(): time_of(held[i + 1]) for i in range(0, len(held), 2)}
 
     async def count(
         self, epoch: int, counted: calls.Counted, items: Sequence[calls.CountItem] = ()

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from scheduler import calls, keys, model, words
+from scheduler.errors import WrongType
 from scheduler.store.connection import Argument, Client, Connection, ask, keeping_cancellation
 from scheduler.store.packing import Cap
 from scheduler.texts import DETAIL_LENGTH_MAX, cut_middle
 
 READ_BLOCK_MS: Final = 250
 DIGITS_MAX: Final = 18  # of a number that a script has written; Python reads none of thousands
+TIME_MS_MAX: Final = 2.0**52
 
+
+_OWNED: Final = re.compile(r"(\d+) (\S+) (\d+)", re.ASCII)
 
 StreamEntry = tuple[str, dict[bytes, bytes]]
 
@@ -84,7 +89,11 @@ class Reads:
         def read() -> Any:
             return ask(client, *command, cap=cap)
 
-        reply = await (keeping_cancellation(read()) if block_ms is not None else self._connection.patiently(read))
+        if block_ms is None:
+            connection = self._connection
+            reply = await connection.explaining(lambda: connection.patiently(read), list(cursors))
+        else:
+            reply = await keeping_cancellation(read())
         return {
             stream.decode(): [(identifier.decode(), _pairs(fields)) for identifier, fields in entries if fields]
             for stream, entries in reply or ()
@@ -106,7 +115,7 @@ class Reads:
             ]
         )
         return [
-            (member.decode(), node, int(float(score)))
+            (member.decode(), node, time_of(score))
             for node, members in zip(nodes, rows, strict=True)
             for member, score in zip(members[::2], members[1::2], strict=True)
         ]
@@ -118,7 +127,7 @@ class Reads:
                 self.keys.delayed, "+inf", f"({after_ms}", start, count, withscores=True
             )
         )
-        return [(member.decode(), int(score)) for member, score in rows]
+        return [(member.decode(), time_of(score)) for member, score in rows]
 
     async def by_bytes(
         self,
@@ -186,8 +195,21 @@ class Reads:
 
     async def records(self, job_ids: Sequence[str], fields: Sequence[str]) -> list[list[str | None]]:
         """Some fields of several records, in one round trip."""
-        rows = await self._connection.all_of([("HMGET", self.keys.job(job_id), *fields) for job_id in job_ids])
+        rows = await self._rows([self.keys.job(job_id) for job_id in job_ids], fields)
         return [[_readable(value) for value in row] for row in rows]
+
+    async def _rows(self, records: Sequence[str], fields: Sequence[str]) -> list[Sequence[bytes | None]]:
+        """Some fields of records. What is of another type is none, and keeps no other from being read."""
+        wrong: set[str] = set()
+        while True:
+            asked = [record for record in records if record not in wrong]
+            try:
+                rows = iter(await self._connection.all_of([("HMGET", record, *fields) for record in asked]))
+                return [[None] * len(fields) if record in wrong else next(rows) for record in records]
+            except WrongType as error:
+                if wrong.issuperset(error.keys):
+                    raise
+                wrong.update(error.keys)
 
     async def leases(self, node: str, job_ids: Sequence[str]) -> list[Lease]:
         """What is known of each job's reservation on that node.
@@ -195,16 +217,15 @@ class Reads:
         The end of a lease is read after the record that says whose it is: if that is another one's by then, whatever is
         done by the token of the record is `stale`.
         """
-        commands = [("HMGET", self.keys.job(job_id), "holder", "started_ms", "policy") for job_id in job_ids]
-        ends = ("ZMSCORE", self.keys.slots(node), *job_ids)
-        *rows, scores = await self._connection.all_of([*commands, ends])
+        rows = await self._rows([self.keys.job(job_id) for job_id in job_ids], ("holder", "started_ms", "policy"))
+        (scores,) = await self._connection.all_of([("ZMSCORE", self.keys.slots(node), *job_ids)])
         leases = []
         for score, row in zip(scores, rows, strict=True):
             holder, started_ms, policy = (_readable(value) for value in row)
             leases.append(
                 Lease(
                     words.parse_holder(holder),
-                    None if score is None else int(score),
+                    None if score is None else time_of(score),
                     words.number_of(started_ms),
                     words.policy_of(policy),
                 )
@@ -291,7 +312,7 @@ class Reads:
         rows = await self._command(
             lambda client: client.zrangebyscore(self.keys.slots(node), "-inf", latest, 0, count, withscores=True)
         )
-        return [(member.decode(), int(score)) for member, score in rows]
+        return [(member.decode(), time_of(score)) for member, score in rows]
 
     async def lapsed(self, nodes: Sequence[str], now_ms: int, count: int) -> list[tuple[str, str]]:
         """(job_id, node) of the reservations of these nodes whose lease has ended, at most `count` a node."""
@@ -340,7 +361,7 @@ class Reads:
             [("ZRANGE", self.keys.slots(node), 0, count - 1, "WITHSCORES") for node in nodes]
         )
         return [
-            (member.decode(), node, int(score))
+            (member.decode(), node, time_of(score))
             for node, members in zip(nodes, rows, strict=True)
             for member, score in zip(members[::2], members[1::2], strict=True)
         ]
@@ -369,7 +390,7 @@ class Reads:
     async def due_ms(self, job_id: str) -> int | None:
         """When a delayed job is due, None when it is not delayed."""
         score = await self._command(lambda client: client.zscore(self.keys.delayed, job_id))
-        return None if score is None else int(score)
+        return None if score is None else time_of(score)
 
     async def delayed(self) -> int:
         """How many jobs are delayed."""
@@ -433,12 +454,14 @@ class Reads:
         stored = _text(await self._command(lambda client: client.hgetall(self.keys.owners)))
         held = {}
         for partition, value in stored.items():
-            epoch, owner, until_ms, *_ = value.split(" ")
-            held[int(partition)] = (int(epoch), owner, int(until_ms))
+            numbers = _OWNED.match(value)
+            if numbers and partition.isascii() and partition.isdigit():  # else no script takes it for a hold either
+                held[int(partition)] = (int(numbers[1]), numbers[2], int(numbers[3]))
         return held
 
     async def _command(self, run: Any) -> Any:
-        return await self._connection.patiently(lambda: run(self._connection.commands))
+        connection = self._connection
+        return await connection.explaining(lambda: connection.patiently(lambda: run(connection.commands)))
 
 
 def _after(identifier: str) -> str:
@@ -511,6 +534,11 @@ def parse_outcome(fields: Mapping[bytes, bytes]) -> calls.Outcome:
         content_type=text(b"content_type"),
         result=fields.get(b"result"),
     )
+
+
+def time_of(score: bytes | float) -> int:
+    """A time that is kept as a score. Of what no script has written, such as `inf`, one that is far away."""
+    return round(max(-TIME_MS_MAX, min(float(score), TIME_MS_MAX)))
 
 
 def _text(stored: dict[bytes, bytes]) -> dict[str, str]:

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from click.testing import Result
 
-from scheduler import calls, model
+from scheduler import calls, model, words
 from scheduler.cli.jobs import body_of
 from scheduler.cli.submit import Needs, result_fields
 from scheduler.store.store import Store
@@ -323,3 +323,26 @@ def test_body_as_the_transition_table_says(row: model.Transition) -> None:
     if row.body == "dead":
         record["dead_id"] = "4-0"
     assert body_of(record)[0] == row.body
+
+
+def test_show_a_job_whose_body_was_deleted(ready_url: str) -> None:
+    """It points to no entry that is gone, in no stream; whether it is there is looked at, not guessed."""
+
+    async def seed(store: Store) -> None:
+        await seeds.seed_job(store, "queued", "s1")
+        await seeds.seed_job(store, "kept", "s1")
+        await seeds.seed_reserved(store, "reserved", "s2")
+        entry_id = words.entry_id_of((await store.reads.record("queued"))["entry"].partition("/")[2])
+        assert entry_id is not None
+        client, keys = store.connection.commands, store.cell.keys
+        await client.xdel(keys.jobs(seeds.PARTITION), entry_id)
+        await client.delete(keys.inbox(seeds.NODE))
+
+    on_server(ready_url, seed)
+    for job_id in ("queued", "reserved"):
+        lines, document = show(ready_url, job_id)
+        assert re.fullmatch(r"lost: somebody deleted its entry \S+", lines["body"])
+        assert document["body"] == "lost"
+    lines, document = show(ready_url, "kept")
+    assert lines["body"].startswith("intake of partition ")
+    assert document["body"] == "intake"

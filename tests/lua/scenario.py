@@ -388,6 +388,16 @@ async def run_reopen(store: Store) -> None:
     await store.cell.reopen([NODE, "n2"])
 
 
+async def run_retype(store: Store) -> None:
+    """A string and a stream where a set and a zset belong, and one that is right; again, when all are."""
+    keys = store.cell.keys
+    await seed_node(store)
+    await store.connection.commands.set(keys.slots(NODE), "somebody's")
+    await store.connection.commands.xadd(keys.delayed, {"somebody": "s"})
+    for _ in range(2):
+        await store.connection.retype([keys.open, keys.slots(NODE), keys.delayed])
+
+
 RUNS: Final[dict[str, Callable[[Store], Awaitable[None]]]] = {
     "layout": run_layout,
     "beat": run_beat,
@@ -415,4 +425,5 @@ RUNS: Final[dict[str, Callable[[Store], Awaitable[None]]]] = {
     "parked": run_parked,
     "reopen": run_reopen,
     "uncount": run_uncount,
+    "retype": run_retype,
 }

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scheduler import calls, keys
-from scheduler.errors import Fenced
-from scheduler.store.connection import ScriptFailed
+from scheduler.errors import Fenced, WrongType
 from scheduler.store.store import Store
 from tests.dumps import dump, unchanged
 from tests.seeds import (
@@ -156,7 +155,7 @@ async def test_other_errors_are_not_taken_for_a_missing_group(store: Store) -> N
     await store.connection.commands.set(store.control.keys.heartbeats, "no stream")
 
     async with unchanged(store):
-        with pytest.raises(ScriptFailed, match="WRONGTYPE"):
+        with pytest.raises(WrongType, match="holds a string, where a stream belongs"):
             await store.control.take(MANAGER, epoch)
 
 

@@ -145,12 +145,13 @@ class Producers:
             self._history.add("refused", job.job_id, type(error).__name__)
             return
         self._history.add("added", job.job_id, entry.decode())
-        job_id = keys.generated_job_id(0, partition, entry.decode()) if job.way in BROKEN else job.job_id
+        is_named = job.way not in BROKEN or job.way == "too_large"
+        job_id = job.job_id if is_named else keys.generated_job_id(0, partition, entry.decode())
         self._acknowledge(job, job_id, f"{partition}/{entry.decode()}")
 
     def _acknowledge(self, job: JobPlan, job_id: str, entry: str) -> None:
         self._checker.acknowledged.setdefault(job_id, entry)
-        if job_id != job.job_id:
+        if job.way in BROKEN:
             self._checker.broken.add(job_id)
             return
         self.unheard.add(job_id)
