@@ -281,8 +281,8 @@ local function inbox_of(node_index)
   if inboxes[node_index] then return inboxes[node_index] end
   local ids, after = {}, '-'
   while looked_at_bytes < LOOKED_AT_BYTES_MAX do
-    local entry = redis.call('XRANGE', KEYS[NODE_KEYS + 2 * node_index], after, '+', 'COUNT', 1)[1]
-    if not entry then break end
+    local entry = redis.pcall('XRANGE', KEYS[NODE_KEYS + 2 * node_index], after, '+', 'COUNT', 1)[1]
+    if not entry then break end -- also after the highest id, where it is an error
     after, looked_at_bytes = '(' .. entry[1], looked_at_bytes + 100
     for i = 1, #entry[2], 2 do
       if entry[2][i] == 'job_id' then ids[entry[2][i + 1]] = entry[1] end

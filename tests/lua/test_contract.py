@@ -17,11 +17,11 @@ LABELS: Final = ("KEYS", "ARGV", "RETURNS", "INVARIANT")
 # Commands that scripts use: those that read, and those that write; where the keys stand, if not as the first argument.
 READS: Final = {
     "EXISTS", "GET", "HGET", "HGETALL", "HMGET", "XLEN", "XRANGE", "ZCARD", "ZRANGE", "ZSCORE", "TIME",
-    "PTTL", "XINFO", "XREVRANGE", "ZRANGEBYSCORE", "TYPE", "GETRANGE",
+    "HLEN", "PTTL", "XINFO", "XREVRANGE", "ZRANGEBYSCORE", "TYPE", "GETRANGE",
 }  # fmt: skip
 WRITES: Final = {
     "DEL", "HDEL", "HSET", "PEXPIRE", "SADD", "SET", "SREM", "XACK", "XADD", "XDEL", "XGROUP", "XREADGROUP", "ZADD",
-    "XTRIM", "ZREM", "ZREMRANGEBYSCORE", "XSETID", "UNLINK", "RENAME", "PERSIST",
+    "XTRIM", "ZREM", "ZREMRANGEBYSCORE", "XSETID", "UNLINK", "RENAME", "PERSIST", "XAUTOCLAIM",
 }  # fmt: skip
 
 READ_ONLY: Final = {"last_ids", "parked", "read", "unslotted"}
@@ -116,7 +116,7 @@ def test_no_key_is_built_in_lua(name: str) -> None:
     for command, key in calls(name):
         assert command in READS | WRITES
         assert command == "TIME" or re.fullmatch(
-            r"(\w+_)?key|job\.key|KEYS\[.+\]|'(GROUP|CREATE|STREAM|GROUPS)'", key
+            r"(\w+_)?key|job\.key|KEYS\[.+\]|'(GROUP|CREATE|DESTROY|STREAM|GROUPS)'", key
         ), key
 
 

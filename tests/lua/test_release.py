@@ -16,6 +16,7 @@ from tests.seeds import (
     LATER_BOOT,
     NODE,
     PARTITION,
+    POISON_ID,
     POOL,
     RETENTION_MS,
     SESSION,
@@ -564,6 +565,7 @@ async def test_many_slots_of_deleted_records_cost_one_look_at_the_inbox(store: S
         await store.connection.commands.delete(store.cell.keys.job(f"j{number}"))
         await seed_lapsed(store, f"j{number}")
     kept = await seed_reserved(store, "kept", "kept", slots=count + 1)
+    await store.connection.commands.xadd(store.cell.keys.inbox(NODE), {"foreign": "1"}, id=POISON_ID)
 
     async def reads() -> int:
         stats = await store.connection.commands.info("commandstats")
