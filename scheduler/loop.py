@@ -113,7 +113,7 @@ class Loop:
         """Log a failure once and then now and then, not at every step for as long as it lasts. Numbers make it no other
         one.
         """
-        key, now_s = _DIGITS.sub("0", repr(error)), _now_s()
+        key, now_s = _DIGITS.sub("0", f"{type(error).__name__}: {error}"), _now_s()
         level = logging.DEBUG
         if now_s - self._told_s.get(key, float("-inf")) >= TOLD_AGAIN_MS / 1000:
             level, self._is_told = logging.ERROR, True

@@ -48,6 +48,32 @@ COMPARE_MS: Final = 1_000  # after so long without an entry the cursor is held a
 Phase = Literal["joining", "serving", "draining", "left", "replaced", "stopped"]
 
 
+def registration(
+    node_id: str,
+    capacity: int,
+    pairs: Iterable[tuple[str, str]] = (),
+    features: Iterable[str] = (),
+    labels: Mapping[str, str] | None = None,
+    pool: str = "",
+    version: str = "",
+) -> model.NodeBeat:
+    """What a node says of itself, before it has a boot; arguments as of Node. Raises: InvalidInput."""
+    if capacity < 1:
+        raise InvalidInput(f"capacity = {capacity!r}: expected a number of slots above 0")
+    document = model.NodeBeat(
+        node=keys.check_name("node", node_id),
+        boot="0-unset",
+        capacity=capacity,
+        pairs=tuple(sorted((source, target) for source, target in pairs)),
+        features=tuple(sorted(features)),
+        labels=dict(labels or {}),
+        pool=pool,
+        version=version,
+    )
+    model.decode_beat(model.encode_beat(document))
+    return document
+
+
 class Node:
     """One node. Entering registers it and begins to serve; leaving drains it: running jobs end, then it leaves the
     fleet.
@@ -78,10 +104,8 @@ class Node:
     ) -> None:
         settings = read_settings(environ) if settings is None else settings
         check_settings(settings)
-        if capacity < 1:
-            raise InvalidInput(f"capacity = {capacity!r}: expected a number of slots above 0")
         check_handler(handler)
-        self.node_id = keys.check_name("node", node_id)
+        self.node_id = node_id
         self.boot = ""
         self.phase: Phase = "joining"
         self._url = url
@@ -91,17 +115,7 @@ class Node:
         self._drain_ms_max = drain_ms_max
         self._host = host or Host()
         self._clock = self._host.clock
-        self._beat_document = model.NodeBeat(
-            node=node_id,
-            boot="0-unset",
-            capacity=capacity,
-            pairs=tuple(sorted((source, target) for source, target in pairs)),
-            features=tuple(sorted(features)),
-            labels=dict(labels or {}),
-            pool=pool,
-            version=version,
-        )
-        model.decode_beat(model.encode_beat(self._beat_document))
+        self._beat_document = registration(node_id, capacity, pairs, features, labels, pool, version)
         self._earlier: list[Job] = []
         self._held_before: dict[str, int] = {}
         self._cursor = "0"
@@ -189,7 +203,7 @@ class Node:
                     async with asyncio.timeout(FIRST_WORD_MS / 1000):
                         await self._reporter.report()
             if len(self._reporter):
-                logger.error("%s: %d outcomes were not reported: %r", self.node_id, len(self._reporter), error)
+                logger.error("%s: %d outcomes were not reported: %s", self.node_id, len(self._reporter), error)
 
     async def _close(self) -> None:
         """End whatever runs here, also after a failure, or when leaving was cancelled."""
@@ -351,7 +365,12 @@ class Node:
                 elif not self._reporter.knows(job.key) and self._attempts.expect(job, made_after_ms):
                     self._late.add(job, head.size_bytes)
         except (KeyError, ValueError, SchedulerError) as error:
-            logger.error("%s: inbox entry %s is ignored: %r", self.node_id, identifier, error)
+            logger.warning(
+                "%s: inbox entry %s is ignored, for no script has written it: %s",
+                self.node_id,
+                identifier,
+                _told(error),
+            )
 
     async def _compare_inbox(self, inbox: str) -> None:
         """Read the inbox from its start again if it is not the one that was read: another server process answers, or
@@ -369,8 +388,8 @@ class Node:
             logger.warning("%s: another server process answers: the inbox is read from its start", self.node_id)
         elif is_behind(last_id, self._cursor):
             logger.warning(
-                "%s ends at %s, and was read up to %s: the server has lost writes, or the key was deleted; it is read "
-                "from its start", inbox, last_id or "nothing", self._cursor,
+                "%s ends at %s, and was read up to %s: %s; it is read from its start",
+                inbox, last_id or "nothing", self._cursor, await self._store.reads.why_behind(self._cursor),
             )  # fmt: skip
         else:
             return
@@ -470,3 +489,12 @@ class Node:
             await self._end_earlier()
         if self.phase == "draining" and self._is_done():
             self._beat_loop.wake()
+
+
+def _told(error: Exception) -> str:
+    """What is wrong with an entry, in words."""
+    if isinstance(error, KeyError):
+        return f"it has no field {error.args[0].decode()!r}"
+    if isinstance(error, UnicodeDecodeError):
+        return "a text in it is no UTF-8"
+    return "a number in it is none" if "invalid literal" in str(error) else str(error)

@@ -304,8 +304,8 @@ class Producer:
         if not is_behind(last_id, cursor):
             return cursor
         logger.warning(
-            "%s ends at %s, and was read up to %s: the server has lost writes, or the key was deleted; it is read from "
-            "there on", stream, last_id or "nothing", cursor,
+            "%s ends at %s, and was read up to %s: %s; it is read from there on",
+            stream, last_id or "nothing", cursor, await self._store.reads.why_behind(cursor),
         )  # fmt: skip
         return last_id or "0"
 

@@ -33,7 +33,7 @@ from scheduler.cli.streams import announce
 from scheduler.cli.work import Recorder, label_of, load_handler, pair_of, simulated_work
 from scheduler.config import Settings
 from scheduler.errors import SchedulerError
-from scheduler.node import DRAIN_MS_MAX, Node
+from scheduler.node import DRAIN_MS_MAX, Node, registration
 from scheduler.store.store import open_store
 
 logger = logging.getLogger("scheduler")
@@ -217,6 +217,7 @@ def node(
         raise click.UsageError("--work-ms is for simulated work: not with --handler.")
     function = simulated_work(WORK_MS if work_ms is None else work_ms) if handler is None else load_handler(handler)
     recorder = None if record is None else Recorder(record)
+    registration(node_id, capacity, pairs, features, dict(labels), pool, node_version)  # what is wrong is told at once
     settings, url = settings_of_environment(), _find_server(redis_url, wait_server_ms)
     if url is None:
         return

@@ -434,6 +434,12 @@ class Reads:
         """The highest id that each stream has ever had, empty for one that is not there."""
         return [each.decode() for each in await self._connection.call("last_ids", streams, [])]
 
+    async def why_behind(self, cursor: str) -> str:
+        """Why a stream may end before a cursor, for people."""
+        if keys.is_absurd(cursor, await self.now_ms()):
+            return "it had an id that no clock gives, and was made anew"
+        return "the server has lost writes, or the key was deleted"
+
     async def entries(self, stream: str, start: str = "-", end: str = "+", count: int = 100) -> list[StreamEntry]:
         """A range of a stream."""
         rows = await self._command(lambda client: client.xrange(stream, start, end, count))

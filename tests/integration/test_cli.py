@@ -74,6 +74,8 @@ def test_all_commands_are_listed() -> None:
             ["node", "--id", "n1", "--record", "no/f"],
             "--record = 'no/f': No such file or directory: expected a file th",
         ),
+        (["node", "--id", "n 1"], "node = 'n 1': expected 1 to 64 visible ASCII"),
+        (["node", "--id", "n1", "--pair", "en:zh:de"], "tgt_lang = 'zh:de': expected a language tag"),
         (["node", "--id", "n 1", "--redis-url", "redis://host"], "node = 'n 1': expected 1 to 64 visible ASCII"),
         (["node", "--id", "n1", "--pair", "a b:c", "--redis-url", "redis://host"], "src_lang = 'a b': expected"),
     ],

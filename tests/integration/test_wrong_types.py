@@ -211,3 +211,31 @@ async def test_times_without_end_are_read(store: Store) -> None:
     assert [job_id for job_id, _, _ in await store.reads.held([NODE], 10)] == [JOB]
     assert [job_id for job_id, _ in await store.reads.reservations(NODE)] == [JOB]
     assert await store.cell.boot(NODE)
+
+
+async def test_what_is_no_assignment_is_told_in_words(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """By what it lacks, or by what is wrong with it; the node goes on."""
+    async with running(url) as system:
+        await system.add_node("n1", handle)
+        client, inbox = system.store.connection.commands, CELL.inbox("n1")
+        await client.xadd(inbox, {"some": "body"})
+        await client.xadd(inbox, {"job": encode_job(JobDocument(session_id=SESSION)), "job_id": b"\xff"})
+        await client.xadd(inbox, {"job": encode_job(JobDocument(session_id=SESSION)), "reservation": "x y 3 4 5 6 7 8"})
+        await complete(system)
+    told = [each.getMessage().partition(" is ignored, ")[2] for each in caplog.records if inbox_line(each)]
+    assert told == [
+        "for no script has written it: it has no field 'job'",
+        "for no script has written it: a text in it is no UTF-8",
+        "for no script has written it: a number in it is none",
+    ]
+
+
+def inbox_line(record: logging.LogRecord) -> bool:
+    """Whether a node tells of an entry that is none."""
+    return record.levelno == logging.WARNING and "n1: inbox entry " in record.getMessage()
+
+
+async def test_a_stream_that_was_made_anew_is_not_called_lost(store: Store) -> None:
+    """Whoever has read the highest id there is stands above all that come after it."""
+    assert await store.reads.why_behind(keys.HIGHEST_ID) == "it had an id that no clock gives, and was made anew"
+    assert await store.reads.why_behind("1-0") == "the server has lost writes, or the key was deleted"
