@@ -10,10 +10,12 @@ import errno
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from typing import IO, Any, Final, NoReturn
 
 import click
 
+from scheduler.cli import terminal
 from scheduler.errors import InvalidInput, SchedulerError, ServerUnavailable, without_credentials
 
 BY_SIGNAL: Final = 128
@@ -30,7 +32,7 @@ class Failure(click.ClickException):
     def show(self, file: IO[Any] | None = None) -> None:
         """Print it."""
         if self.message:
-            click.echo(f"Error: {self.message}", file=file, err=file is None)
+            terminal.write_line(f"Error: {self.message}", err=True)
 
 
 class WrongUsage(Failure):
@@ -64,10 +66,21 @@ def as_failure(error: SchedulerError | OSError) -> Failure:
 class Explained(click.Command):
     """A command whose errors become a line on stderr and an exit code."""
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run as a program does."""
+        terminal.prepare()
+        return super().main(*args, **kwargs)
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Read the options that stand before a subcommand."""
+        with _visible_errors():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; what it printed is flushed here, where a closed stdout can still be handled."""
         try:
-            value = super().invoke(ctx)
+            with _visible_errors():
+                value = super().invoke(ctx)
             sys.stdout.flush()
         except CutOff as error:
             _end_at_once(error)
@@ -80,6 +93,17 @@ class Explained(click.Command):
                 raise
             raise as_failure(error) from error
         return value
+
+
+@contextlib.contextmanager
+def _visible_errors() -> Iterator[None]:
+    """What click says of wrong usage has what was typed in it, as it was typed."""
+    try:
+        yield
+    except click.ClickException as error:
+        message = terminal.for_stderr(error.format_message())
+        error.format_message = lambda: message  # type: ignore[method-assign]
+        raise
 
 
 def _end_at_once(why: CutOff) -> NoReturn:

@@ -17,10 +17,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from types import FrameType
 from typing import Any, Final, TypeVar
 
-import click
 import msgspec
 
 from scheduler import audit, roles
+from scheduler.cli import terminal
 from scheduler.cli.failures import BY_SIGNAL
 from scheduler.cli.load import beside, follow, look_up, submit_load, to_its_end, wait_for_outcomes
 from scheduler.cli.process import ignore_hangups, run_async, stop_roles
@@ -202,7 +202,8 @@ async def _rehearse(url: str, plan: Plan, watch: Watch | None) -> Result:
                 await to_its_end(_perform(stage, producer))
         except asyncio.CancelledError:  # said when the picture is gone, and before all that takes a while to stop
             ended = len(begun.records.ended) if begun else 0
-            click.echo(f"stopped: {ended:,} of {len(plan.arrivals):,} jobs had ended, so there is no verdict", err=True)
+            text = f"stopped: {ended:,} of {len(plan.arrivals):,} jobs had ended, so there is no verdict"
+            terminal.write_line(text, err=True)
             raise
     report = audit.audit(stage.records.evidence())
     return Result(

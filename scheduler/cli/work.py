@@ -14,6 +14,7 @@ import msgspec
 
 from scheduler.attempts import Observer
 from scheduler.audit import Capacity, Run
+from scheduler.cli.logs import configurable_by_import
 from scheduler.clock import SYSTEM_CLOCK
 from scheduler.errors import InvalidInput
 from scheduler.handlers import Handler, Job
@@ -70,7 +71,8 @@ def load_handler(name: str) -> Handler:
 
 def _import(name: str, module_name: str) -> Any:
     try:
-        return importlib.import_module(module_name)
+        with configurable_by_import():
+            return importlib.import_module(module_name)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
             raise InvalidInput(

@@ -16,6 +16,7 @@ BASE: Final = {
     "scheduler.errors",
     "scheduler.config",
     "scheduler.deltas",
+    "scheduler.visible",
     "scheduler.words",
 }
 PURE: Final = {
@@ -46,6 +47,7 @@ PURE: Final = {
     "scheduler.session.decisions",
     "scheduler.session.ring",
     "scheduler.store.pace",
+    "scheduler.visible",
     "scheduler.words",
 }
 # Libraries that perform, wait, read a clock or hold what is shared.
