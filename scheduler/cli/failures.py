@@ -100,8 +100,11 @@ def _visible_errors() -> Iterator[None]:
     """What click says of wrong usage has what was typed in it, as it was typed."""
     try:
         yield
+    except Failure:
+        raise
     except click.ClickException as error:
-        message = terminal.for_stderr(error.format_message())
+        has_lines = isinstance(error, click.MissingParameter)  # one for each choice
+        message = terminal.for_stderr(error.format_message(), has_lines=has_lines)
         error.format_message = lambda: message  # type: ignore[method-assign]
         raise
 

@@ -87,9 +87,9 @@ def fit(text: str) -> str:
     return visible(text, encoding_of(sys.stdout))
 
 
-def for_stderr(text: str) -> str:
-    """A text with its lines as stderr can show it."""
-    return visible_lines(text, encoding_of(sys.stderr))
+def for_stderr(text: str, *, has_lines: bool) -> str:
+    """A text of others for stderr: on one line, unless it has lines."""
+    return (visible_lines if has_lines else visible)(text, encoding_of(sys.stderr))
 
 
 def styled(text: str, style: str) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from scheduler import node as node_module
 from scheduler.config import DEFAULTS
 from scheduler.errors import InvalidInput, ServerRefused, ServerUnavailable
 from scheduler.handlers import Job
@@ -170,9 +169,8 @@ async def test_a_cancellation_is_never_lost(url: str, moment: int) -> None:
     await opened.close()
 
 
-async def test_leaving_does_not_wait_for_ever_for_a_server_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_leaving_does_not_wait_for_ever_for_a_server_that_is_gone() -> None:
     """A node whose server died with unreported outcomes still stops."""
-    monkeypatch.setattr(node_module, "LAST_WORD_MS", 500)
     started = asyncio.Event()
 
     async def handle(job: Job) -> None:

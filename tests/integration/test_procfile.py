@@ -154,5 +154,5 @@ def test_honcho_kills_nobody_who_runs_a_job(tmp_path: Path) -> None:
                 pass
         assert honcho.end(signal.SIGTERM) < KILL_WAIT_S
     assert honcho.found(r"(sending SIGKILL|not stopped in order|Traceback)") == []
-    assert len(honcho.found(r"(not drained within)")) == 1
+    assert len(honcho.found(r"(did not end in time)")) == 1
     assert honcho.found(r"server\.1 stopped \((rc=\d+)\)") == ["rc=0"]
