@@ -77,7 +77,7 @@ async def _serve(url: str, settings: Settings, stopping: asyncio.Event, server: 
             if role is None:
                 return
             started.append(role[0])
-        print_line(without_credentials(url))
+        print_line(without_credentials(url) if server is None else server.address)
         print_line("ready")
         alive = await alive_until(stopping, server)
         if server is not None:

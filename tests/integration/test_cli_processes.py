@@ -19,6 +19,7 @@ import pytest
 import redis
 
 from scheduler.audit import Capacity, Run
+from scheduler.errors import without_credentials
 from scheduler.store.location import ping
 from scheduler.store.server import start_embedded
 
@@ -114,10 +115,17 @@ def running(directory: Path, *arguments: str) -> Iterator[Command]:
 
 @contextlib.contextmanager
 def up(directory: Path) -> Iterator[tuple[Command, str]]:
-    """`scheduler up` in a directory, ready, and its URL."""
+    """`scheduler up` in a directory, ready, and its URL, which it shows without the password."""
     with Command(directory, "up") as command:
-        url = command.line()
-        yield command.ready(), url
+        shown = command.line()
+        yield command.ready(), told_url(directory, shown)
+
+
+def told_url(directory: Path, shown: str) -> str:
+    """The URL that the file tells, of the server whose address was shown."""
+    url = (directory / ".scheduler" / "url").read_text().strip()
+    assert re.sub("//:[0-9a-f]{32}@", "//", url) == shown
+    return url
 
 
 @pytest.fixture(scope="module")
@@ -212,10 +220,10 @@ def test_data_outlives_up(tmp_path: Path) -> None:
     """What is stored is there again after a stop and a start; --data-dir says where."""
     options = ("up", "--data-dir", "data")
     with Command(tmp_path, *options) as first:
-        with redis.Redis.from_url(first.line()) as client:
+        with redis.Redis.from_url(told_url(tmp_path, first.line())) as client:
             client.set("mine", "kept")
         assert first.ready().end(signal.SIGTERM)[0] == 0
-    with Command(tmp_path, *options) as second, redis.Redis.from_url(second.line()) as client:
+    with Command(tmp_path, *options) as second, redis.Redis.from_url(told_url(tmp_path, second.line())) as client:
         assert client.get("mine") == b"kept"
     assert {path.name for path in tmp_path.iterdir()} == {"data", ".scheduler"}
 
@@ -234,7 +242,7 @@ def test_up_on_a_server_that_is_named(tmp_path: Path) -> None:
     """With --redis-url `up` starts no server and writes no URL; other settings than those stored there are refused."""
     with start_embedded() as server:
         with Command(tmp_path, "up", "--redis-url", server.url) as command:
-            assert command.line() == server.url
+            assert command.line() == without_credentials(server.url)
             command.ready()
             assert command.end(signal.SIGTERM)[0] == 0
         assert list(tmp_path.iterdir()) == []

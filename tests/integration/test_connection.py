@@ -93,11 +93,11 @@ async def test_whoever_waits_for_a_server_is_told_so(
     monkeypatch.setattr(connection, "WAITING_TOLD_MS", 20)
     with start_embedded() as server:
         server.kill()
-        opening = asyncio.create_task(open_store(server.url.replace("//", "//@"), DEFAULTS, patience_ms))
+        opening = asyncio.create_task(open_store(server.url, DEFAULTS, patience_ms))
         await listener.told.wait()
         server.start()
         async with await opening:
-            place = server.url.replace("//", "//***@")
+            place = server.address.replace("//", "//***@")
             assert listener.messages == [f"WARNING waiting for the server at {place}: it does not answer yet"]
 
 
