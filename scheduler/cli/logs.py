@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import textwrap
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from scheduler.cli import terminal
 from scheduler.errors import without_credentials
@@ -32,6 +33,10 @@ class Formatter(logging.Formatter):
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         """ISO 8601 in local time."""
         return datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds")
+
+    def formatException(self, ei: Any) -> str:
+        """A traceback, set in, so that no line of it looks like another record."""
+        return textwrap.indent(super().formatException(ei), "  ")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """The line without what follows it."""

@@ -59,7 +59,12 @@ IMPURE: Final = {
 # and the server that they start belong to the machine.
 CLOCK: Final = "scheduler.clock"
 LOOK_AT_THE_MACHINE: Final = {CLOCK, "scheduler.host"}
-BELONG_TO_THE_MACHINE: Final = ("scheduler.cli", "scheduler.store.location", "scheduler.store.server")
+BELONG_TO_THE_MACHINE: Final = (
+    "scheduler.cli",
+    "scheduler.store.location",
+    "scheduler.store.private",
+    "scheduler.store.server",
+)
 TERMINAL_OUTPUT: Final = {"click", "rich"}
 # The only thing of redis that shells may know are its exceptions, and only these shells.
 SHELLS_THAT_CATCH_REDIS_ERRORS: Final = {
