@@ -17,6 +17,7 @@ import click
 
 from scheduler.cli import terminal
 from scheduler.errors import InvalidInput, SchedulerError, ServerUnavailable, without_credentials
+from scheduler.visible import visible
 
 BY_SIGNAL: Final = 128
 
@@ -88,6 +89,8 @@ class Explained(click.Command):
             ctx.exit(BY_SIGNAL + signal.SIGINT)
         except SchedulerError as error:
             raise as_failure(error) from error
+        except UnicodeEncodeError as error:  # of an argument or a variable, which Python takes whatever they are
+            raise WrongUsage(f"'{visible(error.object)}': expected text in UTF-8") from error
         except OSError as error:
             if error.errno == errno.EPIPE:  # click ends quietly: whoever read our output has seen enough
                 raise
