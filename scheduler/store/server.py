@@ -123,8 +123,8 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """Where clients reach it, with the password."""
-        return f"redis://:{self._password}@{HOST}:{self.port}/0"
+        """Where clients reach it, with the password, and the user's name, which redis-cli wants."""
+        return f"redis://default:{self._password}@{HOST}:{self.port}/0"
 
     @property
     def address(self) -> str:

@@ -140,7 +140,7 @@ def test_foreign_key(ready_url: str) -> None:
         client.set("{sched:0}:capacity", "mine")
     exit_code, stderr = refusal(run("nodes", "ls", "--redis-url", ready_url))
     assert exit_code == 1
-    assert stderr.startswith(f"Error: {ready_url}: WRONGTYPE")
+    assert stderr.startswith(f"Error: {without_credentials(ready_url)}: WRONGTYPE")
 
 
 def test_namespace(ready_url: str) -> None:

@@ -22,6 +22,7 @@ from scheduler.audit import Capacity, Run
 from scheduler.errors import without_credentials
 from scheduler.store.location import ping
 from scheduler.store.server import start_embedded
+from tests.integration.commands import told_url
 
 ROOT = Path(__file__).resolve().parents[2]
 HANDLERS = """
@@ -121,13 +122,6 @@ def up(directory: Path) -> Iterator[tuple[Command, str]]:
         yield command.ready(), told_url(directory, shown)
 
 
-def told_url(directory: Path, shown: str) -> str:
-    """The URL that the file tells, of the server whose address was shown."""
-    url = (directory / ".scheduler" / "url").read_text().strip()
-    assert re.sub("//:[0-9a-f]{32}@", "//", url) == shown
-    return url
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory where `scheduler up` runs and handlers.py lies; each test uses nodes and features of its own."""
@@ -211,7 +205,7 @@ def test_data_directory_of_another_server(place: Path) -> None:
             2,
             "",
             "Error: --data-dir = '.other': expected none, because no server is started here: `up` would use "
-            f"{url}, named by {named_by}; stop that one first, or leave the option out\n",
+            f"{without_credentials(url)}, named by {named_by}; stop that one first, or leave the option out\n",
         )
     assert not (place / ".other").exists()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from scheduler.config import DEFAULTS
-from scheduler.errors import InvalidInput, ServerRefused, ServerUnavailable
+from scheduler.errors import InvalidInput, ServerRefused, ServerUnavailable, without_credentials
 from scheduler.handlers import Job
 from scheduler.node import Node
 from scheduler.store import connection
@@ -119,8 +119,9 @@ async def test_whoever_waits_for_a_scheduler_is_told_so(
         await listener.told.wait()
         await store.control.write_layout()
         await waiting
+    place = without_credentials(url)
     assert listener.messages == [
-        f"WARNING {url}: no scheduler was started there (namespace 'sched'): expected a running manager, such as "
+        f"WARNING {place}: no scheduler was started there (namespace 'sched'): expected a running manager, such as "
         "`scheduler up`; waiting for one"
     ]
 

@@ -178,5 +178,5 @@ def test_ping_of_somebody_silent() -> None:
 def test_ping_with_a_password(tmp_path: Path) -> None:
     """A server with a password answers only to who knows it."""
     with start_embedded(tmp_path) as server:
-        wrong = server.url.replace("//:", "//:0")
+        wrong = server.url.replace("default:", "default:0")
         assert [ping(url) for url in (server.url, server.address, wrong)] == [True, False, False]

@@ -101,7 +101,7 @@ def test_only_its_user_can_use_a_server(engine: Engine, tmp_path: Path) -> None:
         write_url_file(tmp_path, server.url)
         password = str(client.config_get("requirepass")["requirepass"])
         assert re.fullmatch("[0-9a-f]{32}", password)
-        assert server.url == f"redis://:{password}@127.0.0.1:{server.port}/0"
+        assert server.url == f"redis://default:{password}@127.0.0.1:{server.port}/0"
         assert (ping(server.url), ping(server.address)) == (True, False)
         process = Path("/proc") / str(server.pid)
         assert [password.encode() in (process / each).read_bytes() for each in ("cmdline", "environ")] == [False] * 2
