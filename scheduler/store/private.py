@@ -17,9 +17,10 @@ def make_private_directory(path: Path) -> None:
 
     One that belongs to another user stays as it is. Raises: OSError.
     """
-    for each in (*reversed(path.parents), path):
-        if not each.is_dir():
-            each.mkdir(DIRECTORY_MODE, exist_ok=True)
+    for above in reversed(path.parents):
+        if not above.exists():
+            above.mkdir(DIRECTORY_MODE, exist_ok=True)
+    path.mkdir(DIRECTORY_MODE, exist_ok=True)
     with contextlib.suppress(PermissionError):
         path.chmod(DIRECTORY_MODE)
 
