@@ -145,7 +145,7 @@ async def _see_nodes_off(url: str, settings: Settings, wait_ms: int) -> bool:
         return True
 
 
-def _name_of_process() -> str:
+def name_of_process() -> str:
     """How a process manager calls this process (honcho; foreman and overmind; Heroku); else a name of its own."""
     for variable in ("HONCHO_PROCESS_NAME", "PS", "DYNO"):
         name = os.environ.get(variable, "")
@@ -238,7 +238,7 @@ def node(
         return
     member = Node(
         url,
-        _name_of_process() if node_id is None else node_id,
+        name_of_process() if node_id is None else node_id,
         capacity=capacity,
         handler=function,
         pairs=pairs,
