@@ -61,10 +61,10 @@ class Process:
         """Start `scheduler <arguments>` on a server; it is killed when this thread ends."""
         with contextlib.nullcontext() if log is None else log.open("wb") as stderr:
             child = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "scheduler", *arguments, "--redis-url", url,
+                sys.executable, "-m", "scheduler", *arguments,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=stderr,
-                env=environment(settings),
+                env=environment(settings) | {"SCHED_REDIS_URL": url},  # not where `ps` shows the password
                 start_new_session=True,  # Ctrl-C is for us
                 preexec_fn=_die_with_parent(),
             )  # fmt: skip

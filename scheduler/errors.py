@@ -23,11 +23,16 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from scheduler.visible import visible_lines
+
 _CREDENTIALS: Final = re.compile(r"(\w://)[^/\s@]*@")
 
 
 class SchedulerError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose. Its text can be shown: what others said is visible."""
+
+    def __str__(self) -> str:
+        return visible_lines(super().__str__())
 
 
 class InvalidInput(SchedulerError):
@@ -156,6 +161,10 @@ class Retry(SchedulerError):
             raise InvalidInput(f"Retry: delay_ms = {delay_ms!r}: expected milliseconds, or None")
         self.delay_ms = None if delay_ms is None else max(0, round(delay_ms))
 
+    __str__ = Exception.__str__  # what a handler said is stored as it is
+
 
 class Reject(SchedulerError):
     """A handler says that another attempt is of no use: the job ends as failed."""
+
+    __str__ = Exception.__str__

@@ -25,6 +25,7 @@ from scheduler.attempt_log import AttemptLog
 from scheduler.attempts import GIVE_BACK_MS, WATCH_MS, Attempts, Observer
 from scheduler.bodies import LateBodies, without_body
 from scheduler.config import Settings, check_settings, read_settings
+from scheduler.drain import DRAIN_MS_MAX, Drain
 from scheduler.errors import InvalidInput, SchedulerError, WrongType
 from scheduler.handlers import Handler, Job, check_handler
 from scheduler.host import Host
@@ -36,10 +37,9 @@ from scheduler.store.store import Store, open_store
 
 logger = logging.getLogger("scheduler.node")
 
-DRAIN_MS_MAX: Final = 30_000
 FIRST_WORD_MS: Final = 2_000  # for telling the server that this node leaves
-STOP_MS: Final = 1_000  # for handlers that were told to stop: the process is gone soon after its time to drain
-LAST_WORD_MS: Final = 5_000  # for reporting the last outcomes while leaving
+RESULTS_SHARE: Final = 0.6  # of the time for last words, that results have before they are given up
+LEAVE_AGAIN_MS: Final = 50
 THREADS_MIN: Final = 32
 INBOX_COUNT: Final = 128
 NEVER_MS: Final = float("-inf")
@@ -80,8 +80,8 @@ class Node:
 
     Args: url of the server; node_id, one running process each; capacity, jobs at once; handler; pairs, (source,
     target) languages; features; labels; pool, empty for the default; version, of the node's software; settings, by
-    default from the `SCHED_*` variables; observer; drain_ms_max, how long leaving waits for running jobs before it
-    gives them back; host, of this process.
+    default from the `SCHED_*` variables; observer; drain_ms_max, how long leaving may take in all: it waits for running
+    jobs, and gives them back some time before (drain.py); host, of this process.
     Raises: InvalidInput; on entering ServerUnavailable or ServerRefused.
     """
 
@@ -112,9 +112,9 @@ class Node:
         self._handler = handler
         self._settings = settings
         self._observer = observer or Observer()
-        self._drain_ms_max = drain_ms_max
         self._host = host or Host()
         self._clock = self._host.clock
+        self._drain = Drain(drain_ms_max, self._clock)
         self._beat_document = registration(node_id, capacity, pairs, features, labels, pool, version)
         self._earlier: list[Job] = []
         self._held_before: dict[str, int] = {}
@@ -181,11 +181,13 @@ class Node:
         self._tasks = [asyncio.create_task(loop.run()) for loop in self._loops]
 
     async def __aexit__(self, *_: object) -> None:
+        self._drain.begin()
         try:
             await self.drain()
             self._stop_serving()
             await self._end_handlers()
             await self._last_word()
+            await self._leave_at_last()
         finally:
             await self._close()
 
@@ -194,16 +196,32 @@ class Node:
         self._attempts.stop_all("the node stopped")
 
     async def _last_word(self) -> None:
+        left_ms = self._drain.report_ms
         try:
-            async with asyncio.timeout(LAST_WORD_MS / 1000):
+            async with asyncio.timeout(RESULTS_SHARE * left_ms / 1000):
                 await self._reporter.report()
         except (SchedulerError, OSError, TimeoutError) as error:
             if self._reporter.give_back_results("the node stopped before its result was reported"):
                 with contextlib.suppress(SchedulerError, OSError, TimeoutError):
-                    async with asyncio.timeout(FIRST_WORD_MS / 1000):
+                    async with asyncio.timeout((1 - RESULTS_SHARE) * left_ms / 1000):
                         await self._reporter.report()
             if len(self._reporter):
                 logger.error("%s: %d outcomes were not reported: %s", self.node_id, len(self._reporter), error)
+
+    async def _leave_at_last(self) -> None:
+        """Leave after giving back what did not end in time: the server knows of nothing here any more.
+
+        Unless it has given something meanwhile, which is given back too, or somebody holds what an earlier life had.
+        """
+        if self.phase != "stopped" or len(self._reporter):
+            return
+        with contextlib.suppress(SchedulerError, OSError, TimeoutError):
+            async with asyncio.timeout(self._drain.report_ms / 1000):
+                while (answer := await self._store.cell.leave(self.node_id, self.boot, "leaves")) == "busy":
+                    await asyncio.sleep(LEAVE_AGAIN_MS / 1000)
+                    await self._reporter.report()
+                self.phase = "left" if answer == "left" else "replaced"
+                logger.info("%s: %s", self.node_id, self.phase)
 
     async def _close(self) -> None:
         """End whatever runs here, also after a failure, or when leaving was cancelled."""
@@ -220,13 +238,11 @@ class Node:
             await self._store.close()
 
     async def _end_handlers(self) -> None:
-        """Wait for handlers that were stopped; longer in a life that was replaced, for the later one has their slots.
+        """Wait for handlers that were stopped, which in a life that was replaced have all of the time.
 
         What runs on all the same is given back, or by a life that was replaced left to the end of its lease.
         """
-        await self._attempts.ended(STOP_MS)
-        if self._is_replaced():
-            await self._attempts.ended(max(0, self._drain_ms_max - STOP_MS))
+        await self._attempts.ended(round(self._drain.handlers_ms))
         if self.running:
             logger.warning("%s: %d handlers do not stop", self.node_id, self.running)
         if not self._is_replaced():
@@ -236,26 +252,28 @@ class Node:
         return self.phase == "replaced"
 
     async def drain(self) -> None:
-        """Take no more work, finish what runs, and leave; gives up after `drain_ms_max`."""
+        """Take no more work, finish what runs, and leave; gives up some time before `drain_ms_max`."""
         if self.phase in ("left", "replaced"):
             return
         self.phase = "draining"
         self._beat_document = msgspec.structs.replace(self._beat_document, draining=True)
-        started_ms = self._clock.ms()
+        self._drain.begin()
+        if self.running:
+            seconds = self._drain.jobs_ms / 1000
+            logger.info("%s: drains: jobs that run: %d; they have %.1f s to end", self.node_id, self.running, seconds)
         self._beat_loop.wake()
         try:
-            async with asyncio.timeout(min(FIRST_WORD_MS, self._drain_ms_max) / 1000):
+            async with asyncio.timeout(min(FIRST_WORD_MS, self._drain.jobs_ms) / 1000):
                 await self._told.wait()
         except TimeoutError:
             logger.warning("%s: the server does not answer, leaving without its word", self.node_id)
             if not self._attempts.reserved:
                 return
-        rest_ms = started_ms + self._drain_ms_max - self._clock.ms()
         try:
-            async with asyncio.timeout(max(0.0, rest_ms) / 1000):
+            async with asyncio.timeout(self._drain.jobs_ms / 1000):
                 await self._ended.wait()
         except TimeoutError:
-            logger.warning("%s: not drained within %d ms, %d jobs run", self.node_id, self._drain_ms_max, self.running)
+            logger.warning("%s: jobs that did not end in time and are given back: %d", self.node_id, self.running)
 
     async def stopped(self) -> None:
         """Wait until this node serves no more: it was drained and left, or a later boot replaced it."""
@@ -302,7 +320,7 @@ class Node:
 
     def _end_life(self, phase: Phase) -> None:
         """This node serves no more: it beats no more, and whoever waits for that is told."""
-        if not self._ended.is_set():
+        if not self._ended.is_set() and phase != "stopped":  # what that comes to is said at the end
             logger.info("%s: %s", self.node_id, phase)
         self.phase = phase
         self._late.clear()

@@ -1,25 +1,32 @@
 # Shared by the scripts beside it, to be sourced. Sets `project` (the project's folder) and `venv` (the environment in it);
 # `ensure_venv <extra>` makes the environment and installs the project into it, editable, with that extra. What is
 # installed already is left alone, without a look at the network: a stamp file remembers what it was installed from.
-# TOOLS_VENV names an environment that is used as it is, for a copy of the project that has none.
+# TOOLS_VENV names an environment that is used as it is, for a copy of the project that has none. TOOLS_PYTHON, such as
+# 3.12, is a version of Python that has an environment of its own beside the other one.
 
 unset CDPATH
 project=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P) || exit 1
 venv="${TOOLS_VENV:-$project/.venv}"
+if [ -n "${TOOLS_PYTHON:-}" ]; then venv="$project/.venv-$TOOLS_PYTHON"; fi
 
 # What an installation depends on. Sources are not part of it: an editable install follows them.
 wanted_stamp() {
   printf '%s %s\n' "$(cksum <"$project/pyproject.toml")" "$project"
 }
 
-# Extras that are asked for, each of which contains those before it.
-extras="embedded bench dev "
+# Prints the extras that contain one.
+containing() {
+  case "$1" in
+    embedded) echo "bench test dev" ;;
+    bench | test) echo "dev" ;;
+  esac
+}
 
 # The import notices an environment whose python was upgraded or removed.
 is_installed() {
   local extra wanted
   wanted=$(wanted_stamp)
-  for extra in "$1" ${extras##*"$1" }; do
+  for extra in "$1" $(containing "$1"); do
     if [ "$(cat "$venv/.installed-$extra" 2>/dev/null)" = "$wanted" ]; then
       "$venv/bin/python" -c 'import click' 2>/dev/null && return 0
     fi
@@ -27,9 +34,27 @@ is_installed() {
   return 1
 }
 
-# Prints the name of a python that can make the environment. A name on PATH may be a shim that runs nothing, so ask each.
+# Prints the name of a Python of a version, on PATH or under pyenv, that can make an environment. A name on PATH may be a
+# shim that runs nothing, so ask each.
+find_version() {
+  local name
+  for name in "python$1" python3 "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python; do
+    if [ "$("$name" -c 'import ensurepip, sys, venv; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" = "$1" ]; then
+      echo "$name"
+      return 0
+    fi
+  done
+  echo "error: no python $1 with its module venv on PATH or under pyenv" >&2
+  return 1
+}
+
+# Prints the name of a python that can make the environment.
 find_python() {
   local name version too_old="" without_venv=""
+  if [ -n "${TOOLS_PYTHON:-}" ]; then
+    find_version "$TOOLS_PYTHON"
+    return
+  fi
   for name in python3 python3.14 python3.13 python3.12 python3.11 python; do
     version=$("$name" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
     if ! "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
@@ -71,7 +96,7 @@ install_extra() {
 
 # Of several at once the first installs and the others wait. The lock is on a file that is there anyway.
 ensure_venv() {
-  [ -n "${TOOLS_VENV:-}" ] && return 0
+  [ -n "${TOOLS_VENV:-}" ] && [ -z "${TOOLS_PYTHON:-}" ] && return 0
   is_installed "$1" && return 0
   (
     if command -v flock >/dev/null 2>&1; then flock 9; fi

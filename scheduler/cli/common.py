@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
@@ -15,15 +14,17 @@ import msgspec
 from redis.exceptions import RedisError
 
 from scheduler import calls, model
+from scheduler.cli import terminal
+from scheduler.cli.logs import LOG_LEVELS, log_to_stderr
 from scheduler.config import Settings, read_settings
-from scheduler.errors import InvalidInput, SchedulerError, ServerUnavailable, without_credentials
+from scheduler.errors import InvalidInput, SchedulerError, ServerUnavailable
 from scheduler.store.control import Led
 from scheduler.store.location import Found, find_url
 from scheduler.store.store import Store, open_store
+from scheduler.visible import visible
 
 PATIENCE_MS: Final = 2_000
 LAYOUT_WAIT_MS: Final = 2_500  # so late a leader has written one again that was lost
-LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 SHOWN_MAX: Final = 200
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -56,37 +57,13 @@ def log_level_option(default: str) -> Callable[[_Command], _Command]:
         show_default=True,
         expose_value=False,
         callback=lambda _context, _parameter, value: log_to_stderr(value),
-        help="What is logged to stderr.",
+        help="What is logged, also by your handlers, to stderr unless your module configures logging.",
     )
 
 
 def json_option(command: _Command) -> _Command:
     """`--json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(command)
-
-
-class _StderrHandler(logging.Handler):
-    """Writes to what stderr is at that time."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print one record."""
-        try:
-            click.echo(without_credentials(self.format(record)), err=True)
-        except Exception:
-            with contextlib.suppress(Exception):  # a stderr that was closed, say, must not end who logs
-                self.handleError(record)
-
-
-def log_to_stderr(level: str) -> None:
-    """Log to stderr from now on; other libraries' warnings too."""
-    root = logging.getLogger()
-    if not any(isinstance(handler, _StderrHandler) for handler in root.handlers):
-        handler = _StderrHandler()
-        handler.setFormatter(
-            logging.Formatter("%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
-        )
-        root.addHandler(handler)
-    logging.getLogger("scheduler").setLevel(level.upper())
 
 
 # ---- the server -----------------------------------------------------------------------------------------------------
@@ -121,7 +98,7 @@ async def opened_store(redis_url: str | None, settings: Settings) -> AsyncIterat
         async with await open_store(url, settings, PATIENCE_MS) as store:
             yield store, await store.layout(LAYOUT_WAIT_MS)
     except RedisError as error:
-        raise SchedulerError(f"{url}: {error}") from error
+        raise SchedulerError(f"{url}: {visible(str(error))}") from error
 
 
 async def read_snapshot(store: Store) -> model.Snapshot:
@@ -152,20 +129,24 @@ def led_fields(led: Led) -> dict[str, bool | int | None]:
 # ---- printing -------------------------------------------------------------------------------------------------------
 
 
-def print_line(text: str) -> None:
-    """A line on stdout, at once: somebody may wait for it."""
-    click.echo(text)
+def print_json_line(value: object) -> None:
+    """One JSON document on a line of stdout, at once."""
+    terminal.write_json(msgspec.json.encode(value).decode())
 
 
 def print_json(value: object) -> None:
     """One JSON document, indented."""
-    print_line(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    terminal.write_json(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
 def shown(text: str, length_max: int = SHOWN_MAX) -> str:
-    """A text from elsewhere as one line for a terminal: nothing in it is obeyed, and it is cut when it is long."""
-    visible = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
-    return visible if len(visible) <= length_max else f"{visible[:length_max]}... ({len(text)} characters)"
+    """A text from elsewhere as one line for a message: nothing in it is obeyed, and it is cut when it is long."""
+    return visible(text) if len(text) <= length_max else f"{visible(text[:length_max])}... ({len(text)} characters)"
+
+
+def shown_or_whole(text: str, length_max: int = SHOWN_MAX) -> str:
+    """The same for stdout: cut on a terminal alone, for a pipe gets everything."""
+    return visible(text) if terminal.width() is None else shown(text, length_max)
 
 
 def duration(milliseconds: float) -> str:

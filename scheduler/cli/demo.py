@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import Final
 
 import click
-from rich.console import Console
 
 from scheduler.cli.common import find_server, log_level_option, settings_of_environment
 from scheduler.cli.failures import Explained
 from scheduler.cli.rehearsal import Plan, SimulatedNode, rehearse
-from scheduler.cli.view import LivePicture, conclude, is_screen
+from scheduler.cli.terminal import is_screen, new_console
+from scheduler.cli.view import LivePicture, conclude
 from scheduler.loads import Arrival, SpeechShape, offered_load, speech_arrivals
 
 JOBS: Final = 2_000
@@ -61,7 +61,7 @@ def demo(jobs: int, sessions: int | None, seed: int, as_json: bool, redis_url: s
         settings=settings_of_environment(),
         url=redis_url and find_server(redis_url),
     )
-    console = Console()
+    console = new_console()
     headline = _headline(arrivals, fleet, seed)
     if is_screen(console) and not as_json:
         result = rehearse(plan, LivePicture(console, headline))

@@ -10,12 +10,14 @@ import errno
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from typing import IO, Any, Final, NoReturn
 
 import click
 
-from scheduler.cli import streams
+from scheduler.cli import streams, terminal
 from scheduler.errors import InvalidInput, SchedulerError, ServerUnavailable, without_credentials
+from scheduler.visible import visible
 
 BY_SIGNAL: Final = 128
 
@@ -31,7 +33,7 @@ class Failure(click.ClickException):
     def show(self, file: IO[Any] | None = None) -> None:
         """Print it."""
         if self.message:
-            click.echo(f"Error: {self.message}", file=file, err=file is None)
+            terminal.write_line(f"Error: {self.message}", err=True)
 
 
 class WrongUsage(Failure):
@@ -65,10 +67,21 @@ def as_failure(error: SchedulerError | OSError) -> Failure:
 class Explained(click.Command):
     """A command whose errors become a line on stderr and an exit code."""
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run as a program does."""
+        terminal.prepare()
+        return super().main(*args, **kwargs)
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Read the options that stand before a subcommand."""
+        with _visible_errors():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; what it printed is flushed here, where a closed stdout can still be handled."""
         try:
-            value = super().invoke(ctx)
+            with _visible_errors():
+                value = super().invoke(ctx)
             sys.stdout.flush()
         except CutOff as error:
             _end_at_once(error)
@@ -76,12 +89,28 @@ class Explained(click.Command):
             ctx.exit(BY_SIGNAL + signal.SIGINT)
         except SchedulerError as error:
             raise as_failure(error) from error
+        except UnicodeEncodeError as error:  # of an argument or a variable, which Python takes whatever they are
+            raise WrongUsage(f"'{visible(error.object)}': expected text in UTF-8") from error
         except OSError as error:
             if error.errno == errno.EPIPE:  # click ends quietly: whoever read our output has seen enough
                 raise
             fault = streams.fault_of(error)
             raise (Failure(fault) if fault else as_failure(error)) from error
         return value
+
+
+@contextlib.contextmanager
+def _visible_errors() -> Iterator[None]:
+    """What click says of wrong usage has what was typed in it, as it was typed."""
+    try:
+        yield
+    except Failure:
+        raise
+    except click.ClickException as error:
+        has_lines = isinstance(error, click.MissingParameter)  # one for each choice
+        message = terminal.for_stderr(error.format_message(), has_lines=has_lines)
+        error.format_message = lambda: message  # type: ignore[method-assign]
+        raise
 
 
 def _end_at_once(why: CutOff) -> NoReturn:

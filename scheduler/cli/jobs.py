@@ -9,26 +9,26 @@ from typing import BinaryIO, Final
 
 import click
 import msgspec
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from scheduler import model, words
 from scheduler.calls import Outcome
+from scheduler.cli import terminal
 from scheduler.cli.common import (
     duration,
     json_option,
     moment,
     opened_store,
     print_json,
-    print_line,
+    print_json_line,
     server_options,
     settings_of_environment,
     shown,
+    shown_or_whole,
 )
 from scheduler.cli.failures import Failure
 from scheduler.cli.process import run_async
 from scheduler.cli.submit import Awaited, Submitter, beside, outcome_fields, result_fields
+from scheduler.cli.tables import print_pairs
 from scheduler.config import Settings
 from scheduler.producer import Producer
 from scheduler.results import BYTES
@@ -94,7 +94,7 @@ async def _submit(
 
 
 async def _print_ids(accepted: Mapping[str, model.JobDocument]) -> None:
-    print_line("\n".join(accepted))
+    terminal.write_line("\n".join(accepted))
 
 
 async def _submit_and_wait(
@@ -105,7 +105,7 @@ async def _submit_and_wait(
     def tell(outcome: Outcome) -> None:
         nonlocal incomplete
         incomplete += outcome.state != "completed"
-        print_line(msgspec.json.encode(outcome_fields(outcome)).decode())
+        print_json_line(outcome_fields(outcome))
 
     awaited = Awaited(producer, store, tell)
     submitter = Submitter(producer, settings, awaited.add)
@@ -123,7 +123,8 @@ async def _submit_and_wait(
     except BaseException:  # Ctrl-C too: nothing else tells which jobs go on
         if awaited.open:
             ids = "\n".join(awaited.open)
-            click.echo(f"not ended yet ({_jobs(len(awaited.open))}; see `scheduler jobs show ID`):\n{ids}", err=True)
+            jobs = _jobs(len(awaited.open))
+            terminal.write_line(f"not ended yet ({jobs}; see `scheduler jobs show ID`):\n{ids}", err=True)
         raise
     _conclude(submitter.refused, incomplete, list(awaited.open), timeout_ms)
 
@@ -209,12 +210,7 @@ def show(redis_url: str | None, job_id: str, as_json: bool) -> None:
         del fields["result"]
         print_json(fields | result_fields(picture.content_type, picture.result))
         return
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, text in _in_words(picture):
-        table.add_row(name, Text(text))
-    Console(highlight=False).print(table)
+    print_pairs(_in_words(picture))
 
 
 async def _look(redis_url: str | None, settings: Settings, job_id: str) -> Picture:
@@ -225,7 +221,7 @@ async def _look(redis_url: str | None, settings: Settings, job_id: str) -> Pictu
         body: str
         if not record:
             raise Failure(
-                f"nothing is known of job {shown(job_id)!r}: it was never submitted, was written by XADD and is not "
+                f"nothing is known of job '{shown(job_id)}': it was never submitted, was written by XADD and is not "
                 "placed yet, or its retention has ended"
             )
         outcome = await reads.outcome(job_id)
@@ -308,6 +304,7 @@ def _in_words(picture: Picture) -> list[tuple[str, str]]:
     counts = f"{picture.attempts} failed"
     if picture.state not in model.TERMINAL:  # the rest is kept while the job goes on
         counts += f", {picture.crashes} lost with their node, {picture.not_started} not started"
+    detail_name = "detail" if picture.state in model.TERMINAL else "last failure"
     rows = [
         ("job", picture.job_id),
         ("state", picture.state + (", being cancelled" if picture.cancelling else "")),
@@ -325,8 +322,8 @@ def _in_words(picture: Picture) -> list[tuple[str, str]]:
         ("started", at(picture.started_ms)),
         ("lease until", at(picture.lease_until_ms) if live else ""),
         ("ended", at(picture.ended_ms)),
-        ("reason", shown(picture.reason)),
-        ("detail" if picture.state in model.TERMINAL else "last failure", shown(picture.detail, DETAIL_SHOWN_MAX)),
+        ("reason", shown_or_whole(picture.reason)),
+        (detail_name, shown_or_whole(picture.detail, DETAIL_SHOWN_MAX)),
         ("result", _result_in_words(picture)),
     ]
     return [(name, words) for name, words in rows if words]
@@ -356,4 +353,4 @@ def _result_in_words(picture: Picture) -> str:
         return ""  # of a job that failed, why it did is the result
     if picture.content_type == BYTES:
         return f"{len(picture.result)} bytes"
-    return shown(picture.result.decode(errors="replace"), RESULT_SHOWN_MAX)
+    return shown_or_whole(picture.result.decode(errors="replace"), RESULT_SHOWN_MAX)

@@ -1,4 +1,4 @@
-"""`scheduler streams`, `reservations` and `nodes`: what there is, as tables of 80 columns or as JSON."""
+"""`scheduler streams`, `reservations` and `nodes`: what there is, as tables or as JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Final
 
 import click
 import msgspec
-from rich.text import Text
 
 from scheduler import calls, model, words
 from scheduler.cli.common import (
@@ -103,14 +102,16 @@ def streams_ls(redis_url: str | None, as_json: bool) -> None:
     if as_json:
         print_json(seen)
         return
-    intakes = new_table(("partition", "right"), ("backlog", "right"), ("oldest", "right"), "owner", ("lease", "right"))
+    heads: tuple[Column, ...] = (
+        ("partition", "right"), ("backlog", "right"), ("oldest", "right"), "owner", ("lease", "right"),
+    )  # fmt: skip
+    intakes = new_table(*heads, keep=("partition", "backlog"))
     for intake in seen.partitions:
         lease_ms = intake.lease_left_ms
         lease = "" if lease_ms is None else duration(lease_ms) if lease_ms > 0 else "lapsed"
         add_row(intakes, intake.partition, intake.backlog, age(intake.oldest_ms), intake.owner or "nobody", lease)
     columns: tuple[Column, ...] = (("stream", "left"), ("entries", "right"), "what")
-    others = new_table(*columns * _STREAMS_A_ROW)
-    others.show_header = False
+    others = new_table(*columns * _STREAMS_A_ROW, keep=("stream", "entries"), has_header=False)
     cells = [cell for name, entries in seen.entries.items() for cell in (name, entries, _STREAM_WORDS[name])]
     for start in range(0, len(cells), len(columns) * _STREAMS_A_ROW):
         add_row(others, *cells[start : start + len(columns) * _STREAMS_A_ROW])
@@ -178,11 +179,14 @@ def reservations_ls(redis_url: str | None, node_id: str | None, as_json: bool) -
     if as_json:
         print_json(held)
         return
-    table = new_table(("job", "left"), "node", "session", ("token", "right"), ("age", "right"), ("lease", "right"))
+    heads: tuple[Column, ...] = (
+        ("job", "left"), "node", "session", ("token", "right"), ("age", "right"), ("lease", "right"),
+    )  # fmt: skip
+    table = new_table(*heads, keep=("job", "lease"))
     for each in held:
         lease = duration(each.lease_left_ms) if each.lease_left_ms > 0 else "lapsed"
         add_row(table, each.job_id, each.node, each.session_id, each.token, duration(each.age_ms), lease)
-    print_parts(table if held else Text("no slot is held"))
+    print_parts(table if held else "no slot is held")
 
 
 async def _read_reservations(redis_url: str | None, settings: Settings, node_id: str | None) -> list[HeldSlot]:
@@ -257,12 +261,12 @@ def nodes_ls(redis_url: str | None, as_json: bool) -> None:
     if as_json:
         print_json([msgspec.to_builtins(each) | led_fields(led) for each in fleet])
         return
-    table = new_table(*_NODE_COLUMNS)
+    table = new_table(*_NODE_COLUMNS, keep=("node", "reason"))
     for each in fleet:
         pairs = some([f"{source}:{target}" for source, target in each.pairs], PAIRS_WIDTH_MAX)
         words = (each.reason, pairs, some(each.features, FEATURES_WIDTH_MAX), age(each.boot_age_ms))
         add_row(table, each.id, each.pool or "-", each.used, each.slots, *words)
-    print_parts(table if fleet else Text("no node is known"), *[Text(line) for line in unled(led) if fleet])
+    print_parts(table if fleet else "no node is known", *[line for line in unled(led) if fleet])
 
 
 async def _read_nodes(redis_url: str | None, settings: Settings) -> tuple[list[Member], Led]:

@@ -20,7 +20,7 @@ logger = logging.getLogger("scheduler")
 
 T = TypeVar("T")
 
-END_MS_MAX: Final = 500  # for tasks and threads of others at the end
+END_MS_MAX: Final = 300  # for tasks and threads of others at the end
 _WORKERS: Final = "asyncio"
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 import click
 
 from scheduler import __version__
-from scheduler.cli import init, streams
+from scheduler.cli import init, streams, terminal
 from scheduler.cli.failures import Explained
 
 COMMANDS: Final[Mapping[str, str]] = {
@@ -50,7 +50,7 @@ class Commands(Explained, click.Group):
         except OSError as error:  # of what click itself prints
             if error.errno != errno.EPIPE:
                 with contextlib.suppress(OSError):
-                    click.echo(f"Error: {streams.fault_of(error) or error}", err=True)
+                    terminal.write_line(f"Error: {streams.fault_of(error) or error}", err=True)
             sys.exit(1)
         finally:
             streams.settle()

@@ -9,16 +9,14 @@ from typing import Any, BinaryIO, Final, TypeVar
 
 import click
 import msgspec
-from rich.table import Table
-from rich.text import Text
 
 from scheduler import model
+from scheduler.cli import terminal
 from scheduler.cli.common import (
     json_option,
     led_fields,
     opened_store,
     print_json,
-    print_line,
     read_snapshot,
     server_options,
     settings_of_environment,
@@ -27,7 +25,7 @@ from scheduler.cli.common import (
 )
 from scheduler.cli.failures import Failure, WrongUsage
 from scheduler.cli.process import run_async
-from scheduler.cli.tables import Column, add_row, new_table, print_parts, some
+from scheduler.cli.tables import Column, add_row, new_table, print_pairs, print_parts, some
 from scheduler.config import Settings
 from scheduler.errors import InvalidInput
 from scheduler.management import pools as documents
@@ -103,7 +101,9 @@ def pools_apply(redis_url: str | None, file: BinaryIO, timeout_ms: int) -> None:
     changes = _read_file(file)
     before = run_async(_apply(redis_url, settings, file.name, changes, timeout_ms))
     for name, document in changes.items():
-        print_line(f"{name}: {'new' if name not in before else 'changed' if before[name] != document else 'unchanged'}")
+        terminal.write_line(
+            f"{name}: {'new' if name not in before else 'changed' if before[name] != document else 'unchanged'}"
+        )
 
 
 def _read_file(file: BinaryIO) -> dict[str, PoolDocument]:
@@ -175,12 +175,12 @@ def pools_rm(redis_url: str | None, name: str, timeout_ms: int) -> None:
       scheduler pools rm gold
     """
     answer = run_async(_remove(redis_url, settings_of_environment(), name, timeout_ms))
-    print_line(f"{name}: removed")
+    terminal.write_line(f"{name}: removed")
     if answer.named_by:
         nodes = "1 node that names it stays" if answer.named_by == 1 else f"{answer.named_by} nodes that name it stay"
-        print_line(f"{nodes} in it, with the policy of the settings")
+        terminal.write_line(f"{nodes} in it, with the policy of the settings")
     elif name == DEFAULT_POOL:
-        print_line("it goes on with the policy of the settings")
+        terminal.write_line("it goes on with the policy of the settings")
 
 
 async def _remove(redis_url: str | None, settings: Settings, name: str, timeout_ms: int) -> Accepted:
@@ -189,7 +189,7 @@ async def _remove(redis_url: str | None, settings: Settings, name: str, timeout_
         configured = await _configured(store)
         if name not in configured and documents.stored_field(name) not in await store.control.read_config():
             near = f"; the nearest that is one is {nearest(name, configured)}" if configured else ""
-            raise Failure(f"pool {shown(name)!r} is not configured{near}")
+            raise Failure(f"pool '{shown(name)}' is not configured{near}")
         try:
             documents.removed(configured, name)
         except InvalidInput as error:
@@ -237,13 +237,13 @@ def pools_ls(redis_url: str | None, as_json: bool) -> None:
     if as_json:
         print_json([_fields(each) | led_fields(led) for each in found.values()])
         return
-    table = new_table(*_COLUMNS)
+    table = new_table(*_COLUMNS, keep=("pool", "nodes"))
     for name, each in found.items():
         pool = each.pool
         counts = (len(each.nodes), each.slots, each.used)
         add_row(table, name, pool.strategy, *counts, some(pool.fallback, FALLBACK_WIDTH_MAX) or "-", _tenants(pool))
-    nothing = Text("no pool is known: no manager has published a snapshot yet")
-    print_parts(table if found else nothing, *[Text(line) for line in unled(led) if found])
+    nothing = "no pool is known: no manager has published a snapshot yet"
+    print_parts(table if found else nothing, *[line for line in unled(led) if found])
 
 
 def _tenants(pool: model.Pool) -> str:
@@ -269,12 +269,12 @@ def pools_show(redis_url: str | None, name: str, as_toml: bool, as_json: bool) -
     found, _ = run_async(_read(redis_url, settings_of_environment()))
     if name not in found:
         near = f"; the nearest is {nearest(name, found)}" if found else ""
-        raise Failure(f"no pool {shown(name)!r}{near}")
+        raise Failure(f"no pool '{shown(name)}'{near}")
     each = found[name]
     if as_json:
         print_json(_fields(each))
     elif as_toml:
-        print_line(documents.to_toml({name: each.said or PoolDocument()}, {name: each.pool}).rstrip("\n"))
+        terminal.write_line(documents.to_toml({name: each.said or PoolDocument()}, {name: each.pool}).rstrip("\n"))
     else:
         _print_words(each)
 
@@ -312,21 +312,16 @@ def _fields(each: InForce) -> dict[str, Any]:
 
 def _print_words(each: InForce) -> None:
     said: Mapping[str, Any] = {} if each.said is None else documents.to_table(each.said)
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_column(style="dim", no_wrap=True)
     by = "" if each.said is not None else ", which nobody configured"
-    table.add_row("pool", Text(each.pool.id + by))
     names = f": {some(each.nodes, NODES_WIDTH_MAX)}" if each.nodes else ""
-    table.add_row("nodes", Text(f"{len(each.nodes)} with {each.slots} slots, {each.used} used{names}"))
+    rows = [
+        ("pool", each.pool.id + by),
+        ("nodes", f"{len(each.nodes)} with {each.slots} slots, {each.used} used{names}"),
+    ]
     fields = documents.in_force(each.pool)
     match = fields.pop("match")
-    for field, value in fields.items():
-        table.add_row(field, Text(_in_words(value)), "" if field in said else "default")
-    for field, value in match.items():
-        table.add_row(f"match.{field}", Text(_in_words(value)))
-    print_parts(table)
+    marked = [(field, _in_words(value), "" if field in said else "default") for field, value in fields.items()]
+    print_pairs([*rows, *marked, *((f"match.{field}", _in_words(value)) for field, value in match.items())])
 
 
 def _in_words(value: Any) -> str:

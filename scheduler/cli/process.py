@@ -3,15 +3,20 @@
 - A command that ends by itself: Ctrl-C cancels it and raises KeyboardInterrupt.
 - A command that serves: the first SIGTERM or SIGINT asks it to stop in order, a second one cuts it off. SIGHUP, of a
   terminal that is closed, asks too, but cuts nothing off. Under nohup it is ignored.
+- What comes within a second of the first is the same one: a terminal sends SIGINT to a process manager and to all that
+  it runs, and the manager sends them SIGTERM then.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from types import FrameType
 from typing import Any, Final, TypeVar
 
 import click
@@ -41,6 +46,7 @@ STOP_MS_MAX: Final = 10_000
 GONE_MS: Final = 2_000  # a server that is silent for so long keeps nobody who stops; supervisors kill after 5 s
 PING_MS_MAX: Final = 500
 POLL_MS: Final = 100
+SAME_SIGNAL_S: Final = 1.0
 
 
 def wait_server_option(command: _Command) -> _Command:
@@ -88,27 +94,66 @@ def run_serving(serve: Serve[T]) -> T:
 async def _with_signals(serve: Serve[T]) -> T:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
+    first_s: float | None = None
     second: asyncio.Future[int] = loop.create_future()
 
     def received(number: int) -> None:
+        nonlocal first_s
         if number == signal.SIGHUP:
             ignore_hangups()
-        if not stopping.is_set():
+        if first_s is None:
             logger.info("%s: stopping in order; a second one stops at once", signal.Signals(number).name)
+            first_s = time.monotonic()
             stopping.set()
-        elif number != signal.SIGHUP and not second.done():
+        elif number != signal.SIGHUP and not is_same_signal(first_s) and not second.done():
             second.set_result(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (*_STOP, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             loop.add_signal_handler(number, received, number)
     worker = asyncio.create_task(serve(stopping))
     either: set[asyncio.Future[Any]] = {worker, second}
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    if first_s is not None and not second.done():
+        _stay_one_signal(first_s)
     if worker.done():
         return worker.result()
     await end_tasks([worker])  # again and again: a cancellation that begins the clean-up does not end it
     raise CutOff(BY_SIGNAL + second.result())
+
+
+_STOP: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+def is_same_signal(first_s: float) -> bool:
+    """Whether a signal now belongs to the one that came then."""
+    return time.monotonic() - first_s < SAME_SIGNAL_S
+
+
+def _stay_one_signal(first_s: float) -> None:
+    """Also on the way out, when the event loop handles no signal any more, what belongs to the first changes nothing;
+    a later one ends the process, as it would without us.
+    """
+    loop = asyncio.get_running_loop()
+
+    def received(number: int, _frame: FrameType | None) -> None:
+        if is_same_signal(first_s):
+            return
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)  # in between a signal would kill
+    for number in _STOP:
+        loop.remove_signal_handler(number)
+        signal.signal(number, received)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)
+    atexit.register(_ignore_signals)
+
+
+def _ignore_signals() -> None:
+    """Nothing is left to be cut off but the interpreter's own end."""
+    for number in _STOP:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def ignore_hangups() -> None:

@@ -17,13 +17,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from types import FrameType
 from typing import Any, Final, TypeVar
 
-import click
 import msgspec
 
 from scheduler import audit, roles
+from scheduler.cli import terminal
 from scheduler.cli.failures import BY_SIGNAL
 from scheduler.cli.load import beside, follow, look_up, submit_load, to_its_end, wait_for_outcomes
-from scheduler.cli.process import ignore_hangups, run_async, stop_roles
+from scheduler.cli.process import ignore_hangups, is_same_signal, run_async, stop_roles
 from scheduler.cli.records import NodeRecords, Records
 from scheduler.clock import SYSTEM_CLOCK
 from scheduler.config import Settings
@@ -168,14 +168,16 @@ def _signals_as_exit() -> Iterator[None]:
 
 async def _until_signal(work: Coroutine[Any, Any, T]) -> T:
     """Let signals cancel the work, as Ctrl-C does by itself. Raises: SystemExit then."""
-    received: list[int] = []
+    received: list[tuple[int, float]] = []
     task = asyncio.current_task()
     assert task is not None
 
     def stop(number: int) -> None:
         if number == signal.SIGHUP:
             ignore_hangups()
-        received.append(number)
+        if received and is_same_signal(received[0][1]):
+            return
+        received.append((number, time.monotonic()))
         task.cancel()
 
     for number in _ending_signals():
@@ -184,7 +186,7 @@ async def _until_signal(work: Coroutine[Any, Any, T]) -> T:
         return await work
     except asyncio.CancelledError:
         if received:
-            raise SystemExit(BY_SIGNAL + received[0]) from None
+            raise SystemExit(BY_SIGNAL + received[0][0]) from None
         raise
 
 
@@ -202,7 +204,8 @@ async def _rehearse(url: str, plan: Plan, watch: Watch | None) -> Result:
                 await to_its_end(_perform(stage, producer))
         except asyncio.CancelledError:  # said when the picture is gone, and before all that takes a while to stop
             ended = len(begun.records.ended) if begun else 0
-            click.echo(f"stopped: {ended:,} of {len(plan.arrivals):,} jobs had ended, so there is no verdict", err=True)
+            text = f"stopped: {ended:,} of {len(plan.arrivals):,} jobs had ended, so there is no verdict"
+            terminal.write_line(text, err=True)
             raise
     report = audit.audit(stage.records.evidence())
     return Result(

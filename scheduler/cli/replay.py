@@ -10,11 +10,11 @@ from typing import Final
 
 import click
 import msgspec
-from rich.console import Console
 
 from scheduler.cli.common import find_server, log_level_option, settings_of_environment
 from scheduler.cli.rehearsal import Plan, SimulatedNode, rehearse
-from scheduler.cli.view import ProgressBars, conclude, is_screen
+from scheduler.cli.terminal import is_screen, new_console
+from scheduler.cli.view import ProgressBars, conclude
 from scheduler.errors import InvalidInput
 from scheduler.loads import PAIRS, Arrival, LanguagePair, offered_load, read_trace, speech_arrivals
 from scheduler.model import check_pair
@@ -112,7 +112,7 @@ def replay(
         settings=settings_of_environment(),
         url=redis_url and find_server(redis_url),
     )
-    console = Console()
+    console = new_console()
     watch = ProgressBars(console) if is_screen(console) and not as_json else None
     result = rehearse(plan, watch)
     weights = {f"{pair.src_lang}:{pair.tgt_lang}": pair.weight for pair in pairs}

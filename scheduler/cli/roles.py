@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +15,7 @@ import click
 
 from scheduler import roles
 from scheduler.attempts import Observer
-from scheduler.cli.common import duration, server_options, settings_of_environment
+from scheduler.cli.common import server_options, settings_of_environment
 from scheduler.cli.failures import CutOff, Failure, as_failure
 from scheduler.cli.loops import threads_run_on
 from scheduler.cli.process import (
@@ -32,13 +34,17 @@ from scheduler.cli.process import (
 from scheduler.cli.streams import announce
 from scheduler.cli.work import Recorder, label_of, load_handler, pair_of, simulated_work
 from scheduler.config import Settings
+from scheduler.drain import DRAIN_MS_MAX
 from scheduler.errors import SchedulerError
-from scheduler.node import DRAIN_MS_MAX, Node, registration
+from scheduler.host import process_name
+from scheduler.node import Node, registration
 from scheduler.store.store import open_store
 
 logger = logging.getLogger("scheduler")
 
 WORK_MS: Final = 20.0
+MANAGED_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*[.-][A-Za-z0-9]+")  # type and number of a process
+OVER_MS_MAX: Final = 1_700  # of a drain that is too short for the last words; with threads, 2 s in all
 
 
 @click.command(short_help="Run a manager alone.")
@@ -144,6 +150,15 @@ async def _see_nodes_off(url: str, settings: Settings, wait_ms: int) -> bool:
         return True
 
 
+def name_of_process() -> str:
+    """How a process manager calls this process (honcho; foreman and overmind; Heroku); else a name of its own."""
+    for variable in ("HONCHO_PROCESS_NAME", "PS", "DYNO"):
+        name = os.environ.get(variable, "")
+        if MANAGED_NAME.fullmatch(name):
+            return name
+    return process_name()
+
+
 def _each(parse: Callable[[str], tuple[str, str]]) -> Callable[..., tuple[tuple[str, str], ...]]:
     """A click callback that parses each value of a repeatable option."""
 
@@ -157,7 +172,12 @@ def _each(parse: Callable[[str], tuple[str, str]]) -> Callable[..., tuple[tuple[
 
 
 @click.command(short_help="Run a node, with a function of yours or simulated work.")
-@click.option("--id", "node_id", required=True, metavar="NAME", help="The node's name; one process each.")
+@click.option(
+    "--id",
+    "node_id",
+    metavar="NAME",
+    help="The node's name; one process each.  [default: that of a process manager, such as node.1; else host and pid]",
+)
 @click.option("--capacity", type=click.IntRange(min=1), default=1, show_default=True, help="Jobs at once.")
 @click.option(
     "--pair", "pairs", multiple=True, metavar="SRC:TGT", callback=_each(pair_of), help="Languages served; repeatable."
@@ -177,7 +197,8 @@ def _each(parse: Callable[[str], tuple[str, str]]) -> Callable[..., tuple[tuple[
     type=click.IntRange(min=0),
     default=DRAIN_MS_MAX,
     show_default=True,
-    help="How long leaving waits for running jobs before it gives them back.",
+    help="How long leaving may take in all. Running jobs have four fifths of it, or all but 5 s of a longer one; then "
+    "they are given back.",
 )
 @click.option(
     "--record",
@@ -188,7 +209,7 @@ def _each(parse: Callable[[str], tuple[str, str]]) -> Callable[..., tuple[tuple[
 @wait_server_option
 @server_options(log_level="info")
 def node(
-    node_id: str,
+    node_id: str | None,
     capacity: int,
     pairs: tuple[tuple[str, str], ...],
     features: tuple[str, ...],
@@ -217,13 +238,14 @@ def node(
         raise click.UsageError("--work-ms is for simulated work: not with --handler.")
     function = simulated_work(WORK_MS if work_ms is None else work_ms) if handler is None else load_handler(handler)
     recorder = None if record is None else Recorder(record)
-    registration(node_id, capacity, pairs, features, dict(labels), pool, node_version)  # what is wrong is told at once
+    name = name_of_process() if node_id is None else node_id
+    registration(name, capacity, pairs, features, dict(labels), pool, node_version)  # what is wrong is told at once
     settings, url = settings_of_environment(), _find_server(redis_url, wait_server_ms)
     if url is None:
         return
     member = Node(
         url,
-        node_id,
+        name,
         capacity=capacity,
         handler=function,
         pairs=pairs,
@@ -265,11 +287,8 @@ def node(
 
 async def _leave(member: Node, url: str, drain_ms: int) -> None:
     """Drain and leave. A server that is gone keeps nobody here, but for the time to drain what runs."""
-    if member.running and member.phase != "replaced":
-        jobs = "1 running job" if member.running == 1 else f"{member.running} running jobs"
-        logger.info("%s: waiting for %s, %s at most", member.node_id, jobs, duration(drain_ms))
     try:
-        async with asyncio.timeout((drain_ms + STOP_MS_MAX) / 1000):
+        async with asyncio.timeout((drain_ms + OVER_MS_MAX) / 1000):
             left = await unless_gone(url, member.__aexit__(), lambda: member.running > 0)
     except TimeoutError:
         left = False

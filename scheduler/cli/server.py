@@ -105,7 +105,7 @@ def own_server(data_dir: Path) -> Iterator[EmbeddedServer]:
         raise InvalidInput(f"--data-dir = {str(data_dir)!r}: {error}") from error
     with started as running:
         logger.info("started %s in %s", running.engine, data_dir / running.engine)
-        write_url_file(HERE, running.url)
+        write_url_file(HERE, running.url)  # with its password, for this user alone
         try:
             yield running
         finally:
@@ -131,7 +131,7 @@ def has_ended(running: EmbeddedServer) -> ServerUnavailable:
 
 async def _serve(running: EmbeddedServer, stopping: asyncio.Event, linger_ms: int) -> None:
     """Run until told to stop. Raises: ServerUnavailable when the server ended by itself."""
-    announce(running.url)
+    announce(running.address)
     announce("ready")
     if not await alive_until(stopping, running):
         raise has_ended(running)

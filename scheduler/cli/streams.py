@@ -14,7 +14,7 @@ import os
 import sys
 from typing import Final
 
-import click
+from scheduler.cli import terminal
 
 logger = logging.getLogger("scheduler")
 
@@ -41,7 +41,7 @@ def open_closed() -> None:
 def announce(text: str) -> None:
     """A line on stdout of a command that serves, whether anybody can hear it or not."""
     try:
-        click.echo(text)
+        terminal.write_line(text)
     except (OSError, ValueError) as error:
         logger.warning("stdout: %s: it is not told that this is %r", _words_of(error), text)
         _silence(1)

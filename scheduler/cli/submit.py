@@ -8,11 +8,11 @@ import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, BinaryIO, Final, NamedTuple
 
-import click
 import msgspec
 
 from scheduler import model
 from scheduler.calls import NotSubmitted, Outcome, Submitted
+from scheduler.cli import terminal
 from scheduler.cli.common import duration, shown
 from scheduler.config import Settings
 from scheduler.errors import InvalidInput, NotAccepted, SchedulerError
@@ -85,7 +85,7 @@ def parse_line(data: bytes, line_bytes_max: int) -> Request:
     if len(data) > line_bytes_max:
         raise InvalidInput(f"it is longer than {line_bytes_max} bytes: no document and payload need so much")
     if not data.lstrip().startswith(b"{"):
-        raise InvalidInput(f"{shown(data.decode(errors='replace'), 40)!r}: expected a JSON object")
+        raise InvalidInput(f"'{shown(data.decode(errors='replace'), 40)}': expected a JSON object")
     try:
         document = model.decode_job(data)
         body = msgspec.json.decode(data, type=_Body)
@@ -107,7 +107,7 @@ def _nearest_fields(data: bytes) -> str:
     known = {*model.JobDocument.__struct_fields__, *_Body.__struct_fields__}
     missing = sorted(known - fields.keys())
     pairs = [(name, difflib.get_close_matches(name, missing, n=1)) for name in fields if name not in known]
-    return "".join(f"; {shown(name, 40)!r} is no field: the nearest is {near[0]}" for name, near in pairs if near)
+    return "".join(f"; '{shown(name, 40)}' is no field: the nearest is {near[0]}" for name, near in pairs if near)
 
 
 # ---- submitting -----------------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ class Submitter:
             else:
                 problems[number] = answer
         for number, problem in sorted(problems.items()):
-            click.echo(f"line {number}: {shown(str(problem))}", err=True)
+            terminal.write_line(f"line {number}: {shown(str(problem))}", err=True)
         self.refused += len(problems)
         if accepted:
             await self._accepted(accepted)
@@ -247,7 +247,8 @@ class Awaited:
             for needs in sorted(kinds):
                 if not index.members(needs.src_lang, needs.tgt_lang, needs.features, index.scope_of(needs.tenant)):
                     count = sum(each == needs for each in self.open.values())
-                    click.echo(f"{needs.unmet()}; jobs that wait for one, {limit} at most: {count}", err=True)
+                    text = f"{needs.unmet()}; jobs that wait for one, {limit} at most: {count}"
+                    terminal.write_line(text, err=True)
 
     async def _look_up(self, job_ids: Iterable[str]) -> None:
         looked_at = list(job_ids)

@@ -78,7 +78,7 @@ async def _serve(url: str, settings: Settings, stopping: asyncio.Event, server: 
             if role is None:
                 return
             started.append(role[0])
-        announce(without_credentials(url))
+        announce(without_credentials(url) if server is None else server.address)
         announce("ready")
         alive = await alive_until(stopping, server)
         if server is not None:

@@ -23,6 +23,8 @@ from rich.table import Table
 from rich.text import Text
 
 from scheduler.audit import Report
+from scheduler.cli import terminal
+from scheduler.cli.common import print_json_line
 from scheduler.cli.rehearsal import Result, SimulatedNode, Stage
 from scheduler.errors import SchedulerError
 
@@ -56,11 +58,6 @@ async def read(stage: Stage) -> Reading:
     used = await reads.used([node.node_id for node in stage.plan.fleet])
     partitions = range(stage.plan.settings.partitions)
     return Reading(tuple(used), sum([await reads.length(reads.keys.jobs(partition)) for partition in partitions]))
-
-
-def is_screen(console: Console) -> bool:
-    """Whether a person looks on: a variable such as FORCE_COLOR may make a terminal of a file, which is for colours."""
-    return console.is_terminal and console.file.isatty()
 
 
 # ---- live ----
@@ -217,11 +214,11 @@ def conclude(console: Console, result: Result, headline: str, inputs: Mapping[st
     Args: headline, what was rehearsed, for people; inputs, the same for `--json`, after the figures.
     """
     for line in result.report.examples():
-        click.echo(line, err=True)
+        terminal.write_line(line, err=True)
     if as_json:
-        click.echo(msgspec.json.encode(result.document() | dict(inputs)))
+        print_json_line(result.document() | dict(inputs))
     else:
-        console.print(Text(headline), summary(result), sep="\n")
+        console.print(Text(terminal.fit(headline)), summary(result), sep="\n")
     if not result.report.ok:
         click.get_current_context().exit(1)
 

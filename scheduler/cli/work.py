@@ -14,6 +14,7 @@ import msgspec
 
 from scheduler.attempts import Observer
 from scheduler.audit import Capacity, Run
+from scheduler.cli.logs import configurable_by_import
 from scheduler.clock import SYSTEM_CLOCK
 from scheduler.errors import InvalidInput
 from scheduler.handlers import Handler, Job, check_handler
@@ -73,7 +74,8 @@ def load_handler(name: str) -> Handler:
 
 def _import(name: str, module_name: str) -> Any:
     try:
-        return importlib.import_module(module_name)
+        with configurable_by_import():
+            return importlib.import_module(module_name)
     except KeyboardInterrupt:
         raise  # of whoever waits for a slow import
     except BaseException as error:

@@ -17,7 +17,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from scheduler.errors import InvalidInput, ServerUnavailable
+from scheduler.errors import InvalidInput, ServerUnavailable, without_credentials
+from scheduler.store.private import make_private_directory, write_private
 
 ANSWER_MAX_S: Final = 1.0
 _URL_PREFIXES: Final = ("redis://", "rediss://", "unix://")
@@ -103,7 +104,7 @@ def find_url(explicit: str | None, environment: Mapping[str, str], directory: Pa
     url = _read_url_file(directory)
     if url and ping(url):
         return Found(url, str(file))
-    finding = f"{url} does not answer" if url else f"no such file in {directory.absolute()}"
+    finding = f"{without_credentials(url)} does not answer" if url else f"no such file in {directory.absolute()}"
     return NotFound((*named.places, Place(str(url_file(Path())), finding)))
 
 
@@ -143,15 +144,15 @@ def _read_url_file(directory: Path) -> str | None:
 
 
 def write_url_file(directory: Path, url: str) -> None:
-    """Tell other processes of this directory where its embedded server is; readers never see half a file.
+    """Tell other processes of this directory and user where its embedded server is; readers never see half a file.
 
     Raises: InvalidInput when the directory cannot be written.
     """
     file = url_file(directory)
     draft = file.with_name(f"url.{os.getpid()}")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(f"{url}\n", encoding="utf-8")
+        make_private_directory(file.parent)
+        write_private(draft, f"{url}\n")
         draft.replace(file)
     except OSError as error:
         raise InvalidInput(

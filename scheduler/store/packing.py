@@ -142,7 +142,9 @@ class HiredisMixin:
             await super().send_packed_command([], check_health)  # type: ignore[misc]
             writer = self._writer
             assert writer is not None
-        writer.writelines(command)
+        # Not writelines: in Python 3.12.0 to 3.12.8, 3.13.0 and 3.13.1 it does not tell the writer that the kernel
+        # takes no more, and `drain` returns at once.
+        writer.write(command[0] if len(command) == 1 else b"".join(command))
         if writer.transport.get_write_buffer_size():
             await self._drain(writer)
 

@@ -5,6 +5,9 @@ Blocking code, for start-up and tests. Knows no key, and no command but PING and
 An embedded server must not outlive its parent, also when that is killed: on Linux the child asks the kernel
 for a SIGTERM at its parent's death. The kernel takes the *thread* that started it for the parent, so start a
 server in the main thread or in one that lives as long as the server should. Elsewhere only `stop` ends it.
+
+Other users of the machine can reach the port, so the server asks for a password, which is drawn once for a directory.
+It stands in files that only this user can read, never in a command line or in the environment.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from pathlib import Path
 from typing import IO, Final, Literal
 
 from scheduler.errors import InvalidInput, ServerUnavailable
+from scheduler.store.private import UMASK, make_private_directory, open_private, write_private
 
 logger = logging.getLogger("scheduler.store")
 
@@ -38,6 +42,9 @@ HOST: Final = "127.0.0.1"
 # server could else be given that very port, connect to itself, and keep the server from coming back.
 PORTS: Final = range(20_000, 32_000)
 PORT_FILE: Final = "port"
+PASSWORD_FILE: Final = "password"
+PASSWORD_BYTES: Final = 16
+CONFIGURATION_FILE: Final = "server.conf"
 PORT_ATTEMPTS_MAX: Final = 20
 READY_MAX_S: Final = 60.0
 STOP_MAX_S: Final = 10.0
@@ -108,6 +115,7 @@ class EmbeddedServer:
         self.engine: Engine = engine
         self.directory = directory
         self.port = 0
+        self._password = ""
         self._binary = binary
         self._persistent = persistent
         self._variables = variables or {}
@@ -115,7 +123,12 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """Where clients reach it."""
+        """Where clients reach it, with the password, and the user's name, which redis-cli wants."""
+        return f"redis://default:{self._password}@{HOST}:{self.port}/0"
+
+    @property
+    def address(self) -> str:
+        """The same without the password, to be shown."""
         return f"redis://{HOST}:{self.port}/0"
 
     @property
@@ -194,8 +207,10 @@ class EmbeddedServer:
     def _launch(self) -> None:
         """One process on `self.port`. Raises: as `start`; then no process is left."""
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            make_private_directory(self.directory)
             with _locked(self.directory) as lock, _fresh_log(self.log_path) as log:
+                self._password = self._password or _stored_password(self.directory)
+                write_private(self.directory / CONFIGURATION_FILE, self._configuration())
                 self._process = self._spawn(lock, log)
         except OSError as error:
             raise InvalidInput(
@@ -210,7 +225,7 @@ class EmbeddedServer:
     def _spawn(self, lock: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
         try:
             return subprocess.Popen(
-                [self._binary, *self._options()],
+                [self._binary, CONFIGURATION_FILE],
                 cwd=self.directory,  # where it keeps its data; so no path has to be quoted for it
                 env={**os.environ, **self._variables},
                 stdin=subprocess.DEVNULL,
@@ -218,27 +233,29 @@ class EmbeddedServer:
                 stderr=subprocess.STDOUT,
                 pass_fds=[lock],  # the server holds the lock, so it ends with the server
                 start_new_session=True,  # Ctrl-C is for us: the server goes last
+                umask=UMASK,
                 preexec_fn=_die_with_parent(),
             )
         except OSError as error:
             raise ServerUnavailable(f"{self._binary.name} cannot be started: {error}") from error
 
-    def _options(self) -> list[str]:
+    def _configuration(self) -> str:
         yes_or_no = "yes" if self._persistent else "no"
         options = {
-            "--port": str(self.port),
-            "--bind": HOST,
-            "--save": "",
-            "--appendonly": yes_or_no,
-            "--appendfsync": "everysec",
-            "--maxmemory-policy": "noeviction",
+            "port": self.port,
+            "bind": HOST,
+            "requirepass": self._password,
+            "save": '""',
+            "appendonly": yes_or_no,
+            "appendfsync": "everysec",
+            "maxmemory-policy": "noeviction",
         }
-        return [part for option in options.items() for part in option]
+        return "".join(f"{name} {value}\n" for name, value in options.items())
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + READY_MAX_S
         while time.monotonic() < deadline:
-            if _answering_pid(self.port) == process.pid:
+            if _answering_pid(self.port, self._password) == process.pid:
                 return
             try:
                 process.wait(POLL_S)
@@ -315,7 +332,7 @@ def _start_where_it_was(server: EmbeddedServer) -> None:
             last,
             server.port,
         )
-    memory.write_text(f"{server.port}\n")
+    write_private(memory, f"{server.port}\n")
 
 
 def _own_directory(directory: Path | None, engine: Engine, persistent: bool) -> Path:
@@ -324,7 +341,7 @@ def _own_directory(directory: Path | None, engine: Engine, persistent: bool) -> 
             raise InvalidInput("a persistent server needs a directory")
         return directory.absolute() / engine
     if directory is not None:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)  # what is made in it is private
     return Path(tempfile.mkdtemp(prefix=f"scheduler-{engine}-", dir=directory)).absolute()
 
 
@@ -360,7 +377,7 @@ def _locked(directory: Path) -> Iterator[int]:
     Waits a little: the server of a parent that was killed may still be on its way out.
     """
     deadline = time.monotonic() + DIRECTORY_BUSY_MAX_S
-    with (directory / "lock").open("ab") as file:
+    with open(directory / "lock", "ab", opener=open_private) as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -377,14 +394,25 @@ def _fresh_log(path: Path) -> IO[bytes]:
     """An empty log; the one before is kept once, to see why a server ended."""
     if path.exists():
         path.replace(path.with_name(f"{path.name}.old"))
-    return path.open("wb")
+    return open(path, "wb", opener=open_private)
+
+
+def _stored_password(directory: Path) -> str:
+    """That of the last time, for clients that run on; else a new one."""
+    file = directory / PASSWORD_FILE
+    stored = file.read_text(encoding="ascii", errors="replace").strip() if file.exists() else ""
+    if re.fullmatch("[0-9a-f]{16,}", stored):
+        return stored
+    password = secrets.token_hex(PASSWORD_BYTES)
+    write_private(file, f"{password}\n")
+    return password
 
 
 def _tail(path: Path) -> str:
     return path.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
 
 
-def _answering_pid(port: int) -> int | None:
+def _answering_pid(port: int, password: str) -> int | None:
     """The process id of the server that answers PING at a port; None while none does, or it is loading.
 
     The id, because another server may have the port while ours is about to give up.
@@ -392,8 +420,10 @@ def _answering_pid(port: int) -> int | None:
     try:
         with socket.create_connection((HOST, port), ANSWER_MAX_S) as connection:
             connection.settimeout(ANSWER_MAX_S)
-            connection.sendall(b"PING\r\nINFO server\r\n")
+            connection.sendall(f"AUTH {password}\r\nPING\r\nINFO server\r\n".encode())
             with connection.makefile("rb") as answers:
+                if answers.readline(ANSWER_LINE_BYTES_MAX) != b"+OK\r\n":
+                    return None
                 if answers.readline(ANSWER_LINE_BYTES_MAX) != b"+PONG\r\n":
                     return None
                 info_bytes = int(answers.readline(ANSWER_LINE_BYTES_MAX)[1:])

@@ -14,6 +14,7 @@ from scheduler.errors import ServerUnavailable, without_credentials
 from scheduler.store.cell import Cell
 from scheduler.store.connection import PATIENCE_MS, Connection
 from scheduler.store.control import Control
+from scheduler.store.log_lines import keep_visible
 from scheduler.store.paced import PacedReads
 from scheduler.store.reads import Reads
 
@@ -90,6 +91,7 @@ async def open_store(
     Args: url; settings; patience_ms and clock, as of Connection; connect, makes the connection of these three.
     Raises: ServerUnavailable, ServerRefused.
     """
+    keep_visible()
     connection = connect(url, patience_ms, clock)
     try:
         await connection.check()

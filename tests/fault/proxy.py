@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,7 +18,7 @@ class Proxy:
 
     def __init__(self, url: str) -> None:
         self.url = ""
-        self._host, _, port = url.partition("://")[2].partition("/")[0].partition(":")
+        self._host, _, port = url.rpartition("@")[2].partition("/")[0].partition(":")
         self._port = int(port)
         self._script = b""
         self._caught: asyncio.Future[None]
@@ -105,7 +106,7 @@ async def proxy(url: str) -> AsyncIterator[Proxy]:
     """A proxy that holds nothing yet."""
     between = Proxy(url)
     server = await asyncio.start_server(between.serve, "127.0.0.1", 0)
-    between.url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+    between.url = re.sub(r":\d+/", f":{server.sockets[0].getsockname()[1]}/", url)
     try:
         yield between
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -16,7 +17,7 @@ class SlowLink:
     def __init__(self, url: str, bytes_a_second: float) -> None:
         self.url = ""
         self.answered_bytes = 0
-        self._host, _, port = url.partition("://")[2].partition("/")[0].partition(":")
+        self._host, _, port = url.rpartition("@")[2].partition("/")[0].partition(":")
         self._port = int(port)
         self._bytes_a_second = bytes_a_second
         self._free_at_s = {"requests": 0.0, "answers": 0.0}
@@ -70,7 +71,7 @@ async def slow_link(url: str, bytes_a_second: float) -> AsyncIterator[SlowLink]:
     """A link to the server at `url`."""
     link = SlowLink(url, bytes_a_second)
     server = await asyncio.start_server(link.serve, "127.0.0.1", 0)
-    link.url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+    link.url = re.sub(r":\d+/", f":{server.sockets[0].getsockname()[1]}/", url)
     try:
         yield link
     finally:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TypeVar
 
 from click.testing import CliRunner, Result
@@ -27,6 +29,13 @@ def on_server(url: str, act: Callable[[Store], Awaitable[T]]) -> T:
 def run(*arguments: str, **environment: str) -> Result:
     """Run a command, 80 columns wide."""
     return CliRunner().invoke(main, arguments, env={"COLUMNS": "80", **environment})
+
+
+def told_url(directory: Path, shown: str) -> str:
+    """The URL that the file of a directory tells, of the server whose address was shown without its password."""
+    url = (directory / ".scheduler" / "url").read_text().strip()
+    assert re.sub("//default:[0-9a-f]{32}@", "//", url) == shown.replace("***@", "")
+    return url
 
 
 def refusal(result: Result) -> tuple[int, str]:

@@ -95,7 +95,7 @@ def test_lines_that_are_not_accepted(ready_url: str, tmp_path: Path) -> None:
     assert result.stdout.split() == ["first", "last"]
     *explained, conclusion = result.stderr.splitlines()
     assert [re.sub(r"job [0-9a-f]{24}", "job ID", line) for line in explained] == [
-        "line 2: 'oops\N{REPLACEMENT CHARACTER}[31m': expected a JSON object",
+        r"line 2: 'oops\x1b[31m': expected a JSON object",
         "line 4: session_id = 'a b': expected 1 to 128 visible ASCII characters without spaces and braces",
         "line 5: payload of job ID: 9 bytes: expected at most 8",
         "line 6: payload and payload_base64: expected one of them",
@@ -178,7 +178,7 @@ def test_show_unknown_job(ready_url: str) -> None:
     """A job that nobody knows ends with 1 and says why that may be."""
     exit_code, stderr = refusal(run("jobs", "show", "no\tsuch", "--redis-url", ready_url))
     assert exit_code == 1
-    assert stderr.startswith("Error: nothing is known of job 'no\N{REPLACEMENT CHARACTER}such': it was never submitted")
+    assert stderr.startswith(r"Error: nothing is known of job 'no\tsuch': it was never submitted")
 
 
 def test_show_queued_job(ready_url: str) -> None:
@@ -263,7 +263,7 @@ def test_show_dead_job(ready_url: str) -> None:
     words, fields = show(ready_url)
     assert words["state"] == "dead"
     assert words["body"] == f"dead stream, entry {fields['body_entry']}"
-    assert (words["reason"], words["detail"]) == ("run_time", "gone\N{REPLACEMENT CHARACTER}[2J")
+    assert (words["reason"], words["detail"]) == ("run_time", r"gone\x1b[2J")
     assert fields["detail"] == "gone\x1b[2J"
 
 

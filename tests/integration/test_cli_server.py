@@ -15,11 +15,11 @@ import redis
 
 from scheduler.cli import process
 from scheduler.config import DEFAULTS
-from scheduler.errors import ServerUnavailable
+from scheduler.errors import ServerUnavailable, without_credentials
 from scheduler.store import server as engines
 from scheduler.store.location import ping, write_url_file
 from scheduler.store.server import start_embedded
-from tests.integration.commands import refusal, run
+from tests.integration.commands import refusal, run, told_url
 from tests.integration.test_cli_processes import Command, answer, running
 
 KILL_WAIT_S = 5.0
@@ -31,9 +31,8 @@ def test_server_alone(tmp_path: Path) -> None:
     """`server` tells its URL, is ready, keeps its data, and takes its URL file with it at the first signal."""
     for kept in (None, b"kept"):
         with Command(tmp_path, "server") as command:
-            url = command.line()
+            url = told_url(tmp_path, command.line())
             command.ready()
-            assert (tmp_path / ".scheduler" / "url").read_text() == f"{url}\n"
             with redis.Redis.from_url(url) as client:
                 assert client.getset("mine", "kept") == kept
             assert command.end(signal.SIGTERM)[0] == 0
@@ -47,14 +46,17 @@ def test_second_server(tmp_path: Path) -> None:
         write_url_file(tmp_path, server.url)
         exit_code, stdout, stderr = answer(tmp_path, "server")
         assert (exit_code, stdout) == (1, "")
-        assert stderr == f"Error: a server already runs in this directory: {server.url} (.scheduler/url)\n"
+        assert (
+            stderr
+            == f"Error: a server already runs in this directory: {without_credentials(server.url)} (.scheduler/url)\n"
+        )
         assert ping(server.url)
 
 
 def test_server_lingers(tmp_path: Path) -> None:
     """With --linger-ms it stops when the last client has gone; nobody finds it any more in the meantime."""
     with Command(tmp_path, "server", "--linger-ms", "60000") as command:
-        url = command.line()
+        url = told_url(tmp_path, command.line())
         with redis.Redis.from_url(url) as client:
             client.ping()
             command.ready().send(signal.SIGTERM)
@@ -68,7 +70,7 @@ def test_server_lingers(tmp_path: Path) -> None:
 def test_server_that_ends(tmp_path: Path) -> None:
     """When the server dies the command ends with 3 and names the log."""
     with Command(tmp_path, "server") as command:
-        with redis.Redis.from_url(command.line()) as client:
+        with redis.Redis.from_url(told_url(tmp_path, command.line())) as client:
             os.kill(client.info("server")["process_id"], signal.SIGKILL)
         exit_code, _, stderr = command.ready().end()
     assert exit_code == 3

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from scheduler import node as node_module
 from scheduler.clock import SYSTEM_CLOCK
 from scheduler.config import DEFAULTS
-from scheduler.errors import InvalidInput, ServerRefused, ServerUnavailable
+from scheduler.errors import InvalidInput, ServerRefused, ServerUnavailable, without_credentials
 from scheduler.handlers import Job
 from scheduler.node import Node
 from scheduler.store import connection
@@ -95,11 +94,11 @@ async def test_whoever_waits_for_a_server_is_told_so(
     monkeypatch.setattr(connection, "WAITING_TOLD_MS", 20)
     with start_embedded() as server:
         server.kill()
-        opening = asyncio.create_task(open_store(server.url.replace("//", "//@"), DEFAULTS, patience_ms))
+        opening = asyncio.create_task(open_store(server.url, DEFAULTS, patience_ms))
         await listener.told.wait()
         server.start()
         async with await opening:
-            place = server.url.replace("//", "//***@")
+            place = server.address.replace("//", "//***@")
             assert listener.messages == [f"WARNING waiting for the server at {place}: it does not answer yet"]
 
 
@@ -121,8 +120,9 @@ async def test_whoever_waits_for_a_scheduler_is_told_so(
         await listener.told.wait()
         await store.control.write_layout()
         await waiting
+    place = without_credentials(url)
     assert listener.messages == [
-        f"WARNING {url}: no scheduler was started there (namespace 'sched'): expected a running manager, such as "
+        f"WARNING {place}: no scheduler was started there (namespace 'sched'): expected a running manager, such as "
         "`scheduler up`; waiting for one"
     ]
 
@@ -171,9 +171,8 @@ async def test_a_cancellation_is_never_lost(url: str, moment: int) -> None:
     await opened.close()
 
 
-async def test_leaving_does_not_wait_for_ever_for_a_server_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_leaving_does_not_wait_for_ever_for_a_server_that_is_gone() -> None:
     """A node whose server died with unreported outcomes still stops."""
-    monkeypatch.setattr(node_module, "LAST_WORD_MS", 500)
     started = asyncio.Event()
 
     async def handle(job: Job) -> None:

@@ -1,4 +1,4 @@
-"""The Procfile: what honcho starts with it does jobs, and ends as a whole before anybody has to be killed."""
+"""The Procfile: what a process manager starts with it does jobs, and ends before anybody has to be killed."""
 
 from __future__ import annotations
 
@@ -6,29 +6,34 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
 
+from scheduler.cli.roles import name_of_process
 from scheduler.store.location import ping
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TYPED = "honcho start -c dispatcher=2,node=3"
 KILL_WAIT_S = 5.0
-MINE = ("SCHED_", "REDIS_", "HONCHO_")
+MINE = ("SCHED_", "REDIS_", "HONCHO_", "PS", "DYNO")
+HONCHO = (sys.executable, "-m", "honcho")
+STARTED = r" started (?:\(pid=|with pid )(\d+)"
 
 
 class Honcho:
-    """`honcho start` with these arguments, beside a copy of the Procfile."""
+    """`honcho start` with these arguments, beside a copy of the Procfile; or another program that does the same."""
 
-    def __init__(self, directory: Path, *arguments: str) -> None:
+    def __init__(self, directory: Path, *arguments: str, program: Sequence[str] = HONCHO) -> None:
         self.directory = directory
         self.output: list[str] = []
         commands = directory / "bin"
@@ -44,7 +49,7 @@ class Honcho:
             "PYTHONUNBUFFERED": "1",
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "honcho", "start", *arguments],
+            [*program, "start", *arguments],
             cwd=directory,
             env=self._environment,
             stdout=subprocess.PIPE,
@@ -91,17 +96,17 @@ class Honcho:
 
     def kill(self) -> None:
         """Leave nothing behind when a test fails."""
-        for pid in self.found(r" started \(pid=(\d+)\)"):
+        for pid in self.found(STARTED):
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(int(pid), signal.SIGKILL)
+                os.kill(int(pid), signal.SIGKILL)
         self._process.kill()
         self._process.communicate()
 
 
 @contextlib.contextmanager
-def started(directory: Path, arguments: str, processes: int) -> Iterator[Honcho]:
+def started(directory: Path, arguments: str, processes: int, program: Sequence[str] = HONCHO) -> Iterator[Honcho]:
     """Honcho, once all the processes that it started are ready."""
-    honcho = Honcho(directory, *arguments.split())
+    honcho = Honcho(directory, *arguments.split(), program=program)
     try:
         for _ in range(processes):
             honcho.read_until(r"\| ready$")
@@ -139,7 +144,7 @@ def test_honcho_runs_everything(tmp_path: Path) -> None:
         "server.1 stopped (rc=0)",
     ]
     assert honcho.found(r"(sending SIGKILL|WARNING.*|ERROR.*|Traceback)") == []
-    assert [pid for pid in honcho.found(r" started \(pid=(\d+)\)") if is_alive(int(pid))] == []
+    assert [pid for pid in honcho.found(STARTED) if is_alive(int(pid))] == []
     assert not ping(url)
     assert not (tmp_path / ".scheduler" / "url").exists()
 
@@ -154,5 +159,42 @@ def test_honcho_kills_nobody_who_runs_a_job(tmp_path: Path) -> None:
                 pass
         assert honcho.end(signal.SIGTERM) < KILL_WAIT_S
     assert honcho.found(r"(sending SIGKILL|not stopped in order|Traceback)") == []
-    assert len(honcho.found(r"(not drained within)")) == 1
+    assert len(honcho.found(r"(did not end in time)")) == 1
     assert honcho.found(r"server\.1 stopped \((rc=\d+)\)") == ["rc=0"]
+
+
+@pytest.mark.skipif(shutil.which("foreman") is None, reason="foreman is not on PATH (Debian: ruby-foreman)")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_foreman_runs_everything(tmp_path: Path, number: signal.Signals) -> None:
+    """Its nodes have names of their own too, and it has to kill nobody."""
+    with started(tmp_path, "-m all=1,node=2", processes=6, program=["foreman"]) as foreman:
+        outcomes = foreman.submit("--wait")
+        assert [outcome["state"] for outcome in outcomes] == ["completed"] * 3
+        assert {outcome["node"] for outcome in outcomes} <= {"node.1", "node.2"}
+        assert foreman.end(number) < KILL_WAIT_S
+    assert len(foreman.found(r"(node\.\d: left)")) == 2
+    assert foreman.found(r"(SIGKILL|ERROR.*|Traceback)") == []
+    assert [pid for pid in foreman.found(STARTED) if is_alive(int(pid))] == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({"HONCHO_PROCESS_NAME": "node.1"}, "node.1"),
+        ({"PS": "node.2"}, "node.2"),
+        ({"DYNO": "node.3"}, "node.3"),
+        ({"DYNO": "node-5cf7d8-x2x"}, "node-5cf7d8-x2x"),
+        ({"HONCHO_PROCESS_NAME": "", "PS": "node.4"}, "node.4"),
+        ({"PS": "/bin/ps aux"}, r".+-\d+"),
+        ({}, r".+-\d+"),
+    ],
+)
+def test_a_node_is_named_by_its_process_manager(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], name: str
+) -> None:
+    """Or by host and process id, where none says a name that can be one."""
+    for each in ("HONCHO_PROCESS_NAME", "PS", "DYNO"):
+        monkeypatch.delenv(each, raising=False)
+    for each, value in variables.items():
+        monkeypatch.setenv(each, value)
+    assert re.fullmatch(name, name_of_process())

@@ -325,7 +325,7 @@ async def test_exit_codes(system: System, terminal: Terminal) -> None:
     await asyncio.gather(
         terminal.type("scheduler nodes ls", code=0),
         terminal.type("scheduler jobs show nobody-knows-it", code=1),
-        terminal.type("scheduler node --capacity 4", code=2),
+        terminal.type("scheduler node --capacity 0", code=2),
         terminal.type("SCHED_LEASE=1 scheduler nodes ls", code=2),
         terminal.type("scheduler nodes ls --redis-url redis://127.0.0.1:1/0", code=3),
         terminal.type("SCHED_NAMESPACE=empty scheduler nodes ls", code=3),

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from scheduler import model
+from scheduler import drain, model
 from scheduler.handlers import Job
 from scheduler.model import NodeBeat
 from scheduler.node import Node
@@ -340,6 +340,7 @@ async def test_a_node_that_stops_gives_back_what_still_comes(url: str, monkeypat
         return "busy"
 
     monkeypatch.setattr(Cell, "leave", not_yet)
+    monkeypatch.setattr(drain, "STOP_MS_MIN", 10_000)
     async with running(url) as system:
         node = Node(url, "n1", capacity=2, handler=slow_to_stop, settings=QUICK, drain_ms_max=1)
         await node.__aenter__()

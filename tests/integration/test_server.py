@@ -20,7 +20,7 @@ import redis
 
 from scheduler.errors import InvalidInput, ServerUnavailable
 from scheduler.store import server as server_module
-from scheduler.store.location import ping
+from scheduler.store.location import ping, write_url_file
 from scheduler.store.server import EmbeddedServer, Engine, PortTaken, available_engines, start_embedded
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,7 +77,7 @@ def test_server_in_memory(engine: Engine, tmp_path: Path) -> None:
     with start_embedded(tmp_path, engine=engine) as server, client_of(server) as client:
         assert ping(server.url)
         assert server.engine == engine
-        assert server.url == f"redis://127.0.0.1:{server.port}/0"
+        assert server.address == f"redis://127.0.0.1:{server.port}/0"
         info = client.info("server")
         assert info["process_id"] == server.pid
         assert ("valkey_version" in info) == (engine == "valkey")
@@ -90,6 +90,48 @@ def test_server_in_memory(engine: Engine, tmp_path: Path) -> None:
     assert not server.running
     assert not ping(server.url)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_its_user_can_use_a_server(engine: Engine, tmp_path: Path) -> None:
+    """It asks for a password, which stands in private files alone: not in a command line, a variable or a log."""
+    place = tmp_path / "place"
+    with start_embedded(place, engine=engine, persistent=True) as server, client_of(server) as client:
+        seed_value(server, "mine")
+        client.bgrewriteaof()
+        write_url_file(tmp_path, server.url)
+        password = str(client.config_get("requirepass")["requirepass"])
+        assert re.fullmatch("[0-9a-f]{32}", password)
+        assert server.url == f"redis://default:{password}@127.0.0.1:{server.port}/0"
+        assert (ping(server.url), ping(server.address)) == (True, False)
+        process = Path("/proc") / str(server.pid)
+        assert [password.encode() in (process / each).read_bytes() for each in ("cmdline", "environ")] == [False] * 2
+        files = [*server.directory.rglob("*"), *(tmp_path / ".scheduler").iterdir()]
+        assert {path.stat().st_mode & 0o777 for path in files if path.is_file()} == {0o600}
+        directories = [path for path in (*files, place, tmp_path / ".scheduler") if path.is_dir()]
+        assert {path.stat().st_mode & 0o777 for path in directories} == {0o700}
+        told = {path.name for path in files if path.is_file() and password in path.read_text(errors="replace")}
+        assert told == {"password", "server.conf", "url"}
+
+
+def test_the_password_stays_and_files_of_before_become_private(tmp_path: Path) -> None:
+    """Clients that run on find a server again that was started anew in its directory."""
+    with start_embedded(tmp_path, persistent=True) as server:
+        url, directory = server.url, server.directory
+    directory.chmod(0o755)
+    (directory / "server.log").chmod(0o644)
+    with start_embedded(tmp_path, persistent=True) as server:
+        assert server.url == url
+        modes = [path.stat().st_mode & 0o777 for path in (directory, directory / "server.log")]
+    assert modes == [0o700, 0o600]
+
+
+def test_every_server_has_a_password_of_its_own() -> None:
+    """In memory it is drawn anew, and stays when the server is restarted."""
+    with start_embedded() as server, start_embedded() as other:
+        assert server.url.partition("@")[0] != other.url.partition("@")[0]
+        before = server.url
+        server.restart()
+        assert server.url == before
 
 
 def test_stop_twice(tmp_path: Path) -> None:
@@ -357,10 +399,12 @@ def test_log_of_the_start_before_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        (b"+PONG\r\n$17\r\nprocess_id:12345\n\r\n", 12345),
-        (b"-LOADING the dataset is loading\r\n$17\r\nprocess_id:12345\n\r\n", None),
-        (b"+PONG\r\n-NOPERM no\r\n", None),
-        (b"+PONG\r\n$4\r\nnone\r\n", None),
+        (b"+OK\r\n+PONG\r\n$17\r\nprocess_id:12345\n\r\n", 12345),
+        (b"-ERR AUTH <password> called without any password configured\r\n+PONG\r\n", None),
+        (b"-WRONGPASS no\r\n-NOAUTH no\r\n", None),
+        (b"+OK\r\n-LOADING the dataset is loading\r\n$17\r\nprocess_id:12345\n\r\n", None),
+        (b"+OK\r\n+PONG\r\n-NOPERM no\r\n", None),
+        (b"+OK\r\n+PONG\r\n$4\r\nnone\r\n", None),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", None),
         (b"", None),
     ],
@@ -377,5 +421,5 @@ def test_what_counts_as_ready(answer: bytes, expected: int | None) -> None:
 
         responder = threading.Thread(target=respond)
         responder.start()
-        assert server_module._answering_pid(listener.getsockname()[1]) == expected
+        assert server_module._answering_pid(listener.getsockname()[1], "secret") == expected
         responder.join()

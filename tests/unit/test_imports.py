@@ -17,6 +17,7 @@ BASE: Final = {
     "scheduler.config",
     "scheduler.deltas",
     "scheduler.texts",
+    "scheduler.visible",
     "scheduler.words",
 }
 PURE: Final = {
@@ -49,6 +50,7 @@ PURE: Final = {
     "scheduler.session.ring",
     "scheduler.store.pace",
     "scheduler.texts",
+    "scheduler.visible",
     "scheduler.words",
 }
 # Libraries that perform, wait, read a clock or hold what is shared.
@@ -60,7 +62,12 @@ IMPURE: Final = {
 # and the server that they start belong to the machine.
 CLOCK: Final = "scheduler.clock"
 LOOK_AT_THE_MACHINE: Final = {CLOCK, "scheduler.host", "scheduler.forks"}
-BELONG_TO_THE_MACHINE: Final = ("scheduler.cli", "scheduler.store.location", "scheduler.store.server")
+BELONG_TO_THE_MACHINE: Final = (
+    "scheduler.cli",
+    "scheduler.store.location",
+    "scheduler.store.private",
+    "scheduler.store.server",
+)
 TERMINAL_OUTPUT: Final = {"click", "rich"}
 # The only thing of redis that shells may know are its exceptions, and only these shells.
 SHELLS_THAT_CATCH_REDIS_ERRORS: Final = {
