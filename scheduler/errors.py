@@ -3,6 +3,7 @@
 SchedulerError
 +-- InvalidInput          something that a caller or a file gave is wrong; names the thing, the value, the expectation
 |   +-- InvalidConfig     the same, of a configuration key
+|       +-- UnknownKey    a configuration key that there is not
 +-- ServerUnavailable     no server, or none that answers
 +-- ServerRefused         a server answers but cannot be used (eviction, protocol, layout, too old)
 +-- Fenced                a newer leader or owner exists; the caller must stop acting on what it held
@@ -20,7 +21,12 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_CREDENTIALS: Final = re.compile(r"(\w://)[^/\s@]*@")
+# A URL with a password that has spaces goes on behind them; what follows a host is a port.
+_URL: Final = re.compile(
+    r"(\w://)((?:(?<=redis://)|(?<=rediss://)|(?<=unix://))[^\s:/@]*:(?!\d{1,5}(?:\W|$))[^\n@]{0,200}@\S*|\S*)",
+    re.IGNORECASE,
+)
+_SECRET_OPTION: Final = re.compile(r"([?&]\w*(?:pass|pwd|secret|token|user)\w*=)[^&\s]*", re.IGNORECASE)
 
 
 class SchedulerError(Exception):
@@ -28,7 +34,10 @@ class SchedulerError(Exception):
 
 
 class InvalidInput(SchedulerError):
-    """Input that cannot be used; the message names the thing, the value and what was expected."""
+    """Input that cannot be used; the message names the thing, the value and what was expected. Passwords are hidden."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_credentials(message))
 
 
 class InvalidConfig(InvalidInput):
@@ -41,9 +50,27 @@ class InvalidConfig(InvalidInput):
         self.expected = expected
 
 
-def without_credentials(text: str) -> str:
-    """Take user and password out of every URL in a text."""
-    return _CREDENTIALS.sub(r"\1***@", text)
+class UnknownKey(InvalidConfig):
+    """A configuration key that there is not. Its value is kept nowhere: it may be a password."""
+
+    def __init__(self, key: str, expected: str) -> None:
+        InvalidInput.__init__(self, f"{key}: expected {expected}")
+        self.key = key
+        self.value = None
+        self.expected = expected
+
+
+def without_credentials(text: object) -> str:
+    """A text without user and password of each URL in it, also where these are not percent-encoded.
+
+    For what others have said. What we say ourselves of a server's URL is the text of a `ServerUrl`.
+    """
+    return _URL.sub(_without_userinfo, str(text))
+
+
+def _without_userinfo(url: re.Match[str]) -> str:
+    _, at, behind = url[2].rpartition("@")
+    return url[1] + ("***@" if at else "") + _SECRET_OPTION.sub(r"\1***", behind)
 
 
 class ServerUnavailable(SchedulerError):

@@ -19,6 +19,7 @@ from scheduler.config import Settings, read_settings
 from scheduler.errors import SchedulerError, ServerUnavailable, without_credentials
 from scheduler.store.location import Found, find_url
 from scheduler.store.store import Store, open_store
+from scheduler.url import ServerUrl
 
 PATIENCE_MS: Final = 2_000
 LAYOUT_WAIT_MS: Final = 2_500  # so late a leader has written one again that was lost
@@ -39,8 +40,9 @@ def server_options(log_level: str = "warning") -> Callable[[_Command], _Command]
         return click.option(
             "--redis-url",
             metavar="URL",
-            help="The server: redis://host:port/0, rediss://... or unix:///path. Default: SCHED_REDIS_URL, REDIS_URL, "
-            "else the server that `scheduler up` or `scheduler server` runs in this directory.",
+            help="The server: redis://host:port/0, rediss://... or unix:///path. A password in it can be seen by all "
+            "users of the machine (ps): rather set a variable. Default: SCHED_REDIS_URL, REDIS_URL, else the server "
+            "named in .scheduler/url, as `scheduler up` and `scheduler server` do in their directory.",
         )(command)
 
     return decorate
@@ -95,7 +97,7 @@ def settings_of_environment() -> Settings:
     return read_settings(os.environ)
 
 
-def find_server(redis_url: str | None) -> str:
+def find_server(redis_url: str | None) -> ServerUrl:
     """The URL of the server to talk to. Raises: InvalidInput; ServerUnavailable, naming the places looked at."""
     found = find_url(redis_url, os.environ, Path())
     if isinstance(found, Found):

@@ -59,7 +59,7 @@ def demo(jobs: int, sessions: int | None, seed: int, as_json: bool, redis_url: s
         arrivals=arrivals,
         fleet=fleet,
         settings=settings_of_environment(),
-        url=redis_url and find_server(redis_url),
+        url=None if redis_url is None else find_server(redis_url),
     )
     console = Console()
     headline = _headline(arrivals, fleet, seed)

@@ -24,6 +24,7 @@ from scheduler.loop import end_tasks
 from scheduler.roles import Role
 from scheduler.store.location import ping
 from scheduler.store.store import open_store
+from scheduler.url import ServerUrl
 
 logger = logging.getLogger("scheduler")
 
@@ -32,7 +33,7 @@ _Command = TypeVar("_Command", bound=Callable[..., None])
 Serve = Callable[[asyncio.Event], Coroutine[Any, Any, T]]
 """What a command does until the event is set."""
 
-StartRole = Callable[[str, Settings], Coroutine[Any, Any, tuple[Role, Any]]]
+StartRole = Callable[[ServerUrl, Settings], Coroutine[Any, Any, tuple[Role, Any]]]
 """One of `start_manager`, `start_dispatcher`, `start_reaper`."""
 
 START_MS_MAX: Final = 2_000
@@ -127,7 +128,7 @@ async def unless_stopped(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) 
         await end_tasks([stopper, worker])
 
 
-async def await_server(redis_url: str | None, wait_ms: int) -> str:
+async def await_server(redis_url: str | None, wait_ms: int) -> ServerUrl:
     """The URL of the server to talk to, which may come to run here within `wait_ms`.
 
     Raises: InvalidInput; ServerUnavailable, naming the places looked at.
@@ -146,7 +147,7 @@ async def await_server(redis_url: str | None, wait_ms: int) -> str:
         await asyncio.sleep(POLL_MS / 1000)
 
 
-async def check_server(url: str, settings: Settings, wait_ms: int = 0) -> bool:
+async def check_server(url: str | ServerUrl, settings: Settings, wait_ms: int = 0) -> bool:
     """Refuse to start on a server that cannot be used, or does not answer within `wait_ms` or a moment, whichever is
     longer; whether a scheduler was started there.
 
@@ -156,7 +157,9 @@ async def check_server(url: str, settings: Settings, wait_ms: int = 0) -> bool:
         return await store.control.read_layout() is not None
 
 
-async def unless_gone(url: str, work: Coroutine[Any, Any, None], busy: Callable[[], bool] = lambda: False) -> bool:
+async def unless_gone(
+    url: ServerUrl, work: Coroutine[Any, Any, None], busy: Callable[[], bool] = lambda: False
+) -> bool:
     """Whether `work` came to its end; it is cancelled when the server is silent for GONE_MS and `busy` says no."""
     worker = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_until_gone(url, busy))
@@ -169,7 +172,7 @@ async def unless_gone(url: str, work: Coroutine[Any, Any, None], busy: Callable[
         await end_tasks([watcher, worker])
 
 
-async def _until_gone(url: str, busy: Callable[[], bool]) -> None:
+async def _until_gone(url: ServerUrl, busy: Callable[[], bool]) -> None:
     heard_s = time.monotonic()
     while busy() or time.monotonic() - heard_s < GONE_MS / 1000:
         await asyncio.sleep(POLL_MS / 1000)

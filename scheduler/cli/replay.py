@@ -110,7 +110,7 @@ def replay(
         arrivals=arrivals,
         fleet=fleet,
         settings=settings_of_environment(),
-        url=redis_url and find_server(redis_url),
+        url=None if redis_url is None else find_server(redis_url),
     )
     console = Console()
     watch = ProgressBars(console) if is_screen(console) and not as_json else None

@@ -34,6 +34,7 @@ from scheduler.cli.work import Recorder, label_of, load_handler, pair_of, simula
 from scheduler.config import Settings
 from scheduler.node import DRAIN_MS_MAX, Node
 from scheduler.store.store import open_store
+from scheduler.url import ServerUrl
 
 logger = logging.getLogger("scheduler")
 
@@ -90,7 +91,7 @@ def reaper(redis_url: str | None, wait_server_ms: int) -> None:
     _run_role(redis_url, roles.start_reaper, wait_server_ms)
 
 
-def _find_server(redis_url: str | None, wait_ms: int) -> str | None:
+def _find_server(redis_url: str | None, wait_ms: int) -> ServerUrl | None:
     """The URL of the server to talk to; None when a signal came first. Raises: InvalidInput, ServerUnavailable."""
     return run_serving(lambda stopping: unless_stopped(stopping, await_server(redis_url, wait_ms)))
 
@@ -121,7 +122,7 @@ def _run_role(redis_url: str | None, start: StartRole, wait_server_ms: int, ling
     run_serving(serve)
 
 
-async def _see_nodes_off(url: str, settings: Settings, wait_ms: int) -> bool:
+async def _see_nodes_off(url: ServerUrl, settings: Settings, wait_ms: int) -> bool:
     """Wait until no node is there any more but dead ones, at most `wait_ms`. Returns: whether the server answers."""
 
     async def all_left() -> None:
@@ -251,7 +252,7 @@ def node(
     _conclude(member)
 
 
-async def _leave(member: Node, url: str, drain_ms: int) -> None:
+async def _leave(member: Node, url: ServerUrl, drain_ms: int) -> None:
     """Drain and leave. A server that is gone keeps nobody here, but for the time to drain what runs."""
     if member.running and member.phase != "replaced":
         jobs = "1 running job" if member.running == 1 else f"{member.running} running jobs"

@@ -30,6 +30,7 @@ from scheduler.store.location import (
     write_url_file,
 )
 from scheduler.store.server import EmbeddedServer, start_embedded
+from scheduler.url import parse_url
 
 logger = logging.getLogger("scheduler")
 
@@ -130,7 +131,7 @@ def has_ended(running: EmbeddedServer) -> ServerUnavailable:
 
 async def _serve(running: EmbeddedServer, stopping: asyncio.Event, linger_ms: int) -> None:
     """Run until told to stop. Raises: ServerUnavailable when the server ended by itself."""
-    print_line(running.url)
+    print_line(str(parse_url(running.url)))
     print_line("ready")
     if not await alive_until(stopping, running):
         raise has_ended(running)
