@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from scheduler import calls
-from scheduler.config import Settings, read_settings
+from scheduler.config import NUMBER_MAX, Settings, read_settings
 from scheduler.errors import SchedulerError, ServerUnavailable, without_credentials
 from scheduler.store.location import Found, find_url
 from scheduler.store.store import Store, open_store
@@ -59,6 +60,22 @@ def log_level_option(default: str) -> Callable[[_Command], _Command]:
         callback=lambda _context, _parameter, value: log_to_stderr(value),
         help="What is logged to stderr.",
     )
+
+
+class Fraction(click.FloatRange):
+    """A number that may have a fraction. "nan" is none, and smaller and greater than nothing."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number. Raises: BadParameter."""
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
+
+def milliseconds(least: int = 0) -> click.IntRange:
+    """The type of an option that is a length of time."""
+    return click.IntRange(least, NUMBER_MAX)
 
 
 def json_option(command: _Command) -> _Command:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import signal
 import sys
 from typing import IO, Any, Final, NoReturn
@@ -17,6 +18,7 @@ import click
 from scheduler.errors import InvalidInput, SchedulerError, ServerUnavailable, without_credentials
 
 BY_SIGNAL: Final = 128
+_EXTRA_ARGUMENTS: Final = re.compile(r"(Got unexpected extra arguments?) \(.*\)", re.DOTALL)
 
 
 class Failure(click.ClickException):
@@ -71,6 +73,8 @@ class Explained(click.Command):
             sys.stdout.flush()
         except CutOff as error:
             _end_at_once(error)
+        except click.UsageError as error:
+            raise click.UsageError(_without_values(error.format_message()), error.ctx) from error
         except KeyboardInterrupt:
             ctx.exit(BY_SIGNAL + signal.SIGINT)
         except SchedulerError as error:
@@ -80,6 +84,13 @@ class Explained(click.Command):
                 raise
             raise as_failure(error) from error
         return value
+
+
+def _without_values(message: str) -> str:
+    """What click says of something typed wrongly, without what stands where nothing is expected, and without
+    passwords: both may be one that went astray.
+    """
+    return _EXTRA_ARGUMENTS.sub(r"\1", without_credentials(message))
 
 
 def _end_at_once(why: CutOff) -> NoReturn:

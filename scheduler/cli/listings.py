@@ -10,7 +10,7 @@ import click
 import msgspec
 from rich.text import Text
 
-from scheduler import calls, model, words
+from scheduler import arguments, calls, model, words
 from scheduler.cli.common import (
     duration,
     json_option,
@@ -170,6 +170,8 @@ def reservations_ls(redis_url: str | None, node_id: str | None, as_json: bool) -
     Example:
       scheduler reservations ls --node n1
     """
+    if node_id is not None:
+        arguments.text("--node", node_id)
     held = run_async(_read_reservations(redis_url, settings_of_environment(), node_id))
     if as_json:
         print_json(held)

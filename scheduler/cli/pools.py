@@ -12,9 +12,10 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
-from scheduler import model
+from scheduler import arguments, model
 from scheduler.cli.common import (
     json_option,
+    milliseconds,
     opened_store,
     print_json,
     print_line,
@@ -61,7 +62,7 @@ def timeout_option(command: _Command) -> _Command:
     """`--timeout-ms`."""
     return click.option(
         "--timeout-ms",
-        type=click.IntRange(min=1),
+        type=milliseconds(1),
         default=ANSWER_MS_MAX,
         show_default=True,
         help="How long to wait for the manager's answer.",
@@ -170,6 +171,7 @@ def pools_rm(redis_url: str | None, name: str, timeout_ms: int) -> None:
     Example:
       scheduler pools rm gold
     """
+    arguments.text("NAME", name)
     answer = run_async(_remove(redis_url, settings_of_environment(), name, timeout_ms))
     print_line(f"{name}: removed")
     if answer.named_by:

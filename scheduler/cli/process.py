@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from scheduler.cli.common import find_server
+from scheduler.cli.common import find_server, milliseconds
 from scheduler.cli.failures import BY_SIGNAL, CutOff
 from scheduler.config import Settings
 from scheduler.errors import ServerUnavailable
@@ -47,7 +47,7 @@ def wait_server_option(command: _Command) -> _Command:
     """`--wait-server-ms`."""
     return click.option(
         "--wait-server-ms",
-        type=click.IntRange(min=0),
+        type=milliseconds(),
         default=0,
         show_default=True,
         help="For how long a start waits for a server that is not there yet.",
@@ -58,7 +58,7 @@ def linger_option(whom: str) -> Callable[[_Command], _Command]:
     """`--linger-ms`: for how long an end waits for others, who are told in its help."""
     return click.option(
         "--linger-ms",
-        type=click.IntRange(min=0),
+        type=milliseconds(),
         default=0,
         show_default=True,
         help=f"After the first signal, for how long to wait for {whom}.",

@@ -15,7 +15,7 @@ import click
 
 from scheduler import roles
 from scheduler.attempts import Observer
-from scheduler.cli.common import duration, print_line, server_options, settings_of_environment
+from scheduler.cli.common import Fraction, duration, milliseconds, print_line, server_options, settings_of_environment
 from scheduler.cli.failures import CutOff, Failure
 from scheduler.cli.process import (
     POLL_MS,
@@ -31,7 +31,7 @@ from scheduler.cli.process import (
     wait_server_option,
 )
 from scheduler.cli.work import Recorder, label_of, load_handler, pair_of, simulated_work
-from scheduler.config import Settings
+from scheduler.config import NUMBER_MAX, Settings
 from scheduler.node import DRAIN_MS_MAX, Node
 from scheduler.store.store import open_store
 from scheduler.url import ServerUrl
@@ -165,12 +165,12 @@ def _each(parse: Callable[[str], tuple[str, str]]) -> Callable[..., tuple[tuple[
 @click.option("--handler", metavar="MODULE:FUNCTION", help="What runs the jobs; looked for in this directory first.")
 @click.option(
     "--work-ms",
-    type=click.FloatRange(min=0),
+    type=Fraction(0, NUMBER_MAX),
     help=f"Without --handler: how long a job sleeps, unless its JSON payload has `work_ms`.  [default: {WORK_MS:g}]",
 )
 @click.option(
     "--drain-ms",
-    type=click.IntRange(min=0),
+    type=milliseconds(),
     default=DRAIN_MS_MAX,
     show_default=True,
     help="How long leaving waits for running jobs before it gives them back.",
