@@ -10,12 +10,16 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NoReturn, TypeVar, cast
 
+import msgspec
+
 from scheduler.config import NUMBER_MAX
 from scheduler.errors import InvalidInput
+from scheduler.model import JobDocument
 
 T = TypeVar("T")
 
 SHOWN_LENGTH_MAX: Final = 80
+_TEXT_FIELDS: Final = tuple(field.name for field in msgspec.structs.fields(JobDocument) if field.type is str)
 
 
 def refuse(what: str, value: object, expected: str) -> NoReturn:
@@ -94,6 +98,18 @@ def milliseconds(what: str, value: object) -> Any:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= NUMBER_MAX:
         refuse(what, value, f"milliseconds from 0 to {NUMBER_MAX}")
     return value
+
+
+def job_document(what: str, value: object) -> JobDocument:
+    """A job document whose values are of their types; JSON would make others of some. Raises: InvalidInput."""
+    document = instance(what, value, JobDocument)
+    for name in _TEXT_FIELDS:
+        text(name, getattr(document, name))
+    texts("features", document.features)
+    whole("priority", document.priority, -NUMBER_MAX)
+    if document.deadline_ms is not None:
+        whole("deadline_ms", document.deadline_ms, 1)
+    return document
 
 
 def handler(what: str, value: object) -> Callable[[Any], Any]:

@@ -27,6 +27,7 @@ _URL: Final = re.compile(
     re.IGNORECASE,
 )
 _SECRET_OPTION: Final = re.compile(r"([?&]\w*(?:pass|pwd|secret|token|user)\w*=)[^&\s]*", re.IGNORECASE)
+DELAY_MS_MAX: Final = 10**12  # as for all numbers, see config.py
 
 
 class SchedulerError(Exception):
@@ -69,8 +70,8 @@ def without_credentials(text: object) -> str:
 
 
 def _without_userinfo(url: re.Match[str]) -> str:
-    _, at, behind = url[2].rpartition("@")
-    return url[1] + ("***@" if at else "") + _SECRET_OPTION.sub(r"\1***", behind)
+    _, at, behind = _SECRET_OPTION.sub(r"\1***", url[2]).rpartition("@")
+    return url[1] + ("***@" if at else "") + behind
 
 
 class ServerUnavailable(SchedulerError):
@@ -138,7 +139,8 @@ class Retry(SchedulerError):
 
     def __init__(self, reason: str = "the handler asked for it", delay_ms: int | None = None) -> None:
         super().__init__(reason)
-        if delay_ms is not None and not isinstance(delay_ms, int | float):
+        is_number = isinstance(delay_ms, int | float) and not isinstance(delay_ms, bool)
+        if delay_ms is not None and not (is_number and abs(delay_ms) <= DELAY_MS_MAX):
             raise InvalidInput(f"Retry: delay_ms = {delay_ms!r}: expected milliseconds, or None")
         self.delay_ms = None if delay_ms is None else max(0, round(delay_ms))
 

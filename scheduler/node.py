@@ -78,7 +78,7 @@ class Node:
     ) -> None:
         self._url = parse_url(url)
         self._settings = read_settings(environ) if settings is None else check_settings(settings)
-        self.node_id = keys.check_name("node", node_id)
+        self.node_id = keys.check_name("node", arguments.text("node_id", node_id))
         self.boot = ""
         self.phase: Phase = "joining"
         self._handler: Handler = arguments.handler("handler", handler)

@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 
 from scheduler import arguments, calls, keys, model
 from scheduler.calls import NotSubmitted, Outcome, Submitted
-from scheduler.config import NUMBER_MAX, Settings, check_settings, read_settings
+from scheduler.config import Settings, check_settings, read_settings
 from scheduler.errors import InvalidInput, JobFailed, NotAccepted, ServerUnavailable
 from scheduler.handlers import decode_result
 from scheduler.host import Host
@@ -135,17 +135,17 @@ class Producer:
         Raises: InvalidInput, NotAccepted, ServerUnavailable.
         """
         document = JobDocument(
-            session_id=arguments.text("session_id", session_id),
-            job_id=arguments.text("job_id", job_id),
-            src_lang=arguments.text("src_lang", src_lang),
-            tgt_lang=arguments.text("tgt_lang", tgt_lang),
-            tenant_id=arguments.text("tenant_id", tenant_id),
-            routing_key=arguments.text("routing_key", routing_key),
+            session_id=session_id,
+            job_id=job_id,
+            src_lang=src_lang,
+            tgt_lang=tgt_lang,
+            tenant_id=tenant_id,
+            routing_key=routing_key,
             features=arguments.texts("features", features),
-            preferred_node=arguments.text("preferred_node", preferred_node),
-            priority=arguments.whole("priority", priority, -NUMBER_MAX),
-            deadline_ms=None if deadline_ms is None else arguments.whole("deadline_ms", deadline_ms, 1),
-            reply_to=arguments.text("reply_to", reply_to),
+            preferred_node=preferred_node,
+            priority=priority,
+            deadline_ms=deadline_ms,
+            reply_to=reply_to,
         )
         answer = (await self.submit_many([Request(document, arguments.payload("payload", payload))]))[0]
         if isinstance(answer, NotSubmitted):
@@ -160,26 +160,24 @@ class Producer:
         """
         if isinstance(requests, Request | str | bytes) or not isinstance(requests, Iterable):
             arguments.refuse("requests", requests, "a list of Request")
-        items = [self._item(arguments.instance("a request", request, Request)) for request in requests]
+        checked = [self._checked(request) for request in requests]
         self._lifetime.check("submit")
+        items = [self._item(*each) for each in checked]
         answers: list[Submitted | NotSubmitted] = []
         for part in cut(items, _size_bytes, self._settings.batch_max):
             answers += await self._store.cell.submit(part)
         return answers
 
-    def _item(self, request: Request) -> calls.SubmitItem:
-        document = arguments.instance("the document of a request", request.document, JobDocument)
-        payload = arguments.payload("the payload of a request", request.payload)
-        if document.job_id == "":
+    def _checked(self, request: Request) -> tuple[JobDocument, bytes, bytes]:
+        """(document, the same as it is sent, payload). Raises: InvalidInput."""
+        arguments.instance("a request", request, Request)
+        document = arguments.job_document("the document of a request", request.document)
+        payload = arguments.payload("payload", request.payload)
+        if not document.job_id:
             document = msgspec.structs.replace(document, job_id=self._host.token_hex(12))
-        if document.reply_to == "" and self._reply_to:
+        if not document.reply_to and self._reply_to:
             document = msgspec.structs.replace(document, reply_to=self._reply_to)
-        if document.deadline_ms is not None:  # JSON writes a number that is none as null
-            arguments.whole("deadline_ms", document.deadline_ms, 1)
-        try:
-            data = model.encode_job(document)
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise InvalidInput(f"the document of a request cannot be written as JSON: {error}") from None
+        data = model.encode_job(document)
         model.decode_job(data)
         for what, size, limit in (
             ("document", len(data), self._settings.document_bytes_max),
@@ -187,6 +185,9 @@ class Producer:
         ):
             if size > limit:
                 raise InvalidInput(f"{what} of job {document.job_id}: {size} bytes: expected at most {limit}")
+        return document, data, payload
+
+    def _item(self, document: JobDocument, data: bytes, payload: bytes) -> calls.SubmitItem:
         return calls.SubmitItem(
             partition=self._store.partition_of(document.session_id, self._layout),
             job_id=document.job_id,

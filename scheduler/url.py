@@ -102,20 +102,27 @@ def _parse(url: object) -> ServerUrl:
     authority, path, query = _split_rest(rest, is_socket=scheme == "unix")
     credentials, at, address = authority.rpartition("@")
     username, _, password = credentials.partition(":")
+    host, port, socket, db = "", 0, "", None
+    if scheme == "unix":
+        socket = _socket_path(address, path)
+    else:
+        host, port = _host_and_port(address)
+        db = _database(path.removeprefix("/").removesuffix("/")) if path.strip("/") else None
+    # Only now: where something before is wrong, what looks like the name of an option may be of a password.
     options = _options(query, scheme)
+    if "db" in options:
+        if db not in (None, _database(options["db"])):
+            raise _Wrong("it names two databases", "one, such as redis://host:6379/0")
+        db = _database(options["db"])
     if at and ("username" in options or "password" in options):
         raise _Wrong("user or password stand in it twice", "them before the host, or as options")
-    if scheme == "unix":
-        host, port, path, db = "", 0, _socket_path(address, path), _database(options.get("db", "0"))
-    else:
-        (host, port), path, db = _host_and_port(address), "", _database_of(path, options.get("db"))
     return ServerUrl(
         whole=whole,
         scheme=scheme,
         host=host,
         port=port,
-        path=path,
-        db=db,
+        path=socket,
+        db=db or 0,
         username=options.get("username") or _decoded(username, "user"),
         password=options.get("password") or _decoded(password, "password"),
         tls={name: _tls_value(name, value) for name, value in options.items() if name in _TLS_OPTIONS},
@@ -162,7 +169,8 @@ def _options(query: str, scheme: str) -> dict[str, str]:
         if name in _TLS_OPTIONS and name not in allowed:
             raise _Wrong(f"its option {name} is for TLS", "it with rediss:// only")
         if name not in allowed:
-            is_name = _OPTION.fullmatch(name) and value and "password" not in options  # else it may be a part of one
+            # What follows a password may be the rest of it.
+            is_name = _OPTION.fullmatch(name) and value and not options.keys() & {"password", "ssl_password"}
             shown = f"its option {name}" if is_name else "one of its options"
             near = difflib.get_close_matches(name[:40], allowed, n=1, cutoff=0.0)[0]
             raise _Wrong(f"{shown} is not known, the nearest is {near}", f"one of {', '.join(allowed)}")
@@ -222,14 +230,6 @@ def _port(text: str) -> int:
     if not _PORT.fullmatch(text) or not 0 < int(text) < 65_536:
         raise _Wrong("its port is no number from 1 to 65535, as if a password was not percent-encoded", ENCODING)
     return int(text)
-
-
-def _database_of(path: str, option: str | None) -> int:
-    """The database of a path such as /0, or of the option, or 0."""
-    named = path.removeprefix("/").removesuffix("/")
-    if named and option is not None and named != option:
-        raise _Wrong("it names two databases", "one, such as redis://host:6379/0")
-    return _database(named or option or "0")
 
 
 def _database(text: str) -> int:

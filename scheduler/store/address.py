@@ -55,7 +55,7 @@ def check_tls(url: ServerUrl) -> None:
         RedisSSLContext(**{name.removeprefix("ssl_"): value for name, value in options.items()}).get()
     except (OSError, ValueError, TypeError) as error:  # an SSLError is an OSError
         named = ", ".join(sorted(options.keys() - {"ssl_password"}))
-        why = (error.reason if isinstance(error, ssl.SSLError) else None) or getattr(error, "strerror", None)
+        why = getattr(error, "reason", None) or getattr(error, "strerror", None)  # of OpenSSL, and of the system
         raise InvalidInput(
             f"server URL: TLS cannot be set up with {named}: {why or type(error).__name__}: expected files that can be "
             "read, in PEM, with the key of the certificate and its password"
