@@ -46,13 +46,17 @@ def _tls_options(url: ServerUrl) -> dict[str, Any]:
     return options
 
 
-def check_tls(url: ServerUrl) -> None:
-    """Raises: InvalidInput when a file of TLS cannot be used: a connection would fail for ever. No value is shown."""
+def tls_context(url: ServerUrl) -> RedisSSLContext | None:
+    """What all connections to the server share of TLS, None without TLS: to read it takes a tenth of a second or more.
+
+    Raises: InvalidInput when a file cannot be used, or a connection would fail for ever. No value is shown.
+    """
     if url.scheme != "rediss":
-        return
+        return None
     options = _tls_options(url)
+    context = SSLConnection(**options).ssl_context
     try:
-        RedisSSLContext(**{name.removeprefix("ssl_"): value for name, value in options.items()}).get()
+        context.get()
     except (OSError, ValueError, TypeError) as error:  # an SSLError is an OSError
         named = ", ".join(sorted(options.keys() - {"ssl_password"}))
         why = getattr(error, "reason", None) or getattr(error, "strerror", None)  # of OpenSSL, and of the system
@@ -60,3 +64,4 @@ def check_tls(url: ServerUrl) -> None:
             f"server URL: TLS cannot be set up with {named}: {why or type(error).__name__}: expected files that can be "
             "read, in PEM, with the key of the certificate and its password"
         ) from None
+    return context

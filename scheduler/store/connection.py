@@ -21,7 +21,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scheduler.clock import SYSTEM_CLOCK, Clock
 from scheduler.errors import SchedulerError, ServerRefused, ServerReplaced, ServerUnavailable
-from scheduler.store.address import check_tls, connection_class, connection_options
+from scheduler.store.address import connection_class, connection_options, tls_context
 from scheduler.store.packing import PACKING, Cap
 from scheduler.store.pool import Pool
 from scheduler.store.scripts import load_scripts
@@ -148,7 +148,7 @@ class Connection:
         classes: Mapping[Any, Any] = PACKING,
     ) -> None:
         self.url = parse_url(url)
-        check_tls(self.url)
+        self._tls = tls_context(self.url)
         self.life = ""
         self._patience_ms = patience_ms
         self._clock = clock
@@ -168,6 +168,7 @@ class Connection:
             max_connections=CONNECTIONS_MAX,
             classes=self._classes,
             met=self._meet,
+            tls=self._tls,
             socket_timeout=None if socket_timeout_ms is None else socket_timeout_ms / 1000,
             socket_connect_timeout=CONNECT_TIMEOUT_MS / 1000,
             retry=Retry(NoBackoff(), 0),
