@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.pretty import pretty_repr
 
@@ -61,6 +61,7 @@ def leaked(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=30)
 @given(passwords)
 def test_nothing_of_a_password_is_shown(form: str, password: str) -> None:
     """Wherever it stands, encoded or not, whether the URL is taken or refused; also in a text of somebody else's."""
@@ -71,6 +72,7 @@ def test_nothing_of_a_password_is_shown(form: str, password: str) -> None:
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if "://" in form and ("@" in form or "password=" in form)])
+@settings(max_examples=30)
 @given(passwords)
 def test_nothing_of_a_password_stays_in_the_texts_of_others(form: str, password: str) -> None:
     """A library's error or log line has a whole URL in it at times."""
