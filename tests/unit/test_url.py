@@ -196,6 +196,8 @@ def test_a_url_is_read_and_shown_in_one_form(text: str, shown: str, fields: dict
         ("redis://h?pasword=x", "its option pasword is not known, the nearest is password: expected one of db, "),
         ("redis://h?Password=x", "its option Password is not known, the nearest is password"),
         ("redis://h?x", "one of its options is not known"),
+        ("redis://h?password=a&b=c", "one of its options is not known"),
+        ("rediss://h?ssl_password=a&b=c", "one of its options is not known"),
         ("rediss://h?ssl_ca_cert=x", "its option ssl_ca_cert is not known, the nearest is ssl_ca_certs"),
         ("redis://h?ssl_ca_certs=x", "its option ssl_ca_certs is for TLS: expected it with rediss:// only"),
         ("unix:///s?ssl_ca_certs=x", "its option ssl_ca_certs is for TLS"),
