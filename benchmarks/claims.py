@@ -94,7 +94,7 @@ def _command(name: str, use_percent: float, strategy: Strategy, show: Show, text
             dispatchers=dispatchers,
             seed=seed,
         )
-        lived = live(load, bench_settings(strategy), redis_url and find_server(redis_url))
+        lived = live(load, bench_settings(strategy), redis_url and find_server(redis_url).whole)
         verdict.conclude(show(lived, load, inputs_of(load, strategy)), as_json=as_json)
 
     used = click.option(
@@ -186,7 +186,7 @@ def _flood(
         dispatchers=dispatchers,
         seed=seed,
     )
-    found, measured = flood.flood(plan, bench_settings(), redis_url and find_server(redis_url))
+    found, measured = flood.flood(plan, bench_settings(), redis_url and find_server(redis_url).whole)
     verdict.conclude(flood.show(found, plan, measured), as_json=as_json)
 
 
@@ -215,7 +215,7 @@ def _wait(
     plan = next_waiting.Plan(
         nodes=nodes, slots=slots, releases=releases or (50 if quick else 2_000), dispatchers=dispatchers, seed=seed
     )
-    found, measured = next_waiting.measure(plan, bench_settings(), redis_url and find_server(redis_url))
+    found, measured = next_waiting.measure(plan, bench_settings(), redis_url and find_server(redis_url).whole)
     verdict.conclude(next_waiting.show(found, plan, measured), as_json=as_json)
 
 
@@ -264,7 +264,9 @@ def _snapshot(seconds: float | None, seed: int, quick: bool, as_json: bool, redi
         seed=seed,
     )
     verdict.conclude(
-        snapshot.show(*snapshot.measure(plan, settings_of_environment(), redis_url and find_server(redis_url)), plan),
+        snapshot.show(
+            *snapshot.measure(plan, settings_of_environment(), redis_url and find_server(redis_url).whole), plan
+        ),
         as_json=as_json,
     )
 

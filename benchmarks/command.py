@@ -244,7 +244,7 @@ def _settings(batch: int) -> Settings:
 
 
 def _url(typed: str | None) -> str | None:
-    return typed and find_server(typed)
+    return typed and find_server(typed).whole
 
 
 def main() -> None:

@@ -197,5 +197,5 @@ def memory(count: int | None, quick: bool, as_json: bool, redis_url: str | None)
     In the server, and in a dispatcher. There is no limit.
     """
     plan = Plan(count=count or (QUICK_COUNT if quick else COUNT))
-    found, costs = run(plan, bench_settings(), redis_url and find_server(redis_url))
+    found, costs = run(plan, bench_settings(), redis_url and find_server(redis_url).whole)
     conclude(show(found, plan, costs), as_json=as_json)

@@ -207,5 +207,5 @@ def owner(rounds: int | None, jobs: int | None, quick: bool, as_json: bool, redi
         partitions=settings.partitions,
         partition_lease_ms=settings.partition_lease_ms,
     )
-    found, taken = run(plan, settings, redis_url and find_server(redis_url))
+    found, taken = run(plan, settings, redis_url and find_server(redis_url).whole)
     conclude(show(found, plan, taken), as_json=as_json)

@@ -50,7 +50,9 @@ async def watching(store: Store, appeared: Callable[[str], None]) -> AsyncIterat
     inbox.
     """
     before = (await store.connection.commands.config_get(NOTIFY))[NOTIFY]
-    pool: Any = ConnectionPool.from_url(store.connection.url, protocol=2, socket_timeout=None)  # silence is no failure
+    pool: Any = ConnectionPool.from_url(
+        store.connection.url.whole, protocol=2, socket_timeout=None
+    )  # silence is no failure
     connection = await pool.get_connection()
     inboxes = store.reads.keys.inbox("")
 

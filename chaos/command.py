@@ -163,7 +163,7 @@ def chaos(
     """
     if speech and file is not None:
         raise click.UsageError("expected either FILE or --speech")
-    url = redis_url and find_server(redis_url)
+    url = redis_url and find_server(redis_url).whole
     if quick:
         plan = quick_plan(seed, url, only or ROLES, dispatchers)
         leases = "quick"

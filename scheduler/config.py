@@ -3,6 +3,10 @@
 The defaults are the table of the README. A setting comes from the environment as `SCHED_<NAME>`, for example
 `SCHED_LEASE_MS=20000`. Pool policies (lease, attempts, strategy) are the defaults of pools that say nothing of their
 own.
+
+Others put variables with our prefix into the environment too: Kubernetes does for each service called `sched` or
+`sched-<something>`. These, and variables that are empty, are no settings; everything else is refused, for it may be a
+misspelt one.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from scheduler.errors import InvalidConfig
+from scheduler.errors import InvalidConfig, InvalidInput, UnknownKey
 from scheduler.keys import check_name
 from scheduler.model import Strategy
 
@@ -23,8 +27,15 @@ MARGIN_MS_MIN: Final = 20
 FEED_MIN: Final = 1_000  # entries of a stream that many write and read: the scripts cut none below it
 RESULT_BYTES_MAX: Final = 1_048_576  # that the scripts take
 CANDIDATES_MAX: Final = 16  # of a try: each costs two keys of a script call
+NUMBER_MAX: Final = 10**12  # 31 years in milliseconds; scripts hold it exactly
 _WHOLE_NUMBER: Final = re.compile(r"-?[0-9]{1,18}")
-NOT_SETTINGS: Final = frozenset({"SCHED_REDIS_URL", "SCHED_TEST_DATA", "SCHED_TEST_SERVERS"})
+SERVER_URL: Final = "SCHED_REDIS_URL"
+NOT_SETTINGS: Final = frozenset({SERVER_URL, "SCHED_TEST_DATA", "SCHED_TEST_SERVERS"})
+_SERVICE_LINK: Final = re.compile(
+    r"(?P<service>SCHED(_[A-Z0-9_]+?)??)_"
+    r"(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
+_ADDRESS: Final = re.compile(r"(tcp|udp|sctp)://\S+")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,30 +100,45 @@ DEFAULTS: Final = Settings()
 def read_settings(environment: Mapping[str, str]) -> Settings:
     """Settings from `SCHED_*` variables over the defaults.
 
-    Raises: InvalidConfig, naming the key, its value, what was expected and the nearest known key.
+    Raises: InvalidConfig, naming the key, its value and what was expected; for a key that there is not the nearest one,
+    and no value: it may be a password.
     """
     types = {field.name: field.type for field in msgspec.structs.fields(Settings)}
     chosen: dict[str, object] = {}
     for variable, text in sorted(environment.items()):
-        if not variable.startswith(PREFIX) or variable in NOT_SETTINGS:
+        if not variable.startswith(PREFIX) or variable in NOT_SETTINGS or not text.strip():
             continue
         name = variable.removeprefix(PREFIX).lower()
         if name not in types:
-            known = difflib.get_close_matches(variable, [PREFIX + each.upper() for each in types], n=1, cutoff=0.0)
-            raise InvalidConfig(variable, text, f"a known setting; the nearest is {known[0]}")
+            if _is_service_link(variable, environment):
+                continue
+            known = [SERVER_URL, *(PREFIX + each.upper() for each in types)]
+            nearest = difflib.get_close_matches(variable, known, n=1, cutoff=0.0)[0]
+            raise UnknownKey(variable, f"a known setting; the nearest is {nearest}")
         if types[name] is int:
             if not _WHOLE_NUMBER.fullmatch(text.strip()):
                 raise InvalidConfig(variable, text, "a whole number")
             chosen[name] = int(text)
         else:
-            chosen[name] = text
-    settings = msgspec.structs.replace(DEFAULTS, **chosen)
-    check_settings(settings, prefix=PREFIX)
-    return settings
+            chosen[name] = text.strip()
+    return check_settings(msgspec.structs.replace(DEFAULTS, **chosen), prefix=PREFIX)
 
 
-def check_settings(settings: Settings, prefix: str = "") -> None:
-    """Raises: InvalidConfig for a value that cannot work, alone or beside another one."""
+def _is_service_link(variable: str, environment: Mapping[str, str]) -> bool:
+    """Whether Kubernetes has put a variable there, and not somebody who means a setting, such as SCHED_PORT=6379.
+
+    It puts all variables of a service there, or none; and a host is never meant as a setting.
+    """
+    link = _SERVICE_LINK.fullmatch(variable)
+    return link is not None and (
+        f"{link['service']}_SERVICE_HOST" in environment or _ADDRESS.fullmatch(environment[variable]) is not None
+    )
+
+
+def check_settings(settings: Settings, prefix: str = "") -> Settings:
+    """Return the settings if they can work, each alone and beside the others. Raises: InvalidConfig."""
+    if not isinstance(settings, Settings):
+        raise InvalidInput(f"settings are of type {type(settings).__name__}: expected Settings, of scheduler.config")
 
     def refuse(name: str, expected: str) -> None:
         raise InvalidConfig(prefix + name.upper() if prefix else name, getattr(settings, name), expected)
@@ -128,8 +154,10 @@ def check_settings(settings: Settings, prefix: str = "") -> None:
     check_name(f"{prefix}NAMESPACE" if prefix else "namespace", settings.namespace)
     for field in msgspec.structs.fields(Settings):
         value = getattr(settings, field.name)
-        if field.type is int and (not isinstance(value, int) or value < 1):
+        if field.type is int and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             refuse(field.name, "a whole number above 0")
+        if field.type is int and value > NUMBER_MAX:
+            refuse(field.name, f"at most {NUMBER_MAX}")
     if settings.strategy not in ("affinity", "spread", "least_loaded"):
         refuse("strategy", "affinity, spread or least_loaded")
     if settings.cells != 1:
@@ -152,3 +180,4 @@ def check_settings(settings: Settings, prefix: str = "") -> None:
     need_twice("silence_ms", "heartbeat_ms")
     if settings.margin_ms < MARGIN_MS_MIN:
         refuse("margin_ms", f"at least {MARGIN_MS_MIN}, for a node looks at its leases twice in that time")
+    return settings

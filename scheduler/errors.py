@@ -3,6 +3,7 @@
 SchedulerError
 +-- InvalidInput          something that a caller or a file gave is wrong; names the thing, the value, the expectation
 |   +-- InvalidConfig     the same, of a configuration key
+|   |   +-- UnknownKey    a configuration key that there is not
 |   +-- Unencodable       a handler returned what cannot be stored as it is
 +-- ServerUnavailable     no server, or none that answers
 +-- ServerRefused         a server answers but cannot be used (eviction, protocol, layout, too old)
@@ -25,7 +26,13 @@ from typing import Final
 
 from scheduler.visible import visible_lines
 
-_CREDENTIALS: Final = re.compile(r"(\w://)[^/\s@]*@")
+# A URL with a password that has spaces goes on behind them; what follows a host is a port.
+_URL: Final = re.compile(
+    r"(\w://)((?:(?<=redis://)|(?<=rediss://)|(?<=unix://))[^\s:/@]*:(?!\d{1,5}(?:\W|$))[^\n@]{0,200}@\S*|\S*)",
+    re.IGNORECASE,
+)
+_SECRET_OPTION: Final = re.compile(r"([?&]\w*(?:pass|pwd|secret|token|user)\w*=)[^&\s]*", re.IGNORECASE)
+DELAY_MS_MAX: Final = 10**12  # as for all numbers, see config.py
 
 
 class SchedulerError(Exception):
@@ -36,7 +43,10 @@ class SchedulerError(Exception):
 
 
 class InvalidInput(SchedulerError):
-    """Input that cannot be used; the message names the thing, the value and what was expected."""
+    """Input that cannot be used; the message names the thing, the value and what was expected. Passwords are hidden."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_credentials(message))
 
 
 class InvalidConfig(InvalidInput):
@@ -53,9 +63,27 @@ class Unencodable(InvalidInput):
     """What a handler returned would not be read as it was; the message says where and why."""
 
 
-def without_credentials(text: str) -> str:
-    """Take user and password out of every URL in a text."""
-    return _CREDENTIALS.sub(r"\1***@", text)
+class UnknownKey(InvalidConfig):
+    """A configuration key that there is not. Its value is kept nowhere: it may be a password."""
+
+    def __init__(self, key: str, expected: str) -> None:
+        InvalidInput.__init__(self, f"{key}: expected {expected}")
+        self.key = key
+        self.value = None
+        self.expected = expected
+
+
+def without_credentials(text: object) -> str:
+    """A text without user and password of each URL in it, also where these are not percent-encoded.
+
+    For what others have said. What we say ourselves of a server's URL is the text of a `ServerUrl`.
+    """
+    return _URL.sub(_without_userinfo, str(text))
+
+
+def _without_userinfo(url: re.Match[str]) -> str:
+    _, at, behind = _SECRET_OPTION.sub(r"\1***", url[2]).rpartition("@")
+    return url[1] + ("***@" if at else "") + behind
 
 
 class ServerUnavailable(SchedulerError):
@@ -157,7 +185,8 @@ class Retry(SchedulerError):
 
     def __init__(self, reason: str = "the handler asked for it", delay_ms: int | None = None) -> None:
         super().__init__(reason)
-        if delay_ms is not None and not isinstance(delay_ms, int | float):
+        is_number = isinstance(delay_ms, int | float) and not isinstance(delay_ms, bool)
+        if delay_ms is not None and not (is_number and abs(delay_ms) <= DELAY_MS_MAX):
             raise InvalidInput(f"Retry: delay_ms = {delay_ms!r}: expected milliseconds, or None")
         self.delay_ms = None if delay_ms is None else max(0, round(delay_ms))
 

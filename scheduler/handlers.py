@@ -39,8 +39,9 @@ Handler = Callable[["Job"], Any] | Callable[["Job"], Awaitable[Any]]
 class Job:
     """One attempt at a job, as its handler sees it.
 
-    Attributes: job_id, session_id, src_lang, tgt_lang, tenant_id, routing_key, features, priority of the document;
-    payload; attempt (from 1, counting lost ones), life, token, node, submitted_ms (server time); decision, why it is on
+    Attributes: job_id, session_id, src_lang, tgt_lang, tenant_id, routing_key, features, preferred_node, priority,
+    deadline_ms, reply_to of the document; payload;
+    attempt (from 1, counting lost ones), life, token, node, submitted_ms (server time); decision, why it is on
     this node; policy, of its pool; `stopped`, set when the handler should end because its reservation has.
     """
 
@@ -141,6 +142,16 @@ class Job:
     def priority(self) -> int:
         """Higher goes first among waiting jobs of a class."""
         return self._document.priority
+
+    @property
+    def deadline_ms(self) -> int | None:
+        """How long after `submitted_ms` the job is of use, None when nobody said."""
+        return self._document.deadline_ms
+
+    @property
+    def preferred_node(self) -> str:
+        """Where the producer wanted the job to run, empty when it did not say."""
+        return self._document.preferred_node
 
     def __repr__(self) -> str:
         return f"Job({self.job_id!r}, session={self.session_id!r}, attempt={self.attempt}, token={self.token})"

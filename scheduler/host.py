@@ -17,6 +17,7 @@ import msgspec
 from scheduler.clock import SYSTEM_CLOCK, Clock
 from scheduler.store.connection import Connection
 from scheduler.threads import Threads
+from scheduler.url import ServerUrl
 
 
 def process_name() -> str:
@@ -33,6 +34,7 @@ class Host(msgspec.Struct, frozen=True):
     random: for draws, jitter and backoff; not for ids.
     token_hex: makes ids that nobody else makes, so many bytes as hexadecimal digits.
     threads: makes the threads of a node for plain handlers, from their number and a name.
+    pid: says which process this is; after a fork it says another.
     connect: makes a connection, from the server's URL, the patience in milliseconds and the clock.
     """
 
@@ -41,4 +43,5 @@ class Host(msgspec.Struct, frozen=True):
     random: Random = msgspec.field(default_factory=Random)
     token_hex: Callable[[int], str] = secrets.token_hex
     threads: Callable[[int, str], Threads] = Threads
-    connect: Callable[[str, int | None, Clock], Connection] = Connection
+    pid: Callable[[], int] = os.getpid
+    connect: Callable[[str | ServerUrl, int | None, Clock], Connection] = Connection

@@ -31,21 +31,21 @@ GENERATED_PREFIX = "~"
 _VISIBLE = re.compile(r"[!-z|~]+")  # visible ASCII without braces; a space is not visible
 
 
-def check_id(what: str, value: str, length_max: int = ID_LENGTH_MAX) -> str:
+def check_id(what: str, value: object, length_max: int = ID_LENGTH_MAX) -> str:
     """Return `value` if it can stand in a key.
 
     Args: what, the field's name for the message; value; length_max, in characters.
     Raises: InvalidInput.
     """
-    if 1 <= len(value) <= length_max and _VISIBLE.fullmatch(value):
+    if isinstance(value, str) and 1 <= len(value) <= length_max and _VISIBLE.fullmatch(value):
         return value
-    shown = value if len(value) <= 40 else value[:40] + "..."
+    shown = value if not isinstance(value, str) or len(value) <= 40 else value[:40] + "..."
     raise InvalidInput(
         f"{what} = {shown!r}: expected 1 to {length_max} visible ASCII characters without spaces and braces"
     )
 
 
-def check_name(what: str, value: str) -> str:
+def check_name(what: str, value: object) -> str:
     """As check_id, for names of nodes, tenants, pools and reply streams (64 characters)."""
     return check_id(what, value, NAME_LENGTH_MAX)
 

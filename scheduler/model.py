@@ -269,7 +269,7 @@ ANY_LANGUAGE: Final = "auto"
 _JSON_FIRST_BYTES: Final = b"{ \t\r\n"
 _LANGUAGE_LENGTH_MAX: Final = 35  # RFC 5646, section 4.4.1
 _FEATURES_MAX: Final = 32
-_CAPACITY_MAX: Final = 1_000_000
+CAPACITY_MAX: Final = 1_000_000  # slots of a node
 
 
 def _decode(what: str, data: bytes, json: msgspec.json.Decoder[_T], packed: msgspec.msgpack.Decoder[_T]) -> _T:
@@ -328,9 +328,9 @@ def decode_beat(data: bytes) -> Beat:
     if isinstance(beat, NodeBeat):
         keys.check_name("node", beat.node)
         check_boot(beat.boot)
-        if not 0 <= beat.capacity <= _CAPACITY_MAX:
+        if not 0 <= beat.capacity <= CAPACITY_MAX:
             shown = str(beat.capacity)[:40] if abs(beat.capacity) < 10**40 else "a huge number"
-            raise InvalidInput(f"capacity = {shown}: expected a number of slots from 0 to {_CAPACITY_MAX}")
+            raise InvalidInput(f"capacity = {shown}: expected a number of slots from 0 to {CAPACITY_MAX}")
         for source, target in beat.pairs:
             check_pair(source, target)
         check_features(beat.features)

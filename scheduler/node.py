@@ -20,20 +20,22 @@ from typing import Final, Literal
 import msgspec
 from redis.exceptions import RedisError
 
-from scheduler import calls, forks, guard, keys, leases, model
+from scheduler import arguments, calls, forks, guard, keys, leases, model
 from scheduler.attempt_log import AttemptLog
 from scheduler.attempts import GIVE_BACK_MS, WATCH_MS, Attempts, Observer
 from scheduler.bodies import LateBodies, without_body
 from scheduler.config import Settings, check_settings, read_settings
 from scheduler.drain import DRAIN_MS_MAX, Drain
-from scheduler.errors import InvalidInput, SchedulerError, WrongType
+from scheduler.errors import SchedulerError, WrongType
 from scheduler.handlers import Handler, Job, check_handler
 from scheduler.host import Host
+from scheduler.lifetime import Lifetime
 from scheduler.loop import Loop, end_tasks
 from scheduler.reporting import Reporter
 from scheduler.runtime import retry
 from scheduler.store.reads import READ_BLOCK_MS, is_behind
 from scheduler.store.store import Store, open_store
+from scheduler.url import ServerUrl, parse_url
 
 logger = logging.getLogger("scheduler.node")
 
@@ -58,17 +60,15 @@ def registration(
     version: str = "",
 ) -> model.NodeBeat:
     """What a node says of itself, before it has a boot; arguments as of Node. Raises: InvalidInput."""
-    if capacity < 1:
-        raise InvalidInput(f"capacity = {capacity!r}: expected a number of slots above 0")
     document = model.NodeBeat(
-        node=keys.check_name("node", node_id),
+        node=keys.check_name("node", arguments.text("node_id", node_id)),
         boot="0-unset",
-        capacity=capacity,
-        pairs=tuple(sorted((source, target) for source, target in pairs)),
-        features=tuple(sorted(features)),
-        labels=dict(labels or {}),
-        pool=pool,
-        version=version,
+        capacity=arguments.whole("capacity", capacity, 1, model.CAPACITY_MAX),
+        pairs=tuple(sorted(arguments.pairs("pairs", pairs))),
+        features=tuple(sorted(arguments.texts("features", features))),
+        labels={} if labels is None else arguments.labels("labels", labels),
+        pool=arguments.text("pool", pool),
+        version=arguments.text("version", version),
     )
     model.decode_beat(model.encode_beat(document))
     return document
@@ -76,7 +76,7 @@ def registration(
 
 class Node:
     """One node. Entering registers it and begins to serve; leaving drains it: running jobs end, then it leaves the
-    fleet.
+    fleet. It is entered once, and used in the event loop that entered it.
 
     Args: url of the server; node_id, one running process each; capacity, jobs at once; handler; pairs, (source,
     target) languages; features; labels; pool, empty for the default; version, of the node's software; settings, by
@@ -87,7 +87,7 @@ class Node:
 
     def __init__(
         self,
-        url: str,
+        url: str | ServerUrl,
         node_id: str,
         *,
         capacity: int,
@@ -102,20 +102,19 @@ class Node:
         drain_ms_max: int = DRAIN_MS_MAX,
         host: Host | None = None,
     ) -> None:
-        settings = read_settings(environ) if settings is None else settings
-        check_settings(settings)
+        self._url = parse_url(url)
+        self._settings = read_settings(environ) if settings is None else check_settings(settings)
+        self._beat_document = registration(node_id, capacity, pairs, features, labels, pool, version)
         check_handler(handler)
         self.node_id = node_id
         self.boot = ""
         self.phase: Phase = "joining"
-        self._url = url
         self._handler = handler
-        self._settings = settings
-        self._observer = observer or Observer()
-        self._host = host or Host()
+        self._observer = Observer() if observer is None else arguments.instance("observer", observer, Observer)
+        self._host = Host() if host is None else arguments.instance("host", host, Host)
+        self._lifetime = Lifetime("Node", self._host.pid)
         self._clock = self._host.clock
-        self._drain = Drain(drain_ms_max, self._clock)
-        self._beat_document = registration(node_id, capacity, pairs, features, labels, pool, version)
+        self._drain = Drain(arguments.milliseconds("drain_ms_max", drain_ms_max), self._clock)
         self._earlier: list[Job] = []
         self._held_before: dict[str, int] = {}
         self._cursor = "0"
@@ -128,7 +127,20 @@ class Node:
 
     # ---- life ----
 
+    def __repr__(self) -> str:
+        return f"Node({self.node_id!r}, {self._url})"
+
     async def __aenter__(self) -> Node:
+        self._lifetime.enter()
+        try:
+            await self._enter()
+        except BaseException:
+            self._lifetime.not_entered()
+            raise
+        self._start_loops()
+        return self
+
+    async def _enter(self) -> None:
         forks.protect()
         guard.protect()
         self._store: Store = await open_store(self._url, self._settings, None, self._host.clock, self._host.connect)
@@ -165,8 +177,6 @@ class Node:
         except BaseException:
             await self._store.close()
             raise
-        self._start_loops()
-        return self
 
     def _start_loops(self) -> None:
         random = self._host.random
@@ -181,9 +191,11 @@ class Node:
         self._tasks = [asyncio.create_task(loop.run()) for loop in self._loops]
 
     async def __aexit__(self, *_: object) -> None:
+        if not self._lifetime.leave():
+            return
         self._drain.begin()
         try:
-            await self.drain()
+            await self._finish()
             self._stop_serving()
             await self._end_handlers()
             await self._last_word()
@@ -253,6 +265,11 @@ class Node:
 
     async def drain(self) -> None:
         """Take no more work, finish what runs, and leave; gives up some time before `drain_ms_max`."""
+        if self._lifetime.state != "left":
+            self._lifetime.check("drain")
+            await self._finish()
+
+    async def _finish(self) -> None:
         if self.phase in ("left", "replaced"):
             return
         self.phase = "draining"
@@ -277,12 +294,14 @@ class Node:
 
     async def stopped(self) -> None:
         """Wait until this node serves no more: it was drained and left, or a later boot replaced it."""
+        if self._lifetime.state != "left":
+            self._lifetime.check("stopped")
         await self._ended.wait()
 
     @property
     def running(self) -> int:
         """Handlers that run now, with threads that were stopped and run on."""
-        return len(self._attempts)
+        return len(self._attempts) if self.boot else 0
 
     # ---- heartbeat ----
 

@@ -21,11 +21,12 @@ from typing import Any, Final
 import msgspec
 from redis.exceptions import RedisError
 
-from scheduler import calls, keys, model
+from scheduler import arguments, calls, keys, model
 from scheduler.calls import NotSubmitted, Outcome, Submitted
 from scheduler.config import Settings, check_settings, read_settings
 from scheduler.errors import InvalidInput, JobFailed, NotAccepted, ServerUnavailable, UnknownJob, WrongType
 from scheduler.host import Host
+from scheduler.lifetime import Lifetime
 from scheduler.loop import end_tasks
 from scheduler.model import JobDocument
 from scheduler.results import decode_result
@@ -33,6 +34,7 @@ from scheduler.store.connection import PATIENCE_MS
 from scheduler.store.cutting import cut
 from scheduler.store.reads import is_behind, parse_outcome
 from scheduler.store.store import Store, open_store
+from scheduler.url import ServerUrl, parse_url
 
 logger = logging.getLogger("scheduler.producer")
 
@@ -45,56 +47,66 @@ SEEN_MAX: Final = 20_000  # jobs that are remembered to have had a record
 
 
 class Request(msgspec.Struct, frozen=True):
-    """One job to submit: its document and its payload (bytes, never decoded)."""
+    """One job to submit: its document and its payload (bytes, never decoded; text is sent as UTF-8)."""
 
     document: JobDocument
     payload: bytes = b""
 
 
 class Producer:
-    """Submits jobs.
+    """Submits jobs. It is entered once, and used in the event loop that entered it.
 
     Args: url of the server; settings, by default from the `SCHED_*` variables; patience_ms, for how long a call is
     repeated while the server does not answer; reply_to, a results stream of one's own for all jobs that name none;
     host, of this process.
-    Raises: on entering ServerUnavailable or ServerRefused.
+    Raises: InvalidInput, also for a use before entering, after leaving, or elsewhere; on entering ServerUnavailable or
+    ServerRefused.
     """
 
     def __init__(
         self,
-        url: str,
+        url: str | ServerUrl,
         *,
         settings: Settings | None = None,
         patience_ms: int | None = PATIENCE_MS,
         reply_to: str = "",
         host: Host | None = None,
     ) -> None:
-        settings = read_settings(environ) if settings is None else settings
-        check_settings(settings)
-        if reply_to:
+        self._url = parse_url(url)
+        self._settings = read_settings(environ) if settings is None else check_settings(settings)
+        self._patience_ms = None if patience_ms is None else arguments.milliseconds("patience_ms", patience_ms)
+        if arguments.text("reply_to", reply_to):
             keys.check_name("reply_to", reply_to)
-        self._url = url
-        self._settings = settings
-        self._patience_ms = patience_ms
-        self._host = host or Host()
+        self._host = Host() if host is None else arguments.instance("host", host, Host)
+        self._lifetime = Lifetime("Producer", self._host.pid)
         self._reply_to = reply_to
         self._awaited: dict[str, list[asyncio.Future[None]]] = {}
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._feed: asyncio.Task[None] | None = None
         self._listening: asyncio.Future[None]
 
+    def __repr__(self) -> str:
+        return f"Producer({self._url})"
+
     async def __aenter__(self) -> Producer:
-        self._store: Store = await open_store(
-            self._url, self._settings, self._patience_ms, self._host.clock, self._host.connect
-        )
+        self._lifetime.enter()
         try:
-            self._layout = await self._store.layout(LAYOUT_WAIT_MS)
+            self._store: Store = await open_store(
+                self._url, self._settings, self._patience_ms, self._host.clock, self._host.connect
+            )
+            try:
+                self._layout = await self._store.layout(LAYOUT_WAIT_MS)
+            except BaseException:
+                await self._store.close()
+                raise
         except BaseException:
-            await self._store.close()
+            self._lifetime.not_entered()
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if not self._lifetime.leave():
+            return
         try:
             if self._feed is not None:
                 await end_tasks([self._feed])
@@ -114,6 +126,7 @@ class Producer:
         tenant_id: str = "",
         routing_key: str = "",
         features: Iterable[str] = (),
+        preferred_node: str = "",
         priority: int = 0,
         deadline_ms: int | None = None,
         reply_to: str = "",
@@ -121,8 +134,9 @@ class Producer:
         """Submit one job and return its id.
 
         Args: session_id; payload, bytes (or text, sent as UTF-8) for the handler; job_id, yours or made here;
-        src_lang and tgt_lang, both or none; tenant_id; routing_key; features that the node must have; priority among
-        waiting jobs; deadline_ms, from now; reply_to, an own results stream.
+        src_lang and tgt_lang, both or none; tenant_id; routing_key; features that the node must have; preferred_node,
+        taken when it is eligible and has room; priority among waiting jobs; deadline_ms, from now; reply_to, an own
+        results stream.
         Raises: InvalidInput, NotAccepted, ServerUnavailable.
         """
         document = JobDocument(
@@ -132,13 +146,13 @@ class Producer:
             tgt_lang=tgt_lang,
             tenant_id=tenant_id,
             routing_key=routing_key,
-            features=tuple(features),
+            features=arguments.texts("features", features),
+            preferred_node=preferred_node,
             priority=priority,
             deadline_ms=deadline_ms,
             reply_to=reply_to,
         )
-        data = payload.encode() if isinstance(payload, str) else payload
-        answer = (await self.submit_many([Request(document, data)]))[0]
+        answer = (await self.submit_many([Request(document, arguments.payload("payload", payload))]))[0]
         if isinstance(answer, NotSubmitted):
             raise NotAccepted(answer.job_id, answer.why, answer.detail)
         return answer.job_id
@@ -149,7 +163,11 @@ class Producer:
         Returns: an answer for each. Raises: InvalidInput, before anything is sent; ServerUnavailable: some may have
         been accepted, and submitting the same job ids again does not run them twice.
         """
-        items = [self._item(request) for request in requests]
+        if isinstance(requests, Request | str | bytes) or not isinstance(requests, Iterable):
+            arguments.refuse("requests", requests, "a list of Request")
+        checked = [self._checked(request) for request in requests]
+        self._lifetime.check("submit")
+        items = [self._item(*each) for each in checked]
         answers: list[Submitted | NotSubmitted] = []
         for part in cut(items, _size_bytes, self._settings.batch_max):
             answers += await self._store.cell.submit(part)
@@ -158,8 +176,11 @@ class Producer:
                 self._remember(answer.job_id)
         return answers
 
-    def _item(self, request: Request) -> calls.SubmitItem:
-        document = request.document
+    def _checked(self, request: Request) -> tuple[JobDocument, bytes, bytes]:
+        """(document, the same as it is sent, payload). Raises: InvalidInput."""
+        arguments.instance("a request", request, Request)
+        document = arguments.job_document("the document of a request", request.document)
+        payload = arguments.payload("payload", request.payload)
         if not document.job_id:
             document = msgspec.structs.replace(document, job_id=self._host.token_hex(12))
         if not document.reply_to and self._reply_to:
@@ -168,10 +189,13 @@ class Producer:
         model.decode_job(data)
         for what, size, limit in (
             ("document", len(data), self._settings.document_bytes_max),
-            ("payload", len(request.payload), self._settings.payload_bytes_max),
+            ("payload", len(payload), self._settings.payload_bytes_max),
         ):
             if size > limit:
                 raise InvalidInput(f"{what} of job {document.job_id}: {size} bytes: expected at most {limit}")
+        return document, data, payload
+
+    def _item(self, document: JobDocument, data: bytes, payload: bytes) -> calls.SubmitItem:
         return calls.SubmitItem(
             partition=self._store.partition_of(document.session_id, self._layout),
             job_id=document.job_id,
@@ -180,7 +204,7 @@ class Producer:
             reply_to=document.reply_to,
             nonce=self._host.token_hex(8),
             document=data,
-            payload=request.payload,
+            payload=payload,
         )
 
     # ---- results ----
@@ -190,7 +214,7 @@ class Producer:
 
         Args: as of `outcome`. Raises: JobFailed when it ended otherwise; as `outcome`.
         """
-        outcome = await self.outcome(job_id, timeout_ms, unknown_ms=unknown_ms)
+        outcome = await self._outcome("result", job_id, timeout_ms, unknown_ms)
         if outcome.state != "completed":
             raise JobFailed(job_id, outcome.state, outcome.reason, outcome.detail)
         return decode_result(outcome.content_type, outcome.result or b"")
@@ -203,8 +227,17 @@ class Producer:
         Args: job_id; timeout_ms, None to wait for ever, 0 to look once; unknown_ms, for how long a record is waited
         for, which a job that was written by XADD has only once it is placed, None for ever. A job that was submitted
         here, or whose record was seen here, is not waited for when it has none.
-        Raises: UnknownJob; TimeoutError, naming the job; ServerUnavailable.
+        Raises: InvalidInput; UnknownJob; TimeoutError, naming the job; ServerUnavailable.
         """
+        return await self._outcome("outcome", job_id, timeout_ms, unknown_ms)
+
+    async def _outcome(self, call: str, job_id: str, timeout_ms: int | None, unknown_ms: int | None) -> Outcome:
+        arguments.text("job_id", job_id)
+        if timeout_ms is not None:
+            arguments.milliseconds("timeout_ms", timeout_ms)
+        if unknown_ms is not None:
+            arguments.milliseconds("unknown_ms", unknown_ms)
+        self._lifetime.check(call)
         try:
             if timeout_ms is not None and timeout_ms <= 0:
                 return await self._look_once(job_id)
@@ -271,6 +304,8 @@ class Producer:
         Args: after, a stream id to go on from, "0" from the oldest kept, "$" from now on. Raises: ServerUnavailable
         once the producer was left.
         """
+        arguments.text("after", after)
+        self._lifetime.check("results")
         stream = self._store.cell.keys.replies(self._reply_to)
         cursor = await self._feed_end() if after == "$" else after
         life, compared_ms = self._store.connection.life, self._host.clock.ms()

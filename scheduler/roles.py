@@ -19,6 +19,7 @@ from scheduler.management.manager import Manager
 from scheduler.runtime.dispatcher import Dispatcher
 from scheduler.runtime.reaper import Reaper
 from scheduler.store.store import Store, open_store
+from scheduler.url import ServerUrl
 
 logger = logging.getLogger("scheduler")
 
@@ -70,7 +71,7 @@ class Role:
             await self._store.close()
 
 
-async def start_manager(url: str, settings: Settings, host: Host | None = None) -> tuple[Role, Manager]:
+async def start_manager(url: str | ServerUrl, settings: Settings, host: Host | None = None) -> tuple[Role, Manager]:
     """Write or check the layout, and manage or stand by."""
     host = host or Host()
     store = await _open_store(url, settings, host)
@@ -86,7 +87,9 @@ async def start_manager(url: str, settings: Settings, host: Host | None = None) 
     return Role(name, loop, manager.give_up, store), manager
 
 
-async def start_dispatcher(url: str, settings: Settings, host: Host | None = None) -> tuple[Role, Dispatcher]:
+async def start_dispatcher(
+    url: str | ServerUrl, settings: Settings, host: Host | None = None
+) -> tuple[Role, Dispatcher]:
     """Wait for the layout, claim partitions, and dispatch."""
     host = host or Host()
     store = await _open_store(url, settings, host)
@@ -101,7 +104,7 @@ async def start_dispatcher(url: str, settings: Settings, host: Host | None = Non
     return Role(name, loop, dispatcher.close, store, dispatcher.wake, dispatcher.end), dispatcher
 
 
-async def start_reaper(url: str, settings: Settings, host: Host | None = None) -> tuple[Role, Reaper]:
+async def start_reaper(url: str | ServerUrl, settings: Settings, host: Host | None = None) -> tuple[Role, Reaper]:
     """Wait for the layout, and reap."""
     host = host or Host()
     store = await _open_store(url, settings, host)
@@ -119,7 +122,7 @@ def _name_and_boot(role: str, host: Host) -> tuple[str, str]:
     return f"{role}-{host.name}", host.token_hex(4)
 
 
-async def _open_store(url: str, settings: Settings, host: Host) -> Store:
+async def _open_store(url: str | ServerUrl, settings: Settings, host: Host) -> Store:
     """A store that waits for its server as long as it takes."""
     store = await open_store(url, settings, None, host.clock, host.connect)
     store.connection.mends = True

@@ -91,5 +91,5 @@ def latency(
         sessions=sessions,
         payload_bytes=payload_bytes,
     )
-    found = run(plan, bench_settings(), redis_url and find_server(redis_url))
+    found = run(plan, bench_settings(), redis_url and find_server(redis_url).whole)
     conclude(show(plan, found), as_json=as_json)

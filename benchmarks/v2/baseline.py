@@ -69,7 +69,7 @@ class Baseline:
         self._members: dict[str, tuple[Collection[bytes], float]] = {}
         self._last_node_by_session: dict[str, str] = {}
         self._client: Client = Redis.from_pool(
-            Pool.from_url(store.connection.url, max_connections=CONNECTIONS_MAX, protocol=2)
+            Pool.from_url(store.connection.url.whole, max_connections=CONNECTIONS_MAX, protocol=2)
         )
         self._script_sha = ""
 

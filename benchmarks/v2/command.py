@@ -92,6 +92,6 @@ def v2(
         warm_up_rounds=0 if quick else 1,
         load=load,
         settings=bench_settings(),
-        url=redis_url and find_server(redis_url),
+        url=redis_url and find_server(redis_url).whole,
     )
     conclude(show(plan, run(plan)), as_json=as_json)

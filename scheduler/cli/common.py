@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
@@ -16,11 +17,12 @@ from redis.exceptions import RedisError
 from scheduler import calls, model
 from scheduler.cli import terminal
 from scheduler.cli.logs import LOG_LEVELS, log_to_stderr
-from scheduler.config import Settings, read_settings
+from scheduler.config import NUMBER_MAX, Settings, read_settings
 from scheduler.errors import InvalidInput, SchedulerError, ServerUnavailable
 from scheduler.store.control import Led
 from scheduler.store.location import Found, find_url
 from scheduler.store.store import Store, open_store
+from scheduler.url import ServerUrl
 from scheduler.visible import visible
 
 PATIENCE_MS: Final = 2_000
@@ -41,8 +43,9 @@ def server_options(log_level: str = "warning") -> Callable[[_Command], _Command]
         return click.option(
             "--redis-url",
             metavar="URL",
-            help="The server: redis://host:port/0, rediss://... or unix:///path. Default: SCHED_REDIS_URL, REDIS_URL, "
-            "else the server that `scheduler up` or `scheduler server` runs in this directory.",
+            help="The server: redis://host:port/0, rediss://... or unix:///path. A password in it can be seen by all "
+            "users of the machine (ps): rather set a variable. Default: SCHED_REDIS_URL, REDIS_URL, else the server "
+            "named in .scheduler/url, as `scheduler up` and `scheduler server` do in their directory.",
         )(command)
 
     return decorate
@@ -61,6 +64,22 @@ def log_level_option(default: str) -> Callable[[_Command], _Command]:
     )
 
 
+class Fraction(click.FloatRange):
+    """A number that may have a fraction. "nan" is none, and smaller and greater than nothing."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number. Raises: BadParameter."""
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
+
+def milliseconds(least: int = 0) -> click.IntRange:
+    """The type of an option that is a length of time."""
+    return click.IntRange(least, NUMBER_MAX)
+
+
 def json_option(command: _Command) -> _Command:
     """`--json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(command)
@@ -74,7 +93,7 @@ def settings_of_environment() -> Settings:
     return read_settings(os.environ)
 
 
-def find_server(redis_url: str | None) -> str:
+def find_server(redis_url: str | None) -> ServerUrl:
     """The URL of the server to talk to. Raises: InvalidInput; ServerUnavailable, naming the places looked at."""
     found = find_url(redis_url, os.environ, Path())
     if isinstance(found, Found):

@@ -21,6 +21,7 @@ from scheduler.loads import Arrival, SpeechShape, offered_load, speech_arrivals
 
 JOBS: Final = 2_000
 SESSIONS: Final = 200
+JOBS_MAX: Final = 10_000_000  # all of them are in memory at once
 SEED: Final = 1
 SHAPE: Final = SpeechShape(start_spread_ms=5_000.0, turn_segments=8.0, pause_ms=700.0)
 POOLS: Final = {"chinese": (4, (("en", "zh"), ("zh", "en"))), "mixed": (2, (("en", "de"), ("ja", "en")))}
@@ -34,10 +35,10 @@ TIGHTNESS: Final = 0.85
     context_settings={"help_option_names": ["-h", "--help"]},
     short_help="Watch a whole scheduler at work, and check what it did.",
 )
-@click.option("--jobs", type=click.IntRange(min=1), default=JOBS, show_default=True, help="How many jobs in all.")
+@click.option("--jobs", type=click.IntRange(1, JOBS_MAX), default=JOBS, show_default=True, help="How many jobs in all.")
 @click.option(
     "--sessions",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, JOBS_MAX),
     help=f"How many sessions share them.  [default: {SESSIONS}, or fewer jobs]",
 )
 @click.option("--seed", type=int, default=SEED, show_default=True, help="The same seed makes the same load.")
@@ -59,7 +60,7 @@ def demo(jobs: int, sessions: int | None, seed: int, as_json: bool, redis_url: s
         arrivals=arrivals,
         fleet=fleet,
         settings=settings_of_environment(),
-        url=redis_url and find_server(redis_url),
+        url=None if redis_url is None else find_server(redis_url),
     )
     console = new_console()
     headline = _headline(arrivals, fleet, seed)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from scheduler.errors import InvalidInput, SchedulerError, ServerUnavailable, wi
 from scheduler.visible import visible
 
 BY_SIGNAL: Final = 128
+_EXTRA_ARGUMENTS: Final = re.compile(r"(Got unexpected extra arguments?) \(.*\)", re.DOTALL)
 
 
 class Failure(click.ClickException):
@@ -101,16 +103,23 @@ class Explained(click.Command):
 
 @contextlib.contextmanager
 def _visible_errors() -> Iterator[None]:
-    """What click says of wrong usage has what was typed in it, as it was typed."""
+    """What click says of wrong usage has what was typed in it, as it was typed: its secrets go, its controls show."""
     try:
         yield
     except Failure:
         raise
     except click.ClickException as error:
         has_lines = isinstance(error, click.MissingParameter)  # one for each choice
-        message = terminal.for_stderr(error.format_message(), has_lines=has_lines)
+        message = terminal.for_stderr(_without_values(error.format_message()), has_lines=has_lines)
         error.format_message = lambda: message  # type: ignore[method-assign]
         raise
+
+
+def _without_values(message: str) -> str:
+    """What click says of something typed wrongly, without what stands where nothing is expected, and without
+    passwords: both may be one that went astray.
+    """
+    return _EXTRA_ARGUMENTS.sub(r"\1", without_credentials(message))
 
 
 def _end_at_once(why: CutOff) -> NoReturn:

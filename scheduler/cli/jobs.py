@@ -10,12 +10,13 @@ from typing import BinaryIO, Final
 import click
 import msgspec
 
-from scheduler import model, words
+from scheduler import arguments, model, words
 from scheduler.calls import Outcome
 from scheduler.cli import terminal
 from scheduler.cli.common import (
     duration,
     json_option,
+    milliseconds,
     moment,
     opened_store,
     print_json,
@@ -55,7 +56,7 @@ def jobs() -> None:
 @click.option("--wait", is_flag=True, help="Print each outcome, a JSON line, instead of the ids.")
 @click.option(
     "--timeout-ms",
-    type=click.IntRange(min=1),
+    type=milliseconds(1),
     help="With --wait: how long after the end of the input.  [default: for ever]",
 )
 @server_options()
@@ -204,6 +205,7 @@ def show(redis_url: str | None, job_id: str, as_json: bool) -> None:
     Example:
       scheduler jobs show 5f0c0a9e1b7d4c2f8e6a1b3d
     """
+    arguments.text("JOB_ID", job_id)
     picture = run_async(_look(redis_url, settings_of_environment(), job_id))
     if as_json:
         fields = msgspec.to_builtins(picture, builtin_types=(bytes,))

@@ -9,7 +9,7 @@ from typing import Final
 import click
 import msgspec
 
-from scheduler import calls, model, words
+from scheduler import arguments, calls, model, words
 from scheduler.cli.common import (
     duration,
     json_option,
@@ -175,6 +175,8 @@ def reservations_ls(redis_url: str | None, node_id: str | None, as_json: bool) -
     Example:
       scheduler reservations ls --node n1
     """
+    if node_id is not None:
+        arguments.text("--node", node_id)
     held = run_async(_read_reservations(redis_url, settings_of_environment(), node_id))
     if as_json:
         print_json(held)

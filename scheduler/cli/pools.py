@@ -10,11 +10,12 @@ from typing import Any, BinaryIO, Final, TypeVar
 import click
 import msgspec
 
-from scheduler import model
+from scheduler import arguments, model
 from scheduler.cli import terminal
 from scheduler.cli.common import (
     json_option,
     led_fields,
+    milliseconds,
     opened_store,
     print_json,
     read_snapshot,
@@ -63,7 +64,7 @@ def timeout_option(command: _Command) -> _Command:
     """`--timeout-ms`."""
     return click.option(
         "--timeout-ms",
-        type=click.IntRange(min=1),
+        type=milliseconds(1),
         default=ANSWER_MS_MAX,
         show_default=True,
         help="How long to wait for the manager's answer.",
@@ -174,6 +175,7 @@ def pools_rm(redis_url: str | None, name: str, timeout_ms: int) -> None:
     Example:
       scheduler pools rm gold
     """
+    arguments.text("NAME", name)
     answer = run_async(_remove(redis_url, settings_of_environment(), name, timeout_ms))
     terminal.write_line(f"{name}: removed")
     if answer.named_by:

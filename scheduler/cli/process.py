@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from scheduler.cli.common import find_server
+from scheduler.cli.common import find_server, milliseconds
 from scheduler.cli.failures import BY_SIGNAL, CutOff
 from scheduler.cli.loops import run_through
 from scheduler.config import Settings
@@ -30,6 +30,7 @@ from scheduler.loop import end_tasks
 from scheduler.roles import Role
 from scheduler.store.location import ping
 from scheduler.store.store import open_store
+from scheduler.url import ServerUrl
 
 logger = logging.getLogger("scheduler")
 
@@ -38,7 +39,7 @@ _Command = TypeVar("_Command", bound=Callable[..., None])
 Serve = Callable[[asyncio.Event], Coroutine[Any, Any, T]]
 """What a command does until the event is set."""
 
-StartRole = Callable[[str, Settings], Coroutine[Any, Any, tuple[Role, Any]]]
+StartRole = Callable[[ServerUrl, Settings], Coroutine[Any, Any, tuple[Role, Any]]]
 """One of `start_manager`, `start_dispatcher`, `start_reaper`."""
 
 START_MS_MAX: Final = 2_000
@@ -53,7 +54,7 @@ def wait_server_option(command: _Command) -> _Command:
     """`--wait-server-ms`."""
     return click.option(
         "--wait-server-ms",
-        type=click.IntRange(min=0),
+        type=milliseconds(),
         default=0,
         show_default=True,
         help="For how long a start waits for a server that is not there yet.",
@@ -64,7 +65,7 @@ def linger_option(whom: str) -> Callable[[_Command], _Command]:
     """`--linger-ms`: for how long an end waits for others, who are told in its help."""
     return click.option(
         "--linger-ms",
-        type=click.IntRange(min=0),
+        type=milliseconds(),
         default=0,
         show_default=True,
         help=f"After the first signal, for how long to wait for {whom}.",
@@ -173,7 +174,7 @@ async def unless_stopped(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) 
         await end_tasks([stopper, worker])
 
 
-async def await_server(redis_url: str | None, wait_ms: int) -> str:
+async def await_server(redis_url: str | None, wait_ms: int) -> ServerUrl:
     """The URL of the server to talk to, which may come to run here within `wait_ms`.
 
     Raises: InvalidInput; ServerUnavailable, naming the places looked at.
@@ -192,7 +193,7 @@ async def await_server(redis_url: str | None, wait_ms: int) -> str:
         await asyncio.sleep(POLL_MS / 1000)
 
 
-async def check_server(url: str, settings: Settings, wait_ms: int = 0) -> bool:
+async def check_server(url: str | ServerUrl, settings: Settings, wait_ms: int = 0) -> bool:
     """Refuse to start on a server that cannot be used, or does not answer within `wait_ms` or a moment, whichever is
     longer; whether a scheduler was started there.
 
@@ -202,7 +203,9 @@ async def check_server(url: str, settings: Settings, wait_ms: int = 0) -> bool:
         return await store.control.read_layout() is not None
 
 
-async def unless_gone(url: str, work: Coroutine[Any, Any, None], busy: Callable[[], bool] = lambda: False) -> bool:
+async def unless_gone(
+    url: ServerUrl, work: Coroutine[Any, Any, None], busy: Callable[[], bool] = lambda: False
+) -> bool:
     """Whether `work` came to its end; it is cancelled when the server is silent for GONE_MS and `busy` says no."""
     worker = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_until_gone(url, busy))
@@ -215,7 +218,7 @@ async def unless_gone(url: str, work: Coroutine[Any, Any, None], busy: Callable[
         await end_tasks([watcher, worker])
 
 
-async def _until_gone(url: str, busy: Callable[[], bool]) -> None:
+async def _until_gone(url: ServerUrl, busy: Callable[[], bool]) -> None:
     heard_s = time.monotonic()
     while busy() or time.monotonic() - heard_s < GONE_MS / 1000:
         await asyncio.sleep(POLL_MS / 1000)
@@ -223,7 +226,7 @@ async def _until_gone(url: str, busy: Callable[[], bool]) -> None:
             heard_s = time.monotonic()
 
 
-async def _answers(url: str) -> bool:
+async def _answers(url: ServerUrl) -> bool:
     """Whether the server answers. Where that cannot be asked for want of a thread, nothing says that it is gone."""
     try:
         return await asyncio.to_thread(ping, url, PING_MS_MAX / 1000)

@@ -37,6 +37,7 @@ from scheduler.runtime.dispatcher import Dispatcher
 from scheduler.store.cleanup import remove_namespace
 from scheduler.store.server import start_embedded
 from scheduler.store.store import Store, open_store
+from scheduler.url import ServerUrl, parse_url
 
 logger = logging.getLogger("scheduler.rehearsal")
 
@@ -71,7 +72,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     arrivals: Sequence[Arrival]
     fleet: Sequence[SimulatedNode]
     settings: Settings
-    url: str | None = None
+    url: ServerUrl | None = None
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -129,7 +130,10 @@ def rehearse(plan: Plan, watch: Watch | None = None) -> Result:
 
 
 def on_own_server(
-    name: str, url: str | None, settings: Settings, perform: Callable[[str, Settings], Coroutine[Any, Any, T]]
+    name: str,
+    url: str | ServerUrl | None,
+    settings: Settings,
+    perform: Callable[[str, Settings], Coroutine[Any, Any, T]],
 ) -> T:
     """Run something on a server in memory; on that of a typed URL in a namespace of its own, which it has to remove.
 
@@ -140,7 +144,7 @@ def on_own_server(
     with _signals_as_exit():
         if url is not None:
             own = msgspec.structs.replace(settings, namespace=f"{name}-{secrets.token_hex(4)}")
-            return run_async(_until_signal(perform(url, own)))
+            return run_async(_until_signal(perform(parse_url(url).whole, own)))
         with start_embedded() as server:
             return run_async(_until_signal(perform(server.url, settings)))
 
@@ -325,7 +329,7 @@ async def describe(store: Store) -> str:
     info = await store.connection.patiently(lambda: client.info("server"))
     name = str(info.get("server_name", "redis"))
     version = info.get(f"{name}_version", info.get("redis_version", "?"))
-    place = store.connection.url.partition("://")[2].rpartition("@")[2].partition("?")[0]
+    place = str(store.connection.url).partition("://")[2]
     return f"{name} {version} at {place.removesuffix('/0')}"
 
 

@@ -11,18 +11,21 @@ from typing import Final
 import click
 import msgspec
 
-from scheduler.cli.common import find_server, log_level_option, settings_of_environment
+from scheduler.cli.common import Fraction, find_server, log_level_option, settings_of_environment
 from scheduler.cli.rehearsal import Plan, SimulatedNode, rehearse
 from scheduler.cli.terminal import is_screen, new_console
 from scheduler.cli.view import ProgressBars, conclude
 from scheduler.errors import InvalidInput
 from scheduler.loads import PAIRS, Arrival, LanguagePair, offered_load, read_trace, speech_arrivals
-from scheduler.model import check_pair
+from scheduler.model import CAPACITY_MAX, check_pair
 
 SPEED: Final = 60.0
 SPEECH_SPEED: Final = 1.0
 SPEECH_JOBS: Final = 2_000
 SPEECH_SESSIONS: Final = 200
+JOBS_MAX: Final = 10_000_000  # all of them are in memory at once
+NODES_MAX: Final = 10_000
+WEIGHT_MAX: Final = 1e9
 SEED: Final = 1
 POOL: Final = "replay"
 
@@ -37,30 +40,42 @@ def _parse_pair(parameter: click.Parameter, text: str) -> LanguagePair:
     source, _, target = languages.partition(":")
     try:
         check_pair(source, target)
-        return LanguagePair(source, target, float(weight or 1))
+        return LanguagePair(source, target, _weight(weight))
     except (InvalidInput, ValueError):
         expected = "source:target=weight, such as en:zh=5"
         raise click.BadParameter(f"{text!r}: expected {expected}", param=parameter) from None
 
 
+def _weight(text: str) -> float:
+    """Raises: ValueError."""
+    weight = float(text or 1)
+    if not 0 < weight <= WEIGHT_MAX:
+        raise ValueError(f"{weight}: expected a weight above 0, at most {WEIGHT_MAX:g}")
+    return weight
+
+
 @click.command(short_help="Replay a trace or live speech, and check what it did.")
 @click.argument("file", required=False)
 @click.option("--speech", is_flag=True, help="Seeded live speech instead of a file: a segment each 200 ms, in bursts.")
-@click.option("--jobs", type=click.IntRange(min=1), help=f"With --speech: how many jobs.  [default: {SPEECH_JOBS}]")
+@click.option(
+    "--jobs", type=click.IntRange(1, JOBS_MAX), help=f"With --speech: how many jobs.  [default: {SPEECH_JOBS}]"
+)
 @click.option(
     "--speed",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Fraction(0.001, 1_000_000),
     help=f"How many times faster than recorded.  [default: {SPEED:g}, with --speech {SPEECH_SPEED:g}]",
 )
 @click.option(
     "--ms-per-token",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Fraction(0, 1_000_000, min_open=True),
     default=20.0,
     show_default=True,
     help="Work of an output token, before --speed.",
 )
-@click.option("--nodes", type=click.IntRange(min=1), default=8, show_default=True, help="How many nodes.")
-@click.option("--capacity", type=click.IntRange(min=1), default=8, show_default=True, help="Slots of each node.")
+@click.option("--nodes", type=click.IntRange(1, NODES_MAX), default=8, show_default=True, help="How many nodes.")
+@click.option(
+    "--capacity", type=click.IntRange(1, CAPACITY_MAX), default=8, show_default=True, help="Slots of each node."
+)
 @click.option(
     "--pairs",
     callback=_parse_pairs,
@@ -110,7 +125,7 @@ def replay(
         arrivals=arrivals,
         fleet=fleet,
         settings=settings_of_environment(),
-        url=redis_url and find_server(redis_url),
+        url=None if redis_url is None else find_server(redis_url),
     )
     console = new_console()
     watch = ProgressBars(console) if is_screen(console) and not as_json else None

@@ -15,7 +15,7 @@ import click
 
 from scheduler import roles
 from scheduler.attempts import Observer
-from scheduler.cli.common import server_options, settings_of_environment
+from scheduler.cli.common import Fraction, milliseconds, server_options, settings_of_environment
 from scheduler.cli.failures import CutOff, Failure, as_failure
 from scheduler.cli.loops import threads_run_on
 from scheduler.cli.process import (
@@ -33,12 +33,13 @@ from scheduler.cli.process import (
 )
 from scheduler.cli.streams import announce
 from scheduler.cli.work import Recorder, label_of, load_handler, pair_of, simulated_work
-from scheduler.config import Settings
+from scheduler.config import NUMBER_MAX, Settings
 from scheduler.drain import DRAIN_MS_MAX
 from scheduler.errors import SchedulerError
 from scheduler.host import process_name
 from scheduler.node import Node, registration
 from scheduler.store.store import open_store
+from scheduler.url import ServerUrl
 
 logger = logging.getLogger("scheduler")
 
@@ -96,10 +97,10 @@ def reaper(redis_url: str | None, wait_server_ms: int) -> None:
     _run_role(redis_url, roles.start_reaper, wait_server_ms)
 
 
-def _find_server(redis_url: str | None, wait_ms: int) -> str | None:
+def _find_server(redis_url: str | None, wait_ms: int) -> ServerUrl | None:
     """The URL of the server to talk to; None when a signal came first. Raises: InvalidInput, ServerUnavailable."""
 
-    async def find(stopping: asyncio.Event) -> str | None:
+    async def find(stopping: asyncio.Event) -> ServerUrl | None:
         url = await unless_stopped(stopping, await_server(redis_url, wait_ms))
         return None if stopping.is_set() else url  # the signal can come while the server is asked, which blocks
 
@@ -132,7 +133,7 @@ def _run_role(redis_url: str | None, start: StartRole, wait_server_ms: int, ling
     run_serving(serve)
 
 
-async def _see_nodes_off(url: str, settings: Settings, wait_ms: int) -> bool:
+async def _see_nodes_off(url: ServerUrl, settings: Settings, wait_ms: int) -> bool:
     """Wait until no node is there any more but dead ones, at most `wait_ms`. Returns: whether the server answers."""
 
     async def all_left() -> None:
@@ -189,12 +190,12 @@ def _each(parse: Callable[[str], tuple[str, str]]) -> Callable[..., tuple[tuple[
 @click.option("--handler", metavar="MODULE:FUNCTION", help="What runs the jobs; looked for in this directory first.")
 @click.option(
     "--work-ms",
-    type=click.FloatRange(min=0),
+    type=Fraction(0, NUMBER_MAX),
     help=f"Without --handler: how long a job sleeps, unless its JSON payload has `work_ms`.  [default: {WORK_MS:g}]",
 )
 @click.option(
     "--drain-ms",
-    type=click.IntRange(min=0),
+    type=milliseconds(),
     default=DRAIN_MS_MAX,
     show_default=True,
     help="How long leaving may take in all. Running jobs have four fifths of it, or all but 5 s of a longer one; then "
@@ -285,7 +286,7 @@ def node(
     _conclude(member)
 
 
-async def _leave(member: Node, url: str, drain_ms: int) -> None:
+async def _leave(member: Node, url: ServerUrl, drain_ms: int) -> None:
     """Drain and leave. A server that is gone keeps nobody here, but for the time to drain what runs."""
     try:
         async with asyncio.timeout((drain_ms + OVER_MS_MAX) / 1000):

@@ -31,6 +31,7 @@ from scheduler.store.location import (
     write_url_file,
 )
 from scheduler.store.server import EmbeddedServer, start_embedded
+from scheduler.url import parse_url
 
 logger = logging.getLogger("scheduler")
 
@@ -131,7 +132,7 @@ def has_ended(running: EmbeddedServer) -> ServerUnavailable:
 
 async def _serve(running: EmbeddedServer, stopping: asyncio.Event, linger_ms: int) -> None:
     """Run until told to stop. Raises: ServerUnavailable when the server ended by itself."""
-    announce(running.address)
+    announce(str(parse_url(running.url)))
     announce("ready")
     if not await alive_until(stopping, running):
         raise has_ended(running)

@@ -27,6 +27,8 @@ ESCAPED_BYTES_MAX: Final = 6  # of one byte in JSON, written as an escape
 SWEEP_MS: Final = 1_000
 SWEEP_JOBS_MAX: Final = 512
 EXPLAIN_MS: Final = 2_000
+NAME_LENGTH_SHOWN_MAX: Final = 40
+UNKNOWN_FIELDS_MAX: Final = 100  # names that are told, each once
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
@@ -44,6 +46,10 @@ class _Body(msgspec.Struct):
 
     payload: str = ""
     payload_base64: bytes = b""
+
+
+_FIELDS: Final = sorted((*model.JobDocument.__struct_fields__, *_Body.__struct_fields__))
+_NAMES: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 async def read_lines(source: BinaryIO, line_bytes_max: int) -> AsyncIterator[list[Line]]:
@@ -92,22 +98,32 @@ def parse_line(data: bytes, line_bytes_max: int) -> Request:
     except msgspec.ValidationError as error:
         raise InvalidInput(f"job (JSON): {error}") from None
     except InvalidInput as error:
-        raise InvalidInput(f"{error}{_nearest_fields(data)}") from None
+        misspelt = [name for name in unknown_fields(data) if _nearest_field(name)]
+        raise InvalidInput("; ".join([str(error), *map(no_field, misspelt)])) from None
     if body.payload and body.payload_base64:
         raise InvalidInput("payload and payload_base64: expected one of them")
     return Request(document, body.payload_base64 or body.payload.encode())
 
 
-def _nearest_fields(data: bytes) -> str:
-    """Which fields of a line that cannot be used look like misspelt ones, to be added to the error."""
+def unknown_fields(data: bytes) -> list[str]:
+    """The names in a line that are no fields of it; their values may be anything. None when it is no JSON object."""
     try:
-        fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        names = _NAMES.decode(data).keys()
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return ""
-    known = {*model.JobDocument.__struct_fields__, *_Body.__struct_fields__}
-    missing = sorted(known - fields.keys())
-    pairs = [(name, difflib.get_close_matches(name, missing, n=1)) for name in fields if name not in known]
-    return "".join(f"; '{shown(name, 40)}' is no field: the nearest is {near[0]}" for name, near in pairs if near)
+        return []
+    return [name for name in names if name not in _FIELDS]
+
+
+def no_field(name: str) -> str:
+    """That a name is no field, in words."""
+    near = _nearest_field(name)
+    expected = f"the nearest is {near}" if near else f"expected one of {', '.join(_FIELDS)}"
+    return f"'{shown(name, NAME_LENGTH_SHOWN_MAX)}' is no field: {expected}"
+
+
+def _nearest_field(name: str) -> str:
+    """Which field is meant, empty when none is like it."""
+    return next(iter(difflib.get_close_matches(name[:NAME_LENGTH_SHOWN_MAX], _FIELDS, n=1)), "")
 
 
 # ---- submitting -----------------------------------------------------------------------------------------------------
@@ -115,6 +131,9 @@ def _nearest_fields(data: bytes) -> str:
 
 class Submitter:
     """Submits lines in their order. refused counts those that were not accepted; each is explained on stderr.
+
+    A field that there is not is told there too, at its first line and at the end with the number of its lines: the job
+    is submitted without it, as it would be by any other producer.
 
     Args: producer; settings; accepted, called with each batch: the documents by the ids of the jobs.
     """
@@ -126,6 +145,7 @@ class Submitter:
         accepted: Callable[[Mapping[str, model.JobDocument]], Coroutine[Any, Any, None]],
     ) -> None:
         self.refused = 0
+        self._unknown_fields: dict[str, int] = {}
         self._producer = producer
         self._batch_max = settings.batch_max
         self._line_bytes_max = ESCAPED_BYTES_MAX * (settings.document_bytes_max + settings.payload_bytes_max)
@@ -136,6 +156,17 @@ class Submitter:
         async for lines in read_lines(source, self._line_bytes_max):
             for start in range(0, len(lines), self._batch_max):
                 await self._submit(lines[start : start + self._batch_max])
+        for name, count in self._unknown_fields.items():
+            if count > 1:
+                terminal.write_line(f"{no_field(name)}; it was passed over in {count} lines", err=True)
+
+    def _tell_unknown_fields(self, line: Line) -> None:
+        for name in unknown_fields(line.data):
+            if name not in self._unknown_fields and len(self._unknown_fields) < UNKNOWN_FIELDS_MAX:
+                self._unknown_fields[name] = 0
+                terminal.write_line(f"line {line.number}: {no_field(name)}; it is passed over", err=True)
+            if name in self._unknown_fields:
+                self._unknown_fields[name] += 1
 
     async def _submit(self, lines: Sequence[Line]) -> None:
         requests: dict[int, Request] = {}
@@ -145,6 +176,8 @@ class Submitter:
                 requests[line.number] = parse_line(line.data, self._line_bytes_max)
             except InvalidInput as error:
                 problems[line.number] = error
+            else:
+                self._tell_unknown_fields(line)
         accepted = {}
         for number, answer in zip(requests, await self._answers(list(requests.values())), strict=True):
             if isinstance(answer, Submitted):

@@ -18,10 +18,10 @@ from scheduler.cli.process import STOP_MS_MAX, StartRole, check_server, run_serv
 from scheduler.cli.server import HERE, alive_until, data_dir_option, has_ended, own_server
 from scheduler.cli.streams import announce
 from scheduler.config import Settings
-from scheduler.errors import without_credentials
 from scheduler.roles import Role
 from scheduler.store.location import Found, find_url, remove_url_file
 from scheduler.store.server import EmbeddedServer
+from scheduler.url import ServerUrl, parse_url
 
 logger = logging.getLogger("scheduler")
 
@@ -54,7 +54,7 @@ def up(redis_url: str | None, data_dir: Path) -> None:
         run_serving(lambda stopping: _serve(found.url, settings, stopping, None))
         return
     with own_server(data_dir) as server:
-        run_serving(lambda stopping: _serve(server.url, settings, stopping, server))
+        run_serving(lambda stopping: _serve(parse_url(server.url), settings, stopping, server))
 
 
 def _refuse_data_dir(data_dir: Path, found: Found) -> None:
@@ -67,7 +67,7 @@ def _refuse_data_dir(data_dir: Path, found: Found) -> None:
         )
 
 
-async def _serve(url: str, settings: Settings, stopping: asyncio.Event, server: EmbeddedServer | None) -> None:
+async def _serve(url: ServerUrl, settings: Settings, stopping: asyncio.Event, server: EmbeddedServer | None) -> None:
     """Run the roles until told to stop. Raises: ServerUnavailable when the server that was started here ended."""
     await check_server(url, settings)
     started: list[Role] = []
@@ -78,11 +78,11 @@ async def _serve(url: str, settings: Settings, stopping: asyncio.Event, server: 
             if role is None:
                 return
             started.append(role[0])
-        announce(without_credentials(url) if server is None else server.address)
+        announce(str(url))
         announce("ready")
         alive = await alive_until(stopping, server)
         if server is not None:
-            remove_url_file(HERE, url)  # at once: nobody who starts now should use a server that is about to end
+            remove_url_file(HERE, url.whole)  # at once: nobody who starts now should use a server that is about to end
     finally:
         await stop_roles(started, STOP_MS_MAX if alive else 0)
     if server is not None and not alive:

@@ -19,7 +19,7 @@ from scheduler.clock import SYSTEM_CLOCK
 from scheduler.errors import InvalidInput
 from scheduler.handlers import Handler, Job, check_handler
 from scheduler.node import Node
-from scheduler.tracebacks import describe
+from scheduler.tracebacks import words_of
 
 
 class _Work(msgspec.Struct):
@@ -88,7 +88,9 @@ def _import(name: str, module_name: str) -> Any:
 
 def _broken(name: str, doing: str, error: BaseException) -> InvalidInput:
     """What somebody's module raised. One that exits must not end the command as if all was well."""
-    what = f"ended the program with {error.code!r}" if isinstance(error, SystemExit) else f"failed: {describe(error)}"
+    words = words_of(error)
+    told = type(error).__name__ + (f": {words}" if words else "")
+    what = f"ended the program with {error.code!r}" if isinstance(error, SystemExit) else f"failed: {told}"
     return InvalidInput(f"--handler = {name!r}: {doing} {what}{_place(error)}")
 
 

@@ -8,13 +8,13 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NoReturn, TypeVar
 
-from scheduler.errors import InvalidConfig
+from scheduler.config import NUMBER_MAX
+from scheduler.errors import InvalidConfig, UnknownKey
 
 T = TypeVar("T")
 Check = Callable[[str, object], object]
 """(key, value) -> the value in its type. Raises InvalidInput."""
 
-NUMBER_MAX: Final = 10**12  # 31 years in milliseconds; scripts and other languages hold it exactly
 SHOWN_LENGTH_MAX: Final = 120
 _KEY_LENGTH_MAX: Final = 64
 
@@ -35,14 +35,14 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return difflib.get_close_matches(word[:_KEY_LENGTH_MAX], sorted(known), n=1, cutoff=0.0)[0]
 
 
-def known_key(table_key: str, key: str, value: object, known: Iterable[str]) -> str:
-    """Return a key of a table if it is known. Raises: InvalidConfig."""
+def known_key(table_key: str, key: str, known: Iterable[str]) -> str:
+    """Return a key of a table if it is known. Raises: UnknownKey."""
     if key not in known:
         shown = (
             key if key.isidentifier() and key.isascii() and len(key) <= _KEY_LENGTH_MAX else repr(key[:_KEY_LENGTH_MAX])
         )
         whole = f"{table_key}.{shown}" if table_key else shown
-        refuse(whole, value, f"a known key; the nearest is {nearest(key, known)}")
+        raise UnknownKey(whole, f"a known key; the nearest is {nearest(key, known)}")
     return key
 
 

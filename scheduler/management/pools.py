@@ -110,7 +110,7 @@ _FIELDS: Final[Mapping[str, Check]] = {
 
 def _checked(key: str, said: Mapping[str, object], checks: Mapping[str, Check]) -> dict[str, Any]:
     """Each value of a table by its check. Raises: InvalidInput, also for a key that has none."""
-    return {name: checks[known_key(key, name, value, checks)](f"{key}.{name}", value) for name, value in said.items()}
+    return {name: checks[known_key(key, name, checks)](f"{key}.{name}", value) for name, value in said.items()}
 
 
 def parse(name: str, said: object) -> PoolDocument:
@@ -130,8 +130,8 @@ def parse_pools(said: object) -> dict[str, PoolDocument]:
 
 def parse_file(said: Mapping[str, object]) -> dict[str, PoolDocument]:
     """Pools from what a TOML file says. Raises: InvalidInput."""
-    for key, value in said.items():
-        known_key("", key, value, ("pools",))
+    for key in said:
+        known_key("", key, ("pools",))
     return parse_pools(said.get("pools", {}))
 
 

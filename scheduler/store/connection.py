@@ -19,19 +19,13 @@ from redis.exceptions import InvalidResponse, NoScriptError, RedisError, Respons
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scheduler.clock import SYSTEM_CLOCK, Clock
-from scheduler.errors import (
-    InvalidInput,
-    SchedulerError,
-    ServerRefused,
-    ServerReplaced,
-    ServerUnavailable,
-    WrongType,
-    without_credentials,
-)
+from scheduler.errors import SchedulerError, ServerRefused, ServerReplaced, ServerUnavailable, WrongType
 from scheduler.store import retyping
+from scheduler.store.address import connection_class, connection_options, tls_context
 from scheduler.store.packing import PACKING, Cap
 from scheduler.store.pool import Pool
 from scheduler.store.scripts import load_scripts
+from scheduler.url import ServerUrl, parse_url
 
 logger = logging.getLogger("scheduler.store")
 
@@ -152,22 +146,23 @@ async def or_each_alone(
 class Connection:
     """One server: a client for commands, and one more for each blocking reader.
 
-    Args: url, `redis://`, `rediss://` or `unix://`; patience_ms, for how long a call is repeated while the server
-    does not answer (None: for ever, which is what long-running roles want); clock, the process's own; classes,
-    of the pool's connections.
-    Attributes: life, the run_id of the server process that the newest connection leads to: whoever remembers what he
-    has read compares it, for another process may have less, or other data. Empty when the server does not say. mends,
-    whether keys that hold another type than belongs there are deleted by those who meet them, which roles do.
+    Args: url, as of `parse_url`; patience_ms, for how long a call is repeated while the server does not answer (None:
+    for ever, which is what long-running roles want); clock, the process's own; classes, of the pool's connections.
+    Attributes: url, whose text holds no credentials; life, the run_id of the server process that the newest connection
+    leads to: whoever remembers what he has read compares it, for another process may have less, or other data. Empty
+    when the server does not say. mends, whether keys that hold another type than belongs there are deleted by those who
+    meet them, which roles do.
     """
 
     def __init__(
         self,
-        url: str,
+        url: str | ServerUrl,
         patience_ms: int | None = PATIENCE_MS,
         clock: Clock = SYSTEM_CLOCK,
         classes: Mapping[Any, Any] = PACKING,
     ) -> None:
-        self.url = url
+        self.url = parse_url(url)
+        self._tls = tls_context(self.url)
         self.life = ""
         self.mends = False
         self._patience_ms = patience_ms
@@ -177,20 +172,18 @@ class Connection:
         self.commands = self._client(COMMAND_TIMEOUT_MS)
 
     def _client(self, socket_timeout_ms: int | None) -> Client:
-        try:
-            pool = self._pool(socket_timeout_ms)
-        except ValueError as error:
-            raise InvalidInput(f"server URL {without_credentials(self.url)!r}: {error}") from None
-        client: Client = retyping.NamingClient.from_pool(pool)
+        client: Client = retyping.NamingClient.from_pool(self._pool(socket_timeout_ms))
         self._clients.append(client)
         return client
 
     def _pool(self, socket_timeout_ms: int | None) -> Pool:
-        return Pool.from_url(
-            self.url,
+        return Pool(
+            connection_class=connection_class(self.url),
+            **connection_options(self.url),
             max_connections=CONNECTIONS_MAX,
             classes=self._classes,
             met=self._meet,
+            tls=self._tls,
             socket_timeout=None if socket_timeout_ms is None else socket_timeout_ms / 1000,
             socket_connect_timeout=CONNECT_TIMEOUT_MS / 1000,
             retry=Retry(NoBackoff(), 0),
@@ -201,7 +194,7 @@ class Connection:
         """A connection was made."""
         if run_id and run_id != self.life:
             if self.life:
-                logger.info("another server process answers at %s", without_credentials(self.url))
+                logger.info("another server process answers at %s", self.url)
             self.life = run_id
 
     def blocking(self, block_ms: int) -> Client:
@@ -354,4 +347,4 @@ class Connection:
     def _tell_waiting(self) -> None:
         """Say why nothing happens, unless patience ends soon, with an error that says so."""
         if self._patience_ms is None or self._patience_ms > 2 * WAITING_TOLD_MS:
-            logger.warning("waiting for the server at %s: it does not answer yet", without_credentials(self.url))
+            logger.warning("waiting for the server at %s: it does not answer yet", self.url)

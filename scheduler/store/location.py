@@ -7,7 +7,6 @@ embedded server of a directory runs, so that a second terminal talks to the same
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -17,23 +16,24 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from scheduler.errors import InvalidInput, ServerUnavailable, without_credentials
+from scheduler.errors import InvalidInput, ServerUnavailable
+from scheduler.store.address import blocking_connection_class, connection_options
 from scheduler.store.private import make_private_directory, write_private
+from scheduler.url import ServerUrl, parse_url
 
 ANSWER_MAX_S: Final = 1.0
-_URL_PREFIXES: Final = ("redis://", "rediss://", "unix://")
 
 
-def ping(url: str, timeout_s: float = ANSWER_MAX_S) -> bool:
+def ping(url: str | ServerUrl, timeout_s: float = ANSWER_MAX_S) -> bool:
     """Whether the server answers PING within `timeout_s`; a refusal (loading, password) is no answer."""
     try:
         with _client(url, timeout_s) as client:
             return bool(client.ping())
-    except (redis.RedisError, OSError, ValueError):
+    except (redis.RedisError, OSError, InvalidInput):
         return False
 
 
-def count_clients(url: str, timeout_s: float = ANSWER_MAX_S) -> int:
+def count_clients(url: str | ServerUrl, timeout_s: float = ANSWER_MAX_S) -> int:
     """How many others are connected to the server; 0 when it does not answer within `timeout_s`."""
     try:
         with _client(url, timeout_s) as client:
@@ -42,16 +42,22 @@ def count_clients(url: str, timeout_s: float = ANSWER_MAX_S) -> int:
         return 0
 
 
-def _client(url: str, timeout_s: float) -> redis.Redis:
-    return redis.Redis.from_url(
-        url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 0)
+def _client(url: str | ServerUrl, timeout_s: float) -> redis.Redis:
+    server = parse_url(url)
+    pool = redis.ConnectionPool(
+        connection_class=blocking_connection_class(server),
+        **connection_options(server),
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        retry=Retry(NoBackoff(), 0),
     )
+    return redis.Redis.from_pool(pool)
 
 
 class Found(msgspec.Struct, frozen=True):
     """The server to use, and the place that named it."""
 
-    url: str
+    url: ServerUrl
     place: str
 
 
@@ -82,11 +88,11 @@ def named_url(explicit: str | None, environment: Mapping[str, str]) -> Found | N
     Raises: InvalidInput when a place names something that is no URL of a server.
     """
     if explicit is not None:
-        return Found(_checked_url(explicit, "--redis-url"), "--redis-url")
+        return Found(parse_url(explicit, "--redis-url"), "--redis-url")
     places = [Place("--redis-url", "not given")]
     for variable in ("SCHED_REDIS_URL", "REDIS_URL"):
-        if environment.get(variable):
-            return Found(_checked_url(environment[variable], variable), variable)
+        if environment.get(variable, "").strip():
+            return Found(parse_url(environment[variable], variable), variable)
         places.append(Place(variable, "empty" if variable in environment else "not set"))
     return NotFound(tuple(places))
 
@@ -101,10 +107,18 @@ def find_url(explicit: str | None, environment: Mapping[str, str], directory: Pa
     if isinstance(named, Found):
         return named
     file = url_file(directory)
-    url = _read_url_file(directory)
-    if url and ping(url):
-        return Found(url, str(file))
-    finding = f"{without_credentials(url)} does not answer" if url else f"no such file in {directory.absolute()}"
+    text = _read_url_file(directory)
+    if text is None:
+        finding = f"no such file in {directory.absolute()}"
+    else:
+        try:
+            url = parse_url(text, "its text")
+        except InvalidInput as error:
+            finding = str(error)
+        else:
+            if ping(url):
+                return Found(url, str(file))
+            finding = f"{url} does not answer"
     return NotFound((*named.places, Place(str(url_file(Path())), finding)))
 
 
@@ -117,18 +131,11 @@ def server_url() -> str:
     """
     found = find_url(None, os.environ, Path())
     if isinstance(found, Found):
-        return found.url
+        return found.url.whole
     raise ServerUnavailable(
         f"no server found; looked at\n{NotFound(found.places[1:])}\n"
         "Set one of the two, or run this in the directory where `scheduler up` runs"
     )
-
-
-def _checked_url(url: str, place: str) -> str:
-    if not url.startswith(_URL_PREFIXES):
-        shown = re.sub(r"^(.*//)?.*@", r"\1***@", url)  # what stands before an @ may be a password
-        raise InvalidInput(f"{place} = {shown!r}: expected redis://host:port/0, rediss://... or unix:///path")
-    return url
 
 
 def url_file(directory: Path) -> Path:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from redis.asyncio import ConnectionPool
+from redis.asyncio.connection import RedisSSLContext
 
 from scheduler.errors import ServerUnavailable
 from scheduler.store.packing import PACKING
@@ -21,7 +22,7 @@ class Pool(ConnectionPool):
     """At most `max_connections`; more callers at once wait for their turn. Closed once, it stays closed.
 
     classes: the class that redis-py would use -> the one that is used. met: told, each time a connection is made, the
-    run_id of the server process that it leads to.
+    run_id of the server process that it leads to. tls: of connections that use it, in the place of one for each.
     """
 
     def __init__(
@@ -29,10 +30,12 @@ class Pool(ConnectionPool):
         max_connections: int,
         classes: Mapping[Any, Any] = PACKING,
         met: Callable[[str], None] | None = None,
+        tls: RedisSSLContext | None = None,
         **options: Any,
     ) -> None:
         super().__init__(max_connections=max_connections, **options)
         self._met = met
+        self._tls = tls
         self.connection_class = classes[self.connection_class]
         self._turns = asyncio.Semaphore(self.max_connections)
         self._closed = False
@@ -56,6 +59,8 @@ class Pool(ConnectionPool):
         connection: Any = super().make_connection()  # type: ignore[no-untyped-call]
         if self._met is not None:
             connection.met = self._met
+        if self._tls is not None:
+            connection.ssl_context = self._tls
         return connection
 
     def _check_open(self) -> None:

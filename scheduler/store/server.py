@@ -127,11 +127,6 @@ class EmbeddedServer:
         return f"redis://default:{self._password}@{HOST}:{self.port}/0"
 
     @property
-    def address(self) -> str:
-        """The same without the password, to be shown."""
-        return f"redis://{HOST}:{self.port}/0"
-
-    @property
     def pid(self) -> int:
         """The process id of the server, or of the last one when it does not run.
 

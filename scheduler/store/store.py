@@ -10,13 +10,14 @@ from typing import Final
 from scheduler import calls, keys
 from scheduler.clock import SYSTEM_CLOCK, Clock
 from scheduler.config import DEFAULTS, Settings
-from scheduler.errors import ServerUnavailable, without_credentials
+from scheduler.errors import ServerUnavailable
 from scheduler.store.cell import Cell
 from scheduler.store.connection import PATIENCE_MS, Connection
 from scheduler.store.control import Control
 from scheduler.store.log_lines import keep_visible
 from scheduler.store.paced import PacedReads
 from scheduler.store.reads import Reads
+from scheduler.url import ServerUrl
 
 logger = logging.getLogger("scheduler.store")
 
@@ -69,7 +70,7 @@ class Store:
             if wait_ms is not None and waited_ms >= wait_ms:
                 raise ServerUnavailable(missing)
             if waited_ms == _LAYOUT_TOLD_MS:
-                logger.warning("%s; waiting for one", without_credentials(missing))
+                logger.warning("%s; waiting for one", missing)
             await asyncio.sleep(_LAYOUT_POLL_MS / 1000)
             waited_ms += _LAYOUT_POLL_MS
         return layout
@@ -80,16 +81,16 @@ class Store:
 
 
 async def open_store(
-    url: str,
+    url: str | ServerUrl,
     settings: Settings = DEFAULTS,
     patience_ms: int | None = PATIENCE_MS,
     clock: Clock = SYSTEM_CLOCK,
-    connect: Callable[[str, int | None, Clock], Connection] = Connection,
+    connect: Callable[[str | ServerUrl, int | None, Clock], Connection] = Connection,
 ) -> Store:
     """Connect and check the server.
 
     Args: url; settings; patience_ms and clock, as of Connection; connect, makes the connection of these three.
-    Raises: ServerUnavailable, ServerRefused.
+    Raises: InvalidInput, ServerUnavailable, ServerRefused.
     """
     keep_visible()
     connection = connect(url, patience_ms, clock)

@@ -177,7 +177,7 @@ async def test_the_same_nonce_is_the_same_submission_after_the_end_too(url: str)
     """A lost reply to a submission whose job has ended meanwhile is still an acceptance."""
     async with running(url) as system:
         await system.add_node("n1", echo)
-        item = system.producer._item(Request(JobDocument("s1", "j1", **EN_ZH)))
+        item = system.producer._item(*system.producer._checked(Request(JobDocument("s1", "j1", **EN_ZH))))
         first = await system.store.cell.submit([item])
         await outcomes(system, ["j1"])
         assert await system.store.cell.submit([item]) == first

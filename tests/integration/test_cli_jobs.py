@@ -113,6 +113,28 @@ def test_lines_that_are_not_accepted(ready_url: str, tmp_path: Path) -> None:
     assert conclusion == "Error: 12 lines were not accepted"
 
 
+def test_fields_that_there_are_not(ready_url: str, tmp_path: Path) -> None:
+    """Each is told once with its first line and the nearest field, and how many lines have it; no value is shown."""
+    result = submit(
+        ready_url,
+        tmp_path,
+        '{"session_id": "s", "job_id": "a", "paylod": "Wonder7"}',
+        '{"session_id": "s", "job_id": "b", "paylod": 7, "prefered_node": "n1"}',
+        '{"session_id": "s", "job_id": "c", "paylod": null, "x\\u001b": {"payload": 1}}',
+        '{"session_id": "s", "job_id": "d", "payload": "hi"}',
+    )
+    assert (result.exit_code, result.stdout.split()) == (0, ["a", "b", "c", "d"])
+    lines = result.stderr.splitlines()
+    assert lines.pop(2).startswith(
+        "line 3: 'x\N{REPLACEMENT CHARACTER}' is no field: expected one of deadline_ms, features,"
+    )
+    assert lines == [
+        "line 1: 'paylod' is no field: the nearest is payload; it is passed over",
+        "line 2: 'prefered_node' is no field: the nearest is preferred_node; it is passed over",
+        "'paylod' is no field: the nearest is payload; it was passed over in 3 lines",
+    ]
+
+
 def test_full_backlog(ready_url: str, tmp_path: Path) -> None:
     """A partition that is full takes no more, and says how full it is."""
     lines = [f'{{"session_id": "s", "job_id": "j{number}"}}' for number in range(3)]

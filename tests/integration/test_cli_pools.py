@@ -216,7 +216,7 @@ def test_a_stored_pool_that_cannot_be_used_is_told_and_can_be_removed(url: str) 
         ("[pools.gold]\nlease_ms = " + "9" * 5_000, "limit"),
         ("#" * (FILE_BYTES_MAX + 1), f"it is longer than {FILE_BYTES_MAX} bytes"),
         ("", "pools = {}: expected at least one table [pools.<name>]"),
-        ("[pools.gold]\nlease = 9000", "pools.gold.lease = 9000: expected a known key; the nearest is lease_ms"),
+        ("[pools.gold]\nlease = 9000", "pools.gold.lease: expected a known key; the nearest is lease_ms"),
         ("[pools.gold]\nlease_ms = 0", "pools.gold.lease_ms = 0: expected a whole number from 1"),
         ("[pools.silver]\n[pools.gold]\nfallback = ['fats']", "a node names; the nearest is fast"),
         ("[pools.a]\nfallback = ['b']\n[pools.b]\nfallback = ['a']", "expected no cycle: a -> b -> a"),

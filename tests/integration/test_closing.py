@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import msgspec
 import pytest
+import redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from scheduler.cli.process import stop_roles
@@ -16,14 +18,27 @@ from scheduler.roles import start_dispatcher, start_manager, start_reaper
 from scheduler.store.connection import Connection
 from scheduler.store.pool import Pool
 from scheduler.store.store import Store, open_store
+from scheduler.url import ServerUrl, parse_url
 from tests.system import PATIENCE_MS, QUICK, running
 
 UNSENT_BYTES = 20_000_000  # more than sockets hold that nobody reads
 
 
-def named(url: str) -> str:
-    """The same server, for those whose connections are counted: others may connect at any time."""
-    return f"{url}?client_name=counted"
+COUNTED = "counted"
+
+
+@pytest.fixture(autouse=True)
+def counted_user(url: str) -> Iterator[None]:
+    """A user for those whose connections are counted: others may connect at any time."""
+    with redis.Redis.from_url(url, protocol=2) as client:
+        client.acl_setuser(COUNTED, enabled=True, nopass=True, keys=["*"], channels=["*"], commands=["+@all"])
+        yield
+        client.acl_deluser(COUNTED)
+
+
+def counted(url: str | ServerUrl) -> ServerUrl:
+    """The same server, by that user."""
+    return msgspec.structs.replace(parse_url(url), username=COUNTED)
 
 
 async def until_connected(store: Store, count: int) -> None:
@@ -31,7 +46,7 @@ async def until_connected(store: Store, count: int) -> None:
     async with asyncio.timeout(PATIENCE_MS / 1000):
         while True:
             clients = await store.connection.commands.client_list()
-            if sum(client["name"] == "counted" for client in clients) == count:
+            if sum(client["user"] == COUNTED for client in clients) == count:
                 return
 
 
@@ -62,7 +77,7 @@ async def test_a_turn_that_nobody_takes_is_the_next_ones(url: str) -> None:
 
 async def test_calls_under_way_fail_when_the_connection_is_closed(store: Store) -> None:
     """More callers than there are connections: each is told, and no one connects again."""
-    other = Connection(named(store.connection.url))
+    other = Connection(counted(store.connection.url))
     reader = other.blocking(60_000)
     reads = [asyncio.create_task(other.patiently(lambda: reader.xread({"s": "$"}, block=60_000))) for _ in range(6)]
     await until_connected(store, 4)
@@ -75,7 +90,7 @@ async def test_calls_under_way_fail_when_the_connection_is_closed(store: Store) 
 
 async def test_a_connection_that_is_made_while_all_are_closed_is_closed_too(store: Store) -> None:
     """Whoever is connecting then is told when he has come through, and leaves nothing open."""
-    other = Connection(named(store.connection.url))
+    other = Connection(counted(store.connection.url))
     call = asyncio.create_task(other.call("beat", [], []))
     await asyncio.sleep(0)
     await other.close()
@@ -132,7 +147,7 @@ async def test_results_that_nobody_follows_any_more_are_not_read(url: str) -> No
 
         await system.add_node("n1", handle)
         await system.producer.result(await system.producer.submit("s1", src_lang="en", tgt_lang="zh"))
-        async with Producer(named(url), settings=QUICK) as producer:
+        async with Producer(counted(url), settings=QUICK) as producer:
             for _ in range(5):
                 async for _ in producer.results("0"):
                     break
@@ -142,7 +157,7 @@ async def test_results_that_nobody_follows_any_more_are_not_read(url: str) -> No
 async def test_a_producer_that_is_left_serves_nobody(url: str) -> None:
     """Who still waits for an outcome then is told so."""
     async with running(url) as system:
-        async with Producer(named(url), settings=QUICK) as producer:
+        async with Producer(counted(url), settings=QUICK) as producer:
             waiting = asyncio.create_task(producer.outcome("never"))
             await system.until(lambda: "never" in producer._awaited)
         with pytest.raises(ServerUnavailable):
@@ -162,7 +177,7 @@ async def test_a_node_whose_leaving_is_cancelled_disconnects(url: str) -> None:
             stopped.set()
 
     async with running(url) as system:
-        node = Node(named(url), "n1", capacity=1, handler=handle, pairs=[("en", "zh")], settings=QUICK)
+        node = Node(counted(url), "n1", capacity=1, handler=handle, pairs=[("en", "zh")], settings=QUICK)
         await node.__aenter__()
         await system.producer.submit("s1", src_lang="en", tgt_lang="zh")
         await started.wait()
@@ -185,7 +200,7 @@ async def test_a_node_that_cannot_join_disconnects(url: str, monkeypatch: pytest
     monkeypatch.setattr(Node, "_beat", fail)
     async with running(url) as system:
         with pytest.raises(ValueError, match="boom"):
-            await Node(named(url), "n1", capacity=1, handler=print, settings=QUICK).__aenter__()
+            await Node(counted(url), "n1", capacity=1, handler=print, settings=QUICK).__aenter__()
         await until_connected(system.store, 0)
 
 
@@ -222,7 +237,7 @@ async def test_roles_that_have_no_time_to_stop_are_disconnected(url: str) -> Non
     """All of them, and nothing that one of them began runs on."""
     async with await open_store(url, QUICK) as store:
         tasks = asyncio.all_tasks()
-        started = [(await start(named(url), QUICK))[0] for start in (start_manager, start_dispatcher, start_reaper)]
+        started = [(await start(counted(url), QUICK))[0] for start in (start_manager, start_dispatcher, start_reaper)]
         await stop_roles(started, 0)
         assert asyncio.all_tasks() == tasks
         await until_connected(store, 0)

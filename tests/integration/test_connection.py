@@ -21,6 +21,7 @@ from scheduler.store import store as store_module
 from scheduler.store.connection import PATIENCE_MS, Connection, ScriptFailed, or_each_alone
 from scheduler.store.server import start_embedded
 from scheduler.store.store import Store, open_store
+from scheduler.url import parse_url
 from tests.system import QUICK, running
 
 NOWHERE = "redis://127.0.0.1:1/0"
@@ -51,14 +52,14 @@ def listener() -> Iterator[Listener]:
 
 
 async def test_a_url_that_is_none_is_invalid_input() -> None:
-    """The error names the thing and hides a password."""
-    with pytest.raises(InvalidInput, match=r"server URL 'foo://\*\*\*@host'"):
+    """The error names the thing and shows nothing of it."""
+    with pytest.raises(InvalidInput, match=r"^server URL: its scheme is not known: expected redis://host:port/0,"):
         await open_store("foo://user:secret@host")
 
 
 async def test_nobody_there_is_unavailable_after_the_patience() -> None:
     """The error names the place without its password."""
-    with pytest.raises(ServerUnavailable, match=r"redis://\*\*\*@127.0.0.1:1/0 does not answer"):
+    with pytest.raises(ServerUnavailable, match=r"^redis://127.0.0.1:1/0 does not answer"):
         await open_store("redis://:secret@127.0.0.1:1/0", patience_ms=100)
 
 
@@ -98,7 +99,7 @@ async def test_whoever_waits_for_a_server_is_told_so(
         await listener.told.wait()
         server.start()
         async with await opening:
-            place = server.address.replace("//", "//***@")
+            place = parse_url(server.url)
             assert listener.messages == [f"WARNING waiting for the server at {place}: it does not answer yet"]
 
 

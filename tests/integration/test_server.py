@@ -22,6 +22,7 @@ from scheduler.errors import InvalidInput, ServerUnavailable
 from scheduler.store import server as server_module
 from scheduler.store.location import ping, write_url_file
 from scheduler.store.server import EmbeddedServer, Engine, PortTaken, available_engines, start_embedded
+from scheduler.url import parse_url
 
 ROOT = Path(__file__).resolve().parents[2]
 END_MAX_S = 20
@@ -77,7 +78,7 @@ def test_server_in_memory(engine: Engine, tmp_path: Path) -> None:
     with start_embedded(tmp_path, engine=engine) as server, client_of(server) as client:
         assert ping(server.url)
         assert server.engine == engine
-        assert server.address == f"redis://127.0.0.1:{server.port}/0"
+        assert str(parse_url(server.url)) == f"redis://127.0.0.1:{server.port}/0"
         info = client.info("server")
         assert info["process_id"] == server.pid
         assert ("valkey_version" in info) == (engine == "valkey")
@@ -102,7 +103,7 @@ def test_only_its_user_can_use_a_server(engine: Engine, tmp_path: Path) -> None:
         password = str(client.config_get("requirepass")["requirepass"])
         assert re.fullmatch("[0-9a-f]{32}", password)
         assert server.url == f"redis://default:{password}@127.0.0.1:{server.port}/0"
-        assert (ping(server.url), ping(server.address)) == (True, False)
+        assert (ping(server.url), ping(str(parse_url(server.url)))) == (True, False)
         process = Path("/proc") / str(server.pid)
         assert [password.encode() in (process / each).read_bytes() for each in ("cmdline", "environ")] == [False] * 2
         files = [*server.directory.rglob("*"), *(tmp_path / ".scheduler").iterdir()]

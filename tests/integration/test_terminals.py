@@ -38,7 +38,7 @@ JOB: Final = "job-4711-2026-11-30-abcdefghijklmnopqrstuvwxyz-000000000001"
 DEAD: Final = "dead-1"
 SESSION: Final = "customer-4711-call-2026-11-30-abcdefghijklmnopqrstuvwxyz-0001"
 PAIRS: Final = tuple(("en", target) for target in ("de", "es", "fr", "it", "ja", "zh"))
-DETAIL: Final = f"{EVIL} {'x' * 600} the end"
+DETAIL: Final = f"{EVIL} {'x' * 2_100} the end"
 
 NO_UTF_8: Final = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 LATIN: Final = {"PYTHONIOENCODING": "latin-1"}

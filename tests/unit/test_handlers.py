@@ -69,7 +69,7 @@ def test_a_job_as_its_handler_sees_it() -> None:
     """The document, the payload as it was sent, and what the reservation adds."""
     document = (
         b'{"session_id":"s1","job_id":"other","src_lang":"en","tgt_lang":"zh","tenant_id":"t1","routing_key":"r1",'
-        b'"features":["gpu"],"priority":5}'
+        b'"features":["gpu"],"priority":5,"deadline_ms":9000,"preferred_node":"n7"}'
     )
     job = a_job(
         job=document,
@@ -82,6 +82,7 @@ def test_a_job_as_its_handler_sees_it() -> None:
     names = [name for name in dir(job) if not name.startswith("_") and name != "stopped"]
     assert {name: getattr(job, name) for name in names} == {
         "attempt": 2,
+        "deadline_ms": 9_000,
         "decision": "full n2 4/4",
         "entry": "3/900-0",
         "features": ("gpu",),
@@ -93,6 +94,7 @@ def test_a_job_as_its_handler_sees_it() -> None:
         "partition": 3,
         "payload": b"\x00\xff",
         "policy": Policy("fast", 9000, 3, 5, 70_000, 10, 20, 4),
+        "preferred_node": "n7",
         "priority": 5,
         "reply_to": "back",
         "reservation": Reservation(7, "1-a", 5_000, "3/900-0", 2, 3, 900, 4_000),

@@ -21,7 +21,11 @@ def own_logging() -> Iterator[None]:
     root = logging.getLogger()
     names = ("scheduler", "scheduler.node", "theirs", "theirs.part")
     before = (root.handlers[:], root.level, [(name, logging.getLogger(name).level) for name in names])
+    others = [each for each in logging.root.manager.loggerDict.values() if isinstance(each, logging.Logger)]
+    enabled = [each for each in others if not each.disabled]
     yield
+    for logger in enabled:  # dictConfig switches off those of other tests too
+        logger.disabled = False
     root.handlers[:], root.level = before[0], before[1]
     for name, level in before[2]:
         logger = logging.getLogger(name)

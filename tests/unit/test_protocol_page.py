@@ -17,10 +17,9 @@ import msgspec
 import pytest
 
 from scheduler import calls, keys, model
-from scheduler.config import CANDIDATES_MAX, DEFAULTS
+from scheduler.config import CANDIDATES_MAX, DEFAULTS, NUMBER_MAX
 from scheduler.keys import CellKeys, ControlKeys
 from scheduler.management import pools
-from scheduler.management.checks import NUMBER_MAX
 from scheduler.management.commands import COMMAND_BYTES_MAX, Accepted
 from scheduler.management.pools import PoolDocument
 from scheduler.store import connection
@@ -214,7 +213,7 @@ def test_the_limits_on_the_page_are_those_of_the_code() -> None:
     assert f"at most {DEFAULTS.document_bytes_max:,} bytes" in documents
     assert f"any {DEFAULTS.payload_bytes_max:,} bytes at most" in documents
     assert f"{model._FEATURES_MAX} at most" in documents
-    assert f"0 to {model._CAPACITY_MAX:,}" in documents
+    assert f"0 to {model.CAPACITY_MAX:,}" in documents
     assert f"1 to {CANDIDATES_MAX} |" in documents
     assert f"list of pools, {pools.FALLBACK_MAX} at most" in documents
     assert f"{pools.DESCRIPTION_LENGTH_MAX} characters at most" in documents
