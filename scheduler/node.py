@@ -24,7 +24,7 @@ from scheduler import calls, keys, leases, model
 from scheduler.attempts import GIVE_BACK_MS, WATCH_MS, Attempts, Observer
 from scheduler.bodies import LateBodies, without_body
 from scheduler.config import Settings, check_settings, read_settings
-from scheduler.errors import InvalidInput, SchedulerError
+from scheduler.errors import InvalidInput, SchedulerError, ServerRefused, ServerUnavailable, without_credentials
 from scheduler.handlers import Handler, Job
 from scheduler.host import Host
 from scheduler.loop import Loop, end_tasks
@@ -53,7 +53,8 @@ class Node:
     target) languages; features; labels; pool, empty for the default; version, of the node's software; settings, by
     default from the `SCHED_*` variables; observer; drain_ms_max, how long leaving waits for running jobs before it
     gives them back; host, of this process.
-    Raises: InvalidInput; on entering ServerUnavailable or ServerRefused.
+    Raises: InvalidInput; on entering ServerRefused. One that does not answer, or cannot do it now, is waited for.
+    Attributes: refusal, why the server is of no use any more: it takes user and password no more.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Node:
         self.node_id = keys.check_name("node", node_id)
         self.boot = ""
         self.phase: Phase = "joining"
+        self.refusal: ServerRefused | None = None
         self._url = url
         self._handler = handler
         self._settings = settings
@@ -139,6 +141,8 @@ class Node:
             inbox = self._store.cell.keys.inbox(self.node_id)
             self._late = LateBodies(self._store.reads, inbox, self._paced.pace, self._clock)
             await self._beat()
+            self._store.connection.refused = self._refused
+            self._store.connection.has_started = True
         except BaseException:
             await self._store.close()
             raise
@@ -222,7 +226,7 @@ class Node:
             async with asyncio.timeout(min(FIRST_WORD_MS, self._drain_ms_max) / 1000):
                 await self._told.wait()
         except TimeoutError:
-            logger.warning("%s: the server does not answer, leaving without its word", self.node_id)
+            logger.warning("%s: leaving without a word of the server", self.node_id)
             if not self._attempts.reserved:
                 return
         rest_ms = started_ms + self._drain_ms_max - self._clock.ms()
@@ -233,8 +237,13 @@ class Node:
             logger.warning("%s: not drained within %d ms, %d jobs run", self.node_id, self._drain_ms_max, self.running)
 
     async def stopped(self) -> None:
-        """Wait until this node serves no more: it was drained and left, or a later boot replaced it."""
+        """Wait until this node serves no more: it was drained and left, or a later boot replaced it.
+
+        Raises: CredentialsRefused when the server takes its user and password no more.
+        """
         await self._ended.wait()
+        if self.refusal is not None:
+            raise self.refusal
 
     @property
     def running(self) -> int:
@@ -275,6 +284,12 @@ class Node:
         self._end_life("left" if answer == "left" else "replaced")
         return True
 
+    def _refused(self, why: ServerRefused) -> None:
+        """The server is of no use to this node any more. What runs here ends: it can neither be renewed nor told."""
+        logger.error("%s: %s; the node stops", self.node_id, without_credentials(str(why)))
+        self.refusal = why
+        self._end_life("stopped")
+
     def _end_life(self, phase: Phase) -> None:
         """This node serves no more: it beats no more, and whoever waits for that is told."""
         if not self._ended.is_set():
@@ -297,7 +312,7 @@ class Node:
             read = await self._paced.read({inbox: self._cursor}, INBOX_COUNT, block_ms)
         except RedisError as error:
             self._compared_at_ms = float("-inf")
-            raise SchedulerError(f"reading the inbox failed: {error}") from error
+            raise ServerUnavailable(f"reading the inbox failed: {error}") from error
         part = read.get(inbox)
         if part is not None:
             if part.last_id:

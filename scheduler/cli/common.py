@@ -15,10 +15,13 @@ import msgspec
 from redis.exceptions import RedisError
 
 from scheduler import calls
+from scheduler.clock import SYSTEM_CLOCK, Clock
 from scheduler.config import Settings, read_settings
 from scheduler.errors import SchedulerError, ServerUnavailable, without_credentials
+from scheduler.store.connection import Connection
 from scheduler.store.location import Found, find_url
 from scheduler.store.store import Store, open_store
+from scheduler.store.telling import Telling
 
 PATIENCE_MS: Final = 2_000
 LAYOUT_WAIT_MS: Final = 2_500  # so late a leader has written one again that was lost
@@ -120,6 +123,31 @@ async def opened_store(redis_url: str | None, settings: Settings) -> AsyncIterat
             yield store, await store.layout(LAYOUT_WAIT_MS)
     except RedisError as error:
         raise SchedulerError(f"{url}: {error}") from error
+
+
+class Connecting:
+    """Makes the connections of a command that has several: one tells of the server for all of them.
+
+    Until `has_begun`, they try for PATIENCE_MS on a server that answers that it cannot do it now; later as patiently as
+    on one that does not answer.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._telling = Telling(url, SYSTEM_CLOCK)
+        self._made: list[tuple[Connection, int | None]] = []
+
+    def __call__(self, url: str, patience_ms: int | None, clock: Clock) -> Connection:
+        """As the class does."""
+        connection = Connection(url, patience_ms, clock, telling=self._telling)
+        self._made.append((connection, connection.later_ms))
+        connection.later_ms = PATIENCE_MS
+        return connection
+
+    def has_begun(self) -> None:
+        """The server has done what the command is for."""
+        for connection, later_ms in self._made:
+            connection.later_ms = later_ms
+            connection.has_started = True
 
 
 # ---- printing -------------------------------------------------------------------------------------------------------

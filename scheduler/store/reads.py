@@ -53,9 +53,11 @@ class Reads:
         self.keys = cell_keys
         self._connection = connection
         self._blocking: Client | None = None
+        self._series = connection.series()
 
     async def close(self) -> None:
         """Close the connection for reads that block; the next such read opens another."""
+        self._series.close()
         if self._blocking is not None:
             client, self._blocking = self._blocking, None
             await self._connection.close_client(client)
@@ -82,7 +84,10 @@ class Reads:
         def read() -> Any:
             return ask(client, *command, cap=cap)
 
-        reply = await (keeping_cancellation(read()) if block_ms is not None else self._connection.patiently(read))
+        if block_ms is None:
+            reply = await self._connection.patiently(read)
+        else:
+            reply = await self._series.run(keeping_cancellation(read()), block_ms)
         return {
             stream.decode(): [(identifier.decode(), _pairs(fields)) for identifier, fields in entries if fields]
             for stream, entries in reply or ()
@@ -136,7 +141,8 @@ class Reads:
         """
         arguments: list[Argument] = [count, bytes_max, *parts_max, "heads" if with_heads else "stop", *cursors.values()]
         client = self._client(is_blocking)
-        answer = await keeping_cancellation(self._connection.call_once(client, "read", list(cursors), arguments))
+        once = keeping_cancellation(self._connection.call_once(client, "read", list(cursors), arguments))
+        answer = await (self._series.run(once, 0) if is_blocking else once)
         return {stream: _part(found) for stream, found in zip(cursors, answer, strict=True)}
 
     async def bindings(self, session_ids: Sequence[str]) -> list[bytes | None]:
