@@ -30,10 +30,10 @@ from scheduler.errors import (
     ServerUnavailable,
     without_credentials,
 )
-from scheduler.store.meanings import Meaning, NotAdmitted, meaning_of, unfit_of, words_of
+from scheduler.store.meanings import Meaning, NotAdmitted, meaning_of, unfit_of, was_closed, words_of
 from scheduler.store.packing import PACKING, Cap
 from scheduler.store.pool import Pool
-from scheduler.store.probe import misfit_of
+from scheduler.store.probe import misfit_of, refusal_of
 from scheduler.store.scripts import load_scripts
 from scheduler.store.telling import MISSING, TOLD_MS, Call, Series, Telling
 
@@ -49,6 +49,7 @@ COMMAND_TIMEOUT_MS: Final = 5_000
 ANSWER_MS_MIN: Final = 2_000  # that a command is given for its answer, however little patience there is
 PROBE_MS: Final = 500  # without an answer at the start, until it is looked whether the other end speaks otherwise
 PROBE_AGAIN_MS: Final = 30_000
+LOOK_AGAIN_MS: Final = 500  # between two looks what a server says that closes connections
 CONNECT_TIMEOUT_MS: Final = 2_000
 PATIENCE_MS: Final = 30_000
 CONNECTIONS_MAX: Final = 4  # of one client: more callers at once take turns
@@ -160,7 +161,8 @@ class Connection:
         self._classes = classes
         self._clients: list[Client] = []
         self._watch = (telling or Telling(url, clock)).watch(self._pieces)
-        self._probed_ms = float("-inf")
+        self._probed_ms = self._looked_ms = float("-inf")
+        self._said: Exception | None = None
         self.commands = self._client(self._answer_ms)
 
     @property
@@ -221,7 +223,7 @@ class Connection:
 
     def series(self) -> Series:
         """Tells of the calls of one reader that are not repeated here."""
-        return Series(self._watch, self._clock, self._raise_if_denied)
+        return Series(self._watch, self._clock, self._judge_once)
 
     async def close(self) -> None:
         """Close every connection, for good: calls under way fail, and so do later ones."""
@@ -320,8 +322,9 @@ class Connection:
             call.is_well = True
             raise error
         waited_ms = self._clock.ms() - call.since_ms
-        if meaning == "silent" and waited_ms >= TOLD_MS and (misfit := await self._misfit()):
-            error, meaning = NotAdmitted(misfit), "unfit"
+        if meaning == "silent":
+            error = await self._explained(error, waited_ms)
+            meaning = meaning_of(error)
         patience_ms = self._patience_with(meaning)
         self._watch.failed(call, error, _is_patient(patience_ms))
         if patience_ms is not None and waited_ms + delay_ms > patience_ms:
@@ -340,18 +343,31 @@ class Connection:
             return ServerUnavailable(f"{self.url} does not answer: {words}")
         if meaning == "later":
             return ServerNotReady(f"{self.url} refuses it for now: {words}")
-        what = "is no Redis or Valkey server" if isinstance(error, InvalidResponse) else "refuses it"
-        refusal = (CredentialsRefused if meaning == "denied" else ServerRefused)(f"{self.url} {what}: {words}")
+        what = " is no Redis or Valkey server" if isinstance(error, InvalidResponse) else " refuses it"
+        what = "" if isinstance(error, NotAdmitted) else what
+        refusal = (CredentialsRefused if meaning == "denied" else ServerRefused)(f"{self.url}{what}: {words}")
         if self.refusal is None and (meaning == "denied" or not self.has_started):
             self.refusal = refusal
             self.refused(refusal)
         return refusal
 
-    def _raise_if_denied(self, error: BaseException) -> None:
-        """Of a reader's calls, which are repeated by whoever reads. Raises: ServerRefused."""
+    async def _judge_once(self, error: Exception) -> Exception:
+        """What is behind an error of a reader's call, which whoever reads repeats. Raises: ServerRefused."""
+        error = await self._explained(error, 0) if meaning_of(error) == "silent" else error
         meaning = meaning_of(error)
-        if isinstance(error, Exception) and meaning in ("denied", "unfit") and self._patience_with(meaning) == 0:
+        if meaning in ("denied", "unfit") and self._patience_with(meaning) == 0:
             raise self._given_up(meaning, error) from error
+        return error
+
+    async def _explained(self, error: Exception, waited_ms: float) -> Exception:
+        """An error of a server that seems silent, or what is behind it."""
+        if was_closed(error) and self._classes is PACKING:
+            if self._clock.ms() - self._looked_ms >= LOOK_AGAIN_MS:
+                self._looked_ms = self._clock.ms()
+                self._said = await refusal_of(self.commands.connection_pool)
+            return self._said or error
+        misfit = await self._misfit() if waited_ms >= TOLD_MS else ""
+        return NotAdmitted(misfit) if misfit else error
 
     async def _misfit(self) -> str:
         """Why nothing comes, when the other end speaks TLS and we do not, or the reverse; empty for all else."""

@@ -18,6 +18,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from scheduler.errors import InvalidInput, ServerUnavailable
+from scheduler.store.meanings import meaning_of
 
 ANSWER_MAX_S: Final = 1.0
 _URL_PREFIXES: Final = ("redis://", "rediss://", "unix://")
@@ -30,6 +31,18 @@ def ping(url: str, timeout_s: float = ANSWER_MAX_S) -> bool:
             return bool(client.ping())
     except (redis.RedisError, OSError, ValueError):
         return False
+
+
+def answers(url: str, timeout_s: float = ANSWER_MAX_S) -> bool:
+    """Whether the server says anything within `timeout_s`, and be it that it loads, is busy or wants a password."""
+    try:
+        with _client(url, timeout_s) as client:
+            client.ping()
+    except redis.RedisError as error:
+        return meaning_of(error) != "silent"
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def count_clients(url: str, timeout_s: float = ANSWER_MAX_S) -> int:
@@ -101,7 +114,7 @@ def find_url(explicit: str | None, environment: Mapping[str, str], directory: Pa
         return named
     file = url_file(directory)
     url = _read_url_file(directory)
-    if url and ping(url):
+    if url and answers(url):
         return Found(url, str(file))
     finding = f"{url} does not answer" if url else f"no such file in {directory.absolute()}"
     return NotFound((*named.places, Place(str(url_file(Path())), finding)))

@@ -96,6 +96,12 @@ def is_temporary(error: BaseException) -> bool:
     return meaning_of(error) not in ("call", "denied")
 
 
+def was_closed(error: BaseException) -> bool:
+    """Whether a connection ended, as it does when the server takes nobody more."""
+    ended = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
+    return any(isinstance(each, ended) or "Connection closed" in str(each) for each in _chain_of(error))
+
+
 def words_of(error: BaseException) -> str:
     """An error in the server's own words, on one line, with the code that redis-py takes off."""
     text = str(error)

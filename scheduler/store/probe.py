@@ -1,6 +1,7 @@
-"""Whether the other end of a URL speaks TLS although the URL does not, or the reverse.
+"""Looks with a connection of its own why another one ended without an answer.
 
-Neither says so: a server without TLS waits for the end of what it takes for a command, and one with TLS hangs up.
+A server that speaks TLS, and we do not, hangs up; one without TLS waits for the end of what it takes for a command. And
+one that takes no more clients says so and hangs up, which is lost to who is about to write.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import ssl
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
+from redis._parsers.base import BaseParser
 from redis.asyncio import SSLConnection
 
 ANSWER_MS_MAX: Final = 400
@@ -33,6 +35,30 @@ async def misfit_of(pool: Any) -> str:
             return await _misfit_of_plain(host, port)
     except (OSError, TimeoutError, asyncio.IncompleteReadError):
         return ""
+
+
+async def refusal_of(pool: Any) -> Exception | None:
+    """What the server says to whoever connects, before it hangs up; None when it says nothing.
+
+    Args: pool, of a connection that was closed.
+    """
+    kwargs = pool.connection_kwargs
+    try:
+        async with asyncio.timeout(ANSWER_MS_MAX / 1000):
+            if "path" in kwargs:
+                reader, writer = await asyncio.open_unix_connection(kwargs["path"])
+            else:
+                reader, writer = await asyncio.open_connection(kwargs["host"], kwargs["port"])
+            try:
+                line = await reader.readline()
+            finally:
+                writer.transport.abort()
+    except (OSError, TimeoutError, ValueError):
+        return None
+    if not line.startswith(b"-"):
+        return None
+    said: Exception = BaseParser.parse_error(line[1:].decode(errors="replace").strip())  # type: ignore[no-untyped-call]
+    return said
 
 
 async def _misfit_of_plain(host: str, port: int) -> str:

@@ -25,6 +25,7 @@ T = TypeVar("T")
 TOLD_MS: Final = 1_000
 AGAIN_MS: Final = 30_000
 LOOK_MS: Final = 250
+IDLE_MS: Final = 1_000  # after so long without another call of it, what a reader met last is no news
 SILENT: Final = "silent"
 MISSING: Final = "missing"
 _PHRASES: Final = {
@@ -38,22 +39,31 @@ class Call:
     """A call that is under way, or fails again and again.
 
     since_ms: when it began; for one that blocks, when its answer is due. code, words: of its last failure, empty before
-    there is one. is_told: whether it is patient enough for that; otherwise its own error tells it soon.
+    there is one. is_told: whether it is patient enough for that; otherwise its own error tells it soon. due_ms: of a
+    reader that failed, when the answer to its next call is due. idle_ms: since when it has not called again.
     """
 
-    __slots__ = ("code", "is_moving", "is_told", "is_well", "pieces", "since_ms", "words")
+    __slots__ = ("code", "due_ms", "idle_ms", "is_told", "is_well", "since_ms", "words")
 
     def __init__(self, since_ms: float, is_told: bool) -> None:
         self.since_ms = since_ms
         self.is_told = is_told
         self.is_well = False
-        self.is_moving = True  # something came since the look before, perhaps of its answer
         self.code = self.words = ""
-        self.pieces = -1
+        self.due_ms = float("-inf")
+        self.idle_ms = float("inf")
 
     def failed(self, error: BaseException) -> None:
         """It is to be tried again."""
         self.code, self.words = code_of(error), words_of(error)
+
+    def lasts(self, now_ms: float, heard_ms: float) -> bool:
+        """Whether what it meets is to be told. heard_ms: when something came that may be a part of its answer."""
+        if not self.is_told or now_ms - self.since_ms < TOLD_MS:
+            return False
+        if not self.code:
+            return now_ms - heard_ms >= TOLD_MS
+        return now_ms >= self.due_ms and now_ms - self.idle_ms < IDLE_MS
 
 
 class _Told:
@@ -110,7 +120,7 @@ class Telling:
         self._timer = None
         now_ms = self.clock.ms()
         for watch in self._watches:
-            watch.look()
+            watch.look(now_ms)
         if now_ms - self._looked_ms < 4 * LOOK_MS:  # else it is we who did not listen: the answers may be here
             lasting = self._lasting(now_ms)
             for code, (since_ms, words) in lasting.items():
@@ -124,7 +134,7 @@ class Telling:
         lasting: dict[str, tuple[float, str]] = {}
         for watch in self._watches:
             for call in watch.under_way:
-                if call.is_told and now_ms - call.since_ms >= TOLD_MS and (call.code or not call.is_moving):
+                if call.lasts(now_ms, watch.heard_ms):
                     code, words = call.code or SILENT, call.words or "no answer comes"
                     since_ms, first = lasting.get(code, (call.since_ms, words))
                     lasting[code] = min(since_ms, call.since_ms), first if call.since_ms >= since_ms else words
@@ -160,6 +170,8 @@ class Watch:
 
     def __init__(self, telling: Telling, pieces: Callable[[], int]) -> None:
         self.under_way: set[Call] = set()
+        self.heard_ms = float("-inf")
+        self._heard = -1
         self._pieces = pieces
         self._telling = telling
 
@@ -170,11 +182,11 @@ class Watch:
         self._telling.arm()
         return call
 
-    def look(self) -> None:
+    def look(self, now_ms: float) -> None:
         """Note whether something has come since the last look."""
-        pieces = self._pieces() if self.under_way else 0
-        for call in self.under_way:
-            call.is_moving, call.pieces = call.pieces != pieces, pieces
+        pieces = self._pieces()
+        if pieces != self._heard:
+            self._heard, self.heard_ms = pieces, now_ms
 
     def failed(self, call: Call, error: BaseException, is_told: bool) -> None:
         """It is to be tried again, patiently or not."""
@@ -199,22 +211,25 @@ class Watch:
 class Series:
     """Calls of one reader, which come again and again: one that fails lasts until one gets through.
 
-    Args: watch; clock, the process's own; denied, told of each error, and raises what is not to be tried again.
+    Args: watch; clock, the process's own; judge, gives what is behind an error, or raises what the call ends with when
+    another one is of no use.
     """
 
-    def __init__(self, watch: Watch, clock: Clock, denied: Callable[[BaseException], None]) -> None:
+    def __init__(self, watch: Watch, clock: Clock, judge: Callable[[Exception], Awaitable[Exception]]) -> None:
         self._watch = watch
         self._clock = clock
-        self._denied = denied
+        self._judge = judge
         self._failing: Call | None = None
 
     async def run(self, answer: Awaitable[T], block_ms: float) -> T:
         """One call, whose answer is due in `block_ms` at the latest. Raises: as the call does."""
-        call = self._failing or self._watch.begin(self._clock.ms() + block_ms, is_told=True)
+        now_ms = self._clock.ms()
+        call = self._failing or self._watch.begin(now_ms + block_ms, is_told=True)
+        call.due_ms, call.idle_ms = now_ms + block_ms + TOLD_MS, float("inf")
         try:
             value = await answer
         except (RedisError, OSError) as error:
-            self._failed(call, error)
+            await self._failed(call, error)
             raise
         except BaseException:
             if call is not self._failing:
@@ -232,11 +247,17 @@ class Series:
             self._watch.end(self._failing)
             self._failing = None
 
-    def _failed(self, call: Call, error: BaseException) -> None:
+    async def _failed(self, call: Call, error: Exception) -> None:
         if self._failing not in (None, call):
             self._watch.end(call)
         else:
             self._failing = call
-            call.since_ms = min(call.since_ms, self._clock.ms())
+            call.idle_ms = self._clock.ms()
+            call.due_ms = float("-inf")
+            call.since_ms = min(call.since_ms, call.idle_ms)
+        try:
+            error = await self._judge(error)
+        except BaseException:
+            self.close()
+            raise
         self._watch.failed(self._failing or call, error, is_told=True)
-        self._denied(error)
