@@ -27,11 +27,13 @@ from scheduler.config import Settings, check_settings, read_settings
 from scheduler.errors import InvalidInput, SchedulerError, ServerRefused, ServerUnavailable, without_credentials
 from scheduler.handlers import Handler, Job
 from scheduler.host import Host
+from scheduler.idle import Idle
 from scheduler.loop import Loop, end_tasks
 from scheduler.reporting import Reporter
 from scheduler.runtime import retry
 from scheduler.store.reads import READ_BLOCK_MS, is_behind
 from scheduler.store.store import Store, open_store
+from scheduler.store.telling import Call
 
 logger = logging.getLogger("scheduler.node")
 
@@ -109,6 +111,8 @@ class Node:
         self._margin_is_over = False
         self._told = asyncio.Event()  # the server has heard that this node drains, or need not hear it any more
         self._ended = asyncio.Event()
+        self._joining: Call | None = None  # told while no manager takes this node in
+        self._idle = Idle(self._beat_document)
 
     # ---- life ----
 
@@ -143,6 +147,8 @@ class Node:
             await self._beat()
             self._store.connection.refused = self._refused
             self._store.connection.has_started = True
+            waits = f"no manager has taken in node {self.node_id} yet: it waits for the word `boot`"
+            self._joining = self._store.connection.missing(waits, None)
         except BaseException:
             await self._store.close()
             raise
@@ -262,6 +268,8 @@ class Node:
             return
         document = msgspec.structs.replace(self._beat_document, running=self.running)
         await self._store.control.beat(model.encode_beat(document))
+        if self.phase == "serving":
+            self._idle.look(self._attempts.reserved, self._clock.ms())
         if document.draining and not self._told.is_set():
             self._told.set()
             self._beat_loop.wake()  # which leaves, or sees to it that nothing new comes
@@ -295,6 +303,7 @@ class Node:
         if not self._ended.is_set():
             logger.info("%s: %s", self.node_id, phase)
         self.phase = phase
+        self._end_joining(is_there=False)
         self._late.clear()
         for loop in self._serving:
             loop.stop()
@@ -391,12 +400,19 @@ class Node:
             self.phase = "serving"
             logger.info("%s is resumed", self.node_id)
 
+    def _end_joining(self, *, is_there: bool) -> None:
+        if self._joining is not None:
+            self._store.connection.found(self._joining, is_there=is_there)
+            self._joining = None
+
     def _joined(self) -> None:
         """The scheduler knows this boot, and an earlier life reads of it too."""
+        self._end_joining(is_there=True)
         asyncio.get_running_loop().call_later(self._settings.margin_ms / 1000, self._end_margin)
         if self.phase == "joining":
             self.phase = "serving"
             logger.info("%s serves as boot %s", self.node_id, self.boot)
+            self._idle.worked(self._clock.ms())
 
     def _end_margin(self) -> None:
         """An earlier life has had its time to hand over."""
@@ -423,6 +439,7 @@ class Node:
         if boot == self.boot and self._ended.is_set():
             self._end(job, retry.given_back("the node stopped", GIVE_BACK_MS))
         elif boot == self.boot:
+            self._idle.worked(self._clock.ms())
             if not self._attempts.start(job):
                 self._renew_loop.wake()
         elif model.boot_order(boot) < model.boot_order(self.boot):

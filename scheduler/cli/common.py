@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -18,6 +19,7 @@ from scheduler import calls
 from scheduler.clock import SYSTEM_CLOCK, Clock
 from scheduler.config import Settings, read_settings
 from scheduler.errors import SchedulerError, ServerUnavailable, without_credentials
+from scheduler.repeats import Repeats
 from scheduler.store.connection import Connection
 from scheduler.store.location import Found, find_url
 from scheduler.store.store import Store, open_store
@@ -86,6 +88,9 @@ def log_to_stderr(level: str) -> None:
         handler.setFormatter(
             logging.Formatter("%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
         )
+        repeats = Repeats(handler)
+        handler.addFilter(repeats)
+        atexit.register(repeats.flush)
         root.addHandler(handler)
     logging.getLogger("scheduler").setLevel(level.upper())
 

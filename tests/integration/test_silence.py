@@ -387,3 +387,19 @@ async def until(true: Callable[[], bool]) -> None:
 def test_what_a_server_refuses_for_now_is_no_other_error_to_programs() -> None:
     """Who catches that no server can be used catches that it cannot be used now."""
     assert issubclass(ServerNotReady, SchedulerError)
+
+
+@pytest.mark.usefixtures("soon")
+async def test_a_node_that_no_manager_takes_in_says_so(plain: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """It has registered, and waits for the word `boot`; and the manager tells that it comes, drains and leaves."""
+    with plain.client() as client:
+        client.flushall()
+    assert await _has_layout(plain.url)
+    async with Node(plain.url, "n1", capacity=3, handler=idle, pairs=[("en", "zh")], settings=QUICK) as node:
+        await until(lambda: "no manager has taken in node n1 yet: it waits for the word `boot`" in caplog.text)
+        role, _ = await start_manager(plain.url, QUICK)
+        await until(lambda: node.phase == "serving")
+        await until(lambda: "node n1 has come: 3 slots in pool default, en:zh" in caplog.text)
+        assert f"the server at {plain.url} is ready, after" in caplog.text
+    await until(lambda: "node n1 has left" in caplog.text)
+    await role.stop()
