@@ -23,19 +23,20 @@ WORDS_LENGTH_MAX: Final = 300
 
 class Row(msgspec.Struct, frozen=True):
     """One error. begins: what it begins with on the wire; made: the class that redis-py makes of it, empty when it
-    stays a ResponseError.
+    stays a ResponseError. hint: what it means for people who do not know the word.
     """
 
     begins: str
     meaning: Meaning
     made: str = ""
+    hint: str = ""
 
 
 TABLE: Final = (
     Row("LOADING", "later", "BusyLoadingError"),
     Row("BUSY", "later"),
     Row("MISCONF", "later"),
-    Row("OOM", "later", "OutOfMemoryError"),
+    Row("OOM", "later", "OutOfMemoryError", "its memory is full"),
     Row("NOREPLICAS", "later"),
     Row("MOVED", "later", "MovedError"),
     Row("ASK", "later", "AskError"),
@@ -45,11 +46,11 @@ TABLE: Final = (
     Row("NOSCRIPT", "later", "NoScriptError"),
     Row("ERR max number of clients", "later", "ConnectionError"),
     Row("ERR problem with LDAP service", "later", "ExternalAuthProviderError"),
-    Row("READONLY", "unfit", "ReadOnlyError"),
+    Row("READONLY", "unfit", "ReadOnlyError", "it is a replica"),
     Row("MASTERDOWN", "unfit", "MasterDownError"),
     Row("NOPERM", "unfit", "NoPermissionError"),
     Row("ERR ACL failure in script", "unfit"),
-    Row("NOAUTH", "unfit", "AuthenticationError"),
+    Row("NOAUTH", "unfit", "AuthenticationError", "the URL has no password"),
     Row("DENIED", "unfit"),
     Row("CROSSSLOT", "unfit", "ClusterCrossSlotError"),
     Row("ERR AUTH <password> called without any password", "unfit", "AuthenticationError"),
@@ -114,7 +115,9 @@ def words_of(error: BaseException) -> str:
     if not text and isinstance(error, TimeoutError | RedisTimeoutError):
         text = "nothing came in time"
     line = " ".join(text.split()).removesuffix(".") or type(error).__name__
-    return line if len(line) <= WORDS_LENGTH_MAX else f"{line[:WORDS_LENGTH_MAX]}..."
+    line = line if len(line) <= WORDS_LENGTH_MAX else f"{line[:WORDS_LENGTH_MAX]}..."
+    row = _row_of(error)
+    return f"{line} ({row.hint})" if row is not None and row.hint else line
 
 
 def unfit_of(info: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ from scheduler.node import Node
 from scheduler.producer import Producer
 from scheduler.roles import Role, start_dispatcher, start_manager, start_reaper
 from scheduler.store import connection, telling
+from scheduler.store.connection import Connection
 from scheduler.store.server import available_engines
 from scheduler.store.store import open_store
 from tests.fault.processes import process
@@ -403,3 +404,13 @@ async def test_a_node_that_no_manager_takes_in_says_so(plain: Server, caplog: py
         assert f"the server at {plain.url} is ready, after" in caplog.text
     await until(lambda: "node n1 has left" in caplog.text)
     await role.stop()
+
+
+async def test_what_refuses_a_connection_is_no_error_of_a_call(plain: Server) -> None:
+    """Such as a database that is not there: no script has failed, and no job pays for it."""
+    client = Connection(plain.url.removesuffix("/0") + "/99", patience_ms=0)
+    try:
+        with pytest.raises(ServerRefused, match="DB index is out of range"):
+            await client.call("last_ids", ["stream"], [])
+    finally:
+        await client.close()

@@ -68,8 +68,14 @@ def test_what_an_error_means(line: str, meaning: Meaning) -> None:
 
 @pytest.mark.parametrize("line", [line for line in ON_THE_WIRE if not line.startswith("ERR ")])
 def test_an_error_is_told_in_the_servers_words(line: str) -> None:
-    """With the code that redis-py takes off."""
-    assert words_of(said(line)) == line.removesuffix(".")
+    """With the code that redis-py takes off, and for some with what that means."""
+    words, _, hint = words_of(said(line)).partition(line.removesuffix("."))
+    assert (words, hint[:2]) in [("", ""), ("", " (")]
+
+
+def test_full_memory_is_called_so() -> None:
+    """In words that everybody knows."""
+    assert words_of(said("OOM command not allowed.")) == "OOM command not allowed (its memory is full)"
 
 
 def test_every_class_of_the_client_library_has_a_meaning() -> None:

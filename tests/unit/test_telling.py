@@ -67,7 +67,7 @@ async def test_what_fails_for_a_second_is_told_again_and_at_its_end(
     assert caplog.messages == []
     teller.go_on(2 * LOOK_MS)
     place = "the server at redis://***@host:1/0"
-    words = "OOM command not allowed when used memory > 'maxmemory'; trying on"
+    words = "OOM command not allowed when used memory > 'maxmemory' (its memory is full); trying on"
     assert caplog.messages == [f"{place} refuses, for 1 s now: {words}"]
     teller.go_on(AGAIN_MS)
     assert caplog.messages[1:] == [f"{place} refuses, for 31 s now: {words}"]
@@ -158,4 +158,16 @@ async def test_who_gives_up_tells_no_end(teller: Teller, caplog: pytest.LogCaptu
         teller.watch.failed(call, FULL, is_told=True)
         teller.go_on(5_000)
         teller.watch.end(call)
+    assert len(caplog.messages) == 1
+
+
+async def test_what_others_get_through_does_not_end_a_refusal(teller: Teller, caplog: pytest.LogCaptureFixture) -> None:
+    """Reads go on when memory is full; that proves nothing of submissions."""
+    refused = teller.watch.begin(0, is_told=True)
+    teller.watch.failed(refused, FULL, is_told=True)
+    teller.go_on(2_000)
+    teller.watch.end(refused)
+    other = teller.watch.begin(2_000, is_told=True)
+    other.is_well = True
+    teller.watch.end(other)
     assert len(caplog.messages) == 1
