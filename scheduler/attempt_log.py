@@ -16,6 +16,7 @@ from scheduler.handlers import Job
 from scheduler.repeats import Repeats
 from scheduler.runtime.retry import Ending
 from scheduler.tracebacks import format_traceback, place_of, unfold
+from scheduler.visible import visible, visible_lines
 
 logger = logging.getLogger("scheduler.node")
 
@@ -35,12 +36,12 @@ class AttemptLog:
     def ended(self, job: Job, ending: Ending) -> None:
         """An attempt has come to this; told if it failed, or ended its job as failed."""
         if ending.verdict == "retry" or ending.state == "failed":
-            self._repeats.warn(self._kind_of(ending), lambda: self._line(job, ending))
+            self._repeats.warn(self._kind_of(ending), lambda: self._line(job, ending), has_lines=True)
 
     def died(self, item: ReleaseItem) -> None:
         """The server has said that a job is dead with this ending."""
         job = f"{self._node_id}: job {item.job_id} of session {item.session_id}"
-        line = f"{job} is dead; its last attempt: {_in_a_line(item.detail)}"
+        line = f"{job} is dead; its last attempt: {visible(item.detail)}"
         self._repeats.warn(f"{self._node_id}: jobs are dead with their last attempt", lambda: line)
 
     def not_kept(self, why: str) -> None:
@@ -66,8 +67,4 @@ class AttemptLog:
         trace = ""
         if ending.error is not None and not (isinstance(ending.error, _SAYS_ENOUGH) and len(unfold(ending.error)) == 1):
             trace = "\n" + textwrap.indent(format_traceback(ending.error), "  ")  # no line of it looks like a record
-        return f"{attempt} {outcome}: {_in_a_line(ending.detail)}{trace}"
-
-
-def _in_a_line(detail: str) -> str:
-    return detail.replace("\r", "\\r").replace("\n", "\\n")
+        return visible(f"{attempt} {outcome}: {ending.detail}") + visible_lines(trace)

@@ -6,7 +6,9 @@ SchedulerError
 |   |   +-- UnknownKey    a configuration key that there is not
 |   +-- Unencodable       a handler returned what cannot be stored as it is
 +-- ServerUnavailable     no server, or none that answers
-+-- ServerRefused         a server answers but cannot be used (eviction, protocol, layout, too old)
+|   +-- ServerNotReady    a server answers, and for too long that it cannot do this now (loading, full, busy)
++-- ServerRefused         a server answers but cannot be used (eviction, protocol, layout, too old, a replica, rights)
+|   +-- CredentialsRefused   the same: user or password are wrong
 +-- Fenced                a newer leader or owner exists; the caller must stop acting on what it held
 +-- ServerReplaced         another server process answers than the one that a call was made for
 +-- WrongType             somebody has stored another type in a key than belongs there; names the key
@@ -93,15 +95,25 @@ class ServerUnavailable(SchedulerError):
         super().__init__(without_credentials(message))
 
 
+class ServerNotReady(ServerUnavailable):
+    """The server answers, in the words that the message ends with, that it cannot do now what was asked of it."""
+
+
 class ServerReplaced(SchedulerError):
     """Another server process answers than the one that a call was made for; the call was not sent."""
 
 
 class ServerRefused(SchedulerError):
-    """The server answers but must not be used: its settings, version or layout do not fit. Passwords are hidden."""
+    """The server answers but must not be used: its settings, version, layout or rights do not fit. Passwords are
+    hidden.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(without_credentials(message))
+
+
+class CredentialsRefused(ServerRefused):
+    """The server knows no such user with such a password. Waiting does not help, not even a process that runs."""
 
 
 class Fenced(SchedulerError):

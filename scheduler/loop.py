@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Collection
 from random import Random
 from typing import Any, Final
 
-from scheduler.errors import Fenced, SchedulerError
+from scheduler.errors import CredentialsRefused, Fenced, SchedulerError, ServerUnavailable
 
 logger = logging.getLogger("scheduler")
 
@@ -56,6 +56,10 @@ class Timers:
         return (min(self._due_s.values()) - _now_s()) * 1000
 
 
+def _ignore() -> None:
+    """Of a step that succeeded, for those who do not ask."""
+
+
 def _now_s() -> float:
     return asyncio.get_running_loop().time()
 
@@ -66,8 +70,9 @@ class Loop:
     random: for the jitter of the pauses.
 
     An error of one step is logged and the next step goes on: state must be right after any step. The same error again
-    is logged at debug level only until TOLD_AGAIN_MS have passed, also when steps between succeed. `wake()` ends the
-    pause early. `stop()` lets the running step finish.
+    is logged at debug level only until TOLD_AGAIN_MS have passed, also when steps between succeed; what the store tells
+    by itself, a server that does not do what it is asked, is always. `succeeded` is called after each step without an
+    error. `wake()` ends the pause early. `stop()` lets the running step finish.
     """
 
     def __init__(self, name: str, step: Callable[[], Awaitable[object]], every_ms: int, random: Random) -> None:
@@ -79,6 +84,7 @@ class Loop:
         self._stopping = False
         self._told_s: dict[str, float] = {}  # an error -> when it was logged last
         self._is_told = False  # an error was logged, and no step has succeeded since
+        self.succeeded: Callable[[], None] = _ignore
 
     def wake(self) -> None:
         """Begin the next step now."""
@@ -97,6 +103,9 @@ class Loop:
                 await self._step()
             except Fenced as error:
                 logger.warning("%s: %s", self.name, error)
+            except (ServerUnavailable, CredentialsRefused) as error:
+                logger.debug("%s: %s", self.name, error)
+                pause_ms = max(pause_ms, _PAUSE_AFTER_ERROR_MS)
             except (SchedulerError, OSError) as error:
                 self._complain(str(error), error, traceback=False)
                 pause_ms = max(pause_ms, _PAUSE_AFTER_ERROR_MS)
@@ -107,6 +116,7 @@ class Loop:
                 if self._is_told:
                     logger.info("%s: goes on", self.name)
                 self._is_told = False
+                self.succeeded()
             await self._pause(pause_ms)
 
     def _complain(self, what: str, error: Exception, traceback: bool) -> None:

@@ -26,15 +26,17 @@ from scheduler.attempts import GIVE_BACK_MS, WATCH_MS, Attempts, Observer
 from scheduler.bodies import LateBodies, without_body
 from scheduler.config import Settings, check_settings, read_settings
 from scheduler.drain import DRAIN_MS_MAX, Drain
-from scheduler.errors import SchedulerError, WrongType
+from scheduler.errors import SchedulerError, ServerRefused, ServerUnavailable, WrongType
 from scheduler.handlers import Handler, Job, check_handler
 from scheduler.host import Host
+from scheduler.idle import Idle
 from scheduler.lifetime import Lifetime
 from scheduler.loop import Loop, end_tasks
 from scheduler.reporting import Reporter
 from scheduler.runtime import retry
 from scheduler.store.reads import READ_BLOCK_MS, is_behind
 from scheduler.store.store import Store, open_store
+from scheduler.store.telling import Call
 from scheduler.url import ServerUrl, parse_url
 
 logger = logging.getLogger("scheduler.node")
@@ -82,7 +84,8 @@ class Node:
     target) languages; features; labels; pool, empty for the default; version, of the node's software; settings, by
     default from the `SCHED_*` variables; observer; drain_ms_max, how long leaving may take in all: it waits for running
     jobs, and gives them back some time before (drain.py); host, of this process.
-    Raises: InvalidInput; on entering ServerUnavailable or ServerRefused.
+    Raises: InvalidInput; on entering ServerRefused. One that does not answer, or cannot do it now, is waited for.
+    Attributes: refusal, why the server is of no use any more: it takes user and password no more.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class Node:
         self.node_id = node_id
         self.boot = ""
         self.phase: Phase = "joining"
+        self.refusal: ServerRefused | None = None
         self._handler = handler
         self._observer = Observer() if observer is None else arguments.instance("observer", observer, Observer)
         self._host = Host() if host is None else arguments.instance("host", host, Host)
@@ -124,6 +128,8 @@ class Node:
         self._margin_is_over = False
         self._told = asyncio.Event()  # the server has heard that this node drains, or need not hear it any more
         self._ended = asyncio.Event()
+        self._joining: Call | None = None  # told while no manager takes this node in
+        self._idle = Idle(self._beat_document)
 
     # ---- life ----
 
@@ -174,6 +180,10 @@ class Node:
             inbox = self._store.cell.keys.inbox(self.node_id)
             self._late = LateBodies(self._store.reads, inbox, self._paced.pace, self._clock)
             await self._beat()
+            self._store.connection.refused = self._refused
+            self._store.connection.has_started = True
+            waits = f"no manager has taken in node {self.node_id} yet: it waits for the word `boot`"
+            self._joining = self._store.connection.missing(waits, None)
         except BaseException:
             await self._store.close()
             raise
@@ -283,7 +293,7 @@ class Node:
             async with asyncio.timeout(min(FIRST_WORD_MS, self._drain.jobs_ms) / 1000):
                 await self._told.wait()
         except TimeoutError:
-            logger.warning("%s: the server does not answer, leaving without its word", self.node_id)
+            logger.warning("%s: leaving without a word of the server", self.node_id)
             if not self._attempts.reserved:
                 return
         try:
@@ -293,10 +303,15 @@ class Node:
             logger.warning("%s: jobs that did not end in time and are given back: %d", self.node_id, self.running)
 
     async def stopped(self) -> None:
-        """Wait until this node serves no more: it was drained and left, or a later boot replaced it."""
+        """Wait until this node serves no more: it was drained and left, or a later boot replaced it.
+
+        Raises: CredentialsRefused when the server takes its user and password no more.
+        """
         if self._lifetime.state != "left":
             self._lifetime.check("stopped")
         await self._ended.wait()
+        if self.refusal is not None:
+            raise self.refusal
 
     @property
     def running(self) -> int:
@@ -315,6 +330,8 @@ class Node:
             return
         document = msgspec.structs.replace(self._beat_document, running=self.running)
         await self._store.control.beat(model.encode_beat(document))
+        if self.phase == "serving":
+            self._idle.look(self._attempts.reserved, self._clock.ms())
         if document.draining and not self._told.is_set():
             self._told.set()
             self._beat_loop.wake()  # which leaves, or sees to it that nothing new comes
@@ -337,11 +354,18 @@ class Node:
         self._end_life("left" if answer == "left" else "replaced")
         return True
 
+    def _refused(self, why: ServerRefused) -> None:
+        """The server is of no use to this node any more. What runs here ends: it can neither be renewed nor told."""
+        logger.error("%s: %s; the node stops", self.node_id, why)
+        self.refusal = why
+        self._end_life("stopped")
+
     def _end_life(self, phase: Phase) -> None:
         """This node serves no more: it beats no more, and whoever waits for that is told."""
         if not self._ended.is_set() and phase != "stopped":  # what that comes to is said at the end
             logger.info("%s: %s", self.node_id, phase)
         self.phase = phase
+        self._end_joining(is_there=False)
         self._late.clear()
         for loop in self._serving:
             loop.stop()
@@ -360,7 +384,7 @@ class Node:
             read = await self._paced.read({inbox: self._cursor}, INBOX_COUNT, block_ms)
         except RedisError as error:
             self._compared_at_ms = NEVER_MS
-            raise SchedulerError(f"reading the inbox failed: {error}") from error
+            raise ServerUnavailable(f"reading the inbox failed: {error}") from error
         except WrongType:
             self._compared_at_ms = NEVER_MS
             raise
@@ -455,12 +479,19 @@ class Node:
             self.phase = "serving"
             logger.info("%s is resumed", self.node_id)
 
+    def _end_joining(self, *, is_there: bool) -> None:
+        if self._joining is not None:
+            self._store.connection.found(self._joining, is_there=is_there)
+            self._joining = None
+
     def _joined(self) -> None:
         """The scheduler knows this boot, and an earlier life reads of it too."""
+        self._end_joining(is_there=True)
         asyncio.get_running_loop().call_later(self._settings.margin_ms / 1000, self._end_margin)
         if self.phase == "joining":
             self.phase = "serving"
             logger.info("%s serves as boot %s", self.node_id, self.boot)
+            self._idle.worked(self._clock.ms())
 
     def _end_margin(self) -> None:
         """An earlier life has had its time to hand over."""
@@ -487,6 +518,7 @@ class Node:
         if boot == self.boot and self._ended.is_set():
             self._end(job, retry.given_back("the node stopped", GIVE_BACK_MS))
         elif boot == self.boot:
+            self._idle.worked(self._clock.ms())
             if not self._attempts.start(job, made_after_ms):
                 self._renew_loop.wake()
         elif model.boot_order(boot) < model.boot_order(self.boot):

@@ -24,7 +24,15 @@ from redis.exceptions import RedisError
 from scheduler import arguments, calls, keys, model
 from scheduler.calls import NotSubmitted, Outcome, Submitted
 from scheduler.config import Settings, check_settings, read_settings
-from scheduler.errors import InvalidInput, JobFailed, NotAccepted, ServerUnavailable, UnknownJob, WrongType
+from scheduler.errors import (
+    InvalidInput,
+    JobFailed,
+    NotAccepted,
+    ServerRefused,
+    ServerUnavailable,
+    UnknownJob,
+    WrongType,
+)
 from scheduler.host import Host
 from scheduler.lifetime import Lifetime
 from scheduler.loop import end_tasks
@@ -57,8 +65,8 @@ class Producer:
     """Submits jobs. It is entered once, and used in the event loop that entered it.
 
     Args: url of the server; settings, by default from the `SCHED_*` variables; patience_ms, for how long a call is
-    repeated while the server does not answer; reply_to, a results stream of one's own for all jobs that name none;
-    host, of this process.
+    repeated while the server does not answer, or cannot do it now; reply_to, a results stream of one's own for all jobs
+    that name none; host, of this process.
     Raises: InvalidInput, also for a use before entering, after leaving, or elsewhere; on entering ServerUnavailable or
     ServerRefused.
     """
@@ -96,6 +104,8 @@ class Producer:
             )
             try:
                 self._layout = await self._store.layout(LAYOUT_WAIT_MS)
+                await self._store.reads.last_ids([self._store.cell.keys.jobs(0)])  # shows that scripts may be called
+                self._store.connection.has_started = True
             except BaseException:
                 await self._store.close()
                 raise
@@ -137,7 +147,8 @@ class Producer:
         src_lang and tgt_lang, both or none; tenant_id; routing_key; features that the node must have; preferred_node,
         taken when it is eligible and has room; priority among waiting jobs; deadline_ms, from now; reply_to, an own
         results stream.
-        Raises: InvalidInput, NotAccepted, ServerUnavailable.
+        Raises: InvalidInput, NotAccepted; ServerUnavailable, of which ServerNotReady is one (memory is full, and the
+        like); ServerRefused.
         """
         document = JobDocument(
             session_id=session_id,
@@ -364,11 +375,14 @@ class Producer:
             listening.exception()  # told whoever waits; nobody else has to ask
             raise
         listening.set_result(None)
-        async with contextlib.aclosing(self.results(cursor)) as outcomes:
-            async for _, outcome in outcomes:
-                for news in self._awaited.get(outcome.job_id, []):
-                    if not news.done():
-                        news.set_result(None)
+        try:
+            async with contextlib.aclosing(self.results(cursor)) as outcomes:
+                async for _, outcome in outcomes:
+                    for news in self._awaited.get(outcome.job_id, []):
+                        if not news.done():
+                            news.set_result(None)
+        except (ServerUnavailable, ServerRefused) as error:  # whoever waits looks at the records, and is told there
+            logger.debug("the feed is followed no more: %s", error)
 
 
 def _size_bytes(item: calls.SubmitItem) -> int:

@@ -13,6 +13,7 @@ from typing import Final
 
 from scheduler import calls
 from scheduler.config import Settings
+from scheduler.errors import ServerRefused
 from scheduler.host import Host
 from scheduler.loop import Loop, end_tasks
 from scheduler.management.manager import Manager
@@ -28,7 +29,7 @@ REAPER_EVERY_MS: Final = 250
 
 
 class Role:
-    """A role that runs. url: of its server.
+    """A role that runs. url: of its server. begun: set when its first step has succeeded, or it is refused.
 
     Args: name; loop; close, hands over what is held; store, which is the role's own; wake, ends a step that waits; end,
     ends what runs beside the loop, without a word to the server.
@@ -45,12 +46,37 @@ class Role:
     ) -> None:
         self.name = name
         self.url = store.connection.url
+        self.begun = asyncio.Event()
+        self._is_refused = asyncio.Event()
+        store.connection.refused = self._refused
+        loop.succeeded = self.has_begun
         self._loop = loop
         self._close = close
         self._store = store
         self._wake = wake
         self._end = end or _nothing
         self._task = asyncio.create_task(loop.run(), name=name)
+
+    def _refused(self, _: ServerRefused) -> None:
+        self.begun.set()
+        self._is_refused.set()
+
+    def has_begun(self) -> None:
+        """From now on the role waits for a server that it can do nothing with."""
+        self._store.connection.has_started = True
+        self.begun.set()
+        self._loop.succeeded = lambda: None
+
+    @property
+    def refusal(self) -> ServerRefused | None:
+        """Why the server is of no use any more, if that is so."""
+        return self._store.connection.refusal
+
+    async def until_refused(self) -> ServerRefused:
+        """Wait until the server is of no use any more. Returns: why."""
+        await self._is_refused.wait()
+        assert self.refusal is not None
+        return self.refusal
 
     async def stop(self) -> None:
         """Finish the step that is under way, hand over what is held, and disconnect."""
@@ -101,7 +127,9 @@ async def start_dispatcher(
         await store.close()
         raise
     loop = Loop("dispatcher", dispatcher.run_once, 0, host.random)
-    return Role(name, loop, dispatcher.close, store, dispatcher.wake, dispatcher.end), dispatcher
+    role = Role(name, loop, dispatcher.close, store, dispatcher.wake, dispatcher.end)
+    role.has_begun()  # to open it is all that a step asks of the server, and its first one waits for work
+    return role, dispatcher
 
 
 async def start_reaper(url: str | ServerUrl, settings: Settings, host: Host | None = None) -> tuple[Role, Reaper]:

@@ -17,11 +17,14 @@ from redis.exceptions import RedisError
 from scheduler import calls, model
 from scheduler.cli import terminal
 from scheduler.cli.logs import LOG_LEVELS, log_to_stderr
+from scheduler.clock import SYSTEM_CLOCK, Clock
 from scheduler.config import NUMBER_MAX, Settings, read_settings
 from scheduler.errors import InvalidInput, SchedulerError, ServerUnavailable
+from scheduler.store.connection import Connection
 from scheduler.store.control import Led
 from scheduler.store.location import Found, find_url
 from scheduler.store.store import Store, open_store
+from scheduler.store.telling import Telling
 from scheduler.url import ServerUrl
 from scheduler.visible import visible
 
@@ -143,6 +146,31 @@ def unled(led: Led) -> list[str]:
 def led_fields(led: Led) -> dict[str, bool | int | None]:
     """The same for programs."""
     return {"led": led.is_led, "leader_silence_ms": None if led.is_led else led.silence_ms}
+
+
+class Connecting:
+    """Makes the connections of a command that has several: one tells of the server for all of them.
+
+    Until `has_begun`, they try for PATIENCE_MS on a server that answers that it cannot do it now; later as patiently as
+    on one that does not answer.
+    """
+
+    def __init__(self, url: ServerUrl) -> None:
+        self._telling = Telling(url, SYSTEM_CLOCK)
+        self._made: list[tuple[Connection, int | None]] = []
+
+    def __call__(self, url: str | ServerUrl, patience_ms: int | None, clock: Clock) -> Connection:
+        """As the class does."""
+        connection = Connection(url, patience_ms, clock, telling=self._telling)
+        self._made.append((connection, connection.later_ms))
+        connection.later_ms = PATIENCE_MS
+        return connection
+
+    def has_begun(self) -> None:
+        """The server has done what the command is for."""
+        for connection, later_ms in self._made:
+            connection.later_ms = later_ms
+            connection.has_started = True
 
 
 # ---- printing -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """How a command ends otherwise than well: an exit code and a line for people. Light, for every start imports it.
 
-Exit codes: 1 failure, 2 usage, 3 no server or none that answers, 130 Ctrl-C, 143 SIGTERM.
+Exit codes: 1 failure, also of a server that answers and refuses, 2 usage, 3 no server or none that answers, 130 Ctrl-C,
+143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import IO, Any, Final, NoReturn
 import click
 
 from scheduler.cli import streams, terminal
-from scheduler.errors import InvalidInput, SchedulerError, ServerUnavailable, without_credentials
+from scheduler.errors import InvalidInput, SchedulerError, ServerNotReady, ServerUnavailable, without_credentials
 from scheduler.visible import visible
 
 BY_SIGNAL: Final = 128
@@ -63,7 +64,9 @@ def as_failure(error: SchedulerError | OSError) -> Failure:
     """The failure that an error is to the user of a command."""
     if isinstance(error, InvalidInput):
         return WrongUsage(str(error))
-    return Unreachable(str(error)) if isinstance(error, ServerUnavailable) else Failure(str(error))
+    if isinstance(error, ServerUnavailable) and not isinstance(error, ServerNotReady):
+        return Unreachable(str(error))
+    return Failure(str(error))
 
 
 class Explained(click.Command):

@@ -14,6 +14,7 @@ from scheduler import arguments, model, words
 from scheduler.calls import Outcome
 from scheduler.cli import terminal
 from scheduler.cli.common import (
+    Connecting,
     duration,
     json_option,
     milliseconds,
@@ -31,6 +32,7 @@ from scheduler.cli.process import run_async
 from scheduler.cli.submit import Awaited, Submitter, beside, outcome_fields, result_fields
 from scheduler.cli.tables import print_pairs
 from scheduler.config import Settings
+from scheduler.host import Host
 from scheduler.producer import Producer
 from scheduler.results import BYTES
 from scheduler.session.bindings import Binding, parse
@@ -85,21 +87,31 @@ async def _submit(
 ) -> None:
     async with opened_store(redis_url, settings) as (found, _):
         url = found.connection.url
-    async with await open_store(url, settings) as store, Producer(url, settings=settings) as producer:
+    connecting = Connecting(url)
+    async with (
+        await open_store(url, settings, connect=connecting) as store,
+        Producer(url, settings=settings, host=Host(connect=connecting)) as producer,
+    ):
         if wait:
-            await _submit_and_wait(store, producer, settings, file, timeout_ms)
+            await _submit_and_wait(store, producer, settings, file, timeout_ms, connecting)
             return
-        submitter = Submitter(producer, settings, _print_ids)
+
+        async def accept(accepted: Mapping[str, model.JobDocument]) -> None:
+            connecting.has_begun()
+            terminal.write_line("\n".join(accepted))
+
+        submitter = Submitter(producer, settings, accept)
         await submitter.run(file)
         _conclude(submitter.refused, 0, [], timeout_ms)
 
 
-async def _print_ids(accepted: Mapping[str, model.JobDocument]) -> None:
-    terminal.write_line("\n".join(accepted))
-
-
 async def _submit_and_wait(
-    store: Store, producer: Producer, settings: Settings, file: BinaryIO, timeout_ms: int | None
+    store: Store,
+    producer: Producer,
+    settings: Settings,
+    file: BinaryIO,
+    timeout_ms: int | None,
+    connecting: Connecting,
 ) -> None:
     incomplete = 0
 
@@ -108,8 +120,12 @@ async def _submit_and_wait(
         incomplete += outcome.state != "completed"
         print_json_line(outcome_fields(outcome))
 
+    async def accept(accepted: Mapping[str, model.JobDocument]) -> None:
+        connecting.has_begun()
+        await awaited.add(accepted)
+
     awaited = Awaited(producer, store, tell)
-    submitter = Submitter(producer, settings, awaited.add)
+    submitter = Submitter(producer, settings, accept)
 
     async def work() -> None:
         await submitter.run(file)

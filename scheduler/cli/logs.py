@@ -3,11 +3,13 @@
 - `--log-level` is the level of everybody: of this package and of the loggers of handlers.
 - A configuration that the user's module makes when it is imported (basicConfig, dictConfig, a handler of its own) is
   respected: its handlers get our lines too, its levels stay, and nothing is told twice.
+- Thousands of the same line become a count (repeats.py).
 - No line brings a secret of a URL or a control character to a terminal. Times have their offset to UTC.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import sys
@@ -18,6 +20,7 @@ from typing import Any, Final
 
 from scheduler.cli import terminal
 from scheduler.errors import without_credentials
+from scheduler.repeats import HAS_LINES, LastSieve
 from scheduler.visible import visible, visible_lines
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
@@ -40,7 +43,7 @@ class Formatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """The line without what follows it."""
-        return visible(super().formatMessage(record))
+        return (visible_lines if getattr(record, HAS_LINES, False) else visible)(super().formatMessage(record))
 
     def format(self, record: logging.LogRecord) -> str:
         """All of it."""
@@ -53,6 +56,9 @@ class StderrHandler(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.setFormatter(Formatter())
+        sieve = LastSieve(self)
+        self.addFilter(sieve)
+        atexit.register(sieve.flush)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""

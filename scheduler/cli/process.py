@@ -24,12 +24,14 @@ import click
 from scheduler.cli.common import find_server, milliseconds
 from scheduler.cli.failures import BY_SIGNAL, CutOff
 from scheduler.cli.loops import run_through
+from scheduler.clock import SYSTEM_CLOCK
 from scheduler.config import Settings
-from scheduler.errors import ServerUnavailable
+from scheduler.errors import ServerRefused, ServerUnavailable
 from scheduler.loop import end_tasks
 from scheduler.roles import Role
 from scheduler.store.location import ping
 from scheduler.store.store import open_store
+from scheduler.store.telling import Call, Telling
 from scheduler.url import ServerUrl
 
 logger = logging.getLogger("scheduler")
@@ -39,7 +41,7 @@ _Command = TypeVar("_Command", bound=Callable[..., None])
 Serve = Callable[[asyncio.Event], Coroutine[Any, Any, T]]
 """What a command does until the event is set."""
 
-StartRole = Callable[[ServerUrl, Settings], Coroutine[Any, Any, tuple[Role, Any]]]
+StartRole = Callable[..., Coroutine[Any, Any, tuple[Role, Any]]]
 """One of `start_manager`, `start_dispatcher`, `start_reaper`."""
 
 START_MS_MAX: Final = 2_000
@@ -48,6 +50,7 @@ GONE_MS: Final = 2_000  # a server that is silent for so long keeps nobody who s
 PING_MS_MAX: Final = 500
 POLL_MS: Final = 100
 SAME_SIGNAL_S: Final = 1.0
+BEGIN_AGAIN_MS: Final = 500
 
 
 def wait_server_option(command: _Command) -> _Command:
@@ -195,12 +198,60 @@ async def await_server(redis_url: str | None, wait_ms: int) -> ServerUrl:
 
 async def check_server(url: str | ServerUrl, settings: Settings, wait_ms: int = 0) -> bool:
     """Refuse to start on a server that cannot be used, or does not answer within `wait_ms` or a moment, whichever is
-    longer; whether a scheduler was started there.
+    longer; one that is busy is waited for. Returns: whether a scheduler was started there.
 
     Raises: ServerUnavailable, ServerRefused.
     """
-    async with await open_store(url, settings, max(START_MS_MAX, wait_ms)) as store:
+    async with await open_store(url, settings, max(START_MS_MAX, wait_ms), waits_while_busy=True) as store:
         return await store.control.read_layout() is not None
+
+
+async def begin_within(url: ServerUrl, wait_ms: int, begin: Callable[[int], Coroutine[Any, Any, T]]) -> T:
+    """What `begin` comes to. For `wait_ms` it is tried again when the server is refused, for somebody may mend that.
+
+    begin: is told what is left of that time. Raises: ServerRefused, and what `begin` raises otherwise.
+    """
+    until_ms = SYSTEM_CLOCK.ms() + wait_ms
+    watch = Telling(url, SYSTEM_CLOCK).watch()
+    refused: Call | None = None
+    try:
+        while True:
+            try:
+                return await begin(max(0, round(until_ms - SYSTEM_CLOCK.ms())))
+            except ServerRefused as error:
+                if SYSTEM_CLOCK.ms() >= until_ms:
+                    raise
+                refused = refused or watch.begin(SYSTEM_CLOCK.ms(), is_told=True)
+                refused.code = refused.words = str(error).partition(": ")[2] or str(error)
+            await asyncio.sleep(BEGIN_AGAIN_MS / 1000)
+    finally:
+        watch.close()
+
+
+async def begun(role: Role) -> Role:
+    """A role that was started, once its first step has shown that the server can be used. Raises: ServerRefused."""
+    try:
+        await role.begun.wait()
+        if role.refusal is not None:
+            raise role.refusal
+    except BaseException:
+        await role.abandon()
+        raise
+    return role
+
+
+async def unless_refused(roles: Sequence[Role], work: Coroutine[Any, Any, T]) -> T:
+    """What `work` comes to. Raises: ServerRefused, and it is cancelled, when the server is of no use any more."""
+    worker = asyncio.ensure_future(work)
+    watchers = [asyncio.ensure_future(role.until_refused()) for role in roles]
+    try:
+        await asyncio.wait({worker, *watchers}, return_when=asyncio.FIRST_COMPLETED)
+        for watcher in watchers:
+            if watcher.done():
+                raise watcher.result()
+        return worker.result()
+    finally:
+        await end_tasks([worker, *watchers])
 
 
 async def unless_gone(

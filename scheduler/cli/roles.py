@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -23,11 +24,14 @@ from scheduler.cli.process import (
     STOP_MS_MAX,
     StartRole,
     await_server,
+    begin_within,
+    begun,
     check_server,
     linger_option,
     run_serving,
     stop_roles,
     unless_gone,
+    unless_refused,
     unless_stopped,
     wait_server_option,
 )
@@ -35,9 +39,10 @@ from scheduler.cli.streams import announce
 from scheduler.cli.work import Recorder, label_of, load_handler, pair_of, simulated_work
 from scheduler.config import NUMBER_MAX, Settings
 from scheduler.drain import DRAIN_MS_MAX
-from scheduler.errors import SchedulerError
+from scheduler.errors import SchedulerError, ServerRefused
 from scheduler.host import process_name
 from scheduler.node import Node, registration
+from scheduler.roles import Role
 from scheduler.store.store import open_store
 from scheduler.url import ServerUrl
 
@@ -112,23 +117,25 @@ def _run_role(redis_url: str | None, start: StartRole, wait_server_ms: int, ling
     if url is None:
         return
 
+    async def begin(wait_ms: int) -> Role:
+        await check_server(url, settings, wait_ms)
+        return await begun((await start(url, settings))[0])
+
     async def serve(stopping: asyncio.Event) -> None:
-        """Run the role until it is told to stop."""
-        if await unless_stopped(stopping, check_server(url, settings, wait_server_ms)) is None:
+        """Run the role until it is told to stop, or its server refuses its credentials."""
+        role = await unless_stopped(stopping, begin_within(url, wait_server_ms, begin))
+        if role is None:
             return
-        started = await unless_stopped(stopping, start(url, settings))
-        if started is None:
-            return
-        stop_ms_max = STOP_MS_MAX
+        stop_ms_max = 0
         gc.collect()
         gc.freeze()  # what is there by now stays: no collection looks through it again, for tens of milliseconds
         try:
             announce("ready")
-            await stopping.wait()
-            if linger_ms and not await _see_nodes_off(url, settings, linger_ms):
-                stop_ms_max = 0
+            await unless_refused([role], stopping.wait())
+            if not linger_ms or await _see_nodes_off(url, settings, linger_ms):
+                stop_ms_max = STOP_MS_MAX
         finally:
-            await stop_roles([started[0]], stop_ms_max)
+            await stop_roles([role], stop_ms_max)
 
     run_serving(serve)
 
@@ -259,31 +266,34 @@ def node(
         drain_ms_max=drain_ms,
     )
 
-    async def enter() -> Node:
-        if not await check_server(url, settings, wait_server_ms):
+    async def enter(wait_ms: int) -> Node:
+        if not await check_server(url, settings, wait_ms):
             logger.info("waiting for a manager to write the layout")
         await member.__aenter__()
         if recorder is not None:
             recorder.serves(member, capacity)  # in the same step, so before any handler
         return member
 
-    async def serve(stopping: asyncio.Event) -> None:
-        if await unless_stopped(stopping, enter()) is None:
-            return
+    async def serve(stopping: asyncio.Event) -> bool:
+        if await unless_stopped(stopping, begin_within(url, wait_server_ms, enter)) is None:
+            return False
         try:
             announce("ready")
-            await unless_stopped(stopping, member.stopped())
+            with contextlib.suppress(ServerRefused):  # `_conclude` tells of it
+                await unless_stopped(stopping, member.stopped())
         finally:
             await _leave(member, url, drain_ms)
+        return True
 
     try:
-        run_serving(serve)
+        has_served = run_serving(serve)
     except (SchedulerError, OSError) as error:
         if threads_run_on():
             failure = as_failure(error)
             raise CutOff(failure.exit_code, failure.message) from error
         raise
-    _conclude(member)
+    if has_served:
+        _conclude(member)
 
 
 async def _leave(member: Node, url: ServerUrl, drain_ms: int) -> None:
@@ -294,13 +304,15 @@ async def _leave(member: Node, url: ServerUrl, drain_ms: int) -> None:
     except TimeoutError:
         left = False
     if not left:
-        logger.warning("the server does not answer: what runs here is run again elsewhere when its lease ends")
+        logger.warning("not told to the server: what runs here is run again elsewhere when its lease ends")
 
 
 def _conclude(member: Node) -> None:
     """End as the node did. Raises: Failure; CutOff while a handler still runs, which nobody can stop."""
     failure = ""
-    if member.phase == "replaced":
+    if member.refusal is not None:
+        failure = str(member.refusal)
+    elif member.phase == "replaced":
         failure = f"{member.node_id}: a later process of this name has replaced this one"
     elif member.phase != "left":
         failure = f"{member.node_id}: it has not left; it counts as dead when it was silent for long enough"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 from pathlib import Path
@@ -14,13 +15,26 @@ from click.core import ParameterSource
 from scheduler import roles
 from scheduler.cli.common import server_options, settings_of_environment
 from scheduler.cli.failures import WrongUsage
-from scheduler.cli.process import STOP_MS_MAX, StartRole, check_server, run_serving, stop_roles, unless_stopped
+from scheduler.cli.process import (
+    STOP_MS_MAX,
+    StartRole,
+    begun,
+    check_server,
+    run_serving,
+    stop_roles,
+    unless_refused,
+    unless_stopped,
+)
 from scheduler.cli.server import HERE, alive_until, data_dir_option, has_ended, own_server
 from scheduler.cli.streams import announce
+from scheduler.clock import SYSTEM_CLOCK
 from scheduler.config import Settings
+from scheduler.host import Host
 from scheduler.roles import Role
+from scheduler.store.connection import Connection
 from scheduler.store.location import Found, find_url, remove_url_file
 from scheduler.store.server import EmbeddedServer
+from scheduler.store.telling import Telling
 from scheduler.url import ServerUrl, parse_url
 
 logger = logging.getLogger("scheduler")
@@ -67,20 +81,31 @@ def _refuse_data_dir(data_dir: Path, found: Found) -> None:
         )
 
 
+async def _begin(start: StartRole, url: ServerUrl, settings: Settings, host: Host) -> Role:
+    return await begun((await start(url, settings, host))[0])
+
+
 async def _serve(url: ServerUrl, settings: Settings, stopping: asyncio.Event, server: EmbeddedServer | None) -> None:
-    """Run the roles until told to stop. Raises: ServerUnavailable when the server that was started here ended."""
-    await check_server(url, settings)
+    """Run the roles until told to stop.
+
+    Raises: ServerUnavailable when the server that was started here ended; ServerRefused.
+    """
+    if await unless_stopped(stopping, check_server(url, settings)) is None:
+        return
+    # One tells of the server for all of them.
+    host = Host(connect=functools.partial(Connection, telling=Telling(url, SYSTEM_CLOCK)))
     started: list[Role] = []
-    alive = True
+    alive = False
     try:
         for start in _START:
-            role = await unless_stopped(stopping, start(url, settings))
+            role = await unless_stopped(stopping, _begin(start, url, settings, host))
             if role is None:
+                alive = True
                 return
-            started.append(role[0])
+            started.append(role)
         announce(str(url))
         announce("ready")
-        alive = await alive_until(stopping, server)
+        alive = await unless_refused(started, alive_until(stopping, server))
         if server is not None:
             remove_url_file(HERE, url.whole)  # at once: nobody who starts now should use a server that is about to end
     finally:

@@ -21,7 +21,7 @@ from scheduler.clock import SYSTEM_CLOCK, Clock, ServerTime
 from scheduler.config import Settings
 from scheduler.errors import Fenced, InvalidInput, Lost
 from scheduler.keys import is_absurd
-from scheduler.management import commands, fold, pools
+from scheduler.management import comings, commands, fold, pools
 from scheduler.management.commands import Decided, Refused
 from scheduler.management.counting import Counting
 from scheduler.management.hearing import AHEAD_US, BOOT_MAX, Hearing, NotGiven
@@ -66,6 +66,7 @@ class Manager:
         self._settings = settings
         self._clock = clock
         self._epoch: int | None = None
+        self._follows = ""
         self._seen_epoch = 0
         self._fleet = fold.Fleet()
         self._hearing = Hearing()
@@ -88,6 +89,7 @@ class Manager:
         self._unanswered = False
         self._has_taken = False
         self._written: dict[str, CapacityItem] = {}
+        self._told: dict[str, CapacityItem] = {}
         self._unwritten: set[str] = set()
         self._unpublished: set[str] = set()
         self._withheld: set[str] = set()
@@ -126,9 +128,12 @@ class Manager:
         if not isinstance(answer, Leading):
             if self._epoch is not None:
                 logger.warning("%s leads no more: %s does", self.name, answer.leader)
-            self._epoch = None
+            elif answer.leader != self._follows:
+                logger.info("%s stands by: %s leads", self.name, answer.leader)
+            self._epoch, self._follows = None, answer.leader
             await self._remember()
             return False
+        self._follows = ""
         self._led_at_ms = now_ms
         if answer.epoch != self._epoch:
             self._epoch = None  # until everything is known that is stored
@@ -174,6 +179,7 @@ class Manager:
         self._fleet = fold.configure(fold.recover(snapshot, capacities, leading.now_ms), documents)
         self._unwritten, self._unpublished = set(), set()
         self._written = {}
+        self._told = {node: fold.capacity_of(known) for node, known in self._fleet.nodes.items()}
         self._counting.forget()
         self._recounts = True
         self._acknowledge = ()
@@ -364,6 +370,7 @@ class Manager:
         fleet = fold.adopt(self._fleet, stored, self._now_ms)
         self._fleet = fold.forget(fleet, {*stored, *lost}, self._now_ms, FORGET_MS)
         self._written = {node: item for node, item in self._written.items() if node in self._fleet.nodes}
+        self._told = {node: item for node, item in self._told.items() if node in self._fleet.nodes}
 
     async def _look_at_streams(self, epoch: int) -> None:
         """Begin a stream anew that takes no entry any more, because somebody wrote one with an id that no clock gives.
@@ -406,9 +413,13 @@ class Manager:
                     left.add(item.node)  # and whatever we heard of it is older
                 else:
                     self._written[item.node] = item
+                    self._tell(item)
                 if item.reason == "dead" and answer == "written":
                     logger.warning("node %s is dead: silent for %d ms", item.node, self._settings.silence_ms)
         self._unwritten = refused | self._withheld
+        for node in sorted(left & self._told.keys()):
+            logger.info("node %s has left", node)
+            del self._told[node]
         if left:
             self._fleet = fold.without(self._fleet, left)
             self._unpublished |= left
@@ -421,6 +432,12 @@ class Manager:
                 len(suspects), shown, ", ..." if len(suspects) > SHOWN_MAX else "",
             )  # fmt: skip
         return len(changed)
+
+    def _tell(self, item: CapacityItem) -> None:
+        """Log what is news of a node."""
+        if news := comings.news_of(self._told.get(item.node), item, self._fleet.nodes[item.node]):
+            logger.log(logging.WARNING if item.reason == "quarantined" else logging.INFO, "node %s %s", item.node, news)
+        self._told[item.node] = item
 
     async def _recount(self) -> None:
         """Compare what the cell counts with what is published, if it may be another one; and who counts, with time."""

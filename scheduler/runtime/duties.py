@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from scheduler.store.connection import is_temporary
+from scheduler.store.meanings import is_temporary
 
 
 async def each_in_turn(*duties: Callable[[], Awaitable[object]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import heapq
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
 from typing import Final, Literal
 
@@ -218,7 +218,7 @@ class WaitersByClass:
         if not members:
             del self._classes[waiter.wanted]
 
-    def of(self, wanted: Class) -> Iterable[Waiter]:
+    def of(self, wanted: Class) -> Collection[Waiter]:
         """All of a class."""
         return self._classes.get(wanted, {})
 

@@ -18,12 +18,12 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from scheduler.calls import Entry, RejectItem
 from scheduler.clock import Clock
 from scheduler.config import Settings
-from scheduler.errors import SchedulerError
+from scheduler.errors import SchedulerError, ServerRefused, ServerUnavailable
 from scheduler.loop import end_tasks
 from scheduler.runtime import intake
 from scheduler.runtime.intake import Job
 from scheduler.session.bindings import Bindings
-from scheduler.store.connection import is_temporary
+from scheduler.store.meanings import is_temporary
 from scheduler.store.paced import PacedReads
 from scheduler.store.reads import Part, Reads, StreamEntry
 
@@ -200,15 +200,16 @@ class Reader:
             try:
                 batch = await self._read()
             except Exception as error:
-                level = logging.DEBUG if self._failing else logging.ERROR
-                is_known = isinstance(error, SchedulerError) or is_temporary(error)
+                is_told = isinstance(error, ServerUnavailable | ServerRefused) or is_temporary(error)  # by the store
+                level = logging.DEBUG if self._failing or is_told else logging.ERROR
+                is_known = is_told or isinstance(error, SchedulerError)
                 logger.log(level, "reading the intake failed: %s", _told(error), exc_info=not is_known)
                 self._missed = self._failing = self.doubted = True
                 self.nudge()
                 await asyncio.sleep(_PAUSE_AFTER_ERROR_MS / 1000)
                 continue
             if self._failing:
-                logger.info("the intake is read again")
+                logger.debug("the intake is read again")
                 self._failing = False
             if batch != NOTHING:
                 await self._put(batch)

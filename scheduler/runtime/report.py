@@ -1,4 +1,4 @@
-"""What a dispatcher has done since its start, and how long it took; what took too long is logged."""
+"""What a dispatcher has done since its start, and how long it took; what took too long is told at times."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scheduler.runtime.waiting import Waiter
 
 logger = logging.getLogger("scheduler.dispatcher")
 
-TOO_LONG_MS: Final = 10  # a decision, or a wait for an earlier job of the session, that is worth a warning
+TOO_LONG_MS: Final = 10  # a decision, or a wait for an earlier job of the session, that is counted and told
 
 
 class Report(msgspec.Struct):
@@ -52,8 +52,11 @@ class Times:
         if jobs:
             now_ms = self._clock.ms()
             took_us = (now_ms - started_ms) * 1_000 / jobs
-            if self.decisions.add(took_us, now_ms, jobs):
-                logger.warning("choosing candidates took %d us a job, for %d jobs", took_us, jobs)
+            if above := self.decisions.add(took_us, now_ms, jobs):
+                logger.info(
+                    "choosing candidates took more than %d ms a job for %d jobs, %d ms at most",
+                    TOO_LONG_MS, above.count, above.max / 1_000,
+                )  # fmt: skip
 
     def settled(self, tries: Sequence[Try], answers: Sequence[calls.Reserved | calls.Refused | None]) -> None:
         """A call was answered: for how long had those that were placed waited for their session?"""
@@ -64,8 +67,12 @@ class Times:
                 waited_ms = each.waiter.first_ms - each.waiter.since_ms if each.waiter is not None else 0
                 if waited_ms < 1:
                     at_once += 1
-                elif self.session_waits.add(waited_ms, now_ms):
-                    logger.warning("job %s waited %d ms for an earlier one of its session", each.job.job_id, waited_ms)
+                elif above := self.session_waits.add(waited_ms, now_ms):
+                    logger.info(
+                        "%d jobs waited more than %d ms for an earlier one of their session, half of them %d ms, the "
+                        "longest %d ms: job %s of session %s is the last of them",
+                        above.count, TOO_LONG_MS, above.p50, above.max, each.job.job_id, each.job.session_id,
+                    )  # fmt: skip
         self.session_waits.add(0, now_ms, at_once)
 
     def promoted(self, waiters: list[Waiter]) -> None:

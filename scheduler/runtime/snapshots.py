@@ -14,9 +14,10 @@ from typing import Final
 from redis.exceptions import RedisError
 
 from scheduler.deltas import chain
-from scheduler.errors import SchedulerError
+from scheduler.errors import SchedulerError, ServerRefused, ServerUnavailable
 from scheduler.runtime.index import Index
 from scheduler.store.control import Control, version_entry
+from scheduler.store.meanings import is_temporary
 from scheduler.store.reads import position
 
 logger = logging.getLogger("scheduler.snapshots")
@@ -86,7 +87,9 @@ class Snapshots:
                 await self.follow()
                 failing = False
             except (RedisError, OSError, SchedulerError) as error:
-                logger.log(logging.DEBUG if failing else logging.ERROR, "following the snapshot failed: %s", error)
+                is_told = isinstance(error, ServerUnavailable | ServerRefused) or is_temporary(error)  # by the store
+                level = logging.DEBUG if failing or is_told else logging.ERROR
+                logger.log(level, "following the snapshot failed: %s", error)
                 failing = True
                 await asyncio.sleep(_PAUSE_AFTER_ERROR_MS / 1000)
 

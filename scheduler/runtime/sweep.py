@@ -19,6 +19,7 @@ from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Class, Job
 from scheduler.runtime.limits import has_room
 from scheduler.runtime.reader import Reader
+from scheduler.runtime.unserved import Unserved
 from scheduler.runtime.waiting import Waiter, Waiting
 from scheduler.store.reads import Reads
 
@@ -41,6 +42,7 @@ class Sweep:
         self._no_node_since_ms: dict[Class, float] = {}
         self._marks: deque[tuple[float, int]] = deque()  # (when, how many had come to their class by then)
         self._given_up: dict[Class, int] = {}  # and the number up to which its jobs are
+        self._unserved = Unserved(settings.no_node_grace_ms)
         self._classes = _Turn[Class]()
         self._limits = _Turn[tuple[str, str]]()
 
@@ -64,6 +66,10 @@ class Sweep:
         wanted = self._waiting.members.classes()
         unservable = [each for each in wanted if not index.eligible(each) and each not in undecided]
         self._no_node_since_ms = {each: self._no_node_since_ms.get(each, now_ms) for each in unservable}
+        members = self._waiting.members
+        self._unserved.look(
+            self._no_node_since_ms, lambda each: len(members.of(each)), lambda each: _is_served(each, index), now_ms
+        )
         grace_ms = self._settings.no_node_grace_ms
         number = self._came_before(now_ms - grace_ms, now_ms)
         for each, since_ms in self._no_node_since_ms.items():
@@ -125,6 +131,12 @@ class Sweep:
             if limit not in told.limits:
                 logger.debug("the sweep found room in the limit %s", limit)
                 self._waiting.limits.sweep(limit, pool)
+
+
+def _is_served(wanted: Class, index: Index) -> bool:
+    """Whether a node of any pool could serve a class."""
+    scope = index.scope_of(wanted.tenant)
+    return bool(index.members(wanted.src_lang, wanted.tgt_lang, wanted.features, scope))
 
 
 class _Turn(Generic[T]):

@@ -1,4 +1,4 @@
-"""Pure. Decides; never performs. How long things take: counted by size, and when one is worth a warning.
+"""Pure. Decides; never performs. How long things take: counted by size, and when those that are long are told.
 
 A histogram has four buckets for each doubling, so that what it says is right within a fifth, at any size and in a few
 hundred bytes.
@@ -15,7 +15,7 @@ import msgspec
 BUCKETS_A_DOUBLING: Final = 4
 BUCKETS_MAX: Final = 4 * 40  # the last one is for all that is larger
 WINDOW_MS: Final = 10_000  # what is told of late is of one to two of these
-WARN_EVERY_MS: Final = 10_000
+TOLD_EVERY_MS: Final = 60_000
 
 
 class Histogram(msgspec.Struct):
@@ -66,24 +66,29 @@ def merged(histograms: Iterable[Histogram]) -> Histogram:
 
 
 class Timing:
-    """One kind of time. Args: total, where all of it is counted; limit, what is worth a warning."""
+    """One kind of time. Args: total, where all of it is counted; limit, above which it is counted and told."""
 
     def __init__(self, total: Histogram, limit: float) -> None:
         self.total = total
         self._limit = limit
         self._of_late = (Histogram(), Histogram())
         self._window_ms = -math.inf
-        self._warned_ms = -math.inf
+        self._told_ms = -math.inf
+        self._above = Histogram()
 
-    def add(self, value: float, now_ms: float, count: int = 1) -> bool:
-        """Count a value. Returns: whether to warn of it, which is not done often."""
+    def add(self, value: float, now_ms: float, count: int = 1) -> Histogram | None:
+        """Count a value. Returns: all that were above the limit since that was returned last, which is not often."""
         self._turn(now_ms)
         self.total.add(value, count)
         self._of_late[0].add(value, count)
-        if value <= self._limit or now_ms - self._warned_ms < WARN_EVERY_MS:
-            return False
-        self._warned_ms = now_ms
-        return True
+        if value <= self._limit:
+            return None
+        self._above.add(value, count)
+        if now_ms - self._told_ms < TOLD_EVERY_MS:
+            return None
+        self._told_ms = now_ms
+        above, self._above = self._above, Histogram()
+        return above
 
     def p99_of_late(self, now_ms: float) -> int:
         """What one of a hundred was above in the last seconds, rounded up."""

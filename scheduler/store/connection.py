@@ -19,12 +19,23 @@ from redis.exceptions import InvalidResponse, NoScriptError, RedisError, Respons
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scheduler.clock import SYSTEM_CLOCK, Clock
-from scheduler.errors import SchedulerError, ServerRefused, ServerReplaced, ServerUnavailable, WrongType
+from scheduler.errors import (
+    CredentialsRefused,
+    SchedulerError,
+    ServerNotReady,
+    ServerRefused,
+    ServerReplaced,
+    ServerUnavailable,
+    WrongType,
+)
 from scheduler.store import retyping
 from scheduler.store.address import connection_class, connection_options, tls_context
+from scheduler.store.meanings import Meaning, NotAdmitted, is_temporary, meaning_of, unfit_of, was_closed, words_of
 from scheduler.store.packing import PACKING, Cap
 from scheduler.store.pool import Pool
+from scheduler.store.probe import misfit_of, refusal_of
 from scheduler.store.scripts import load_scripts
+from scheduler.store.telling import MISSING, TOLD_MS, Call, Series, Telling
 from scheduler.url import ServerUrl, parse_url
 
 logger = logging.getLogger("scheduler.store")
@@ -35,23 +46,16 @@ Answer = TypeVar("Answer")
 Argument = str | bytes | int | float
 Client = Any  # redis.asyncio.Redis: its annotations allow for replies decoded or not, sync or async, all at once
 
-WAITING_TOLD_MS: Final = 1_000  # of waiting for a server at the start, before that is told
 COMMAND_TIMEOUT_MS: Final = 5_000
+ANSWER_MS_MIN: Final = 2_000  # that a command is given for its answer, however little patience there is
+PROBE_MS: Final = 500  # without an answer at the start, until it is looked whether the other end speaks otherwise
+PROBE_AGAIN_MS: Final = 30_000
+LOOK_AGAIN_MS: Final = 500  # between two looks what a server says that closes connections
 CONNECT_TIMEOUT_MS: Final = 2_000
 PATIENCE_MS: Final = 30_000
 CONNECTIONS_MAX: Final = 4  # of one client: more callers at once take turns
 RETRY_MS_MAX: Final = 500  # the longest pause between two tries: so late is everybody heard who tries all the time
 _RETRY_FIRST_MS: Final = 20
-# The server will do it later; nothing is wrong with the call.
-_WAIT_OUT: Final = (
-    "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "MOVED", "ASK", "TRYAGAIN", "OOM", "BUSY",
-    "NOREPLICAS", "MISCONF", "NOPERM", "UNBLOCKED",
-)  # fmt: skip
-# redis-py takes the code off some messages and turns it into a class.
-_WAIT_OUT_CLASSES: Final = (
-    "BusyLoadingError", "ReadOnlyError", "MasterDownError", "ClusterDownError", "MovedError", "AskError",
-    "TryAgainError", "OutOfMemoryError", "NoPermissionError", "SlotNotCoveredError", "NoScriptError",
-)  # fmt: skip
 
 
 class TooSlow(SchedulerError):
@@ -60,15 +64,6 @@ class TooSlow(SchedulerError):
 
 class ScriptFailed(SchedulerError):
     """An error raised inside a script's body: the call itself is at fault, repeating it is of no use."""
-
-
-def is_temporary(error: BaseException) -> bool:
-    """Whether a failure says nothing about the call: the same call can succeed later."""
-    if isinstance(error, RedisConnectionError | RedisTimeoutError | ServerUnavailable | OSError | TimeoutError):
-        return not type(error).__name__.startswith("Authentication")
-    if type(error).__name__ in _WAIT_OUT_CLASSES:
-        return True
-    return isinstance(error, ResponseError) and str(error).startswith(_WAIT_OUT)
 
 
 async def keeping_cancellation(answer: Awaitable[T]) -> T:
@@ -146,12 +141,15 @@ async def or_each_alone(
 class Connection:
     """One server: a client for commands, and one more for each blocking reader.
 
-    Args: url, as of `parse_url`; patience_ms, for how long a call is repeated while the server does not answer (None:
-    for ever, which is what long-running roles want); clock, the process's own; classes, of the pool's connections.
-    Attributes: url, whose text holds no credentials; life, the run_id of the server process that the newest connection
-    leads to: whoever remembers what he has read compares it, for another process may have less, or other data. Empty
-    when the server does not say. mends, whether keys that hold another type than belongs there are deleted by those who
-    meet them, which roles do.
+    Args: url, as of `parse_url`; patience_ms, for how long a call is repeated while the server does not answer, or not
+    now (None: for ever, which is what long-running roles want); clock, the process's own; classes, of the pool's
+    connections; telling, who tells of the server, shared by some connections of a process.
+    Attributes: url, whose text holds no credentials; later_ms, the patience with a server that answers, and refuses.
+    has_started, whether what somebody has to mend is waited out too; before that it is an error at once. refusal, why
+    the server is of no use any more, and refused, told of it: wrong credentials at any time, and what has to be mended
+    before the start. life, the run_id of the server process that the newest connection leads to: whoever remembers what
+    he has read compares it, for another process may have less, or other data. Empty when the server does not say.
+    mends, whether keys that hold another type than belongs there are deleted by those who meet them, which roles do.
     """
 
     def __init__(
@@ -160,16 +158,34 @@ class Connection:
         patience_ms: int | None = PATIENCE_MS,
         clock: Clock = SYSTEM_CLOCK,
         classes: Mapping[Any, Any] = PACKING,
+        telling: Telling | None = None,
     ) -> None:
         self.url = parse_url(url)
         self._tls = tls_context(self.url)
+        self.later_ms = patience_ms
+        self.has_started = False
+        self.refusal: ServerRefused | None = None
+        self.refused: Callable[[ServerRefused], None] = lambda _: None
         self.life = ""
         self.mends = False
         self._patience_ms = patience_ms
         self._clock = clock
         self._classes = classes
         self._clients: list[Client] = []
-        self.commands = self._client(COMMAND_TIMEOUT_MS)
+        self._watch = (telling or Telling(url, clock)).watch(self._pieces)
+        self._probed_ms = self._looked_ms = float("-inf")
+        self._said: Exception | None = None
+        self.commands = self._client(self._answer_ms)
+
+    @property
+    def _answer_ms(self) -> int:
+        """For how long nothing of an answer may come."""
+        if self._patience_ms is None:
+            return COMMAND_TIMEOUT_MS
+        return min(COMMAND_TIMEOUT_MS, max(ANSWER_MS_MIN, self._patience_ms))
+
+    def _pieces(self) -> int:
+        return sum(client.connection_pool.pieces() for client in self._clients)
 
     def _client(self, socket_timeout_ms: int | None) -> Client:
         client: Client = retyping.NamingClient.from_pool(self._pool(socket_timeout_ms))
@@ -199,10 +215,29 @@ class Connection:
 
     def blocking(self, block_ms: int) -> Client:
         """A client of its own for reads that block for up to `block_ms`."""
-        return self._client(block_ms + COMMAND_TIMEOUT_MS)
+        return self._client(block_ms + self._answer_ms)
+
+    def missing(self, words: str, wait_ms: int | None) -> Call:
+        """Something that others are to write is not there; told while it lasts. `found` must follow.
+
+        Args: words, for people; wait_ms, for how long it is waited for, None for ever.
+        """
+        call = self._watch.begin(self._clock.ms(), is_told=wait_ms is None or wait_ms > 3 * TOLD_MS)
+        call.code, call.words = MISSING, words
+        return call
+
+    def found(self, call: Call, *, is_there: bool) -> None:
+        """It is there, or nobody waits for it any more."""
+        call.is_well = is_there
+        self._watch.end(call)
+
+    def series(self) -> Series:
+        """Tells of the calls of one reader that are not repeated here."""
+        return Series(self._watch, self._clock, self._judge_once)
 
     async def close(self) -> None:
         """Close every connection, for good: calls under way fail, and so do later ones."""
+        self._watch.close()
         for client in self._clients:
             await client.aclose()
         await asyncio.sleep(0)  # in which the event loop lets go of the sockets
@@ -302,49 +337,114 @@ class Connection:
                     retyping.tell_deleted(key, *[word.decode(errors="replace") for word in answer[1:]])
 
     async def patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Repeat `attempt` while its failure is temporary and patience lasts. It must be safe to repeat."""
-        started_ms = self._clock.ms()
+        """Repeat `attempt` while its failure is temporary and patience lasts. It must be safe to repeat.
+
+        Raises: ServerUnavailable, ServerNotReady, ServerRefused; what redis-py makes of an error of the call.
+        """
+        call = self._watch.begin(self._clock.ms(), _is_patient(self._patience_ms))
         delay_ms = _RETRY_FIRST_MS
-        while True:
-            try:
-                return await keeping_cancellation(attempt())
-            except (RedisError, OSError) as error:
-                if not is_temporary(error):
-                    raise
-                waited_ms = self._clock.ms() - started_ms
-                if self._patience_ms is not None and waited_ms + delay_ms > self._patience_ms:
-                    raise ServerUnavailable(f"{self.url} does not answer: {error}") from error
-                logger.debug("failed for %.0f ms now, again in %d ms: %r", waited_ms, delay_ms, error)
-            await asyncio.sleep(delay_ms / 1000)
-            delay_ms = min(2 * delay_ms, RETRY_MS_MAX)
+        try:
+            while True:
+                try:
+                    answer = await keeping_cancellation(attempt())
+                except (RedisError, OSError) as error:
+                    await self._judge(call, error, delay_ms)
+                else:
+                    call.is_well = True
+                    return answer
+                await asyncio.sleep(delay_ms / 1000)
+                delay_ms = min(2 * delay_ms, RETRY_MS_MAX)
+        finally:
+            self._watch.end(call)
+
+    async def _judge(self, call: Call, error: Exception, delay_ms: int) -> None:
+        """Whether a call that failed is to be made again. Raises: the error that it ends with, if it is not."""
+        meaning = meaning_of(error)
+        if meaning == "call":
+            call.is_well = True
+            raise error
+        waited_ms = self._clock.ms() - call.since_ms
+        if meaning == "silent":
+            error = await self._explained(error, waited_ms)
+            meaning = meaning_of(error)
+        patience_ms = self._patience_with(meaning)
+        self._watch.failed(call, error, _is_patient(patience_ms))
+        if patience_ms is not None and waited_ms + delay_ms > patience_ms:
+            raise self._given_up(meaning, error) from error
+        logger.debug("failed for %.0f ms now, again in %d ms: %r", waited_ms, delay_ms, error)
+
+    def _patience_with(self, meaning: Meaning) -> int | None:
+        if meaning == "denied" or (meaning == "unfit" and not self.has_started):
+            return 0
+        return self._patience_ms if meaning == "silent" else self.later_ms
+
+    def _given_up(self, meaning: Meaning, error: Exception) -> SchedulerError:
+        """What a call ends with that is not repeated any more."""
+        words = words_of(error)
+        if meaning == "silent":
+            return ServerUnavailable(f"{self.url} does not answer: {words}")
+        if meaning == "later":
+            return ServerNotReady(f"{self.url} refuses it for now: {words}")
+        what = " is no Redis or Valkey server" if isinstance(error, InvalidResponse) else " refuses it"
+        what = "" if isinstance(error, NotAdmitted) else what
+        refusal = (CredentialsRefused if meaning == "denied" else ServerRefused)(f"{self.url}{what}: {words}")
+        if self.refusal is None and (meaning == "denied" or not self.has_started):
+            self.refusal = refusal
+            self.refused(refusal)
+        return refusal
+
+    async def _judge_once(self, error: Exception) -> Exception:
+        """What is behind an error of a reader's call, which whoever reads repeats. Raises: ServerRefused."""
+        error = await self._explained(error, 0) if meaning_of(error) == "silent" else error
+        meaning = meaning_of(error)
+        if meaning in ("denied", "unfit") and self._patience_with(meaning) == 0:
+            raise self._given_up(meaning, error) from error
+        return error
+
+    async def _explained(self, error: Exception, waited_ms: float) -> Exception:
+        """An error of a server that seems silent, or what is behind it."""
+        if was_closed(error) and self._classes is PACKING:
+            if self._clock.ms() - self._looked_ms >= LOOK_AGAIN_MS:
+                self._looked_ms = self._clock.ms()
+                self._said = await refusal_of(self.commands.connection_pool)
+            return self._said or error
+        misfit = await self._misfit() if waited_ms >= TOLD_MS else ""
+        return NotAdmitted(misfit) if misfit else error
+
+    async def _misfit(self) -> str:
+        """Why nothing comes, when the other end speaks TLS and we do not, or the reverse; empty for all else."""
+        if self._classes is not PACKING or self._clock.ms() - self._probed_ms < PROBE_AGAIN_MS:
+            return ""
+        self._probed_ms = self._clock.ms()
+        return await misfit_of(self.commands.connection_pool)
 
     async def check(self) -> None:
         """Refuse a server that would lose data or lacks what the scripts need.
 
-        Raises: ServerUnavailable, ServerRefused.
+        Raises: ServerUnavailable, ServerNotReady, ServerRefused.
         """
-        reminder = asyncio.get_running_loop().call_later(WAITING_TOLD_MS / 1000, self._tell_waiting)
         try:
-            info = await self.patiently(self.commands.info)
-        except InvalidResponse as error:
-            raise ServerRefused(f"{self.url} is no Redis or Valkey server: {error}") from error
-        except ResponseError as error:
-            raise ServerRefused(f"{self.url}: INFO is refused: {error}") from error
+            info = await self._info()
         except RedisError as error:
-            raise ServerRefused(f"{self.url}: {error}") from error
-        finally:
-            reminder.cancel()
-        policy = str(info.get("maxmemory_policy", "noeviction"))
-        if policy != "noeviction":
-            raise ServerRefused(
-                f"{self.url}: maxmemory-policy = {policy}: expected noeviction, or jobs would be evicted"
-            )
-        name, floor = ("Valkey", 8) if "valkey_version" in info else ("Redis", 7)
-        version = str(info.get(f"{name.lower()}_version", "0"))
-        if int(version.split(".")[0]) < floor:
-            raise ServerRefused(f"{self.url}: {name} {version}: expected Redis 7.0, Valkey 8 or later")
+            raise ServerRefused(f"{self.url}: {words_of(error)}") from error
+        if unfit := unfit_of(info):
+            raise ServerRefused(f"{self.url}: {unfit}")
 
-    def _tell_waiting(self) -> None:
-        """Say why nothing happens, unless patience ends soon, with an error that says so."""
-        if self._patience_ms is None or self._patience_ms > 2 * WAITING_TOLD_MS:
-            logger.warning("waiting for the server at %s: it does not answer yet", self.url)
+    async def _info(self) -> Mapping[str, Any]:
+        """What the server says of itself. One who speaks otherwise may answer nothing, so that is looked at soon."""
+        if self._classes is not PACKING:
+            return dict(await self.patiently(self.commands.info))
+        asking = asyncio.ensure_future(self.patiently(self.commands.info))
+        try:
+            while not (await asyncio.wait([asking], timeout=PROBE_MS / 1000))[0]:
+                if misfit := await self._misfit():
+                    raise self._given_up("unfit", NotAdmitted(misfit))
+            return dict(asking.result())
+        finally:
+            asking.cancel()
+            await asyncio.wait([asking])
+
+
+def _is_patient(patience_ms: int | None) -> bool:
+    """Whether a call waits for so long that it is told; otherwise its own error tells it as soon."""
+    return patience_ms is None or patience_ms > 2 * TOLD_MS

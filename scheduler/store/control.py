@@ -75,6 +75,7 @@ class Control:
         self._settings = settings
         self._blocking: Client | None = None
         self._written: tuple[int, bytes] | None = None  # size and head of the snapshot that is to be stored, if known
+        self._series = connection.series()
 
     async def write_layout(self) -> calls.Layout:
         """Agree on the layout: written if there is none, compared if there is one.
@@ -384,7 +385,9 @@ class Control:
         """The answer to a command among the next ones, and the id to go on from: the first there is, if the answers do
         not reach so far any more.
         """
-        read = self._connection.patiently(lambda: self._read_blocking(self.keys.answers, after, block_ms))
+        read = self._connection.patiently(
+            lambda: self._read_blocking(self.keys.answers, after, block_ms, is_alone=False)
+        )
         for identifier, fields in await read:
             after = identifier.decode()
             if fields.get(b"command") == command:
@@ -430,12 +433,16 @@ class Control:
         return str(entries[0][0].decode()) if entries else "0"
 
     async def _read_blocking(
-        self, stream: str, after: str, block_ms: int, count: int | None = None
+        self, stream: str, after: str, block_ms: int, count: int | None = None, *, is_alone: bool = True
     ) -> list[tuple[bytes, dict[bytes, bytes]]]:
-        """What comes after an entry of a stream; waits for it at most `block_ms`, which is VERSION_BLOCK_MS at most."""
+        """What comes after an entry of a stream; waits for it at most `block_ms`, which is VERSION_BLOCK_MS at most.
+
+        is_alone: nobody repeats it here.
+        """
         if self._blocking is None:
             self._blocking = self._connection.blocking(VERSION_BLOCK_MS)
-        reply = await keeping_cancellation(self._blocking.xread({stream: after}, count=count, block=block_ms))
+        read = keeping_cancellation(self._blocking.xread({stream: after}, count=count, block=block_ms))
+        reply = await (self._series.run(read, block_ms) if is_alone else read)
         return list(reply[0][1]) if reply else []
 
     async def _command(self, run: Callable[[Client], Awaitable[Any]]) -> Any:

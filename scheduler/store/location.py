@@ -18,6 +18,7 @@ from redis.retry import Retry
 
 from scheduler.errors import InvalidInput, ServerUnavailable
 from scheduler.store.address import blocking_connection_class, connection_options
+from scheduler.store.meanings import meaning_of
 from scheduler.store.private import make_private_directory, write_private
 from scheduler.url import ServerUrl, parse_url
 
@@ -31,6 +32,18 @@ def ping(url: str | ServerUrl, timeout_s: float = ANSWER_MAX_S) -> bool:
             return bool(client.ping())
     except (redis.RedisError, OSError, InvalidInput):
         return False
+
+
+def answers(url: str | ServerUrl, timeout_s: float = ANSWER_MAX_S) -> bool:
+    """Whether the server says anything within `timeout_s`, and be it that it loads, is busy or wants a password."""
+    try:
+        with _client(url, timeout_s) as client:
+            client.ping()
+    except redis.RedisError as error:
+        return meaning_of(error) != "silent"
+    except (OSError, InvalidInput):
+        return False
+    return True
 
 
 def count_clients(url: str | ServerUrl, timeout_s: float = ANSWER_MAX_S) -> int:
@@ -116,7 +129,7 @@ def find_url(explicit: str | None, environment: Mapping[str, str], directory: Pa
         except InvalidInput as error:
             finding = str(error)
         else:
-            if ping(url):
+            if answers(url):
                 return Found(url, str(file))
             finding = f"{url} does not answer"
     return NotFound((*named.places, Place(str(url_file(Path())), finding)))

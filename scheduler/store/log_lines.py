@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
+from scheduler.repeats import HAS_LINES
 from scheduler.visible import visible, visible_lines
 
 _PACKAGE: Final = "scheduler"
@@ -24,7 +25,8 @@ class _Visible(logging.Filter):
         except Exception:
             return True  # the handler tells that its arguments are wrong
         if not message.isprintable():
-            record.msg, record.args = visible(message), None
+            shown = visible_lines if getattr(record, HAS_LINES, False) else visible
+            record.msg, record.args = shown(message), None
         if record.exc_info and not record.exc_text:
             traceback = _FORMATTER.formatException(record.exc_info)
             if visible_lines(traceback) != traceback:

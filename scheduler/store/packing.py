@@ -23,6 +23,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import DataError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from scheduler.store.meanings import NotAdmitted, meaning_of, words_of
+
 BYTES_A_SECOND_MIN: Final = 100_000
 """Of a link over which large requests still arrive in time."""
 KERNEL_BYTES_MAX: Final = 4 * 2**20  # of a request that were taken to be sent, and may still be here
@@ -59,6 +61,7 @@ class Parser(_AsyncHiredisParser):
         if not piece:
             raise RedisConnectionError("Connection closed by server.")
         connection.received_bytes += len(piece)
+        connection.pieces += 1
         reader.feed(piece)
         return True
 
@@ -67,11 +70,13 @@ class HiredisMixin:
     """Replaces packer, sending, waiting and the end of a connection; it stands before the connection's class.
 
     socket_timeout: for how long, in seconds, nothing may move. received_bytes: of the replies to what was sent last.
+    pieces: of all replies that came.
     run_id: of the server process at the other end, empty when it does not say: a connection has one and the same from
     its begin to its end. met: told of it when the connection is made, before anything is sent on it.
     """
 
     received_bytes = 0
+    pieces = 0
     run_id = ""
     met: Callable[[str], None] = staticmethod(_ignore)
     _reader: asyncio.StreamReader | None
@@ -109,11 +114,18 @@ class HiredisMixin:
 
     async def on_connect_check_health(self, check_health: bool = True) -> None:
         """As redis-py does, and then ask who is at the other end."""
-        await super().on_connect_check_health(check_health)  # type: ignore[misc]
+        try:
+            await super().on_connect_check_health(check_health)  # type: ignore[misc]
+        except ResponseError as error:
+            if meaning_of(error) == "call":  # it is about the connection, and says nothing of the call that comes next
+                raise NotAdmitted(words_of(error)) from error
+            raise
         await self.send_packed_command(self.pack_command("INFO", "server"), check_health=False)
         try:
             answer = await self.read_response()  # type: ignore[attr-defined]
-        except ResponseError:
+        except ResponseError as error:
+            if meaning_of(error) == "later":
+                raise
             answer = b""  # it may not be asked
         self.run_id = _run_id_of(bytes(answer))
         self.met(self.run_id)

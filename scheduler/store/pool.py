@@ -63,6 +63,11 @@ class Pool(ConnectionPool):
             connection.ssl_context = self._tls
         return connection
 
+    def pieces(self) -> int:
+        """Of replies that came so far, on all connections."""
+        connections: list[Any] = [*self._in_use_connections, *self._available_connections]
+        return sum(each.pieces for each in connections)
+
     def _check_open(self) -> None:
         if self._closed:
             raise ServerUnavailable("the connections to the server are closed")

@@ -60,9 +60,11 @@ class Reads:
         self.keys = cell_keys
         self._connection = connection
         self._blocking: Client | None = None
+        self._series = connection.series()
 
     async def close(self) -> None:
         """Close the connection for reads that block; the next such read opens another."""
+        self._series.close()
         if self._blocking is not None:
             client, self._blocking = self._blocking, None
             await self._connection.close_client(client)
@@ -93,7 +95,7 @@ class Reads:
             connection = self._connection
             reply = await connection.explaining(lambda: connection.patiently(read), list(cursors))
         else:
-            reply = await keeping_cancellation(read())
+            reply = await self._series.run(keeping_cancellation(read()), block_ms)
         return {
             stream.decode(): [(identifier.decode(), _pairs(fields)) for identifier, fields in entries if fields]
             for stream, entries in reply or ()
@@ -147,7 +149,8 @@ class Reads:
         """
         arguments: list[Argument] = [count, bytes_max, *parts_max, "heads" if with_heads else "stop", *cursors.values()]
         client = self._client(is_blocking)
-        answer = await keeping_cancellation(self._connection.call_once(client, "read", list(cursors), arguments))
+        once = keeping_cancellation(self._connection.call_once(client, "read", list(cursors), arguments))
+        answer = await (self._series.run(once, 0) if is_blocking else once)
         return {stream: _part(found) for stream, found in zip(cursors, answer, strict=True)}
 
     async def bindings(self, session_ids: Sequence[str]) -> list[bytes | None]:

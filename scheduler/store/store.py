@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Final
 
@@ -17,12 +16,10 @@ from scheduler.store.control import Control
 from scheduler.store.log_lines import keep_visible
 from scheduler.store.paced import PacedReads
 from scheduler.store.reads import Reads
+from scheduler.store.telling import Call
 from scheduler.url import ServerUrl
 
-logger = logging.getLogger("scheduler.store")
-
 _LAYOUT_POLL_MS: Final = 100
-_LAYOUT_TOLD_MS: Final = 3_000  # of waiting for a layout, before that is told
 
 
 class Store:
@@ -61,18 +58,23 @@ class Store:
 
         Args: wait_ms, for how long (None: for ever). Raises: ServerUnavailable when nobody wrote it in time.
         """
+        missing = (
+            f"no scheduler was started there (namespace {self.settings.namespace!r}): expected a running manager, such "
+            f"as `scheduler up`"
+        )
         waited_ms = 0
-        while (layout := await self.control.read_layout()) is None:
-            missing = (
-                f"{self.connection.url}: no scheduler was started there (namespace {self.settings.namespace!r}): "
-                f"expected a running manager, such as `scheduler up`"
-            )
-            if wait_ms is not None and waited_ms >= wait_ms:
-                raise ServerUnavailable(missing)
-            if waited_ms == _LAYOUT_TOLD_MS:
-                logger.warning("%s; waiting for one", missing)
-            await asyncio.sleep(_LAYOUT_POLL_MS / 1000)
-            waited_ms += _LAYOUT_POLL_MS
+        waiting: Call | None = None
+        layout = None
+        try:
+            while (layout := await self.control.read_layout()) is None:
+                waiting = waiting or self.connection.missing(missing, wait_ms)
+                if wait_ms is not None and waited_ms >= wait_ms:
+                    raise ServerUnavailable(f"{self.connection.url}: {missing}")
+                await asyncio.sleep(_LAYOUT_POLL_MS / 1000)
+                waited_ms += _LAYOUT_POLL_MS
+        finally:
+            if waiting is not None:
+                self.connection.found(waiting, is_there=layout is not None)
         return layout
 
     def partition_of(self, session_id: str, layout: calls.Layout) -> int:
@@ -86,14 +88,19 @@ async def open_store(
     patience_ms: int | None = PATIENCE_MS,
     clock: Clock = SYSTEM_CLOCK,
     connect: Callable[[str | ServerUrl, int | None, Clock], Connection] = Connection,
+    *,
+    waits_while_busy: bool = False,
 ) -> Store:
     """Connect and check the server.
 
-    Args: url; settings; patience_ms and clock, as of Connection; connect, makes the connection of these three.
-    Raises: InvalidInput, ServerUnavailable, ServerRefused.
+    Args: url; settings; patience_ms and clock, as of Connection; connect, makes the connection of these three;
+    waits_while_busy, for a server that answers that it cannot do it now as long as it takes.
+    Raises: InvalidInput, ServerUnavailable, ServerNotReady, ServerRefused.
     """
     keep_visible()
     connection = connect(url, patience_ms, clock)
+    if waits_while_busy:
+        connection.later_ms = None
     try:
         await connection.check()
     except BaseException:

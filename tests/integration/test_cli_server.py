@@ -15,10 +15,11 @@ import redis
 
 from scheduler.cli import process
 from scheduler.config import DEFAULTS
-from scheduler.errors import ServerUnavailable, without_credentials
+from scheduler.errors import ServerUnavailable
 from scheduler.store import server as engines
 from scheduler.store.location import ping, write_url_file
 from scheduler.store.server import start_embedded
+from scheduler.url import parse_url
 from tests.integration.commands import refusal, run, told_url
 from tests.integration.test_cli_processes import Command, answer, running
 
@@ -46,10 +47,7 @@ def test_second_server(tmp_path: Path) -> None:
         write_url_file(tmp_path, server.url)
         exit_code, stdout, stderr = answer(tmp_path, "server")
         assert (exit_code, stdout) == (1, "")
-        assert (
-            stderr
-            == f"Error: a server already runs in this directory: {without_credentials(server.url)} (.scheduler/url)\n"
-        )
+        assert stderr == f"Error: a server already runs in this directory: {parse_url(server.url)} (.scheduler/url)\n"
         assert ping(server.url)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -13,11 +14,10 @@ import pytest
 
 from scheduler.clock import SYSTEM_CLOCK
 from scheduler.config import DEFAULTS
-from scheduler.errors import InvalidInput, ServerRefused, ServerUnavailable, without_credentials
+from scheduler.errors import InvalidInput, ServerRefused, ServerUnavailable
 from scheduler.handlers import Job
 from scheduler.node import Node
-from scheduler.store import connection
-from scheduler.store import store as store_module
+from scheduler.store import connection, telling
 from scheduler.store.connection import PATIENCE_MS, Connection, ScriptFailed, or_each_alone
 from scheduler.store.server import start_embedded
 from scheduler.store.store import Store, open_store
@@ -47,7 +47,9 @@ def listener() -> Iterator[Listener]:
     heard = Listener()
     logger = logging.getLogger("scheduler.store")
     logger.addHandler(heard)
+    logger.setLevel(logging.INFO)
     yield heard
+    logger.setLevel(logging.NOTSET)
     logger.removeHandler(heard)
 
 
@@ -92,20 +94,26 @@ async def test_whoever_waits_for_a_server_is_told_so(
     monkeypatch: pytest.MonkeyPatch, listener: Listener, patience_ms: int | None
 ) -> None:
     """Soon, once, with the place and without what may be a password; and it goes on when the server comes."""
-    monkeypatch.setattr(connection, "WAITING_TOLD_MS", 20)
+    monkeypatch.setattr(telling, "TOLD_MS", 20)
+    monkeypatch.setattr(telling, "LOOK_MS", 10)
     with start_embedded() as server:
         server.kill()
         opening = asyncio.create_task(open_store(server.url, DEFAULTS, patience_ms))
         await listener.told.wait()
         server.start()
         async with await opening:
-            place = parse_url(server.url)
-            assert listener.messages == [f"WARNING waiting for the server at {place}: it does not answer yet"]
+            place = str(parse_url(server.url))
+            first, *_ = listener.messages
+            assert re.fullmatch(
+                rf"WARNING the server at {re.escape(place)} does not answer, for \d s now: .*; trying on", first
+            )
+            assert listener.messages[-1].startswith(f"INFO the server at {place} answers again, after ")
 
 
 async def test_little_patience_ends_with_the_error_alone(monkeypatch: pytest.MonkeyPatch, listener: Listener) -> None:
     """Commands that ask and go do not announce that they wait for two seconds."""
-    monkeypatch.setattr(connection, "WAITING_TOLD_MS", 50)
+    monkeypatch.setattr(telling, "TOLD_MS", 50)
+    monkeypatch.setattr(telling, "LOOK_MS", 10)
     with pytest.raises(ServerUnavailable):
         await open_store(NOWHERE, patience_ms=100)
     assert listener.messages == []
@@ -115,17 +123,18 @@ async def test_whoever_waits_for_a_scheduler_is_told_so(
     url: str, monkeypatch: pytest.MonkeyPatch, listener: Listener
 ) -> None:
     """A server alone is not enough; what is missing is named, and awaited."""
-    monkeypatch.setattr(store_module, "_LAYOUT_TOLD_MS", 100)
+    monkeypatch.setattr(telling, "TOLD_MS", 100)
+    monkeypatch.setattr(telling, "LOOK_MS", 10)
     async with await open_store(url) as store:
         waiting = asyncio.create_task(store.layout())
         await listener.told.wait()
         await store.control.write_layout()
         await waiting
-    place = without_credentials(url)
-    assert listener.messages == [
-        f"WARNING {place}: no scheduler was started there (namespace 'sched'): expected a running manager, such as "
-        "`scheduler up`; waiting for one"
-    ]
+    assert listener.messages[0] == (
+        f"WARNING the server at {parse_url(url)} is not ready, for 0 s now: no scheduler was started there (namespace "
+        "'sched'): expected a running manager, such as `scheduler up`; trying on"
+    )
+    assert listener.messages[1].startswith(f"INFO the server at {parse_url(url)} is ready, after ")
 
 
 async def test_another_server_is_called_so() -> None:

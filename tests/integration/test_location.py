@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.errors import InvalidInput, ServerUnavailable, without_credentials
+from scheduler.errors import InvalidInput, ServerUnavailable
 from scheduler.store.location import (
     Found,
     NotFound,
@@ -70,7 +70,7 @@ def test_stale_url_file_is_ignored(tmp_path: Path) -> None:
             Place("--redis-url", "not given"),
             Place("SCHED_REDIS_URL", "not set"),
             Place("REDIS_URL", "empty"),
-            Place(".scheduler/url", f"{without_credentials(server.url)} does not answer"),
+            Place(".scheduler/url", f"{parse_url(server.url)} does not answer"),
         )
     )
 

@@ -11,12 +11,13 @@ import pytest
 import redis
 
 from scheduler import keys
-from scheduler.errors import ServerRefused, without_credentials
+from scheduler.errors import ServerRefused
 from scheduler.handlers import Job
 from scheduler.node import Node
 from scheduler.producer import Producer
 from scheduler.roles import start_dispatcher, start_manager, start_reaper
 from scheduler.store.store import open_store
+from scheduler.url import parse_url
 from tests.integration.commands import refusal, run
 from tests.raw.producer import Producer as RawProducer
 from tests.raw.server import Refused
@@ -100,7 +101,7 @@ def test_a_command_refuses_another_protocol(empty_url: str, command: tuple[str, 
         exit_code, stderr = refusal(run(*command, "--redis-url", empty_url))
 
         assert exit_code == 1
-        place = without_credentials(empty_url)
+        place = parse_url(empty_url)
         assert f"Error: {place}: protocol {LATER} is in use in namespace 'sched': expected {keys.PROTOCOL}" in stderr
         assert (client.keys(), client.hgetall(LAYOUT)) == ([LAYOUT], OTHER)
 

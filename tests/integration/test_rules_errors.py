@@ -10,7 +10,8 @@ import pytest
 from redis.exceptions import ReadOnlyError
 
 from scheduler.store import connection
-from scheduler.store.connection import Connection, ScriptFailed, is_temporary
+from scheduler.store.connection import Connection, ScriptFailed
+from scheduler.store.meanings import Meaning, meaning_of
 from tests.integration.test_dispatcher import bench
 
 GOOD = b"*1\r\n:7\r\n"
@@ -88,6 +89,7 @@ async def test_an_error_of_the_server_is_waited_out(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(connection, "_RETRY_FIRST_MS", 1)
     told = f"-{error}\r\n".encode()
     async with stub(told, told, told, GOOD) as (server, client):
+        client.has_started = True
         assert await client.call("renew", ["slots"], []) == [7]
         assert server.calls == 4
 
@@ -113,13 +115,14 @@ async def test_a_batch_on_a_server_that_became_a_replica(url: str, monkeypatch: 
     """RULES 29: while nothing can be written the batch waits; then every job is placed, in order, none is dead."""
     refused = asyncio.Event()
 
-    def spy(error: BaseException) -> bool:
+    def spy(error: BaseException) -> Meaning:
         if isinstance(error, ReadOnlyError):
             refused.set()
-        return is_temporary(error)
+        return meaning_of(error)
 
-    monkeypatch.setattr(connection, "is_temporary", spy)
+    monkeypatch.setattr(connection, "meaning_of", spy)
     async with bench(url) as b:
+        b.store.connection.has_started = True
         await b.fleet(n1=10)
         ids = [f"j{i}" for i in range(6)]
         for job_id in ids:

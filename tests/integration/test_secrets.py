@@ -129,7 +129,9 @@ def test_a_command(number: int) -> None:
     if url and "\x00" not in url:
         told(run("nodes", "ls", SCHED_REDIS_URL=url), exit_code)
     if exit_code == USAGE:
-        assert typed.stderr.startswith(("Error: --redis-url: ", "Error: server URL: TLS cannot be set up with "))
+        assert typed.stderr.splitlines()[-1].startswith(
+            ("Error: --redis-url: ", "Error: server URL: TLS cannot be set up with ")
+        )
 
 
 @pytest.mark.parametrize("url", [url for url, _ in URLS[::7]])
@@ -208,7 +210,6 @@ WRONG = [
     *((role, "--wait-server-ms", value) for role in ("manager", "reaper") for value in ("-1", "x", "nan", "9" * 400)),
     ("manager", "--linger-ms", "1.5"),
     ("manager", "--linger-ms", "9" * 40),
-    ("node",),
     ("node", "--id", ""),
     ("node", "--id", "a b"),
     ("node", "--id", "\udcff"),

@@ -10,14 +10,14 @@ import contextlib
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 from redis.exceptions import RedisError
 
 from scheduler.attempts import Observer
 from scheduler.config import DEFAULTS, Settings
-from scheduler.errors import SchedulerError
+from scheduler.errors import SchedulerError, ServerRefused
 from scheduler.handlers import Job
 from scheduler.host import Host
 from scheduler.management.commands import ApplyPools, encode_command
@@ -32,6 +32,8 @@ from tests.simulation.network import Network
 from tests.simulation.plan import NODES, ROLES
 from tests.simulation.work import SimulatedThreads, Work
 from tests.simulation.world import Process, ProcessClock, World
+
+T = TypeVar("T")
 
 URL: Final = "redis://server:6379/0"
 SETTINGS: Final[Settings] = msgspec.structs.replace(DEFAULTS, partitions=8, run_ms_max=20_000, no_node_grace_ms=60_000)
@@ -53,6 +55,7 @@ POOL_OF: Final = {
 }
 PLAIN: Final = "n3"  # this node runs its handlers in threads
 GRACE_S: Final = 60.0
+SUPERVISED_S: Final = 0.5
 POOLS: Final[dict[str, dict[str, PoolDocument]]] = {
     "none": {},
     "gold": {
@@ -170,25 +173,30 @@ class Fleet:
             "dispatcher": start_dispatcher,
             "reaper": start_reaper,
         }[name.rstrip("0123456789")]
-        role, _ = await start(URL, self.settings, self.host(process))
+        role, _ = await supervised(lambda: start(URL, self.settings, self.host(process)))
         await stopping.wait()
         await role.stop()
 
     async def _node(self, name: str, process: Process, stopping: asyncio.Event) -> None:
-        work = Work(process)
-        node = Node(
-            URL,
-            name,
-            capacity=CAPACITY,
-            handler=work.run_plainly if name == PLAIN else work.run,
-            pairs=PAIRS[name],
-            features=FEATURES.get(name, ()),
-            pool=POOL_OF[self.pools].get(name, ""),
-            settings=self.settings,
-            observer=_Witness(self.history, process),
-            host=self.host(process),
-        )
-        async with node:
+        work, host = Work(process), self.host(process)
+
+        async def enter() -> Node:
+            return await Node(
+                URL,
+                name,
+                capacity=CAPACITY,
+                handler=work.run_plainly if name == PLAIN else work.run,
+                pairs=PAIRS[name],
+                features=FEATURES.get(name, ()),
+                pool=POOL_OF[self.pools].get(name, ""),
+                settings=self.settings,
+                observer=_Witness(self.history, process),
+                host=host,
+            ).__aenter__()
+
+        async with contextlib.AsyncExitStack() as stack:
+            node = await supervised(enter)
+            stack.push_async_exit(node.__aexit__)
             over = [asyncio.create_task(node.stopped()), asyncio.create_task(stopping.wait())]
             await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
             for each in over:
@@ -215,9 +223,10 @@ class Fleet:
         process = Process(self.world, f"operator.{self.world.now_s:.3f}")
 
         async def apply() -> None:
-            async with await open_store(
-                URL, SETTINGS, None, ProcessClock(process), self.host(process).connect
+            async with await supervised(
+                lambda: open_store(URL, SETTINGS, None, ProcessClock(process), self.host(process).connect)
             ) as store:
+                store.connection.has_started = True
                 answer = None
                 while answer is None:
                     answer = await store.control.send_command(encode_command(ApplyPools(documents)), 5_000)
@@ -225,6 +234,15 @@ class Fleet:
                 then()
 
         self.run(process, apply())
+
+
+async def supervised(begin: Callable[[], Awaitable[T]]) -> T:
+    """As a supervisor does: what a server refuses that takes no writes for a while is begun again."""
+    while True:
+        try:
+            return await begin()
+        except ServerRefused:
+            await asyncio.sleep(SUPERVISED_S)
 
 
 class Log(logging.Handler):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Final
 
 import msgspec
@@ -15,7 +16,7 @@ from scheduler.model import JobDocument
 from scheduler.producer import Producer, Request
 from scheduler.store.connection import Connection
 from tests.simulation.checker import Checker
-from tests.simulation.fleet import SETTINGS, URL, Fleet
+from tests.simulation.fleet import SETTINGS, URL, Fleet, supervised
 from tests.simulation.plan import PRODUCER, JobPlan
 from tests.simulation.world import ORIGIN_S, Process, World
 
@@ -86,7 +87,14 @@ class Producers:
         self.under_way += len(jobs)
         host = self._fleet.host(process)
         raw = host.connect(URL, None, host.clock)
-        async with Producer(URL, settings=SETTINGS, patience_ms=None, host=host) as producer:
+        raw.has_started = True
+
+        async def enter() -> Producer:
+            return await Producer(URL, settings=SETTINGS, patience_ms=None, host=host).__aenter__()
+
+        async with contextlib.AsyncExitStack() as stack:
+            producer = await supervised(enter)
+            stack.push_async_exit(producer.__aexit__)
             tasks = [asyncio.create_task(self._job(producer, raw, job)) for job in jobs]
             await asyncio.gather(*tasks)
         await raw.close()

@@ -29,6 +29,7 @@ PURE: Final = {
     "scheduler.leases",
     "scheduler.loads",
     "scheduler.management.checks",
+    "scheduler.management.comings",
     "scheduler.management.commands",
     "scheduler.management.fold",
     "scheduler.management.hearing",

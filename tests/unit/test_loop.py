@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from scheduler import loop as loops
-from scheduler.errors import Fenced, SchedulerError, ServerUnavailable
+from scheduler.errors import CredentialsRefused, Fenced, SchedulerError, ServerUnavailable
 from scheduler.loop import Loop, Timers, end_tasks
 
 FOR_EVER_MS = 10**9
@@ -57,7 +57,7 @@ async def test_an_error_of_one_step_does_not_end_the_loop() -> None:
 @pytest.mark.usefixtures("no_pause_after_errors")
 async def test_an_error_that_lasts_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """It is worth a line again when it becomes another; one that comes and goes fills no log either."""
-    down, other = ServerUnavailable("no server"), ServerUnavailable("another reason")
+    down, other = SchedulerError("no server"), SchedulerError("another reason")
     caplog.set_level(logging.INFO, "scheduler")
     await played(down, down, down, other, None, down, None)
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
@@ -74,7 +74,7 @@ async def test_an_error_that_lasts_is_logged_again_now_and_then(
     """Whoever looks later sees it too."""
     monkeypatch.setattr(loops, "TOLD_AGAIN_MS", 0)
     caplog.set_level(logging.INFO, "scheduler")
-    await played(ServerUnavailable("no server"), ServerUnavailable("no server"), None)
+    await played(SchedulerError("no server"), SchedulerError("no server"), None)
     assert [record.getMessage() for record in caplog.records] == [
         "steps: no server",
         "steps: no server",
@@ -90,10 +90,18 @@ async def test_numbers_make_no_error_another(caplog: pytest.LogCaptureFixture) -
 
 
 @pytest.mark.usefixtures("no_pause_after_errors")
+async def test_what_the_store_tells_is_not_told_again(caplog: pytest.LogCaptureFixture) -> None:
+    """A server that does not answer, or takes the password no more."""
+    caplog.set_level(logging.INFO, "scheduler")
+    await played(ServerUnavailable("no server"), CredentialsRefused("WRONGPASS"), None)
+    assert caplog.records == []
+
+
+@pytest.mark.usefixtures("no_pause_after_errors")
 async def test_only_what_nobody_expected_has_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
     """A server that is away is no defect of the program; to be fenced is a warning."""
     caplog.set_level(logging.INFO, "scheduler")
-    await played(ServerUnavailable("no server"), ValueError("a defect"), Fenced("a newer leader"), None)
+    await played(SchedulerError("no server"), ValueError("a defect"), Fenced("a newer leader"), None)
     assert [(record.levelname, record.exc_info is not None) for record in caplog.records] == [
         ("ERROR", False),
         ("ERROR", True),

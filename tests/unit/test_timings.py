@@ -13,7 +13,7 @@ from scheduler.calls import Refused, Reserved
 from scheduler.clock import SYSTEM_CLOCK
 from scheduler.runtime.placement import Placement
 from scheduler.runtime.report import Report, Times
-from scheduler.runtime.timings import WARN_EVERY_MS, WINDOW_MS, Histogram, Timing, merged
+from scheduler.runtime.timings import TOLD_EVERY_MS, WINDOW_MS, Histogram, Timing, merged
 from scheduler.runtime.tries import Try
 from scheduler.runtime.waiting import Waiter, Waiting
 from tests.unit.arrange import a_class, a_job
@@ -71,11 +71,12 @@ def test_what_is_told_of_late_is_forgotten() -> None:
     assert timing.total.count == 2
 
 
-def test_warnings_are_few() -> None:
-    """Of values above the limit, one in ten seconds."""
+def test_long_times_are_counted_and_told_once_a_minute() -> None:
+    """Each of those above the limit, and what is told is all of them since the last time."""
     timing = Timing(Histogram(), limit=10)
-    values = ((10, 0), (11, 1), (500, 2), (12, WARN_EVERY_MS), (12, WARN_EVERY_MS + 1), (9, 3 * WARN_EVERY_MS))
-    assert [timing.add(value, now_ms) for value, now_ms in values] == [False, True, False, False, True, False]
+    values = ((10, 0), (11, 1), (500, 2), (12, TOLD_EVERY_MS), (12, TOLD_EVERY_MS + 1), (9, 3 * TOLD_EVERY_MS))
+    told = [timing.add(value, now_ms) for value, now_ms in values]
+    assert [(each.count, each.max) if each else None for each in told] == [None, (1, 11), None, None, (3, 500), None]
 
 
 def waited(ms: float) -> Waiter:
@@ -91,12 +92,15 @@ def test_the_wait_for_the_session_is_counted_for_each_that_was_placed(caplog: py
     waiters = [None, waited(0), waited(40), waited(90), waited(500), None]
     tries = [Try(a_job(), a_class(), waiter, FOUND) for waiter in waiters]
     tries.insert(2, Try(a_job(), a_class(), None, None))
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         placed = Reserved("n1", 1, 1)
         Times(report, SYSTEM_CLOCK).settled(tries, [placed, placed, None, placed, placed, Refused("full"), placed])
     waits = report.session_wait_ms
     assert (waits.count, waits.p50, waits.max) == (5, 0, 90)
-    assert [record.message for record in caplog.records] == ["job j1 waited 40 ms for an earlier one of its session"]
+    assert [record.message for record in caplog.records] == [
+        "1 jobs waited more than 10 ms for an earlier one of their session, half of them 40 ms, the longest 40 ms: job "
+        "j1 of session s1 is the last of them"
+    ]
 
 
 def test_who_becomes_the_first_of_its_session_is_told() -> None:

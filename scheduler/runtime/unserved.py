@@ -1,0 +1,57 @@
+"""Tells of classes that no node serves, before their jobs are dead, and when a node comes that does."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from scheduler.runtime.intake import Class
+
+logger = logging.getLogger("scheduler.dispatcher")
+
+TOLD_MS: Final = 1_000  # a node that was only started again is back sooner
+TOLD_MAX: Final = 1_000  # classes; of more than these nothing is told
+
+
+class Unserved:
+    """The classes that were told of. grace_ms: how long their jobs wait for a node."""
+
+    def __init__(self, grace_ms: int) -> None:
+        self._grace_ms = grace_ms
+        self._told: set[Class] = set()
+
+    def look(
+        self,
+        since_ms: Mapping[Class, float],
+        count: Callable[[Class], int],
+        is_served: Callable[[Class], bool],
+        now_ms: float,
+    ) -> None:
+        """Tell what is new.
+
+        Args: since_ms, since when no node serves each class of which jobs wait; count, of a class; is_served, whether
+        a node serves one now.
+        """
+        for wanted, began_ms in since_ms.items():
+            if wanted in self._told or len(self._told) >= TOLD_MAX:
+                continue
+            if now_ms - began_ms >= min(TOLD_MS, self._grace_ms / 2):
+                self._told.add(wanted)
+                logger.warning(
+                    "no node serves %s: jobs that wait for one: %d; each is dead when none has come for %g s",
+                    in_words(wanted), count(wanted), self._grace_ms / 1000,
+                )  # fmt: skip
+        for wanted in [each for each in self._told if each not in since_ms]:
+            self._told.discard(wanted)
+            if is_served(wanted):
+                logger.info("a node serves %s now", in_words(wanted))
+
+
+def in_words(wanted: Class) -> str:
+    """What a job needs, for people."""
+    languages = f"{wanted.src_lang}:{wanted.tgt_lang}" if wanted.src_lang else "jobs without languages"
+    features = f" with {', '.join(wanted.features)}" if wanted.features else ""
+    tenant = f", of tenant {wanted.tenant}" if wanted.tenant else ""
+    pool = f" in pool {wanted.pool}" if wanted.pool else ""
+    return f"{languages}{features}{pool}{tenant}"
