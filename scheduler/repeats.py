@@ -18,14 +18,13 @@ from typing import Final
 import msgspec
 
 from scheduler.clock import SYSTEM_CLOCK, Clock
+from scheduler.visible import HAS_LINES
 
 TOLD_MAX: Final = 10  # lines of a kind in a window, of those that name their kind
 WINDOW_MS: Final = 30_000
 LINES_MAX: Final = 100  # of all others
 SIEVE_MS: Final = 10_000
 KINDS_MAX: Final = 200  # what comes beyond is one kind
-HAS_LINES: Final = "has_lines"
-"""An attribute of records whose text has lines of its own, which their writer has made fit to be read."""
 _IS_COUNTED: Final = "is_counted"
 
 
@@ -60,7 +59,7 @@ class Repeats:
         """Log a line, or count it when its kind had many of late.
 
         Args: kind, what such lines have in common, in words for a person; line, makes it where it is to be logged;
-        has_lines, as of HAS_LINES.
+        has_lines, whether it has several, see HAS_LINES.
         """
         if kind not in self._windows and len(self._windows) >= KINDS_MAX:
             kind = "of more kinds than are told apart"

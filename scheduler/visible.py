@@ -14,6 +14,9 @@ from typing import Final
 _HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 # These two join and part the letters of Persian, Hindi and others, and the parts of emoji; they do nothing else.
 _JOINERS: Final = frozenset("\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}")
+HAS_LINES: Final = "has_lines"
+"""An attribute of records of a log whose text has lines of its own, which their writer has made fit to be read."""
+
 _NAMED: Final = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 

@@ -20,8 +20,8 @@ from typing import Any, Final
 
 from scheduler.cli import terminal
 from scheduler.errors import without_credentials
-from scheduler.repeats import HAS_LINES, LastSieve
-from scheduler.visible import visible, visible_lines
+from scheduler.repeats import LastSieve
+from scheduler.visible import HAS_LINES, visible, visible_lines
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 _OURS: Final = "scheduler"

@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from scheduler.repeats import HAS_LINES
-from scheduler.visible import visible, visible_lines
+from scheduler.visible import HAS_LINES, visible, visible_lines
 
 _PACKAGE: Final = "scheduler"
 
