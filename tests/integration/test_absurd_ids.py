@@ -15,7 +15,6 @@ from scheduler.keys import HIGHEST_ID, is_absurd
 from scheduler.management.manager import Manager
 from scheduler.model import NodeBeat, encode_beat
 from scheduler.runtime.reaper import Reaper
-from scheduler.store.server import EmbeddedServer
 from scheduler.store.store import Store
 from tests.clock import hand_clock
 from tests.seeds import BOOT, NODE, seed_closed
@@ -52,9 +51,9 @@ async def done(system: System, session: str = "s1") -> bool:
 
 @pytest.mark.parametrize("kind", ["highest", "highest, deleted", "years ahead"])
 @pytest.mark.parametrize("name", ["jobs", "inbox", "parked", "dead", "heartbeats", "commands"])
-async def test_every_stream_takes_entries_again(server: EmbeddedServer, name: str, kind: str) -> None:
+async def test_every_stream_takes_entries_again(url: str, name: str, kind: str) -> None:
     """Within two seconds, although nobody writes to it, and whatever was in it is there."""
-    async with running(server.url) as system:
+    async with running(url) as system:
         await system.add_node("n1", echo)
         assert await done(system)
         stream, client = await stream_of(system, name), system.store.connection.commands
@@ -78,9 +77,9 @@ async def test_every_stream_takes_entries_again(server: EmbeddedServer, name: st
 
 
 @pytest.mark.parametrize("name", ["results", "freed", "deltas", "answers"])
-async def test_what_scripts_write_goes_on(server: EmbeddedServer, name: str) -> None:
+async def test_what_scripts_write_goes_on(url: str, name: str) -> None:
     """Feeds are made anew by who writes them, and no job is told late."""
-    async with running(server.url) as system:
+    async with running(url) as system:
         await system.add_node("n1", echo, capacity=1)
         assert await done(system)
         stream = await stream_of(system, name)
@@ -95,9 +94,9 @@ async def test_what_scripts_write_goes_on(server: EmbeddedServer, name: str) -> 
 
 
 @pytest.mark.parametrize("name", ["commands", "answers"])
-async def test_commands_are_answered_all_the_same(server: EmbeddedServer, name: str) -> None:
+async def test_commands_are_answered_all_the_same(url: str, name: str) -> None:
     """Whoever asks meanwhile is answered a moment later."""
-    async with running(server.url) as system:
+    async with running(url) as system:
         stream = await stream_of(system, name)
         await system.store.connection.commands.xadd(stream, {"foreign": "1"}, id=HIGHEST_ID)
         command = b'{"kind":"apply_pools","pools":{"gold":{}}}'
@@ -109,9 +108,9 @@ async def test_commands_are_answered_all_the_same(server: EmbeddedServer, name: 
 
 
 @pytest.mark.parametrize("name", ["jobs", "inbox", "parked", "dead", "results", "freed"])
-async def test_ids_an_hour_ahead_harm_nothing(server: EmbeddedServer, name: str) -> None:
+async def test_ids_an_hour_ahead_harm_nothing(url: str, name: str) -> None:
     """Nothing is rebuilt, and jobs go on at once."""
-    async with running(server.url) as system:
+    async with running(url) as system:
         await system.add_node("n1", echo)
         stream = await stream_of(system, name)
         ahead = f"{1_000 * int(time.time()) + HOUR_MS}-0"

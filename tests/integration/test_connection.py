@@ -7,14 +7,14 @@ import logging
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from scheduler.clock import SYSTEM_CLOCK
 from scheduler.config import DEFAULTS
-from scheduler.errors import InvalidInput, ServerRefused, ServerUnavailable
+from scheduler.errors import InvalidInput, SchedulerError, ServerRefused, ServerUnavailable, WrongType
 from scheduler.handlers import Job
 from scheduler.node import Node
 from scheduler.store import connection, telling
@@ -246,6 +246,39 @@ async def test_one_at_fault_suffers_alone() -> None:
 
     assert await or_each_alone([1, 2, 3], call, lambda item: f"broken {item}") == ["ok 1", "broken 2", "ok 3"]
     assert calls == [[1, 2, 3], [1], [2], [3]]
+
+
+@pytest.mark.parametrize(
+    ("error", "answers"),
+    [
+        (WrongType("boom", ("job:2",)), ["ok 1", "broken 2", "ok 3"]),
+        (ScriptFailed("boom"), ["ok 1", "failed 2", "ok 3"]),
+        (WrongType("boom", ("owners",)), None),
+        (WrongType("boom", ("job:2", "owners")), None),
+    ],
+)
+async def test_an_item_is_at_fault_by_its_own_key_alone(error: SchedulerError, answers: list[str] | None) -> None:
+    """What all share, or what nothing is known of, is the fault of none."""
+
+    async def call(batch: Sequence[int]) -> list[str]:
+        if 2 in batch:
+            raise error
+        return [f"ok {item}" for item in batch]
+
+    async def each_alone() -> list[str]:
+        return await or_each_alone(
+            [1, 2, 3],
+            call,
+            lambda item: f"broken {item}",
+            lambda item: f"failed {item}",
+            lambda item: f"job:{item}",
+        )
+
+    if answers is not None:
+        assert await each_alone() == answers
+        return
+    with pytest.raises(WrongType):
+        await each_alone()
 
 
 async def test_the_time_of_a_call_is_that_of_the_try_that_was_answered(

@@ -21,6 +21,7 @@ from scheduler.runtime.intake import Job
 from scheduler.runtime.reader import Batch, Reader
 from scheduler.session.bindings import Bindings
 from scheduler.store.cell import Cell
+from scheduler.store.connection import ScriptFailed
 from scheduler.store.control import Leading
 from scheduler.store.paced import PacedReads
 from scheduler.store.store import Store, open_store
@@ -226,6 +227,26 @@ async def test_newcomers_of_other_classes_are_called_beside_those_who_wait(
         monkeypatch.setattr(Cell, "reserve", together)
         await b.dispatcher.run_once()
         assert (await b.inbox("n1"), await b.inbox("n2")) == (["j2"], ["j3"])
+
+
+async def test_a_job_whose_script_fails_waits(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While nothing shows that it is at fault it ends by nothing; it is placed once the script does its work."""
+    reserve, broken = Cell.reserve, True
+
+    async def failing(self: Cell, items: object, *rest: object) -> list[calls.Reserved | calls.Refused]:
+        if broken:
+            raise ScriptFailed("attempt to compare number with nil")
+        return await reserve(self, items, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Cell, "reserve", failing)
+    async with bench(url) as b, asyncio.timeout(PATIENCE_MS / 1000):
+        await b.fleet(n1=2)
+        await b.add("s1", "j1")
+        await b.step_until_read()
+        assert await b.store.reads.length(b.store.cell.keys.dead) == 0
+        broken = False
+        while await b.inbox("n1") != ["j1"]:
+            await b.dispatcher.run_once()
 
 
 async def test_a_job_that_breaks_the_script_is_dead_alone(url: str) -> None:

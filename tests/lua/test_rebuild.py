@@ -129,6 +129,7 @@ async def test_absurd_entries_are_copied_in_short_calls_too(store: Store, monkey
                 assert (await store.reads.record(f"j{number}"))["entry"] == f"{PARTITION}/{entry}"
 
     assert answers.count("copying") >= 5
+    assert answers[-2:] == ["records", "rebuilt"]
     assert (found.entries, found.renamed) == (0, 30)
     there = dict(await entries(store, stream))
     assert len(there) == 30

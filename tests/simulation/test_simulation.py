@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,7 @@ from tests.simulation.fleet import quiet
 from tests.simulation.plan import SCENARIOS, draw
 from tests.simulation.run import run
 from tests.simulation.seeds import Seed, read_seeds
+from tests.simulation.world import sweep_up
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 FRESH: Final = 20
@@ -22,8 +24,10 @@ KNOWN: Final = read_seeds()
 
 
 @pytest.fixture(autouse=True)
-def _quiet() -> None:
+def _quiet() -> Iterator[None]:
     quiet()
+    yield
+    sweep_up()
 
 
 def base_of_fresh_seeds() -> int:
