@@ -9,14 +9,18 @@
 --   reason (ready | suspect | draining | quarantined | dead)
 -- RETURNS {"accepted", answer, ...}, one a node: "written" | "unchanged" | "older" | "refused" | "left"
 --         | {"fenced", epoch}
--- INVARIANT no epoch below the highest seen writes; a boot never falls back, nor comes back when it left; the inbox tells the node in the step that
---           changes its capacity; a repeat changes nothing.
+-- INVARIANT no epoch below the highest seen writes; a boot never falls back, nor comes back when it or a later one left, nor
+--           gets slots once it asked to leave; the inbox tells the node in the step that
+--           changes its capacity; a repeat changes nothing. A node that is refused has a capacity all the same, of no slots
+--           and a boot below all others: reapers, who open its inbox, look at those that have one.
 local capacity_key, epoch_key, open_key, freed_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local epoch, freed_max = ARGV[1], ARGV[2]
 local INBOX_KEPT = 128 -- of an inbox that takes no entry any more: a longer one is left to the reaper
+local REFUSED = '0 0-refused quarantined'
 
 local time = redis.call('TIME')
-local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local now_us = time[1] * 1000000 + time[2]
+local now_ms = math.floor(now_us / 1000)
 
 -- INCLUDE streams
 
@@ -26,6 +30,13 @@ if tonumber(epoch) > tonumber(highest) then redis.call('SET', epoch_key, epoch) 
 
 local function serves(reason) return reason == 'ready' or reason == 'suspect' end
 local function boot_order(boot) return tonumber(string.match(boot, '^(%d+)%-')) or 0 end
+
+-- Whether a boot has left, or asked to: itself, or a later one of its node. One ahead of the clock says nothing of others,
+-- for it may be one that nobody gave.
+local function is_over(left_key, boot)
+  local left = redis.call('GET', left_key)
+  return left and (left == boot or (boot_order(left) <= now_us and boot_order(boot) <= boot_order(left)))
+end
 
 -- The node reads the newest word only: what it replaces goes. `resumed` takes `drained` with it, a boot takes both and
 -- the boots before it.
@@ -49,13 +60,16 @@ for i = 3, #ARGV, 4 do
   local node, slots, boot, reason = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2], ARGV[i + 3]
   local slots_key, inbox_key, left_key = KEYS[key_index], KEYS[key_index + 1], KEYS[key_index + 2]
   key_index = key_index + 3
-  local value = string.format('%.0f %s %s', slots, boot, reason)
   local current = redis.call('HGET', capacity_key, node)
   local _, current_boot, current_reason = string.match(current or '', '^(%S+) (%S+) (%S+)$')
+  local over, holds = is_over(left_key, boot), redis.call('ZCARD', slots_key) > 0
+  -- Who asked to leave and still holds something is drained, also before the leader hears of that.
+  if over and serves(reason) then slots, reason = 0, 'draining' end
+  local value = string.format('%.0f %s %s', slots, boot, reason)
   local answer = 'written'
-  if current == value or (not current and reason == 'dead' and redis.call('ZCARD', slots_key) == 0) then
+  if current == value or (not current and reason == 'dead' and not holds) then
     answer = 'unchanged'
-  elseif not current and redis.call('GET', left_key) == boot then
+  elseif over and boot ~= current_boot and (current or not holds) then
     answer = 'left' -- its last heartbeats were read late, or not at all
   elseif current_boot and boot ~= current_boot and boot_order(boot) <= boot_order(current_boot) then
     answer = 'older'
@@ -79,6 +93,7 @@ for i = 3, #ARGV, 4 do
       end
     else
       answer = 'refused'
+      if not current then redis.call('HSET', capacity_key, node, REFUSED) end
     end
   end
   answers[#answers + 1] = answer

@@ -21,7 +21,8 @@ local went_back = false
 local function write(epoch, name, until_ms, length_text) return string.format('%s %s %.0f %s', epoch, name, until_ms, length_text) end
 
 local function parse(stored)
-  local epoch_text, holder, until_text, length_text = string.match(stored, '^(%S+) (%S+) (%S+) ?(%S*)')
+  local epoch_text, holder, until_text, length_text = string.match(stored, '^(%d+) (%S+) (%d+) ?(%d*)')
+  if not epoch_text then epoch_text, holder, until_text, length_text = '0', '-', '0', '' end -- no script has written it
   return epoch_text, holder, tonumber(until_text), length_text, now_ms + (tonumber(length_text) or lease_ms)
 end
 

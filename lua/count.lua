@@ -15,6 +15,7 @@ local epoch, counted, nodes = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local NODE_KEYS, JOB_KEYS, KEYS_A_JOB, JOB = 2, 2 + nodes, 3, 6
 
 local highest = redis.call('GET', epoch_key) or '0'
+if not tonumber(highest) then highest = '0' end -- no script has written it
 if tonumber(epoch) < tonumber(highest) then return {'fenced', highest} end
 if tonumber(epoch) > tonumber(highest) then redis.call('SET', epoch_key, epoch) end
 
@@ -30,7 +31,7 @@ local function counts(kind) return string.find(counted .. ' ', ' ' .. kind .. ' 
 -- Count a reservation that is live on its node, if it is not counted yet.
 local function add(first_key, slots_key, node, job_id, session, tenant, ...)
   local job_key = KEYS[first_key]
-  local record = redis.call('HMGET', job_key, 'state', 'holder', 'session', 'tenant', 'held')
+  local record = redis.pcall('HMGET', job_key, 'state', 'holder', 'session', 'tenant', 'held')
   local holder = record[2] and string.match(record[2], '^%S+')
   local is_same = record[1] == 'reserved' and holder == node and record[3] == session and (record[4] or '') == tenant
   if not is_same or not redis.call('ZSCORE', slots_key, job_id) then return 'stale' end

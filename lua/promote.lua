@@ -42,7 +42,8 @@ local function lose_body(job_key, reply_key, job_id, record)
 end
 
 local function promote(job_key, jobs_key, reply_key, job_id, partition, reply_to)
-  local record = redis.call('HMGET', job_key, 'state', 'entry', 'parked_id', 'session', 'entry', 'life', 'holder', 'attempts',
+  local record = redis.pcall('HMGET', job_key, -- one of another type is none
+    'state', 'entry', 'parked_id', 'session', 'entry', 'life', 'holder', 'attempts',
     'submitted_ms', 'reply_to', 'nonce', 'delay_ms')
   if record[1] ~= 'delayed' then
     redis.call('ZREM', delayed_key, job_id)

@@ -15,7 +15,7 @@
 -- RETURNS {"published", now_ms} | {"fenced", leader, epoch} | {"stale", version}
 --   | {"lost", version}: it is not `before`, or something is missing: only a whole snapshot, before 0, leads on
 -- INVARIANT only the leader writes; the stored version never falls; a repeat with the stored version changes nothing;
---   the stored snapshot and all deltas after it make the stored version.
+--   the stored snapshot and all deltas after it make the stored version; an answered command is gone from its stream.
 local leader_key, commands_key, config_key, snapshot_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local version_key, deltas_key, answers_key = KEYS[5], KEYS[6], KEYS[7]
 local name, epoch, group, version, before = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
@@ -40,7 +40,7 @@ local function append()
 end
 
 if version ~= '0' and stored_version ~= version then
-  if tonumber(stored_version) > tonumber(version) then return {'stale', stored_version} end
+  if (tonumber(stored_version) or 0) > tonumber(version) then return {'stale', stored_version} end
   if before ~= '0' and before ~= stored_version then return {'lost', stored_version} end
   if snapshot == '' then
     local newest = redis.call('XREVRANGE', deltas_key, '+', '-', 'COUNT', 1)[1]
@@ -70,8 +70,10 @@ for _ = 1, deletes do
   position = position + 1
 end
 for _ = 1, answers do
-  -- An acknowledged command has its answer already.
-  if redis.call('XACK', commands_key, group, ARGV[position]) == 1 then
+  -- It goes with its answer: a group that was deleted begins with what is left, and nothing is decided twice. Whoever
+  -- took it back meanwhile has deleted it already; what is neither pending nor there has its answer.
+  local acknowledged = redis.pcall('XACK', commands_key, group, ARGV[position])
+  if redis.call('XDEL', commands_key, ARGV[position]) == 1 or acknowledged == 1 then
     tell(answers_key, ANSWERS_KEPT, now_ms, 'MAXLEN', '~', answers_max, '*', 'command', ARGV[position], 'answer',
       ARGV[position + 1])
   end

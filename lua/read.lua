@@ -5,7 +5,7 @@
 -- ARGV[4] payload_bytes_max   ARGV[5] other_bytes_max   ARGV[6] rest: heads | stop   ARGV[7..] a cursor each
 -- RETURNS {stream, ...}: {"end", entry, ...} | {"more", entry, ...}: something may come after these
 --   entry: {id, {field, value, ...}}, whole; {id, {field, value, ...}, document_bytes, payload_bytes, other_bytes}, its head:
---   the fields but `job` and `payload`, of those the short ones
+--   the fields but `job` and `payload`, of those the short ones, and `job` where only another part is above its limit
 -- INVARIANT an entry with a part above its limit is a head. One that does not fit is a head too (heads), or the answer ends
 --   before it (stop), but for the first one. At most one large body is in memory at once.
 local count, bytes_max = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -29,13 +29,18 @@ local function measure(fields)
   return document, payload, all - document - payload
 end
 
-local function short_ones(fields)
-  local short = {}
+local function short_ones(fields, with_document)
+  local short, document = {}, nil
   for i = 1, #fields, 2 do
     local name, value = fields[i], fields[i + 1]
-    if name ~= 'job' and name ~= 'payload' and #name + #value <= SHORT_BYTES_MAX and #short < 2 * SHORT_MAX then
+    if name == 'job' then
+      document = value
+    elseif name ~= 'payload' and #name + #value <= SHORT_BYTES_MAX and #short < 2 * SHORT_MAX then
       short[#short + 1], short[#short + 2] = name, value
     end
+  end
+  if with_document and document then
+    short[#short + 1], short[#short + 2] = 'job', document
   end
   return short
 end
@@ -49,7 +54,11 @@ local function show(entry)
     sent_bytes = sent_bytes + size
     return entry, size
   end
-  if is_too_large or with_heads then return {entry[1], short_ones(entry[2]), document, payload, other}, size end
+  if is_too_large or with_heads then
+    local with_document = is_too_large and document <= document_bytes_max
+    sent_bytes = sent_bytes + (with_document and document or 0)
+    return {entry[1], short_ones(entry[2], with_document), document, payload, other}, size
+  end
   return nil, size
 end
 

@@ -29,15 +29,25 @@ local COUNTERS = {'attempts', 'crashes', 'not_started'}
 local VERDICTS = {finish = true, retry = true, expire = true, reboot = true, give_back = true, dead = true}
 local STATES = {completed = true, failed = true}
 local JOBS_MAX, DELAY_MS_MAX = 128, 1e12
+local REASON_BYTES_MAX, DETAIL_BYTES_MAX = 64, 4096 -- they are cut
+local CONTENT_TYPE_BYTES_MAX, RESULT_BYTES_MAX = 128, 1048576
+local LEAST = {0, 0, 1, 1, 0, 1000, 1000, 0} -- nobody may cut a feed shorter that many read
+
+local CELL = string.sub(capacity_key, 1, -9) -- what its keys begin with
+local OF_JOB = CELL .. 'job:'
 
 -- INCLUDE values
 
+local function wrong_key(index, expected) return wrong('KEYS[' .. index .. ']', KEYS[index], expected) end
+
 -- What is wrong with the call, nil if nothing is. Of its keys those are looked at that all its items share.
 local function fault_of_call()
-  for i, name in ipairs({'P', 'N', 'retention_ms', 'dead_retention_ms', 'not_started_max', 'results_max', 'freed_max',
-    'result_inline_bytes_max'}) do
-    local least = string.find(name, '_ms$') and 1 or 0
-    if not whole(ARGV[i], least, 1e15) then return wrong(name, ARGV[i], 'a whole number from ' .. least) end
+  for i = 1, 8 do
+    if not whole(ARGV[i], LEAST[i], 1e15) then
+      local names = {'P', 'N', 'retention_ms', 'dead_retention_ms', 'not_started_max', 'results_max', 'freed_max',
+        'result_inline_bytes_max'}
+      return wrong(names[i], ARGV[i], 'a whole number from ' .. LEAST[i])
+    end
   end
   local items = (#ARGV - 8 - partitions - nodes) / JOB
   if items ~= math.floor(items) or items < 0 then
@@ -47,18 +57,19 @@ local function fault_of_call()
   elseif #KEYS ~= JOB_KEYS + KEYS_A_JOB * items then
     return wrong('number of keys', #KEYS, '7 + P + 2 * N, and ' .. KEYS_A_JOB .. ' a job')
   end
-  local function ends(key, name, kind)
-    local tail = kind .. name
-    return string.sub(KEYS[key], -#tail) ~= tail and wrong('KEYS[' .. key .. ']', KEYS[key], 'one that ends with ' .. tail)
+  if capacity_key ~= CELL .. 'capacity' or open_key ~= CELL .. 'open' or freed_key ~= CELL .. 'freed'
+    or results_key ~= CELL .. 'results' or delayed_key ~= CELL .. 'delayed' or parked_key ~= CELL .. 'parked'
+    or dead_key ~= CELL .. 'dead' then
+    return fault_of_names({'capacity', 'open', 'freed', 'results', 'delayed', 'parked', 'dead'})
   end
   for i = 1, partitions do
-    local fault = ends(7 + i, ARGV[8 + i], ':jobs:')
-    if fault then return fault end
+    local expected = CELL .. 'jobs:' .. ARGV[8 + i]
+    if KEYS[7 + i] ~= expected then return wrong_key(7 + i, expected) end
   end
   for i = 1, nodes do
-    local node = ARGV[8 + partitions + i]
-    local fault = ends(NODE_KEYS + 2 * i - 1, node, ':slots:') or ends(NODE_KEYS + 2 * i, node, ':inbox:')
-    if fault then return fault end
+    local node, slots_index = ARGV[8 + partitions + i], NODE_KEYS + 2 * i - 1
+    if KEYS[slots_index] ~= CELL .. 'slots:' .. node then return wrong_key(slots_index, CELL .. 'slots:' .. node) end
+    if KEYS[slots_index + 1] ~= CELL .. 'inbox:' .. node then return wrong_key(slots_index + 1, CELL .. 'inbox:' .. node) end
   end
 end
 
@@ -69,6 +80,7 @@ local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local now_text = string.format('%.0f', now_ms)
 local answers, freed_nodes, freed_limits, feed, reply_keys = {now_ms}, {}, {}, {}, {}
+local inboxes, looked_at_bytes, LOOKED_AT_BYTES_MAX = {}, 0, 2 ^ 25 -- of so many a server looks at in 50 ms
 
 -- INCLUDE streams
 -- INCLUDE outcomes
@@ -157,7 +169,7 @@ local function free(job)
 end
 
 local function go_back(job, after, body)
-  local reason = job.reason ~= '' and string.sub(job.reason, 1, 64) or job.verdict
+  local reason = job.reason ~= '' and job.reason or job.verdict
   local entry_id = after.state == 'queued' and append(job.jobs_key, body, job, 'avoid', job.avoid)
   local parked_id = not entry_id and append(parked_key, body, job, 'avoid', job.avoid, 'partition', job.partition)
   if not entry_id and not parked_id then return {'busy', 'no stream takes the body'} end
@@ -230,7 +242,8 @@ end
 
 -- All fields: of a record, hardly any is not needed.
 local function read_record(job_key)
-  local fields, record = redis.call('HGETALL', job_key), {}
+  local fields, record = redis.pcall('HGETALL', job_key), {}
+  if fields.err then fields = {} end -- one of another type is none
   for i = 1, #fields, 2 do
     record[fields[i]] = fields[i + 1]
   end
@@ -255,18 +268,50 @@ local function cut_lease(job, record, slots_key, until_ms)
   end
 end
 
+-- The same of a slot that no record knows: the caller knows how long its lease can be.
+local function cut_unknown(job)
+  local slots_key = KEYS[NODE_KEYS + 2 * job.node_index - 1]
+  local until_ms = tonumber(redis.call('ZSCORE', slots_key, job.job_id) or 0)
+  if job.delay_ms == 0 or until_ms <= now_ms + job.delay_ms then return end
+  redis.call('ZADD', slots_key, 'XX', string.format('%.0f', now_ms + job.delay_ms), job.job_id)
+end
+
+-- The assignments of a node, by their jobs: read once a call. What lies behind too many bytes waits for another call.
+local function inbox_of(node_index)
+  if inboxes[node_index] then return inboxes[node_index] end
+  local ids, after = {}, '-'
+  while looked_at_bytes < LOOKED_AT_BYTES_MAX do
+    local entry = redis.pcall('XRANGE', KEYS[NODE_KEYS + 2 * node_index], after, '+', 'COUNT', 1)[1]
+    if not entry then break end -- also after the highest id, where it is an error
+    after, looked_at_bytes = '(' .. entry[1], looked_at_bytes + 100
+    for i = 1, #entry[2], 2 do
+      if entry[2][i] == 'job_id' then ids[entry[2][i + 1]] = entry[1] end
+      looked_at_bytes = looked_at_bytes + #entry[2][i + 1]
+    end
+  end
+  inboxes[node_index] = ids
+  return ids
+end
+
 -- A slot whose job has no record, or one that knows nothing of it any more: it is free at the end of its lease, and without
 -- a record what it held too. Nothing says how it ended.
 local function forget(job, record)
   local until_ms = redis.call('ZSCORE', KEYS[NODE_KEYS + 2 * job.node_index - 1], job.job_id)
   if until_ms and tonumber(until_ms) > now_ms or record.state and not until_ms then return end
-  job.record = {held = not record.state and 'session tenant', inbox_id = '0-0'}
-  for _, entry in ipairs(redis.call('XRANGE', KEYS[NODE_KEYS + 2 * job.node_index], '-', '+')) do
-    for i = 1, #entry[2], 2 do
-      if entry[2][i] == 'job_id' and entry[2][i + 1] == job.job_id then job.record.inbox_id = entry[1] end
-    end
-  end
+  job.record = {held = not record.state and 'session tenant', inbox_id = inbox_of(job.node_index)[job.job_id] or '0-0'}
   free(job)
+end
+
+-- What is wrong with the keys of an item beside that of its record: each is that of one of its ids.
+local function fault_of_keys(job)
+  local first = job.first_key
+  local result_key = CELL .. 'result:' .. job.job_id
+  local reply_key = job.reply_to == '' and results_key or results_key .. ':' .. job.reply_to
+  local session_key, tenant_key = CELL .. 'held:session:' .. job.session, CELL .. 'held:tenant:' .. job.tenant
+  if KEYS[first + RESULT_KEY] ~= result_key then return wrong_key(first + RESULT_KEY, result_key) end
+  if KEYS[first + REPLY_KEY] ~= reply_key then return wrong_key(first + REPLY_KEY, reply_key) end
+  if KEYS[first + HELD_KEYS.session] ~= session_key then return wrong_key(first + HELD_KEYS.session, session_key) end
+  if KEYS[first + HELD_KEYS.tenant] ~= tenant_key then return wrong_key(first + HELD_KEYS.tenant, tenant_key) end
 end
 
 -- What is wrong with the values of an item, nil if nothing is. Its ids are compared with the record's later.
@@ -283,17 +328,25 @@ local function fault_of(job, item)
     return wrong('partition', ARGV[item], 'an index from 1 to P = ' .. partitions)
   elseif not job.node then
     return wrong('node', ARGV[item + 1], 'an index from 1 to N = ' .. nodes)
-  elseif string.sub(job.key, -#job.job_id - 5) ~= ':job:' .. job.job_id then
+  elseif job.key ~= OF_JOB .. job.job_id then
     return wrong('job_id', job.job_id, 'that of the key ' .. job.key)
   elseif not string.find(job.token, '^%d+$') then
     return wrong('token', job.token, 'digits')
+  elseif job.reason ~= '' and string.find(job.reason, '[^!-~]') then
+    return wrong('reason', job.reason, 'one word')
+  elseif #job.content_type > CONTENT_TYPE_BYTES_MAX or string.find(job.content_type, '[^ -~]') then
+    return wrong('content_type', job.content_type, CONTENT_TYPE_BYTES_MAX .. ' characters of visible ASCII at most')
+  elseif #job.result > RESULT_BYTES_MAX then
+    return wrong('size of the result', #job.result, RESULT_BYTES_MAX .. ' bytes at most')
   end
+  return fault_of_keys(job)
 end
 
 -- Why this ending may not be: an answer, or nil.
 local function refusal(job, record)
   local is_held = record.state == 'reserved' and record.boot -- without an assignment it is none, whoever wrote it
   if job.verdict == 'expire' and not (is_held and record.node == job.node) then
+    cut_unknown(job)
     forget(job, record)
   end
   if not record.state then return {'unknown'} end
@@ -350,7 +403,8 @@ for item = 8 + partitions + nodes + 1, #ARGV, JOB do
     job_id = ARGV[item + 2], session = ARGV[item + 3], tenant = ARGV[item + 4], reply_to = ARGV[item + 5],
     token = ARGV[item + 6], verdict = ARGV[item + 7], boot = ARGV[item + 8],
     delay_ms = delay_ms == '0' and 0 or whole(delay_ms, 0, DELAY_MS_MAX),
-    state = ARGV[item + 10], reason = ARGV[item + 11], detail = ARGV[item + 12], content_type = ARGV[item + 13],
+    state = ARGV[item + 10], reason = string.sub(ARGV[item + 11], 1, REASON_BYTES_MAX),
+    detail = string.sub(ARGV[item + 12], 1, DETAIL_BYTES_MAX), content_type = ARGV[item + 13],
     result = ARGV[item + 14], ending = ARGV[item + 6] .. ' ' .. ARGV[item + 7],
   }
   local item_fault = fault_of(job, item)

@@ -40,8 +40,8 @@ local function renew(job_key, job_id, token, phase)
   if phase ~= 'started' and phase ~= 'waiting' then
     return {'invalid', "phase = '" .. string.sub(phase, 1, 64) .. "': expected started or waiting"}
   end
-  local record = redis.call('HMGET', job_key, 'state', 'holder', 'policy', 'started_ms', 'cancel', 'assignment')
-  if not record[1] then return {'unknown'} end
+  local record = redis.pcall('HMGET', job_key, 'state', 'holder', 'policy', 'started_ms', 'cancel', 'assignment')
+  if not record[1] then return {'unknown'} end -- nor is one of another type a record
   local node, last = string.match(record[2] or '', '^(%S+) (%S+)$')
   if record[1] ~= 'reserved' or last ~= token then return {'stale', last or '0'} end
   local until_ms = tonumber(redis.call('ZSCORE', slots_key, job_id) or nil)

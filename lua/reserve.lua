@@ -313,7 +313,7 @@ local function reserve(number)
   end
   local index, inbox_id, decided = assign(assignment, token_text, terms, lead, first, last, bound, why, rare)
   if not index then return wait(session, 'full') end
-  if redis.call('XDEL', jobs_key, entry_id) == 0 then
+  if redis.pcall('XDEL', jobs_key, entry_id) ~= 1 then -- also when there is no stream any more
     redis.call('XDEL', KEYS[NODE_KEYS + 2 * index], inbox_id)
     return 'gone'
   end

@@ -1,7 +1,7 @@
 #!lua
 -- submit: accept jobs into the intake. Refused by the server when memory is full; nothing else here is.
 -- KEYS[1..P] {cell}:jobs:<p>        stream, one a partition of the call
--- KEYS[P+1..] {cell}:job:<job_id>   hash, one a job
+-- KEYS[P+1..] {cell}:job:<job_id>   hash, one a job; the last one is {cell}:partitions, a string: how many there are
 -- ARGV[1] P   ARGV[2] backlog_max   ARGV[3..P+2] partition numbers
 -- ARGV[P+3..] items: index of the partition, job_id, session, tenant, reply_to, nonce, document, payload
 -- RETURNS {now_ms, answer, ...}, one a job: {"accepted", entry} | {"duplicate", state} | {"job_id_taken"}
@@ -10,6 +10,7 @@
 -- INVARIANT a job has one intake entry, written with its record; the same nonce again is accepted again, once.
 local partitions, backlog_max = tonumber(ARGV[1]) or 0, tonumber(ARGV[2]) or 0 -- looked at in `fault_of_call`
 local JOB, JOBS_MAX = 8, 128
+local PARTITIONS_MAX = 4096 -- of a layout
 
 -- INCLUDE values
 
@@ -23,13 +24,20 @@ local function fault_of_call()
     return wrong('number of arguments', #ARGV, '2 + P, and ' .. JOB .. ' a job')
   elseif items > JOBS_MAX then
     return wrong('number of jobs', items, JOBS_MAX .. ' at most')
-  elseif #KEYS ~= partitions + items then
-    return wrong('number of keys', #KEYS, 'P, and 1 a job')
+  elseif #KEYS ~= partitions + items + 1 then
+    return wrong('number of keys', #KEYS, 'P, 1 a job, and that of the partitions')
   end
+  local partitions_key = KEYS[#KEYS]
+  local cell = string.match(partitions_key, '^(.*:)partitions$')
+  if not cell then return wrong('KEYS[' .. #KEYS .. ']', partitions_key, 'that of the partitions') end
+  -- Nobody reads an intake that is none of the layout. Before a manager was there nobody knows.
+  local most = whole(redis.call('GET', partitions_key), 1, PARTITIONS_MAX) or PARTITIONS_MAX
   for i = 1, partitions do
-    local tail = ':jobs:' .. ARGV[2 + i]
-    if string.sub(KEYS[i], -#tail) ~= tail or not whole(ARGV[2 + i], 0, 1e6) then
-      return wrong('KEYS[' .. i .. ']', KEYS[i], 'the intake of partition ' .. ARGV[2 + i])
+    local partition = ARGV[2 + i]
+    if KEYS[i] ~= cell .. 'jobs:' .. partition then
+      return wrong('KEYS[' .. i .. ']', KEYS[i], 'the intake of partition ' .. partition)
+    elseif not whole(partition, 0, most - 1) or string.find(partition, '^0.') then
+      return wrong('partition', partition, 'a number from 0 to ' .. most - 1)
     end
   end
 end

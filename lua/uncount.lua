@@ -11,7 +11,7 @@ local freed_max, limit = ARGV[1], ARGV[2]
 local answers, is_freed = {}, false
 
 for item = 3, #ARGV do
-  local is_reserved = redis.call('HGET', KEYS[item], 'state') == 'reserved'
+  local is_reserved = redis.pcall('HGET', KEYS[item], 'state') == 'reserved'
   if not is_reserved and redis.call('ZREM', held_key, ARGV[item]) == 1 then is_freed = true end
   answers[#answers + 1] = is_reserved and 'kept' or 'removed'
 end

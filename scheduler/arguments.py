@@ -6,9 +6,8 @@ and says what was expected.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, NoReturn, TypeVar, cast
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NoReturn, TypeVar
 
 import msgspec
 
@@ -112,36 +111,6 @@ def job_document(what: str, value: object) -> JobDocument:
     if document.deadline_ms is not None:
         whole("deadline_ms", document.deadline_ms, 1)
     return document
-
-
-def handler(what: str, value: object) -> Callable[[Any], Any]:
-    """Something to be called with one job. Raises: InvalidInput."""
-    expected = "a function of one job"
-    if isinstance(value, type) or not callable(value):
-        refuse(what, value, expected)
-    if any(
-        yields(each) for each in _called(value) for yields in (inspect.isgeneratorfunction, inspect.isasyncgenfunction)
-    ):
-        refuse(what, value, f"{expected} that returns its result: this one yields")
-    if not _takes_one(value):
-        refuse(what, value, expected)
-    return cast(Callable[[Any], Any], value)
-
-
-def _called(value: object) -> tuple[object, object]:
-    """A function itself, and the method that calls an object."""
-    return value, getattr(value, "__call__", None)  # noqa: B004
-
-
-def _takes_one(function: Callable[..., object]) -> bool:
-    """Whether it can be called with one argument; one that is not written in Python may not tell."""
-    try:
-        inspect.signature(function).bind(None)
-    except TypeError:
-        return False
-    except ValueError:
-        return True
-    return True
 
 
 def _encoded(what: str, value: str) -> bytes:

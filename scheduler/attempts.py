@@ -19,17 +19,20 @@ from typing import Final
 import msgspec
 
 from scheduler import calls, handlers, leases
+from scheduler.attempt_log import AttemptLog
 from scheduler.config import Settings
-from scheduler.handlers import Handler, Job, Threads
+from scheduler.handlers import Handler, Job
+from scheduler.holds import Holds
 from scheduler.host import Host
+from scheduler.loop import forget_task
 from scheduler.runtime import retry
 from scheduler.runtime.retry import Ending
 from scheduler.store.cell import Cell
+from scheduler.threads import Threads
 
 logger = logging.getLogger("scheduler.node")
 
 WATCH_MS: Final = 100
-BLOCKED_LOOP_MS: Final = 500
 GIVE_BACK_MS: Final = 500  # or a job that cannot be run would come back at once
 
 
@@ -69,8 +72,8 @@ class Attempts:
     """What a node runs.
 
     Args: cell; settings; host, of this process; node_id; capacity, slots; handler; observer; threads, for plain
-    functions; report(job, ending), called at the end of each attempt whose reservation may still stand; unreported,
-    keys of those that the server has not heard yet.
+    functions; report(job, ending), called at the end of each attempt whose reservation may still stand; log, of those
+    that failed; unreported, keys of those that the server has not heard yet.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Attempts:
         observer: Observer,
         threads: Threads,
         report: Callable[[Job, Ending], None],
+        log: AttemptLog,
         unreported: Collection[tuple[str, int]] = (),
     ) -> None:
         self.running: dict[tuple[str, int], Running] = {}
@@ -98,8 +102,10 @@ class Attempts:
         self._observer = observer
         self._threads = threads
         self._report = report
+        self._log = log
         self._clock = host.clock
         self._random = host.random
+        self._holds = Holds(handler, settings.start_ms, host.clock)
         self._renew_at_once = False
         self._watched_at_ms = host.clock.ms()
         self._idle = asyncio.Event()
@@ -145,10 +151,12 @@ class Attempts:
         if awaited is not None and awaited.lost:
             return True
         lease = self._first_lease(job, made_after_ms) if awaited is None else awaited.lease
-        if not self._may_run(lease):
+        may_run = self._may_run(lease)
+        if not may_run or self._holds.is_told_first(job):
+            lease.is_started = may_run
             self._awaited[job.key] = Awaited(job, lease, is_here=True)
             return False
-        self._begin(job, lease, was_renewed=awaited is not None)
+        self._begin(job, lease, is_told=awaited is None)
         return True
 
     def _first_lease(self, job: Job, made_after_ms: float) -> leases.Reservation:
@@ -156,10 +164,10 @@ class Attempts:
         length_ms = job.reservation.length_ms
         return leases.Reservation(job.job_id, job.token, made_after_ms + length_ms, job.policy.lease_ms, length_ms)
 
-    def _begin(self, job: Job, lease: leases.Reservation, *, was_renewed: bool) -> None:
+    def _begin(self, job: Job, lease: leases.Reservation, *, is_told: bool) -> None:
         """Run the handler; a job that finds no slot free is given back instead.
 
-        was_renewed: the server does not know by that that it is started.
+        is_told: the server knows that it is started, or learns so in time; else the next renewal tells it.
         """
         if len(self.running) >= self._capacity:
             # Attempts that should have ended but run on, or that a server which lost writes does not know of.
@@ -167,7 +175,7 @@ class Attempts:
             detail = "attempts that the server does not count occupy all slots"
             self._end(job, lease, retry.given_back(detail, GIVE_BACK_MS))
             return
-        self._renew_at_once = self._renew_at_once or was_renewed
+        self._renew_at_once = self._renew_at_once or not is_told
         lease.is_started = True
         task = asyncio.create_task(self._attempt(job, lease), name=f"job {job.job_id}")
         self.running[job.key] = Running(job, lease, task)
@@ -185,11 +193,23 @@ class Attempts:
     async def _attempt(self, job: Job, lease: leases.Reservation) -> Ending:
         if not self._may_run(lease):
             return _too_late()  # the event loop was blocked, or the process paused, since the task was made
-        self._observer.started(job, self._clock.us())
+        self._holds.began(job)
+        self._observe(self._observer.started, job)
         try:
             return await handlers.attempt(self._handler, job, self._threads, self._settings, self._random)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # of what judges; a KeyboardInterrupt here would end the event loop
+            return self._broke(job, error)
         finally:
-            self._threads.when_ended(job, lambda: self._observer.ended(job, self._clock.us()))
+            self._threads.when_ended(job, functools.partial(self._observe, self._observer.ended, job))
+
+    def _observe(self, tell: Callable[[Job, int], None], job: Job) -> None:
+        """Tell the observer, whose errors are none of the handler's."""
+        try:
+            tell(job, self._clock.us())
+        except BaseException:
+            logger.exception("%s: the observer failed at job %s", self._node_id, job.job_id)
 
     def _ended(self, job: Job, task: asyncio.Task[Ending]) -> None:
         """The task has ended, and the attempt with it, unless a thread runs on."""
@@ -204,6 +224,7 @@ class Attempts:
     def _settle(self, job: Job, task: asyncio.Task[Ending]) -> None:
         """Report what the handler came to, unless the reservation is gone."""
         running = self.running.pop(job.key)
+        self._holds.ended(job)
         if not self.running:
             self._idle.set()
         if running.lost:
@@ -211,19 +232,21 @@ class Attempts:
         if task.cancelled():
             ending = running.stop or self._broke(job, "CancelledError: the handler was cancelled, but not by this node")
         elif (error := task.exception()) is not None:
-            ending = self._broke(job, handlers.describe(error))
+            ending = self._broke(job, error)
         else:
             ending = task.result()
+        self._log.ended(job, ending)
         self._end(job, running.lease, ending)
 
     def _give_up(self, running: Running) -> None:
         """Report an attempt that was stopped although its handler runs on; the slot stays occupied here."""
         if running.stop is not None and not running.lost:
             running.lost = True
+            self._log.ended(running.job, running.stop)
             self._report(running.job, running.stop)
 
-    def _broke(self, job: Job, detail: str) -> Ending:
-        return handlers.failed(job, detail, None, self._settings, self._random)
+    def _broke(self, job: Job, error: BaseException | str) -> Ending:
+        return handlers.failed(job, error, None, self._settings, self._random)
 
     # ---- what stops them ----
 
@@ -269,6 +292,12 @@ class Attempts:
         for running in self.running.values():
             self._give_up(running)
 
+    def leave_behind(self) -> None:
+        """Wait no more for handlers that do not stop, nor let the end of the event loop wait for them."""
+        for running in self.running.values():
+            if not running.task.done():
+                forget_task(running.task)
+
     async def renew(self) -> None:
         """Renew all in one call when a third of some lease has passed, or some wait for it to start; start these, and
         stop what is lost, cancelled or too long.
@@ -284,15 +313,26 @@ class Attempts:
         if not held or not (at_once or leases.renewal_due(held, self._clock.ms())):
             return
         started, waiting = [each for each in held if each.is_started], [each for each in held if not each.is_started]
-        _, sent_ms, answers = await self._cell.renew(
-            self._node_id,
-            [(each.job_id, each.token) for each in started],
-            [(each.job_id, each.token) for each in waiting],
-        )
+        try:
+            _, sent_ms, answers = await self._cell.renew(
+                self._node_id,
+                [(each.job_id, each.token) for each in started],
+                [(each.job_id, each.token) for each in waiting],
+            )
+        except BaseException:
+            self._begin_untold()
+            raise
         for lease, answer in zip((*started, *waiting), answers, strict=True):
             if isinstance(answer, calls.Renewed):
                 lease.ends_ms, lease.length_ms = sent_ms + lease.lease_ms, lease.lease_ms
             self._answered(lease, answer)
+
+    def _begin_untold(self) -> None:
+        """Start those of which the server was to be told first, and could not be: their leases are in force."""
+        for awaited in list(self._awaited.values()):
+            if awaited.is_here and awaited.lease.is_started and self._may_run(awaited.lease):
+                del self._awaited[awaited.job.key]
+                self._begin(awaited.job, awaited.lease, is_told=False)
 
     def _answered(self, lease: leases.Reservation, answer: calls.Renewed | calls.NotRenewed) -> None:
         """What a renewal means, wherever the reservation is by now."""
@@ -311,7 +351,7 @@ class Attempts:
                 self._give_back(awaited, "cancelled")
             elif awaited.is_here and self._may_run(lease):  # else the answer took as long as the lease
                 del self._awaited[job.key]
-                self._begin(job, lease, was_renewed=True)
+                self._begin(job, lease, is_told=lease.is_started)
         elif answer.why != "crowded":
             logger.warning("%s: the reservation of job %s is lost before it started", self._node_id, lease.job_id)
             awaited.lost = True
@@ -338,15 +378,12 @@ class Attempts:
 
     async def watch(self) -> None:
         """Stop what may run past its lease, and warn when the event loop was blocked."""
+        self._log.step()
         now_ms = self._clock.ms()
         late_ms = now_ms - self._watched_at_ms - WATCH_MS
         self._watched_at_ms = now_ms
-        if late_ms > BLOCKED_LOOP_MS:
-            logger.warning(
-                "%s: the event loop was blocked for %d ms; a handler that computes must not be async",
-                self._node_id,
-                late_ms,
-            )
+        if (told := self._holds.watch(late_ms, self._threads.used_ms())) is not None:
+            logger.warning("%s: %s", self._node_id, told)
         reservations = [running.lease for running in self.running.values() if not running.job.stopped.is_set()]
         for lease in leases.to_stop(reservations, now_ms, self._settings.margin_ms):
             logger.warning(

@@ -123,17 +123,18 @@ def parse_counted(stored: str) -> Counted:
 class Refused(msgspec.Struct, frozen=True, gc=False):
     """The job was not placed.
 
-    why: full, behind, limited (it waits) | outdated (the caller must know of other limits first) | bound (its session
-    is, and the caller did not know) | fenced (not our partition) | duplicate, gone (nothing left to do) | job_id_taken,
-    cancelling, mismatch, broken (to be rejected; mismatch: it was submitted with other values than its document says;
-    broken: the script failed because of this job).
+    why: full, behind, limited (it waits) | failed (the script did, and nothing shows that the job is at fault: it waits
+    too) | outdated (the caller must know of other limits first) | bound (its session is, and the caller did not know) |
+    fenced (not our partition) | duplicate, gone (nothing left to do) | job_id_taken, cancelling, mismatch, broken (to
+    be rejected; mismatch: it was submitted with other values than its document says; broken: under its id is no
+    record).
     limit: with `limited`, which one, as `<kind>:<id>`. counted: with `outdated`, what the cell counts. submitted: with
     `mismatch`, its session, tenant and reply_to.
     """
 
     why: Literal[
         "full", "bound", "behind", "limited", "outdated", "fenced", "duplicate", "gone", "job_id_taken", "cancelling",
-        "mismatch", "broken",
+        "mismatch", "broken", "failed",
     ]  # fmt: skip
     limit: str = ""
     counted: Counted | None = None
@@ -142,7 +143,7 @@ class Refused(msgspec.Struct, frozen=True, gc=False):
 
 DEALT_WITH: Final = ("duplicate", "gone")
 """Why a job was refused of which there is nothing left to do."""
-HOLDS_BACK: Final = ("full", "bound", "behind", "limited", "outdated")
+HOLDS_BACK: Final = ("full", "bound", "behind", "limited", "outdated", "failed")
 """Why a job was refused that is still to be placed: later ones of its session are behind it."""
 
 
@@ -309,11 +310,17 @@ class Heartbeat(msgspec.Struct, frozen=True):
 
 
 class Taken(msgspec.Struct, frozen=True):
-    """One take: heartbeats and commands to fold. ids of heartbeats are acknowledged by the next take."""
+    """One take: heartbeats and commands to fold. ids of heartbeats are acknowledged by the next take.
+
+    more: commands may be left for another take. groups_made: how many groups were not there, so that what was not
+    deleted yet is read again.
+    """
 
     now_ms: int
     heartbeats: tuple[Heartbeat, ...]
     commands: tuple[Command, ...]
+    more: bool = False
+    groups_made: int = 0
 
 
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):

@@ -7,6 +7,7 @@ leases went on. The timers of the event loop stand still meanwhile, so they end 
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Final
 
@@ -28,6 +29,22 @@ class Clock:
     def us(self) -> int:
         """Whole microseconds."""
         return time.clock_gettime_ns(_RUNS_ON) // 1000
+
+
+class ThreadClock:
+    """How long the thread that makes it has had a processor since then. Any thread may ask, while that one lives."""
+
+    def __init__(self) -> None:
+        clock_of = getattr(time, "pthread_getcpuclockid", None)  # not on macOS, where nothing is counted
+        self._clock: int | None = None if clock_of is None else clock_of(threading.get_ident())
+        self._began_ms = self._ms()
+
+    def used_ms(self) -> float:
+        """Milliseconds."""
+        return self._ms() - self._began_ms
+
+    def _ms(self) -> float:
+        return 0.0 if self._clock is None else time.clock_gettime(self._clock) * 1000
 
 
 class ServerTime:

@@ -24,6 +24,8 @@ from scheduler.model import Strategy
 
 PREFIX: Final = "SCHED_"
 MARGIN_MS_MIN: Final = 20
+FEED_MIN: Final = 1_000  # entries of a stream that many write and read: the scripts cut none below it
+RESULT_BYTES_MAX: Final = 1_048_576  # that the scripts take
 CANDIDATES_MAX: Final = 16  # of a try: each costs two keys of a script call
 NUMBER_MAX: Final = 10**12  # 31 years in milliseconds; scripts hold it exactly
 _WHOLE_NUMBER: Final = re.compile(r"-?[0-9]{1,18}")
@@ -166,6 +168,11 @@ def check_settings(settings: Settings, prefix: str = "") -> Settings:
         refuse("batch_max", "at most 128 jobs of one script call")
     if settings.candidates_max > CANDIDATES_MAX:
         refuse("candidates_max", f"at most {CANDIDATES_MAX} nodes, each of which costs two keys of a script call")
+    for name in ("heartbeats_max", "results_max", "freed_max"):
+        if getattr(settings, name) < FEED_MIN:
+            refuse(name, f"at least {FEED_MIN}, or some would miss what others tell")
+    if settings.result_bytes_max > RESULT_BYTES_MAX:
+        refuse("result_bytes_max", f"at most {RESULT_BYTES_MAX}, for all results are kept in memory")
     if settings.sessions_max < 2 * settings.batch_max:
         refuse("sessions_max", f"at least {2 * settings.batch_max}, the sessions of two calls of batch_max jobs")
     need_twice("start_ms", "margin_ms")

@@ -3,15 +3,18 @@
 SchedulerError
 +-- InvalidInput          something that a caller or a file gave is wrong; names the thing, the value, the expectation
 |   +-- InvalidConfig     the same, of a configuration key
-|       +-- UnknownKey    a configuration key that there is not
+|   |   +-- UnknownKey    a configuration key that there is not
+|   +-- Unencodable       a handler returned what cannot be stored as it is
 +-- ServerUnavailable     no server, or none that answers
 +-- ServerRefused         a server answers but cannot be used (eviction, protocol, layout, too old)
 +-- Fenced                a newer leader or owner exists; the caller must stop acting on what it held
 +-- ServerReplaced         another server process answers than the one that a call was made for
++-- WrongType             somebody has stored another type in a key than belongs there; names the key
 +-- Lost                  the server has not what was written last: it has lost writes, or somebody has changed them
 +-- IllegalTransition     the transition table has no such step
 +-- NotAccepted           a job was not accepted: its id is taken, or the backlog is full
 +-- JobFailed             a job ended without completing (raised by Producer.result only)
++-- UnknownJob            there is no record of a job: it was never submitted, or is forgotten
 +-- Retry                 raised by a handler: try this job again, after a delay of its choice
 +-- Reject                raised by a handler: do not try this job again
 """
@@ -61,6 +64,10 @@ class UnknownKey(InvalidConfig):
         self.expected = expected
 
 
+class Unencodable(InvalidInput):
+    """What a handler returned would not be read as it was; the message says where and why."""
+
+
 def without_credentials(text: object) -> str:
     """A text without user and password of each URL in it, also where these are not percent-encoded.
 
@@ -93,11 +100,26 @@ class ServerRefused(SchedulerError):
 
 
 class Fenced(SchedulerError):
-    """A newer holder exists."""
+    """A newer holder exists. epoch: the one that was seen in a cell, 0 where it is not told."""
+
+    def __init__(self, message: str, epoch: int = 0) -> None:
+        super().__init__(message)
+        self.epoch = epoch
 
 
 class Lost(SchedulerError):
     """What was written last is not there any more, so that nothing can be built on it."""
+
+
+class WrongType(SchedulerError):
+    """Keys hold another type than belongs there; the call cannot be done before they are deleted.
+
+    Attributes: keys, these.
+    """
+
+    def __init__(self, message: str, keys: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.keys = keys
 
 
 class IllegalTransition(SchedulerError):
@@ -129,6 +151,25 @@ class JobFailed(SchedulerError):
         self.state = state
         self.reason = reason
         self.detail = detail
+
+
+class UnknownJob(SchedulerError):
+    """The server has no record of a job.
+
+    Attributes: job_id; was_known, whether this producer submitted it or saw its record: then it is gone for good.
+    """
+
+    def __init__(self, job_id: str, was_known: bool, unknown_ms: int | None = None) -> None:
+        if was_known:
+            why = "its retention has ended, or the server has lost it"
+        else:
+            why = (
+                f"no record of it was found for {unknown_ms} ms: it was never submitted, its retention has ended, "
+                "or it was written by XADD and is not placed yet"
+            )
+        super().__init__(f"nothing is known of job {job_id}: {why}")
+        self.job_id = job_id
+        self.was_known = was_known
 
 
 class Retry(SchedulerError):

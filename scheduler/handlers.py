@@ -2,7 +2,8 @@
 
 - A handler takes one `Job`. It may be `async`, or a plain function: that one runs in a thread, so that leases are
   renewed meanwhile. An async handler must not block the event loop; a blocked loop is warned about.
-- What it returns is the result: bytes as they are, str as UTF-8 text, None as nothing, everything else as JSON.
+- What it returns is the result: bytes as they are, str as UTF-8 text, None as nothing, everything else as JSON. What
+  cannot be kept as it is (results.py) ends the job as `failed`, without another attempt.
 - An exception is a failed attempt: another follows after a backoff, until the pool's attempts are used up (`dead`).
   `Retry(delay_ms=...)` chooses the delay; `Reject("why")` ends the job as `failed`, without another attempt.
 - An async handler is cancelled (asyncio.CancelledError) when its reservation is lost, cancelled or may have ended. A
@@ -18,21 +19,19 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from random import Random
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
-from scheduler import keys, model, words
+from scheduler import forks, guard, keys, model, words
 from scheduler.config import Settings
-from scheduler.errors import Reject, Retry
+from scheduler.errors import InvalidInput, Reject, Retry, Unencodable
+from scheduler.results import encode_result
 from scheduler.runtime import retry
 from scheduler.runtime.retry import Ending
-
-BYTES: Final = "application/octet-stream"
-TEXT: Final = "text/plain; charset=utf-8"
-JSON: Final = "application/json"
+from scheduler.threads import Threads
+from scheduler.tracebacks import describe, words_of
 
 Handler = Callable[["Job"], Any] | Callable[["Job"], Awaitable[Any]]
 
@@ -158,108 +157,97 @@ class Job:
         return f"Job({self.job_id!r}, session={self.session_id!r}, attempt={self.attempt}, token={self.token})"
 
 
-def encode_result(value: object) -> tuple[str, bytes]:
-    """(content type, bytes) of what a handler returned. Raises: TypeError for what JSON cannot hold."""
-    if value is None:
-        return "", b""
-    if isinstance(value, bytes | bytearray | memoryview):
-        return BYTES, bytes(value)
-    if isinstance(value, str):
-        return TEXT, value.encode()
-    return JSON, msgspec.json.encode(value)
-
-
-def decode_result(content_type: str, data: bytes) -> Any:
-    """The reverse of encode_result."""
-    if content_type == JSON:
-        return msgspec.json.decode(data)
-    if content_type == TEXT:
-        return data.decode()
-    return data if content_type else None
-
-
 def is_async(handler: Handler) -> bool:
     """Whether calling the handler gives something to await; plain functions run in threads instead."""
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004
 
 
-class Threads:
-    """Threads for plain functions."""
-
-    def __init__(self, workers: int, name: str) -> None:
-        self._executor = ThreadPoolExecutor(workers, thread_name_prefix=name)
-        self._behind: dict[tuple[str, int], Future[Any]] = {}
-
-    def runs_on(self, job: Job) -> bool:
-        """Whether the thread of an attempt that was stopped still runs."""
-        return job.key in self._behind
-
-    async def run(self, handler: Handler, job: Job) -> Any:
-        """Call a plain function in a thread. Raises: asyncio.CancelledError when stopped; the thread may run on."""
-        future = self._executor.submit(_call, handler, job)
-        try:
-            return await asyncio.wrap_future(future)
-        except asyncio.CancelledError:
-            if future.running():
-                self._behind[job.key] = future
-                future.add_done_callback(lambda _: self._behind.pop(job.key))
-            raise
-
-    def when_ended(self, job: Job, tell: Callable[[], None]) -> None:
-        """Call `tell` once nothing of the job runs any more: now, or in its thread when that ends."""
-        future = self._behind.get(job.key)
-        if future is None:
-            tell()
-        else:
-            future.add_done_callback(lambda _: tell())
-
-    def shutdown(self) -> None:
-        """Start nothing more; a thread that runs ends by itself."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+def name_of(handler: object) -> str:
+    """How people find it: `module.function`."""
+    name = getattr(handler, "__qualname__", None)
+    if name is None:
+        handler = type(handler)
+        name = handler.__qualname__
+    return f"{getattr(handler, '__module__', '?')}.{name}"
 
 
-def _call(handler: Handler, job: Job) -> Any:
-    """Call a plain function. A StopIteration would never arrive through a future, a SystemExit would end the loop."""
+def check_handler(handler: object, place: str = "") -> None:
+    """Refuse what can never run a job; place: where it was named, if anywhere. Raises: InvalidInput."""
+    at = place or f"handler: {getattr(handler, '__qualname__', type(handler).__name__)}"
+    expected = "expected a function of one job"
+    if not callable(handler):
+        hint = ", so without a call" if inspect.iscoroutine(handler) else ""
+        raise InvalidInput(f"{at} is a {type(handler).__name__}: {expected}{hint}")
+    if inspect.isclass(handler):
+        raise InvalidInput(f"{at} is a class: {expected}, or an object that can be called with one")
+    for function in (handler, getattr(handler, "__call__", None)):  # noqa: B004
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise InvalidInput(f"{at} is a generator: {expected} that returns its result, without yield")
     try:
-        return handler(job)
-    except (StopIteration, SystemExit) as error:
-        raise RuntimeError(f"the handler raised {type(error).__name__}") from error
+        signature = inspect.signature(
+            handler, follow_wrapped=False
+        )  # a decorator can add what the inner function takes
+    except (ValueError, TypeError):
+        return  # nobody knows of some that are written in C
+    try:
+        signature.bind(None)
+    except TypeError:
+        method = "; this one belongs to a class: name that of an object" if "self" in signature.parameters else ""
+        raise InvalidInput(f"{at} takes {signature}: {expected}{method}") from None
 
 
 async def run(handler: Handler, job: Job, threads: Threads) -> Any:
     """Call the handler, in the event loop or in a thread, and await what it returns."""
     if is_async(handler):
         return await handler(job)
-    value = await threads.run(handler, job)
+    try:
+        value = await threads.run(handler, job)
+    except StopIteration as error:  # which a coroutine cannot raise
+        raise RuntimeError("the handler raised StopIteration") from error
     return await value if inspect.isawaitable(value) else value
 
 
 async def attempt(handler: Handler, job: Job, threads: Threads, settings: Settings, random: Random) -> Ending:
-    """Run one attempt and judge it. Raises: asyncio.CancelledError when the attempt was stopped."""
+    """Run one attempt and judge it. Raises: asyncio.CancelledError when the attempt was stopped.
+
+    Whatever else the handler raises ends here. A KeyboardInterrupt or SystemExit that left the task would end the event
+    loop, and with it every job of this process.
+    """
+    process = forks.process_id()
+    guard.enter_attempt()
     try:
-        content_type, result = encode_result(await run(handler, job, threads))
+        value = await run(handler, job, threads)
+        forks.end_child(process)
+        content_type, result = encode_result(value)
         if len(result) > settings.result_bytes_max:
             return retry.too_large(len(result), settings.result_bytes_max)
         return retry.completed(content_type, result)
+    except Unencodable as error:
+        return retry.unencodable(str(error))
     except Reject as error:
-        return retry.rejected(str(error) or "rejected by the handler")
+        ending = retry.rejected(words_of(error) or "rejected by the handler")
+        return msgspec.structs.replace(ending, error=error)
     except Retry as error:
-        return failed(job, str(error), error.delay_ms, settings, random)
-    except (Exception, SystemExit) as error:
-        # A handler that calls sys.exit() has failed; the node has other jobs to run.
-        return failed(job, describe(error), None, settings, random)
+        return failed(job, error, error.delay_ms, settings, random)
+    except asyncio.CancelledError as error:
+        if _is_stopped():
+            raise
+        return failed(job, error, None, settings, random)
+    except BaseException as error:
+        forks.end_child(process, error)
+        return failed(job, error, None, settings, random)
 
 
-def describe(error: BaseException) -> str:
-    """An error in a line, also one that cannot describe itself."""
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:
-        return type(error).__name__
+def _is_stopped() -> bool:
+    """Whether somebody cancelled the attempt; else its handler raised the cancellation by itself."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
-def failed(job: Job, detail: str, delay_ms: int | None, settings: Settings, random: Random) -> Ending:
-    """A failed attempt: another one after `delay_ms`, None for the backoff of the job's pool."""
+def failed(job: Job, error: BaseException | str, delay_ms: int | None, settings: Settings, random: Random) -> Ending:
+    """A failed attempt: another one after `delay_ms`, None for the backoff of the pool. error: or in words, why."""
     backoff_ms = job.policy.backoff_ms or settings.backoff_ms
     backoff_ms_max = job.policy.backoff_ms_max or settings.backoff_ms_max
-    return retry.failed(job.attempt, detail, delay_ms, backoff_ms, backoff_ms_max, random)
+    detail = error if isinstance(error, str) else describe(error)
+    ending = retry.failed(job.attempt, detail, delay_ms, backoff_ms, backoff_ms_max, random)
+    return ending if isinstance(error, str) else msgspec.structs.replace(ending, error=error)

@@ -15,8 +15,8 @@ from random import Random
 import msgspec
 
 from scheduler.clock import SYSTEM_CLOCK, Clock
-from scheduler.handlers import Threads
 from scheduler.store.connection import Connection
+from scheduler.threads import Threads
 from scheduler.url import ServerUrl
 
 

@@ -105,6 +105,7 @@ class CellKeys:
         check_name("namespace", namespace)
         self.cell = cell
         self._tag = f"{{{namespace}:{cell}}}"
+        self.partitions = f"{self._tag}:partitions"
         self.owners = f"{self._tag}:owners"
         self.capacity = f"{self._tag}:capacity"
         self.leader_epoch = f"{self._tag}:leader_epoch"
@@ -141,6 +142,10 @@ class CellKeys:
         """What the handler returned."""
         return f"{self._tag}:result:{job_id}"
 
+    def detail(self, job_id: str) -> str:
+        """What is known of the last failed attempt."""
+        return f"{self._tag}:detail:{job_id}"
+
     def session(self, session_id: str) -> str:
         """A session's binding."""
         return f"{self._tag}:session:{session_id}"
@@ -152,6 +157,10 @@ class CellKeys:
     def rebuilt(self, stream: str) -> str:
         """The copy that is to take the place of one of the streams above; stream: without its tag."""
         return f"{self._tag}:rebuilt:{stream.removeprefix(f'{self._tag}:')}"
+
+    def renamed(self, stream: str) -> str:
+        """What has other ids in that copy."""
+        return f"{self._tag}:renamed:{stream.removeprefix(f'{self._tag}:')}"
 
     def replies(self, reply_to: str) -> str:
         """The results stream that a producer asked for; the common one when it asked for none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable, Collection
 from random import Random
 from typing import Any, Final
@@ -12,9 +13,11 @@ from scheduler.errors import Fenced, SchedulerError
 
 logger = logging.getLogger("scheduler")
 
+TOLD_AGAIN_MS: Final = 30_000  # after so long an error that lasts is logged again
 _JITTER: Final = 0.1
 _PAUSE_AFTER_ERROR_MS: Final = 200
 _CANCEL_AGAIN_MS: Final = 100
+_DIGITS: Final = re.compile(r"\d+")
 
 
 async def end_tasks(tasks: Collection[asyncio.Task[Any]]) -> None:
@@ -23,6 +26,15 @@ async def end_tasks(tasks: Collection[asyncio.Task[Any]]) -> None:
         for task in pending:
             task.cancel()
         await asyncio.wait(pending, timeout=_CANCEL_AGAIN_MS / 1000)
+
+
+def forget_task(task: asyncio.Task[Any]) -> None:
+    """Leave a task that does not heed its cancellation behind: the end of the event loop does not wait for it.
+
+    `asyncio.run` waits for every task that is registered, however long.
+    """
+    asyncio._unregister_task(task)
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
 
 
 class Timers:
@@ -54,7 +66,8 @@ class Loop:
     random: for the jitter of the pauses.
 
     An error of one step is logged and the next step goes on: state must be right after any step. The same error again
-    is logged at debug level only. `wake()` ends the pause early. `stop()` lets the running step finish.
+    is logged at debug level only until TOLD_AGAIN_MS have passed, also when steps between succeed. `wake()` ends the
+    pause early. `stop()` lets the running step finish.
     """
 
     def __init__(self, name: str, step: Callable[[], Awaitable[object]], every_ms: int, random: Random) -> None:
@@ -64,7 +77,8 @@ class Loop:
         self._random = random
         self._wake = asyncio.Event()
         self._stopping = False
-        self._complained = ""
+        self._told_s: dict[str, float] = {}  # an error -> when it was logged last
+        self._is_told = False  # an error was logged, and no step has succeeded since
 
     def wake(self) -> None:
         """Begin the next step now."""
@@ -90,15 +104,21 @@ class Loop:
                 self._complain("a step failed", error, traceback=True)
                 pause_ms = max(pause_ms, _PAUSE_AFTER_ERROR_MS)
             else:
-                if self._complained:
+                if self._is_told:
                     logger.info("%s: goes on", self.name)
-                self._complained = ""
+                self._is_told = False
             await self._pause(pause_ms)
 
     def _complain(self, what: str, error: Exception, traceback: bool) -> None:
-        """Log a failure once, not at every step for as long as it lasts."""
-        level = logging.DEBUG if repr(error) == self._complained else logging.ERROR
-        self._complained = repr(error)
+        """Log a failure once and then now and then, not at every step for as long as it lasts. Numbers make it no other
+        one.
+        """
+        key, now_s = _DIGITS.sub("0", f"{type(error).__name__}: {error}"), _now_s()
+        level = logging.DEBUG
+        if now_s - self._told_s.get(key, float("-inf")) >= TOLD_AGAIN_MS / 1000:
+            level, self._is_told = logging.ERROR, True
+            recent = {each: s for each, s in self._told_s.items() if now_s - s < TOLD_AGAIN_MS / 1000}
+            self._told_s = recent | {key: now_s}
         logger.log(level, "%s: %s", self.name, what, exc_info=error if traceback else None)
 
     async def _pause(self, pause_ms: float) -> None:

@@ -20,12 +20,13 @@ from typing import Final, Literal
 import msgspec
 from redis.exceptions import RedisError
 
-from scheduler import arguments, calls, keys, leases, model
+from scheduler import arguments, calls, forks, guard, keys, leases, model
+from scheduler.attempt_log import AttemptLog
 from scheduler.attempts import GIVE_BACK_MS, WATCH_MS, Attempts, Observer
 from scheduler.bodies import LateBodies, without_body
 from scheduler.config import Settings, check_settings, read_settings
-from scheduler.errors import SchedulerError
-from scheduler.handlers import Handler, Job
+from scheduler.errors import SchedulerError, WrongType
+from scheduler.handlers import Handler, Job, check_handler
 from scheduler.host import Host
 from scheduler.lifetime import Lifetime
 from scheduler.loop import Loop, end_tasks
@@ -39,6 +40,7 @@ logger = logging.getLogger("scheduler.node")
 
 DRAIN_MS_MAX: Final = 30_000
 FIRST_WORD_MS: Final = 2_000  # for telling the server that this node leaves
+STOP_MS: Final = 1_000  # for handlers that were told to stop: the process is gone soon after its time to drain
 LAST_WORD_MS: Final = 5_000  # for reporting the last outcomes while leaving
 THREADS_MIN: Final = 32
 INBOX_COUNT: Final = 128
@@ -46,6 +48,30 @@ NEVER_MS: Final = float("-inf")
 COMPARE_MS: Final = 1_000  # after so long without an entry the cursor is held against the inbox
 
 Phase = Literal["joining", "serving", "draining", "left", "replaced", "stopped"]
+
+
+def registration(
+    node_id: str,
+    capacity: int,
+    pairs: Iterable[tuple[str, str]] = (),
+    features: Iterable[str] = (),
+    labels: Mapping[str, str] | None = None,
+    pool: str = "",
+    version: str = "",
+) -> model.NodeBeat:
+    """What a node says of itself, before it has a boot; arguments as of Node. Raises: InvalidInput."""
+    document = model.NodeBeat(
+        node=keys.check_name("node", arguments.text("node_id", node_id)),
+        boot="0-unset",
+        capacity=arguments.whole("capacity", capacity, 1, model.CAPACITY_MAX),
+        pairs=tuple(sorted(arguments.pairs("pairs", pairs))),
+        features=tuple(sorted(arguments.texts("features", features))),
+        labels={} if labels is None else arguments.labels("labels", labels),
+        pool=arguments.text("pool", pool),
+        version=arguments.text("version", version),
+    )
+    model.decode_beat(model.encode_beat(document))
+    return document
 
 
 class Node:
@@ -78,26 +104,17 @@ class Node:
     ) -> None:
         self._url = parse_url(url)
         self._settings = read_settings(environ) if settings is None else check_settings(settings)
-        self.node_id = keys.check_name("node", arguments.text("node_id", node_id))
+        check_handler(handler)
+        self.node_id = arguments.text("node_id", node_id)
         self.boot = ""
         self.phase: Phase = "joining"
-        self._handler: Handler = arguments.handler("handler", handler)
+        self._handler = handler
         self._observer = Observer() if observer is None else arguments.instance("observer", observer, Observer)
         self._drain_ms_max = arguments.milliseconds("drain_ms_max", drain_ms_max)
         self._host = Host() if host is None else arguments.instance("host", host, Host)
         self._lifetime = Lifetime("Node", self._host.pid)
         self._clock = self._host.clock
-        self._beat_document = model.NodeBeat(
-            node=node_id,
-            boot="0-unset",
-            capacity=arguments.whole("capacity", capacity, 1, model.CAPACITY_MAX),
-            pairs=tuple(sorted(arguments.pairs("pairs", pairs))),
-            features=tuple(sorted(arguments.texts("features", features))),
-            labels={} if labels is None else arguments.labels("labels", labels),
-            pool=arguments.text("pool", pool),
-            version=arguments.text("version", version),
-        )
-        model.decode_beat(model.encode_beat(self._beat_document))
+        self._beat_document = registration(node_id, capacity, pairs, features, labels, pool, version)
         self._earlier: list[Job] = []
         self._held_before: dict[str, int] = {}
         self._cursor = "0"
@@ -124,6 +141,8 @@ class Node:
         return self
 
     async def _enter(self) -> None:
+        forks.protect()
+        guard.protect()
         self._store: Store = await open_store(self._url, self._settings, None, self._host.clock, self._host.connect)
         try:
             self._life = self._store.connection.life
@@ -134,7 +153,10 @@ class Node:
             self._beat_document = msgspec.structs.replace(self._beat_document, boot=self.boot, since_ms=since_ms)
             workers = max(THREADS_MIN, 2 * self._beat_document.capacity)
             self._threads = self._host.threads(workers, f"scheduler-{self.node_id}")
-            self._reporter = Reporter(self._store.cell, self._settings, self._layout, self.node_id, self.boot)
+            self._log = AttemptLog(self.node_id, self._clock)
+            self._reporter = Reporter(
+                self._store.cell, self._settings, self._layout, self.node_id, self.boot, self._log
+            )
             self._attempts = Attempts(
                 self._store.cell,
                 self._settings,
@@ -145,6 +167,7 @@ class Node:
                 self._observer,
                 self._threads,
                 self._end,
+                self._log,
                 self._reporter.keys,
             )
             self._paced = self._store.paced(bodies_later=True)
@@ -192,7 +215,7 @@ class Node:
                     async with asyncio.timeout(FIRST_WORD_MS / 1000):
                         await self._reporter.report()
             if len(self._reporter):
-                logger.error("%s: %d outcomes were not reported: %r", self.node_id, len(self._reporter), error)
+                logger.error("%s: %d outcomes were not reported: %s", self.node_id, len(self._reporter), error)
 
     async def _close(self) -> None:
         """End whatever runs here, also after a failure, or when leaving was cancelled."""
@@ -203,7 +226,9 @@ class Node:
         try:
             await end_tasks(self._tasks)
         finally:
+            self._attempts.leave_behind()
             self._threads.shutdown()
+            self._log.close()
             await self._store.close()
 
     async def _end_handlers(self) -> None:
@@ -211,9 +236,9 @@ class Node:
 
         What runs on all the same is given back, or by a life that was replaced left to the end of its lease.
         """
-        await self._attempts.ended(LAST_WORD_MS)
+        await self._attempts.ended(STOP_MS)
         if self._is_replaced():
-            await self._attempts.ended(max(0, self._drain_ms_max - LAST_WORD_MS))
+            await self._attempts.ended(max(0, self._drain_ms_max - STOP_MS))
         if self.running:
             logger.warning("%s: %d handlers do not stop", self.node_id, self.running)
         if not self._is_replaced():
@@ -318,6 +343,9 @@ class Node:
         except RedisError as error:
             self._compared_at_ms = NEVER_MS
             raise SchedulerError(f"reading the inbox failed: {error}") from error
+        except WrongType:
+            self._compared_at_ms = NEVER_MS
+            raise
         part = read.get(inbox)
         if part is not None:
             if part.last_id:
@@ -356,7 +384,12 @@ class Node:
                 elif not self._reporter.knows(job.key) and self._attempts.expect(job, made_after_ms):
                     self._late.add(job, head.size_bytes)
         except (KeyError, ValueError, SchedulerError) as error:
-            logger.error("%s: inbox entry %s is ignored: %r", self.node_id, identifier, error)
+            logger.warning(
+                "%s: inbox entry %s is ignored, for no script has written it: %s",
+                self.node_id,
+                identifier,
+                _told(error),
+            )
 
     async def _compare_inbox(self, inbox: str) -> None:
         """Read the inbox from its start again if it is not the one that was read: another server process answers, or
@@ -374,8 +407,8 @@ class Node:
             logger.warning("%s: another server process answers: the inbox is read from its start", self.node_id)
         elif is_behind(last_id, self._cursor):
             logger.warning(
-                "%s ends at %s, and was read up to %s: the server has lost writes, or the key was deleted; it is read "
-                "from its start", inbox, last_id or "nothing", self._cursor,
+                "%s ends at %s, and was read up to %s: %s; it is read from its start",
+                inbox, last_id or "nothing", self._cursor, await self._store.reads.why_behind(self._cursor),
             )  # fmt: skip
         else:
             return
@@ -475,3 +508,12 @@ class Node:
             await self._end_earlier()
         if self.phase == "draining" and self._is_done():
             self._beat_loop.wake()
+
+
+def _told(error: Exception) -> str:
+    """What is wrong with an entry, in words."""
+    if isinstance(error, KeyError):
+        return f"it has no field {error.args[0].decode()!r}"
+    if isinstance(error, UnicodeDecodeError):
+        return "a text in it is no UTF-8"
+    return "a number in it is none" if "invalid literal" in str(error) else str(error)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from os import environ
 from typing import Any, Final
@@ -23,12 +24,12 @@ from redis.exceptions import RedisError
 from scheduler import arguments, calls, keys, model
 from scheduler.calls import NotSubmitted, Outcome, Submitted
 from scheduler.config import Settings, check_settings, read_settings
-from scheduler.errors import InvalidInput, JobFailed, NotAccepted, ServerUnavailable
-from scheduler.handlers import decode_result
+from scheduler.errors import InvalidInput, JobFailed, NotAccepted, ServerUnavailable, UnknownJob, WrongType
 from scheduler.host import Host
 from scheduler.lifetime import Lifetime
 from scheduler.loop import end_tasks
 from scheduler.model import JobDocument
+from scheduler.results import decode_result
 from scheduler.store.connection import PATIENCE_MS
 from scheduler.store.cutting import cut
 from scheduler.store.reads import is_behind, parse_outcome
@@ -40,6 +41,9 @@ logger = logging.getLogger("scheduler.producer")
 LAYOUT_WAIT_MS: Final = 10_000
 LOOK_AGAIN_MS: Final = 1_000  # a feed can be trimmed before it is read; the record is the truth
 FEED_COUNT: Final = 500
+UNKNOWN_MS: Final = 2_000
+LOOK_MS_MAX: Final = 2_000  # of looking once: after that a server that does not answer is told
+SEEN_MAX: Final = 20_000  # jobs that are remembered to have had a record
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -77,6 +81,7 @@ class Producer:
         self._lifetime = Lifetime("Producer", self._host.pid)
         self._reply_to = reply_to
         self._awaited: dict[str, list[asyncio.Future[None]]] = {}
+        self._seen: OrderedDict[str, None] = OrderedDict()
         self._feed: asyncio.Task[None] | None = None
         self._listening: asyncio.Future[None]
 
@@ -166,6 +171,9 @@ class Producer:
         answers: list[Submitted | NotSubmitted] = []
         for part in cut(items, _size_bytes, self._settings.batch_max):
             answers += await self._store.cell.submit(part)
+        for answer in answers:
+            if isinstance(answer, Submitted) or answer.why == "duplicate":
+                self._remember(answer.job_id)
         return answers
 
     def _checked(self, request: Request) -> tuple[JobDocument, bytes, bytes]:
@@ -201,41 +209,88 @@ class Producer:
 
     # ---- results ----
 
-    async def result(self, job_id: str, timeout_ms: int | None = None) -> Any:
+    async def result(self, job_id: str, timeout_ms: int | None = None, *, unknown_ms: int | None = UNKNOWN_MS) -> Any:
         """What the handler of a job returned; waits until the job has ended.
 
-        Args: job_id; timeout_ms, None to wait for ever. Raises: JobFailed when it ended otherwise; TimeoutError.
+        Args: as of `outcome`. Raises: JobFailed when it ended otherwise; as `outcome`.
         """
-        outcome = await self._outcome("result", job_id, timeout_ms)
+        outcome = await self._outcome("result", job_id, timeout_ms, unknown_ms)
         if outcome.state != "completed":
             raise JobFailed(job_id, outcome.state, outcome.reason, outcome.detail)
         return decode_result(outcome.content_type, outcome.result or b"")
 
-    async def outcome(self, job_id: str, timeout_ms: int | None = None) -> Outcome:
-        """How a job ended, whatever it came to; waits until it has. Raises: TimeoutError, naming the job."""
-        return await self._outcome("outcome", job_id, timeout_ms)
+    async def outcome(
+        self, job_id: str, timeout_ms: int | None = None, *, unknown_ms: int | None = UNKNOWN_MS
+    ) -> Outcome:
+        """How a job ended, whatever it came to; waits until it has.
 
-    async def _outcome(self, call: str, job_id: str, timeout_ms: int | None) -> Outcome:
+        Args: job_id; timeout_ms, None to wait for ever, 0 to look once; unknown_ms, for how long a record is waited
+        for, which a job that was written by XADD has only once it is placed, None for ever. A job that was submitted
+        here, or whose record was seen here, is not waited for when it has none.
+        Raises: InvalidInput; UnknownJob; TimeoutError, naming the job; ServerUnavailable.
+        """
+        return await self._outcome("outcome", job_id, timeout_ms, unknown_ms)
+
+    async def _outcome(self, call: str, job_id: str, timeout_ms: int | None, unknown_ms: int | None) -> Outcome:
         arguments.text("job_id", job_id)
-        if timeout_ms is not None:
-            arguments.milliseconds("timeout_ms", timeout_ms)
+        for what, value in (("timeout_ms", timeout_ms), ("unknown_ms", unknown_ms)):
+            if value is not None:
+                arguments.milliseconds(what, value)
         self._lifetime.check(call)
         try:
+            if timeout_ms is not None and timeout_ms <= 0:
+                return await self._look_once(job_id)
             async with asyncio.timeout(None if timeout_ms is None else timeout_ms / 1000):
-                return await self._ended(job_id)
+                return await self._ended(job_id, unknown_ms)
         except TimeoutError:
             raise TimeoutError(f"job {job_id} has not ended within {timeout_ms} ms") from None
 
-    async def _ended(self, job_id: str) -> Outcome:
+    async def _look_once(self, job_id: str) -> Outcome:
+        """How a job ended. Raises: UnknownJob; TimeoutError; ServerUnavailable, sooner than when it may wait."""
+        try:
+            async with asyncio.timeout(LOOK_MS_MAX / 1000):
+                ended = await self._look(job_id)
+        except TimeoutError:
+            raise ServerUnavailable(f"{self._url} did not answer within {LOOK_MS_MAX} ms") from None
+        if ended is None:
+            raise TimeoutError
+        return ended
+
+    async def _look(self, job_id: str) -> Outcome | None:
+        """How a job ended, None while it has not, or nothing was ever known of it. Raises: UnknownJob."""
+        is_there, ended = await self._store.reads.look_up(job_id)
+        if is_there:
+            self._remember(job_id)
+        elif job_id in self._seen:
+            raise UnknownJob(job_id, was_known=True)
+        return ended
+
+    def _remember(self, job_id: str) -> None:
+        """There was a record of this job. Of too many the oldest are forgotten: such a job is waited for again."""
+        self._seen[job_id] = None
+        self._seen.move_to_end(job_id)
+        if len(self._seen) > SEEN_MAX:
+            self._seen.popitem(last=False)
+
+    async def _ended(self, job_id: str, unknown_ms: int | None) -> Outcome:
+        missing_since_ms: float | None = None
         await self._listen()
         while True:
             news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._awaited.setdefault(job_id, []).append(news)
             try:
-                ended = await self._store.reads.outcome(job_id)
+                ended = await self._look(job_id)
                 if ended is not None:
                     return ended
-                await asyncio.wait([news], timeout=LOOK_AGAIN_MS / 1000)
+                wait_ms: float = LOOK_AGAIN_MS
+                if unknown_ms is not None and job_id not in self._seen:
+                    now_ms = self._host.clock.ms()
+                    missing_since_ms = now_ms if missing_since_ms is None else missing_since_ms
+                    rest_ms = missing_since_ms + unknown_ms - now_ms
+                    if rest_ms <= 0:
+                        raise UnknownJob(job_id, was_known=False, unknown_ms=unknown_ms)
+                    wait_ms = min(wait_ms, rest_ms)
+                await asyncio.wait([news], timeout=wait_ms / 1000)
             finally:
                 self._awaited[job_id].remove(news)
                 if not self._awaited[job_id]:
@@ -283,13 +338,15 @@ class Producer:
         if not is_behind(last_id, cursor):
             return cursor
         logger.warning(
-            "%s ends at %s, and was read up to %s: the server has lost writes, or the key was deleted; it is read from "
-            "there on", stream, last_id or "nothing", cursor,
+            "%s ends at %s, and was read up to %s: %s; it is read from there on",
+            stream, last_id or "nothing", cursor, await self._store.reads.why_behind(cursor),
         )  # fmt: skip
         return last_id or "0"
 
     async def _feed_end(self) -> str:
-        return await self._store.reads.last_id(self._store.cell.keys.replies(self._reply_to))
+        with contextlib.suppress(WrongType):  # it begins anew once it is deleted; the records tell all the same
+            return await self._store.reads.last_id(self._store.cell.keys.replies(self._reply_to))
+        return "0"
 
     async def _listen(self) -> None:
         """Follow the feed, from before the first look at a record: what ends after that look is heard."""

@@ -10,7 +10,9 @@ from typing import Final
 import msgspec
 
 from scheduler import calls
+from scheduler.attempt_log import AttemptLog
 from scheduler.config import Settings
+from scheduler.errors import ServerUnavailable
 from scheduler.handlers import Job
 from scheduler.runtime.retry import Ending
 from scheduler.store.cell import Cell
@@ -25,7 +27,7 @@ SMALL_BYTES: Final = 65_536  # of a result that is reported as soon as anything 
 class Reporter:
     """Endings that are not reported yet.
 
-    Args: cell; settings; layout, as stored; node_id and boot, of the reporting node.
+    Args: cell; settings; layout, as stored; node_id and boot, of the reporting node; log, of jobs that die.
     keys: of the attempts that they end.
     """
 
@@ -36,12 +38,14 @@ class Reporter:
         layout: calls.Layout,
         node_id: str,
         boot: str,
+        log: AttemptLog,
     ) -> None:
         self._cell = cell
         self._settings = settings
         self._layout = layout
         self._node_id = node_id
         self._boot = boot
+        self._log = log
         self.keys: set[tuple[str, int]] = set()
         self._endings: list[calls.ReleaseItem] = []
         self._reported: set[tuple[str, int]] | None = None
@@ -110,9 +114,14 @@ class Reporter:
             self._endings = [item for item in self._endings if _key(item) not in told]
             if self._reported is not None:
                 self._reported |= told
-            kept = []
+            kept, failed = [], []
             for item, answer in zip(batch, answers, strict=True):
-                if isinstance(answer, calls.NotReleased):
+                if isinstance(answer, calls.Released):
+                    if answer.state == "dead":
+                        self._log.died(item)
+                    if item.verdict == "retry" and item.detail:
+                        failed.append(item)
+                else:
                     # An earlier life may have ended its own reservations meanwhile, as it should.
                     level = logging.DEBUG if item.verdict == "reboot" else logging.WARNING
                     if answer.why == "invalid":  # now and ever: the job goes on when its lease ends
@@ -124,8 +133,17 @@ class Reporter:
             self._endings += kept
             self.keys -= told
             self.keys.update(map(_key, kept))
+            if failed:
+                await self._describe(failed)
             if kept:
                 return
+
+    async def _describe(self, failed: Sequence[calls.ReleaseItem]) -> None:
+        """Keep why they failed beside their records, where that can be done: the log has it too."""
+        try:
+            await self._cell.describe(failed, self._layout.retention_ms)
+        except ServerUnavailable as error:
+            self._log.not_kept(str(error))
 
     async def _release(self, batch: Sequence[calls.ReleaseItem]) -> list[calls.Released | calls.NotReleased]:
         layout = self._layout

@@ -77,6 +77,7 @@ async def start_manager(url: str | ServerUrl, settings: Settings, host: Host | N
     store = await _open_store(url, settings, host)
     try:
         await store.control.write_layout()
+        await store.cell.write_partitions()
     except BaseException:
         await store.close()
         raise
@@ -123,7 +124,9 @@ def _name_and_boot(role: str, host: Host) -> tuple[str, str]:
 
 async def _open_store(url: str | ServerUrl, settings: Settings, host: Host) -> Store:
     """A store that waits for its server as long as it takes."""
-    return await open_store(url, settings, None, host.clock, host.connect)
+    store = await open_store(url, settings, None, host.clock, host.connect)
+    store.connection.mends = True
+    return store
 
 
 async def _layout(store: Store) -> calls.Layout:

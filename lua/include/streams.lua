@@ -30,7 +30,7 @@ local function make_anew(stream_key, kept, at_ms, whole)
   redis.call('DEL', stream_key)
   for i = #entries, 1, -1 do
     local id, fields = entries[i][1], entries[i][2]
-    redis.call('XADD', stream_key, is_absurd(id, at_ms) and '*' or id, unpack(fields, 1, math.min(#fields, 4000)))
+    redis.call('XADD', stream_key, is_absurd(id, at_ms) and '*' or id, unpack(fields, 1, math.min(#fields, 7000)))
   end
   if rest_ms > 0 and #entries > 0 then redis.call('PEXPIRE', stream_key, rest_ms) end
   return true

@@ -15,9 +15,10 @@ import click
 import msgspec
 from redis.exceptions import RedisError
 
-from scheduler import calls
+from scheduler import calls, model
 from scheduler.config import NUMBER_MAX, Settings, read_settings
-from scheduler.errors import SchedulerError, ServerUnavailable, without_credentials
+from scheduler.errors import InvalidInput, SchedulerError, ServerUnavailable, without_credentials
+from scheduler.store.control import Led
 from scheduler.store.location import Found, find_url
 from scheduler.store.store import Store, open_store
 from scheduler.url import ServerUrl
@@ -91,7 +92,8 @@ class _StderrHandler(logging.Handler):
         try:
             click.echo(without_credentials(self.format(record)), err=True)
         except Exception:
-            self.handleError(record)
+            with contextlib.suppress(Exception):  # a stderr that was closed, say, must not end who logs
+                self.handleError(record)
 
 
 def log_to_stderr(level: str) -> None:
@@ -139,6 +141,31 @@ async def opened_store(redis_url: str | None, settings: Settings) -> AsyncIterat
             yield store, await store.layout(LAYOUT_WAIT_MS)
     except RedisError as error:
         raise SchedulerError(f"{url}: {error}") from error
+
+
+async def read_snapshot(store: Store) -> model.Snapshot:
+    """The published snapshot. Raises: SchedulerError when what is stored is none, which is nobody's usage."""
+    try:
+        return await store.control.read_snapshot()
+    except InvalidInput as error:
+        raise SchedulerError(
+            f"what is stored as {store.control.keys.snapshot} cannot be read: {error}; the leading manager writes it "
+            "again within seconds"
+        ) from error
+
+
+def unled(led: Led) -> list[str]:
+    """What there is to say beside a picture that the leading manager makes: nothing while one leads."""
+    if led.is_led:
+        return []
+    if led.silence_ms is None:
+        return ["no manager leads, and none is known to have led"]
+    return [f"no manager leads: last heard {duration(led.silence_ms)} ago; this is what it said then"]
+
+
+def led_fields(led: Led) -> dict[str, bool | int | None]:
+    """The same for programs."""
+    return {"led": led.is_led, "leader_silence_ms": None if led.is_led else led.silence_ms}
 
 
 # ---- printing -------------------------------------------------------------------------------------------------------

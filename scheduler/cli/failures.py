@@ -15,6 +15,7 @@ from typing import IO, Any, Final, NoReturn
 
 import click
 
+from scheduler.cli import streams
 from scheduler.errors import InvalidInput, SchedulerError, ServerUnavailable, without_credentials
 
 BY_SIGNAL: Final = 128
@@ -82,7 +83,8 @@ class Explained(click.Command):
         except OSError as error:
             if error.errno == errno.EPIPE:  # click ends quietly: whoever read our output has seen enough
                 raise
-            raise as_failure(error) from error
+            fault = streams.fault_of(error)
+            raise (Failure(fault) if fault else as_failure(error)) from error
         return value
 
 

@@ -31,14 +31,16 @@ from scheduler.cli.failures import Failure
 from scheduler.cli.process import run_async
 from scheduler.cli.submit import Awaited, Submitter, beside, outcome_fields, result_fields
 from scheduler.config import Settings
-from scheduler.handlers import BYTES
 from scheduler.producer import Producer
+from scheduler.results import BYTES
 from scheduler.session.bindings import Binding, parse
 from scheduler.session.decisions import in_words
+from scheduler.store.reads import Reads
 from scheduler.store.store import Store, open_store
 
 NAMED_MAX: Final = 5
 RESULT_SHOWN_MAX: Final = 400
+DETAIL_SHOWN_MAX: Final = 2_000
 
 
 @click.group()
@@ -156,7 +158,9 @@ def _jobs(count: int) -> str:
 
 
 class Picture(msgspec.Struct, frozen=True):
-    """What is known of a job. Times in ms of the server's clock; body: the stream and the entry that hold it."""
+    """What is known of a job. Times in ms of the server's clock; body: the stream and the entry that hold it, `lost`
+    when somebody has deleted that.
+    """
 
     job_id: str
     state: str
@@ -220,6 +224,7 @@ async def _look(redis_url: str | None, settings: Settings, job_id: str) -> Pictu
     async with opened_store(redis_url, settings) as (store, _):
         reads = store.reads
         record = await reads.record(job_id)
+        body: str
         if not record:
             raise Failure(
                 f"nothing is known of job {shown(job_id)!r}: it was never submitted, was written by XADD and is not "
@@ -228,13 +233,17 @@ async def _look(redis_url: str | None, settings: Settings, job_id: str) -> Pictu
         outcome = await reads.outcome(job_id)
         (bound,) = await reads.bindings([record.get("session", "")])
         due_ms = await reads.due_ms(job_id)
+        detail = await reads.detail(job_id) if outcome is None else outcome.detail
         (lease,) = await reads.leases(record.get("node", ""), [job_id])
         now_ms = await store.control.time_us() // 1000
+        body, body_entry = body_of(record)
+        # It may have moved meanwhile: then the record says something else now.
+        if await _is_gone(reads, record) and await reads.record(job_id) == record:
+            body = "lost"
 
     def number(name: str) -> int | None:
         return words.number_of(record.get(name))
 
-    body, body_entry = body_of(record)
     return Picture(
         job_id=job_id,
         state=record.get("state", "none"),
@@ -259,7 +268,7 @@ async def _look(redis_url: str | None, settings: Settings, job_id: str) -> Pictu
         decision=record.get("decision", ""),
         lease_until_ms=lease.until_ms,
         reason=record.get("reason", ""),
-        detail=outcome.detail if outcome else "",
+        detail=detail,
         binding=parse(bound),
         content_type=record.get("content_type", ""),
         result=outcome.result if outcome else None,
@@ -274,6 +283,18 @@ def body_of(record: dict[str, str]) -> tuple[model.Body, str | None]:
         body = "dead"
     field = {"intake": "entry", "inbox": "inbox_id", "parked": "parked_id", "dead": "dead_id", "none": ""}[body]
     return body, record.get(field)
+
+
+async def _is_gone(reads: Reads, record: dict[str, str]) -> bool:
+    """Whether the entry is not there that should hold the body of a job."""
+    body, entry = body_of(record)
+    if not entry or body == "none":
+        return False
+    partition, _, entry_id = entry.rpartition("/")
+    streams = {"inbox": reads.keys.inbox(record.get("node", "")), "parked": reads.keys.parked, "dead": reads.keys.dead}
+    stream = streams.get(body) or reads.keys.jobs(int(partition) if partition.isdigit() else 0)
+    is_id = words.entry_id_of(entry_id) is not None
+    return not is_id or not await reads.entries(stream, entry_id, entry_id, 1)
 
 
 def _in_words(picture: Picture) -> list[tuple[str, str]]:
@@ -307,7 +328,7 @@ def _in_words(picture: Picture) -> list[tuple[str, str]]:
         ("lease until", at(picture.lease_until_ms) if live else ""),
         ("ended", at(picture.ended_ms)),
         ("reason", shown(picture.reason)),
-        ("detail", shown(picture.detail)),
+        ("detail" if picture.state in model.TERMINAL else "last failure", shown(picture.detail, DETAIL_SHOWN_MAX)),
         ("result", _result_in_words(picture)),
     ]
     return [(name, words) for name, words in rows if words]
@@ -321,6 +342,7 @@ def _body_in_words(picture: Picture) -> str:
         "parked": f"parked, entry {picture.body_entry}",
         "dead": f"dead stream, entry {picture.body_entry}",
         "none": "none any more",
+        "lost": f"lost: somebody deleted its entry {picture.body_entry}",
     }[picture.body]
 
 
@@ -332,8 +354,8 @@ def _binding_in_words(binding: Binding | None) -> str:
 
 
 def _result_in_words(picture: Picture) -> str:
-    if not picture.content_type or picture.result is None:
-        return ""
+    if not picture.content_type or picture.result is None or picture.result == picture.detail.encode():
+        return ""  # of a job that failed, why it did is the result
     if picture.content_type == BYTES:
         return f"{len(picture.result)} bytes"
     return shown(picture.result.decode(errors="replace"), RESULT_SHOWN_MAX)

@@ -14,10 +14,13 @@ from scheduler import arguments, calls, model, words
 from scheduler.cli.common import (
     duration,
     json_option,
+    led_fields,
     opened_store,
     print_json,
+    read_snapshot,
     server_options,
     settings_of_environment,
+    unled,
 )
 from scheduler.cli.failures import Failure
 from scheduler.cli.process import run_async
@@ -25,6 +28,7 @@ from scheduler.cli.tables import Column, add_row, age, new_table, print_parts, s
 from scheduler.config import Settings
 from scheduler.errors import InvalidInput
 from scheduler.management.pools import node_rules, pool_of, read
+from scheduler.store.control import Led
 from scheduler.store.store import Store
 
 PAIRS_WIDTH_MAX: Final = 14
@@ -243,26 +247,30 @@ _NODE_COLUMNS: Final[tuple[Column, ...]] = (
 def nodes_ls(redis_url: str | None, as_json: bool) -> None:
     """List the nodes with their slots, and why one takes no work.
 
+    This is what the leading manager says. When none leads, a line tells how old it is, in JSON `led` and
+    `leader_silence_ms`.
+
     \b
     Examples:
       scheduler nodes ls
       scheduler nodes ls --json | jq '.[] | select(.reason != "ready")'
     """
-    fleet = run_async(_read_nodes(redis_url, settings_of_environment()))
+    fleet, led = run_async(_read_nodes(redis_url, settings_of_environment()))
     if as_json:
-        print_json(fleet)
+        print_json([msgspec.to_builtins(each) | led_fields(led) for each in fleet])
         return
     table = new_table(*_NODE_COLUMNS)
     for each in fleet:
         pairs = some([f"{source}:{target}" for source, target in each.pairs], PAIRS_WIDTH_MAX)
         words = (each.reason, pairs, some(each.features, FEATURES_WIDTH_MAX), age(each.boot_age_ms))
         add_row(table, each.id, each.pool or "-", each.used, each.slots, *words)
-    print_parts(table if fleet else Text("no node is known"))
+    print_parts(table if fleet else Text("no node is known"), *[Text(line) for line in unled(led) if fleet])
 
 
-async def _read_nodes(redis_url: str | None, settings: Settings) -> list[Member]:
+async def _read_nodes(redis_url: str | None, settings: Settings) -> tuple[list[Member], Led]:
     async with opened_store(redis_url, settings) as (store, _):
-        snapshot = await store.control.read_snapshot()
+        led = await store.control.led()
+        snapshot = await read_snapshot(store)
         capacities = await store.reads.capacities()
         names = sorted(capacities)
         used = await store.reads.used(names)
@@ -272,7 +280,7 @@ async def _read_nodes(redis_url: str | None, settings: Settings) -> list[Member]
         serving |= await _last_heard(store, {name: boots[name] for name in names if name not in serving})
     return [
         _member(capacities[name], serving.get(name), count, now_us) for name, count in zip(names, used, strict=True)
-    ]
+    ], led
 
 
 async def _last_heard(store: Store, boots: Mapping[str, str]) -> dict[str, model.Node]:

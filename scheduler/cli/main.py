@@ -6,14 +6,18 @@ and rich.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
 import importlib
+import sys
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import click
 
 from scheduler import __version__
+from scheduler.cli import init, streams
 from scheduler.cli.failures import Explained
 
 COMMANDS: Final[Mapping[str, str]] = {
@@ -36,6 +40,20 @@ COMMANDS: Final[Mapping[str, str]] = {
 
 class Commands(Explained, click.Group):
     """The subcommands of COMMANDS, imported when they are asked for, and what becomes of their errors."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command line: with streams that take what is printed, and below a process that collects orphans."""
+        streams.open_closed()
+        init.run_in_child_of_first()
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:  # of what click itself prints
+            if error.errno != errno.EPIPE:
+                with contextlib.suppress(OSError):
+                    click.echo(f"Error: {streams.fault_of(error) or error}", err=True)
+            sys.exit(1)
+        finally:
+            streams.settle()
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All names, in the order of COMMANDS."""

@@ -15,13 +15,16 @@ from rich.text import Text
 from scheduler import arguments, model
 from scheduler.cli.common import (
     json_option,
+    led_fields,
     milliseconds,
     opened_store,
     print_json,
     print_line,
+    read_snapshot,
     server_options,
     settings_of_environment,
     shown,
+    unled,
 )
 from scheduler.cli.failures import Failure, WrongUsage
 from scheduler.cli.process import run_async
@@ -40,6 +43,7 @@ from scheduler.management.commands import (
     encode_command,
 )
 from scheduler.management.pools import DEFAULT_POOL, PoolDocument
+from scheduler.store.control import Led
 from scheduler.store.store import Store
 
 logger = logging.getLogger("scheduler")
@@ -120,7 +124,7 @@ async def _apply(
     """Check, ask, and return what was configured before. Raises: WrongUsage when it is refused."""
     async with opened_store(redis_url, settings) as (store, _):
         before = await _configured(store)
-        snapshot = await store.control.read_snapshot()
+        snapshot = await read_snapshot(store)
         live = {node.pool for node in snapshot.nodes if not node.assigned}
         try:
             documents.applied(before, changes, live, settings)
@@ -223,24 +227,25 @@ _COLUMNS: Final[tuple[Column, ...]] = (
 def pools_ls(redis_url: str | None, as_json: bool) -> None:
     """List the pools that are in force: configured ones, those that nodes name, and `default`.
 
-    Nodes are those that take work. Tenants are those whose sessions prefer the pool; `only` says that it serves nobody
-    else.
+    Nodes are those that take work, as the leading manager says; when none leads, a line tells since when, in JSON `led`
+    and `leader_silence_ms`. Tenants are those whose sessions prefer the pool; `only` says that it serves nobody else.
 
     \b
     Example:
       scheduler pools ls
       scheduler pools ls --json | jq '.[] | select(.configured) | .id'
     """
-    found = run_async(_read(redis_url, settings_of_environment()))
+    found, led = run_async(_read(redis_url, settings_of_environment()))
     if as_json:
-        print_json([_fields(each) for each in found.values()])
+        print_json([_fields(each) | led_fields(led) for each in found.values()])
         return
     table = new_table(*_COLUMNS)
     for name, each in found.items():
         pool = each.pool
         counts = (len(each.nodes), each.slots, each.used)
         add_row(table, name, pool.strategy, *counts, some(pool.fallback, FALLBACK_WIDTH_MAX) or "-", _tenants(pool))
-    print_parts(table if found else Text("no pool is known: no manager has published a snapshot yet"))
+    nothing = Text("no pool is known: no manager has published a snapshot yet")
+    print_parts(table if found else nothing, *[Text(line) for line in unled(led) if found])
 
 
 def _tenants(pool: model.Pool) -> str:
@@ -263,7 +268,7 @@ def pools_show(redis_url: str | None, name: str, as_toml: bool, as_json: bool) -
     """
     if as_toml and as_json:
         raise click.UsageError("--toml and --json: only one of them.")
-    found = run_async(_read(redis_url, settings_of_environment()))
+    found, _ = run_async(_read(redis_url, settings_of_environment()))
     if name not in found:
         near = f"; the nearest is {nearest(name, found)}" if found else ""
         raise Failure(f"no pool {shown(name)!r}{near}")
@@ -276,11 +281,12 @@ def pools_show(redis_url: str | None, name: str, as_toml: bool, as_json: bool) -
         _print_words(each)
 
 
-async def _read(redis_url: str | None, settings: Settings) -> dict[str, InForce]:
-    """Every pool of the published snapshot."""
+async def _read(redis_url: str | None, settings: Settings) -> tuple[dict[str, InForce], Led]:
+    """Every pool of the published snapshot, and whether that is kept up."""
     async with opened_store(redis_url, settings) as (store, _):
+        led = await store.control.led()
         configured = await _configured(store)
-        snapshot = await store.control.read_snapshot()
+        snapshot = await read_snapshot(store)
         names = [node.id for node in snapshot.nodes]
         used = dict(zip(names, await store.reads.used(names), strict=True))
     members: dict[str, list[model.Node]] = {pool.id: [] for pool in snapshot.pools}
@@ -295,7 +301,7 @@ async def _read(redis_url: str | None, settings: Settings) -> dict[str, InForce]
             used=sum(used[node.id] for node in members[pool.id]),
         )
         for pool in snapshot.pools
-    }
+    }, led
 
 
 def _fields(each: InForce) -> dict[str, Any]:

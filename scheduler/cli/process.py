@@ -18,6 +18,7 @@ import click
 
 from scheduler.cli.common import find_server, milliseconds
 from scheduler.cli.failures import BY_SIGNAL, CutOff
+from scheduler.cli.loops import run_through
 from scheduler.config import Settings
 from scheduler.errors import ServerUnavailable
 from scheduler.loop import end_tasks
@@ -82,7 +83,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def run_serving(serve: Serve[T]) -> T:
     """Run a command that serves until it is told to stop. Raises: CutOff on the second signal."""
-    return run_async(_with_signals(serve))
+    return run_through(_with_signals(serve), _loop_factory())
 
 
 async def _with_signals(serve: Serve[T]) -> T:
@@ -176,8 +177,17 @@ async def _until_gone(url: ServerUrl, busy: Callable[[], bool]) -> None:
     heard_s = time.monotonic()
     while busy() or time.monotonic() - heard_s < GONE_MS / 1000:
         await asyncio.sleep(POLL_MS / 1000)
-        if await asyncio.to_thread(ping, url, PING_MS_MAX / 1000):
+        if await _answers(url):
             heard_s = time.monotonic()
+
+
+async def _answers(url: ServerUrl) -> bool:
+    """Whether the server answers. Where that cannot be asked for want of a thread, nothing says that it is gone."""
+    try:
+        return await asyncio.to_thread(ping, url, PING_MS_MAX / 1000)
+    except RuntimeError as error:
+        logger.debug("the server cannot be asked whether it is there: %s", error)
+        return True
 
 
 async def stop_roles(roles: Sequence[Role], stop_ms_max: int = STOP_MS_MAX) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -15,8 +13,9 @@ import click
 
 from scheduler import roles
 from scheduler.attempts import Observer
-from scheduler.cli.common import Fraction, duration, milliseconds, print_line, server_options, settings_of_environment
-from scheduler.cli.failures import CutOff, Failure
+from scheduler.cli.common import Fraction, duration, milliseconds, server_options, settings_of_environment
+from scheduler.cli.failures import CutOff, Failure, as_failure
+from scheduler.cli.loops import threads_run_on
 from scheduler.cli.process import (
     POLL_MS,
     STOP_MS_MAX,
@@ -30,16 +29,17 @@ from scheduler.cli.process import (
     unless_stopped,
     wait_server_option,
 )
+from scheduler.cli.streams import announce
 from scheduler.cli.work import Recorder, label_of, load_handler, pair_of, simulated_work
 from scheduler.config import NUMBER_MAX, Settings
-from scheduler.node import DRAIN_MS_MAX, Node
+from scheduler.errors import SchedulerError
+from scheduler.node import DRAIN_MS_MAX, Node, registration
 from scheduler.store.store import open_store
 from scheduler.url import ServerUrl
 
 logger = logging.getLogger("scheduler")
 
 WORK_MS: Final = 20.0
-THREADS_MS_MAX: Final = 500
 
 
 @click.command(short_help="Run a manager alone.")
@@ -93,7 +93,12 @@ def reaper(redis_url: str | None, wait_server_ms: int) -> None:
 
 def _find_server(redis_url: str | None, wait_ms: int) -> ServerUrl | None:
     """The URL of the server to talk to; None when a signal came first. Raises: InvalidInput, ServerUnavailable."""
-    return run_serving(lambda stopping: unless_stopped(stopping, await_server(redis_url, wait_ms)))
+
+    async def find(stopping: asyncio.Event) -> ServerUrl | None:
+        url = await unless_stopped(stopping, await_server(redis_url, wait_ms))
+        return None if stopping.is_set() else url  # the signal can come while the server is asked, which blocks
+
+    return run_serving(find)
 
 
 def _run_role(redis_url: str | None, start: StartRole, wait_server_ms: int, linger_ms: int = 0) -> None:
@@ -112,7 +117,7 @@ def _run_role(redis_url: str | None, start: StartRole, wait_server_ms: int, ling
         gc.collect()
         gc.freeze()  # what is there by now stays: no collection looks through it again, for tens of milliseconds
         try:
-            print_line("ready")
+            announce("ready")
             await stopping.wait()
             if linger_ms and not await _see_nodes_off(url, settings, linger_ms):
                 stop_ms_max = 0
@@ -213,6 +218,7 @@ def node(
         raise click.UsageError("--work-ms is for simulated work: not with --handler.")
     function = simulated_work(WORK_MS if work_ms is None else work_ms) if handler is None else load_handler(handler)
     recorder = None if record is None else Recorder(record)
+    registration(node_id, capacity, pairs, features, dict(labels), pool, node_version)  # what is wrong is told at once
     settings, url = settings_of_environment(), _find_server(redis_url, wait_server_ms)
     if url is None:
         return
@@ -243,12 +249,18 @@ def node(
         if await unless_stopped(stopping, enter()) is None:
             return
         try:
-            print_line("ready")
+            announce("ready")
             await unless_stopped(stopping, member.stopped())
         finally:
             await _leave(member, url, drain_ms)
 
-    run_serving(serve)
+    try:
+        run_serving(serve)
+    except (SchedulerError, OSError) as error:
+        if threads_run_on():
+            failure = as_failure(error)
+            raise CutOff(failure.exit_code, failure.message) from error
+        raise
     _conclude(member)
 
 
@@ -267,23 +279,14 @@ async def _leave(member: Node, url: ServerUrl, drain_ms: int) -> None:
 
 
 def _conclude(member: Node) -> None:
-    """End as the node did. Raises: Failure; CutOff while a handler's thread still runs, which nobody can stop."""
+    """End as the node did. Raises: Failure; CutOff while a handler still runs, which nobody can stop."""
     failure = ""
     if member.phase == "replaced":
         failure = f"{member.node_id}: a later process of this name has replaced this one"
     elif member.phase != "left":
         failure = f"{member.node_id}: it has not left; it counts as dead when it was silent for long enough"
-    if _threads_run_on():
-        logger.warning("a handler's thread still runs; it is cut off")
+    if member.running or threads_run_on():
+        logger.warning("a handler still runs; it is cut off")
         raise CutOff(1 if failure else 0, failure)
     if failure:
         raise Failure(failure)
-
-
-def _threads_run_on() -> bool:
-    """Whether threads would keep this process alive. Idle ones have been told to end, and need a moment."""
-    until = time.monotonic() + THREADS_MS_MAX / 1000
-    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
-    for thread in others:
-        thread.join(max(0.0, until - time.monotonic()))
-    return any(thread.is_alive() for thread in others)

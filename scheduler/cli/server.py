@@ -16,9 +16,10 @@ from typing import Final, TypeVar
 
 import click
 
-from scheduler.cli.common import log_level_option, print_line
+from scheduler.cli.common import log_level_option
 from scheduler.cli.failures import Failure
 from scheduler.cli.process import linger_option, run_serving
+from scheduler.cli.streams import announce
 from scheduler.errors import InvalidInput, ServerUnavailable
 from scheduler.store.location import (
     Found,
@@ -131,8 +132,8 @@ def has_ended(running: EmbeddedServer) -> ServerUnavailable:
 
 async def _serve(running: EmbeddedServer, stopping: asyncio.Event, linger_ms: int) -> None:
     """Run until told to stop. Raises: ServerUnavailable when the server ended by itself."""
-    print_line(str(parse_url(running.url)))
-    print_line("ready")
+    announce(str(parse_url(running.url)))
+    announce("ready")
     if not await alive_until(stopping, running):
         raise has_ended(running)
     remove_url_file(HERE, running.url)  # at once: nobody who starts now should use a server that is about to end

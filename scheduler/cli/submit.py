@@ -16,9 +16,9 @@ from scheduler.calls import NotSubmitted, Outcome, Submitted
 from scheduler.cli.common import duration, shown
 from scheduler.config import Settings
 from scheduler.errors import InvalidInput, NotAccepted, SchedulerError
-from scheduler.handlers import BYTES, decode_result
 from scheduler.loop import end_tasks
 from scheduler.producer import Producer, Request
+from scheduler.results import BYTES, decode_result
 from scheduler.runtime.index import Index
 from scheduler.store.store import Store
 
@@ -271,8 +271,11 @@ class Awaited:
             kinds = set(self.open.values()) - looked_at
             if not kinds:
                 continue
+            try:
+                index = Index(await self._store.control.read_snapshot())
+            except InvalidInput:  # the leader writes it again
+                continue
             looked_at |= kinds
-            index = Index(await self._store.control.read_snapshot())
             limit = duration(self._store.settings.no_node_grace_ms)
             for needs in sorted(kinds):
                 if not index.members(needs.src_lang, needs.tgt_lang, needs.features, index.scope_of(needs.tenant)):
@@ -286,7 +289,8 @@ class Awaited:
         states = await self._reads.records(looked_at, ("state",))
         for job_id, (state,) in zip(looked_at, states, strict=True):
             if state is None:
-                self._ended(Outcome(job_id=job_id, session_id="", life=0, state="unknown", reason="no_record"))
+                gone = "its retention has ended, or the server has lost its record"
+                self._ended(Outcome(job_id, "", life=0, state="unknown", reason="no_record", detail=gone))
             elif state in model.TERMINAL and job_id in self.open:
                 outcome = await self._reads.outcome(job_id)
                 if outcome is not None:

@@ -12,10 +12,11 @@ import click
 from click.core import ParameterSource
 
 from scheduler import roles
-from scheduler.cli.common import print_line, server_options, settings_of_environment
+from scheduler.cli.common import server_options, settings_of_environment
 from scheduler.cli.failures import WrongUsage
 from scheduler.cli.process import STOP_MS_MAX, StartRole, check_server, run_serving, stop_roles, unless_stopped
 from scheduler.cli.server import HERE, alive_until, data_dir_option, has_ended, own_server
+from scheduler.cli.streams import announce
 from scheduler.config import Settings
 from scheduler.roles import Role
 from scheduler.store.location import Found, find_url, remove_url_file
@@ -77,8 +78,8 @@ async def _serve(url: ServerUrl, settings: Settings, stopping: asyncio.Event, se
             if role is None:
                 return
             started.append(role[0])
-        print_line(str(url))
-        print_line("ready")
+        announce(str(url))
+        announce("ready")
         alive = await alive_until(stopping, server)
         if server is not None:
             remove_url_file(HERE, url.whole)  # at once: nobody who starts now should use a server that is about to end

@@ -16,8 +16,9 @@ from scheduler.attempts import Observer
 from scheduler.audit import Capacity, Run
 from scheduler.clock import SYSTEM_CLOCK
 from scheduler.errors import InvalidInput
-from scheduler.handlers import Handler, Job
+from scheduler.handlers import Handler, Job, check_handler
 from scheduler.node import Node
+from scheduler.tracebacks import describe
 
 
 class _Work(msgspec.Struct):
@@ -58,30 +59,38 @@ def load_handler(name: str) -> Handler:
         sys.path.insert(0, here)
     found: Any = _import(name, module_name)
     for part in path.split("."):
-        if not hasattr(found, part):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
             near = difflib.get_close_matches(part, dir(found), n=1)
             hint = f"; the nearest is {near[0]}" if near else ""
-            raise InvalidInput(f"--handler = {name!r}: {module_name} has no {path}{hint}")
-        found = getattr(found, part)
-    if not callable(found):
-        raise InvalidInput(f"--handler = {name!r}: {path} is a {type(found).__name__}: expected a function of one job")
+            raise InvalidInput(f"--handler = {name!r}: {module_name} has no {path}{hint}") from None
+        except BaseException as error:
+            raise _broken(name, f"looking up {path}", error) from error
+    check_handler(found, f"--handler = {name!r}: {path}")
     return cast(Handler, found)
 
 
 def _import(name: str, module_name: str) -> Any:
     try:
         return importlib.import_module(module_name)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise  # of whoever waits for a slow import
+    except BaseException as error:
         if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
             raise InvalidInput(
                 f"--handler = {name!r}: no module {error.name} in the current directory or among what is installed"
             ) from None
-        raise InvalidInput(
-            f"--handler = {name!r}: importing {module_name} failed: {type(error).__name__}: {error}{_place(error)}"
-        ) from error
+        raise _broken(name, f"importing {module_name}", error) from error
 
 
-def _place(error: Exception) -> str:
+def _broken(name: str, doing: str, error: BaseException) -> InvalidInput:
+    """What somebody's module raised. One that exits must not end the command as if all was well."""
+    what = f"ended the program with {error.code!r}" if isinstance(error, SystemExit) else f"failed: {describe(error)}"
+    return InvalidInput(f"--handler = {name!r}: {doing} {what}{_place(error)}")
+
+
+def _place(error: BaseException) -> str:
     """Where an error was raised, for an error that does not say so itself."""
     if isinstance(error, SyntaxError):
         return ""

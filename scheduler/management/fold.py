@@ -161,20 +161,32 @@ def recover(snapshot: Snapshot, capacities: Mapping[str, CapacityItem], now_ms: 
     for item in capacities.values():
         known = nodes.get(item.node)
         if known is None or known.beat.boot != item.boot or item.slots == 0:
-            beat = NodeBeat(
-                node=item.node,
-                boot=item.boot,
-                capacity=item.slots,
-                draining=item.reason == "draining",
-                healthy=item.reason != "quarantined",
-            )
-            # A node that was dead stays so until it is heard: the dead do not get a new period of grace.
-            heard_ms = 0 if item.reason == "dead" else now_ms
-            nodes[item.node] = Known(beat, heard_ms, dead=item.reason == "dead", partial=True)
+            nodes[item.node] = _of_capacity(item, now_ms)
         else:
             beat = msgspec.structs.replace(known.beat, capacity=item.slots)
             nodes[item.node] = Known(beat, now_ms, suspect=item.reason == "suspect")
     return configure(Fleet(nodes, news=frozenset(nodes)), {})
+
+
+def _of_capacity(item: CapacityItem, now_ms: int) -> Known:
+    """A node of which only a cell knows. The dead stay so until they are heard: they get no new period of grace."""
+    beat = NodeBeat(
+        node=item.node,
+        boot=item.boot,
+        capacity=item.slots,
+        draining=item.reason == "draining",
+        healthy=item.reason != "quarantined",
+    )
+    is_dead = item.reason == "dead"
+    return Known(beat, 0 if is_dead else now_ms, dead=is_dead, partial=True)
+
+
+def adopt(fleet: Fleet, capacities: Mapping[str, CapacityItem], now_ms: int) -> Fleet:
+    """The fleet with those of whom only a cell knows: an earlier life, say, whose later one has left. Who is not heard
+    is dead after a while, as everybody.
+    """
+    unknown = {node: _of_capacity(item, now_ms) for node, item in capacities.items() if node not in fleet.nodes}
+    return _with(fleet, {**fleet.nodes, **unknown}, unknown) if unknown else fleet
 
 
 def listen_anew(fleet: Fleet, now_ms: int) -> Fleet:
@@ -222,6 +234,13 @@ def _not_ahead(fleet: Fleet, now_ms: int) -> Fleet:
         for node, known in fleet.nodes.items()
     }
     return msgspec.structs.replace(fleet, nodes=nodes)
+
+
+def doubtful(fleet: Fleet, names: Iterable[str], now_ms: int, silence_ms: int) -> set[str]:
+    """Those of some nodes that seem to be alive, but were last heard `silence_ms` ago or earlier. Who has not heard all
+    that was said cannot know: they may have died long ago, or a later heartbeat may wait to be read.
+    """
+    return {name for name in names if not (known := fleet.nodes[name]).dead and now_ms - known.heard_ms >= silence_ms}
 
 
 def _many_fall_silent(nodes: Iterable[Known], now_ms: int, silence_ms: int) -> bool:

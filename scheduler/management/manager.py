@@ -24,12 +24,14 @@ from scheduler.keys import is_absurd
 from scheduler.management import commands, fold, pools
 from scheduler.management.commands import Decided, Refused
 from scheduler.management.counting import Counting
-from scheduler.management.hearing import Hearing
+from scheduler.management.hearing import AHEAD_US, BOOT_MAX, Hearing, NotGiven
+from scheduler.management.memory import Memory
 from scheduler.management.picture import Picture, Stored, picture_of, revise, snapshot_of, store, told
 from scheduler.management.pools import PoolDocument
 from scheduler.management.standing import LOOK_MS, Standing
-from scheduler.model import EMPTY_SNAPSHOT, Delta, Pool, Snapshot, limited_kinds, limits_of_pool
+from scheduler.model import EMPTY_SNAPSHOT, Delta, NodeBeat, Pool, Snapshot, boot_order, limited_kinds, limits_of_pool
 from scheduler.store.control import Leading
+from scheduler.store.holders import read_holders
 from scheduler.store.store import Store
 
 logger = logging.getLogger("scheduler.manager")
@@ -64,6 +66,7 @@ class Manager:
         self._settings = settings
         self._clock = clock
         self._epoch: int | None = None
+        self._seen_epoch = 0
         self._fleet = fold.Fleet()
         self._hearing = Hearing()
         self._version = 0
@@ -77,14 +80,17 @@ class Manager:
         self._looked_back_at_ms = 0.0
         self._looked_at_streams_ms = 0.0
         self._standing = Standing(store)
+        self._memory = Memory()
         self._has_lost = False
         self._looked_at_ms = float("-inf")
         self._life = store.connection.life
         self._acknowledge: tuple[str, ...] = ()
         self._unanswered = False
+        self._has_taken = False
         self._written: dict[str, CapacityItem] = {}
         self._unwritten: set[str] = set()
         self._unpublished: set[str] = set()
+        self._withheld: set[str] = set()
         self._lost: dict[str, PoolDocument | None] = {}
         self._counting = Counting(store, settings, self._keep_lead)
         self._recounts = True
@@ -100,8 +106,9 @@ class Manager:
             if not await self._lead():
                 return Report()
             return await self._manage()
-        except Fenced:
+        except Fenced as fenced:
             self._epoch = None
+            self._seen_epoch = max(self._seen_epoch, fenced.epoch)
             raise
 
     async def give_up(self) -> None:
@@ -115,11 +122,12 @@ class Manager:
         now_ms = self._clock.ms()
         if self._epoch is not None and (now_ms - self._led_at_ms) * 3 < self._settings.leader_lease_ms:
             return True
-        answer = await self._store.control.lead(self.name)
+        answer = await self._store.control.lead(self.name, self._seen_epoch)
         if not isinstance(answer, Leading):
             if self._epoch is not None:
                 logger.warning("%s leads no more: %s does", self.name, answer.leader)
             self._epoch = None
+            await self._remember()
             return False
         self._led_at_ms = now_ms
         if answer.epoch != self._epoch:
@@ -130,6 +138,14 @@ class Manager:
             await self._take_over(answer)
             self._epoch = answer.epoch
         return True
+
+    async def _remember(self) -> None:
+        """While another one leads: what is configured, once a second."""
+        if self._clock.ms() - self._looked_at_ms < LOOK_MS:
+            return
+        self._looked_at_ms = self._clock.ms()
+        documents, _ = pools.read(await self._store.control.read_config())
+        self._memory.saw(await self._store.control.read_version(), documents)
 
     async def _keep_lead(self) -> None:
         """Within a step that takes long. Raises: Fenced."""
@@ -147,12 +163,17 @@ class Manager:
         snapshot, self._published = await self._read_snapshot()
         self._version = await self._store.control.read_version()
         self._stored = Stored()
-        capacities = await self._store.reads.capacities()
+        capacities = await self._store.reads.capacities() or await self._find_holders(snapshot)
         documents = await self._read_pools()
+        missing = self._memory.missing(self._version, documents)
+        if missing:
+            names = ", ".join(sorted(missing)[:SHOWN_MAX])
+            logger.warning("%s was lost: the pools %s are written again", self._store.control.keys.config, names)
+        self._lost = dict(missing)
+        documents |= missing
         self._fleet = fold.configure(fold.recover(snapshot, capacities, leading.now_ms), documents)
         self._unwritten, self._unpublished = set(), set()
         self._written = {}
-        self._lost = {}
         self._counting.forget()
         self._recounts = True
         self._acknowledge = ()
@@ -165,6 +186,19 @@ class Manager:
             "%s leads under epoch %d with %d known nodes and %d configured pools",
             self.name, leading.epoch, len(self._fleet.nodes), len(documents),
         )  # fmt: skip
+
+    async def _find_holders(self, snapshot: Snapshot) -> dict[str, CapacityItem]:
+        """Without capacities, which may have been deleted: nodes that only their reservations tell of. Reapers go by
+        the capacities, so their jobs would never come back.
+        """
+        published = {node.id for node in snapshot.nodes}
+        found = {node: item for node, item in (await read_holders(self._store)).items() if node not in published}
+        if found:
+            logger.warning(
+                "%s was lost: %d nodes that hold something count as dead until they are heard",
+                self._store.cell.keys.capacity, len(found),
+            )  # fmt: skip
+        return found
 
     async def _read_snapshot(self) -> tuple[Snapshot, Picture]:
         """The published snapshot; what cannot be read of it is made anew, and nothing of it is built upon."""
@@ -212,10 +246,12 @@ class Manager:
         named = fold.named_pools(self._fleet) if taken.commands else {}
         decided = commands.decide(self._fleet.pools, taken.commands, named, self._settings)
         self._note_news()
+        self._withheld = set() if is_heard else self._doubtful(taken.now_ms)
         capacities = await self._write_capacities()
         await self._recount()
         published = await self._publish(taken.now_ms, decided)
-        self._unanswered = len(taken.commands) >= TAKE_MAX
+        self._memory.saw(self._published.version, self._fleet.pools)
+        self._unanswered = taken.more
         self._has_lost = await self._look() or self._has_lost
         return Report(True, heartbeats, invalid, capacities, published, len(taken.commands))
 
@@ -227,6 +263,12 @@ class Manager:
         sent_ms = self._clock.ms()
         taken = await self._store.control.take(self.name, epoch, self._acknowledge, pending=pending, count=TAKE_MAX)
         self._acknowledge = tuple(heartbeat.id for heartbeat in taken.heartbeats)
+        if taken.groups_made and self._has_taken:
+            logger.warning(
+                "groups of %s or %s were lost: what they had not dealt with is read again",
+                self._store.control.keys.heartbeats, self._store.control.keys.commands,
+            )  # fmt: skip
+        self._has_taken = True
         now_ms = self._clock.ms()
         step_ms = self._server_time.told(taken.now_ms, sent_ms, now_ms)
         if step_ms:
@@ -235,15 +277,25 @@ class Manager:
             self._fleet = fold.listen_anew(self._fleet, taken.now_ms)
         self._taken_at_ms = now_ms
         self._now_ms = taken.now_ms
-        return taken, self._fold(taken.heartbeats, pending if late is None else late)
+        return taken, await self._fold(taken.heartbeats, pending if late is None else late)
 
-    def _fold(self, heartbeats: tuple[Heartbeat, ...], late: bool) -> int:
+    async def _fold(self, heartbeats: tuple[Heartbeat, ...], late: bool) -> int:
         """Fold what can be decoded. Returns how many could not."""
         beats = []
         invalid = 0
+        self._hearing.boot_max = 1_000 * self._now_ms + AHEAD_US
+        last_boot: int | None = None
         for heartbeat in heartbeats:
             try:
-                beat = self._hearing.beat(heartbeat.document, heartbeat.time_ms)
+                try:
+                    beat = self._hearing.beat(heartbeat.document, heartbeat.time_ms)
+                except NotGiven as doubt:
+                    if last_boot is None:
+                        last_boot = await self._store.reads.last_boot()
+                    if not self._was_given(doubt.beat, last_boot):
+                        raise
+                    beat = doubt.beat
+                    self._hearing.believe(heartbeat.document, beat)
             except InvalidInput as error:
                 invalid += 1
                 logger.warning("heartbeat %s is ignored: %s", heartbeat.id, error)
@@ -256,11 +308,26 @@ class Manager:
             logger.debug("heartbeat of %s: %s", each.node, each.why)
         return invalid
 
+    def _was_given(self, beat: NodeBeat, last_boot: int) -> bool:
+        """Whether a boot ahead of the clock was given by `boot`, or is one of a node whose last one was ahead too."""
+        known = self._fleet.nodes.get(beat.node)
+        known_order = boot_order(known.beat.boot) + 1 if known is not None else 0
+        return boot_order(beat.boot) <= min(max(last_boot, known_order), BOOT_MAX - 1)
+
     def _note_news(self) -> None:
         """What is new of nodes is to be written and to be published."""
         self._unwritten |= self._fleet.news
         self._unpublished |= self._fleet.news
         self._fleet = fold.settled(self._fleet)
+
+    def _doubtful(self, now_ms: int) -> set[str]:
+        """Who would take work again by a heartbeat that is older than the silence of the dead. That waits until all
+        that was said has been heard.
+        """
+        known = self._fleet.nodes
+        names = (self._unwritten | self._unpublished) & known.keys()
+        others = {name for name in names if self._written.get(name) != fold.capacity_of(known[name])}
+        return fold.doubtful(self._fleet, others, now_ms, self._settings.silence_ms)
 
     async def _look(self) -> bool:
         """Whether something may be lost that was written, so that all of it is to be compared. What hangs on no other
@@ -294,7 +361,8 @@ class Manager:
         if await self._store.control.stored_version() != self._published.version:
             await self._publish_anew()
         self._recounts = True
-        self._fleet = fold.forget(self._fleet, stored, self._now_ms, FORGET_MS)
+        fleet = fold.adopt(self._fleet, stored, self._now_ms)
+        self._fleet = fold.forget(fleet, {*stored, *lost}, self._now_ms, FORGET_MS)
         self._written = {node: item for node, item in self._written.items() if node in self._fleet.nodes}
 
     async def _look_at_streams(self, epoch: int) -> None:
@@ -325,7 +393,7 @@ class Manager:
         """Write what differs from what we wrote. Returns how many."""
         assert self._epoch is not None
         known = self._fleet.nodes
-        items = [fold.capacity_of(known[node]) for node in sorted(self._unwritten) if node in known]
+        items = [fold.capacity_of(known[node]) for node in sorted(self._unwritten - self._withheld) if node in known]
         changed = [item for item in items if self._written.get(item.node) != item]
         refused, left = set(), set()
         for start in range(0, len(changed), self._settings.batch_max):
@@ -340,7 +408,7 @@ class Manager:
                     self._written[item.node] = item
                 if item.reason == "dead" and answer == "written":
                     logger.warning("node %s is dead: silent for %d ms", item.node, self._settings.silence_ms)
-        self._unwritten = refused
+        self._unwritten = refused | self._withheld
         if left:
             self._fleet = fold.without(self._fleet, left)
             self._unpublished |= left
@@ -373,7 +441,8 @@ class Manager:
             return False
         fleet = fold.configure(self._fleet, decided.documents) if decided.changes else self._fleet
         version = max(self._version + 1, now_ms * 1000)
-        picture, delta = revise(self._published, fleet, self._unpublished | fleet.news, version, self._settings)
+        names = (self._unpublished | fleet.news) - self._withheld
+        picture, delta = revise(self._published, fleet, names, version, self._settings)
         news = delta.size > 0
         kinds = limited_kinds(picture.pools)
         are_others = kinds != self._counting.kinds or _limits(self._published.pools) != _limits(picture.pools)
@@ -387,7 +456,7 @@ class Manager:
         elif decided.answers:
             await self._send(picture, None, self._stored, decided)
         self._fleet, self._published = fleet, picture
-        self._unpublished.clear()
+        self._unpublished = set(self._withheld)
         if are_others:
             await self._counting.settle(self._epoch, kinds, picture.version)
         return news

@@ -41,6 +41,7 @@ class Standing:
         configures, whether it knows of configured pools.
         """
         control, reads = self._store.control, self._store.reads
+        await self._store.connection.retype([control.keys.answers, control.keys.commands, control.keys.heartbeats])
         there = await control.standing(reads.keys)
         if not there.has_layout:
             await self.write_layout()
@@ -54,13 +55,16 @@ class Standing:
             (control.keys.config, lost.config),
         ):
             if is_lost:
-                logger.warning("%s, or what leads to it, was lost: it is written again", key)
+                logger.warning(
+                    "%s, or what leads to it, was lost or changed by somebody else: it is written again", key
+                )
         return lost
 
     async def write_layout(self) -> None:
         """Write what is missing of the layout. One that says otherwise stays, and is named once."""
         try:
             await self._store.control.write_layout()
+            await self._store.cell.write_partitions()
         except ServerRefused as error:
             if str(error) != self._complained:
                 logger.error("the layout was changed by somebody else: %s", error)

@@ -13,7 +13,7 @@ from typing import Final
 
 from scheduler import calls, words
 from scheduler.config import Settings
-from scheduler.runtime.lapses import partition_of, read_lapses
+from scheduler.runtime.lapses import partition_of, read_lapses, unknown_lapses
 from scheduler.store.reads import Reads
 
 logger = logging.getLogger("scheduler.reaper")
@@ -64,12 +64,16 @@ class Ahead:
             for first in range(0, len(found), count):
                 batch = found[first : first + count]
                 until_ms = {(job_id, node): until for job_id, node, until in batch}
-                lapses, _ = await read_lapses(self._reads, list(until_ms))
+                lapses, unknown = await read_lapses(self._reads, list(until_ms))
                 cut = [
                     each.item
                     for each in lapses
                     if each.length_ms and until_ms[each.item.job_id, each.item.node] > now_ms + each.length_ms
                 ]
+                # Of what no record knows the script cuts only what is longer than any lease of it.
+                longest_ms = max(self._settings.start_ms, self._settings.lease_ms)
+                far = [each for each in unknown if until_ms[each] > now_ms + longest_ms]
+                cut += await unknown_lapses(self._reads, far, longest_ms)
                 if cut:
                     logger.warning("the leases of %d jobs lie too far ahead, for the clock went back: cut", len(cut))
                     await self._expire(cut)

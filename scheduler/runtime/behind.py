@@ -12,7 +12,8 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from scheduler.runtime.partitions import Partitions
+from scheduler.errors import InvalidInput
+from scheduler.runtime.partitions import Partitions, counted
 from scheduler.runtime.reader import Reader
 from scheduler.runtime.snapshots import Snapshots
 from scheduler.store.reads import is_behind
@@ -21,6 +22,7 @@ from scheduler.store.store import Store
 logger = logging.getLogger("scheduler.dispatcher")
 
 LOOK_MS: Final = 1_000
+ANEW: Final = "what was known of the one before is forgotten"
 
 
 class Behind:
@@ -55,8 +57,9 @@ class Behind:
         for stream in sorted(behind):
             what = "what comes next is read" if stream == keys.freed else "the partition is claimed anew"
             logger.warning(
-                "%s ends at %s, and was read up to %s: the server has lost writes, or the key was deleted; %s",
-                stream, last_ids[stream] or "nothing", cursors[stream], what,
+                "%s ends at %s, and was read up to %s: %s; %s",
+                stream, last_ids[stream] or "nothing", cursors[stream],
+                await self._store.reads.why_behind(cursors[stream]), what,
             )  # fmt: skip
         if keys.freed in behind:
             reader.restart_freed(last_ids[keys.freed] or "0")
@@ -65,11 +68,22 @@ class Behind:
             self._partitions.begin_anew(lost)
 
     async def _begin_anew(self, reader: Reader) -> None:
-        """Of another process nothing is known, whatever it has. What was remembered must not be sent there either."""
-        self._partitions.life = self._store.connection.life
+        """Of another process nothing is known, whatever it has. What was remembered must not be sent there either.
+
+        The snapshot is read before anything is placed: one of a time that was lost can have a higher version than the
+        server now has, and the cell would believe that it says what is counted.
+        """
+        life = self._store.connection.life
         freed = self._store.cell.keys.freed
         held = self._partitions.held
-        logger.warning("another server process answers: %d partitions are claimed anew", len(held))
+        logger.warning(
+            "another server process answers: %s", f"{counted(len(held), 'partition')} claimed anew" if held else ANEW
+        )
         self._partitions.begin_anew(held)
         reader.restart_freed((await self._store.reads.last_ids([freed]))[0] or "0")
+        try:
+            await self._snapshots.load()
+        except InvalidInput as error:
+            logger.error("the published snapshot is ignored until the leader has written it again: %s", error)
         self._snapshots.begin_anew()
+        self._partitions.life = life

@@ -112,6 +112,19 @@ class Caller:
                 blocked.add(batch[0].session_id)
             return answers
 
-        answered = await or_each_alone(items, reserve, lambda _: calls.Refused("broken")) if items else []
-        answers = iter(answered)
+        answers = iter(await self._each_alone(items, reserve) if items else [])
         return [None if each.placement is None else next(answers) for each in tries]
+
+    async def _each_alone(
+        self,
+        items: Sequence[calls.ReserveItem],
+        reserve: Callable[[Sequence[calls.ReserveItem]], Awaitable[list[Answer]]],
+    ) -> list[Answer]:
+        """A job ends only for what is under its own id; one that fails otherwise is tried again later."""
+        return await or_each_alone(
+            items,
+            reserve,
+            lambda _: calls.Refused("broken"),
+            lambda _: calls.Refused("failed"),
+            lambda item: self._cell.keys.job(item.job_id),
+        )

@@ -74,7 +74,7 @@ class Dispatcher:
         self._clock = clock
         self._random = random
         self._layout = layout
-        self._refusals = Refusals(store.cell, self.partitions, layout, settings.batch_max)
+        self._refusals = Refusals(store.cell, self.partitions, layout, settings.batch_max, clock)
         self._known = Knowledge(store.reads, clock, self.partitions, self.waiting, self.skipped, self.bindings)
         self._placer = Placer(store, settings, self._known, self._refusals, random, clock)
         self._sweep = Sweep(self.waiting, settings)

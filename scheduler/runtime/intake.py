@@ -4,6 +4,7 @@ understands.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -19,6 +20,7 @@ BODY_BYTES_MAX: Final = 2_048
 _DIGITS_MAX: Final = 16  # of a time in milliseconds
 _WITHOUT_OTHERS: Final = frozenset({b"job", b"payload"})  # what a plain XADD of a producer has
 _NAMES_BYTES: Final = sum(map(len, _WITHOUT_OTHERS))
+_NAMED: Final = re.compile(rb'"(job_id|session_id)"\s*:\s*"([!-z|~]{1,128})"')  # as JSON has them
 _DEADLINE_MS_MAX: Final = 10**12  # no process lasts so long; documents can have numbers that no clock can be added to
 
 
@@ -82,8 +84,7 @@ def decode(entry: calls.Entry, cell: int, settings: Settings) -> Job | calls.Rej
         or document_bytes > settings.document_bytes_max
         or other_bytes > settings.other_bytes_max
     ):
-        detail = _too_large(document_bytes, payload_bytes, other_bytes, settings)
-        return refuse(entry, cell, "too_large", detail, document_bytes + payload_bytes + other_bytes)
+        return _refuse_large(entry, (document_bytes, payload_bytes, other_bytes), cell, settings)
     if body is None:
         names = ", ".join(sorted(name.decode(errors="replace") for name in entry.fields))[:100]
         return refuse(
@@ -128,9 +129,33 @@ def by_own_clock(job: Job, entry: calls.Entry, server_ms: int, own_ms: float) ->
 
 def refuse_head(entry: calls.Entry, head: calls.Head, cell: int, settings: Settings) -> calls.RejectItem:
     """A refusal of an entry of which only the head was read, because a part of it is above its limit."""
-    sizes = (head.document_bytes, head.payload_bytes, head.other_bytes)
+    return _refuse_large(entry, (head.document_bytes, head.payload_bytes, head.other_bytes), cell, settings)
+
+
+def _refuse_large(entry: calls.Entry, sizes: tuple[int, int, int], cell: int, settings: Settings) -> calls.RejectItem:
+    """It ends as the job that its document names, if that is within its limit; else the detail says what can be read.
+
+    sizes: bytes of document, of payload, and of all else.
+    """
     detail = _too_large(*sizes, settings) or f"an entry of {sum(sizes)} bytes cannot be read"
-    return refuse(entry, cell, "too_large", detail, sum(sizes))
+    document = entry.fields.get(b"job", b"")
+    if len(document) > settings.document_bytes_max:
+        found = {
+            each[1].decode(): each[2].decode() for each in _NAMED.finditer(document[: settings.document_bytes_max])
+        }
+        said = ", ".join(f"{name} = {value!r}" for name, value in found.items())
+        detail += f"; it says {said}" if said else ""
+    refusal = refuse(entry, cell, "too_large", detail, sum(sizes))
+    if len(document) > settings.document_bytes_max or not document:
+        return refusal
+    try:
+        told = model.decode_job(document)
+        job_id = _job_id(entry, told, cell)
+    except InvalidInput:
+        return refusal
+    return msgspec.structs.replace(
+        refusal, job_id=job_id, session_id=told.session_id, tenant_id=told.tenant_id, reply_to=told.reply_to
+    )
 
 
 def refuse(entry: calls.Entry, cell: int, reason: str, detail: str, size_bytes: int = 0) -> calls.RejectItem:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Final
 
 import msgspec
 
 from scheduler import calls, keys, words
 from scheduler.store.reads import Reads
 
-_FIELDS = ("state", "holder", "entry", "session", "tenant", "reply_to", "policy", "assignment", "started_ms")
+HEADS_AT_ONCE: Final = 1_000
+_FIELDS: Final = ("state", "holder", "entry", "session", "tenant", "reply_to", "policy", "assignment", "started_ms")
 
 
 class Lapse(msgspec.Struct, frozen=True):
@@ -40,14 +42,33 @@ async def read_lapses(reads: Reads, found: Sequence[tuple[str, str]]) -> tuple[l
     return lapses, unknown
 
 
-async def unknown_lapse(reads: Reads, job_id: str, node: str) -> calls.ReleaseItem:
-    """The ending of a reservation whose record was deleted: the inbox says of which session it was, if it is still
-    there.
+async def unknown_lapses(reads: Reads, found: Sequence[tuple[str, str]], lease_ms: int) -> list[calls.ReleaseItem]:
+    """The endings of reservations, (job_id, node) each, whose records were deleted: the inbox says of which sessions
+    they were, if they are still there, and whether their leases are longer than `lease_ms`. None of them lies further
+    ahead than these. It is read once a node, and no body of it.
     """
-    entries = await reads.entries(reads.keys.inbox(node))
-    fields = next((each for _, each in entries if each.get(b"job_id") == job_id.encode()), {})
-    session, tenant = (fields.get(name, b"").decode(errors="replace") for name in (b"session", b"tenant"))
-    return _expiry(job_id, node, 0, session, tenant)
+    nodes = {node for _, node in found}
+    said = {node: {job_id: fields async for job_id, fields in _heads(reads, node)} for node in nodes}
+    items = []
+    for job_id, node in found:
+        fields = said[node].get(job_id.encode(), {})
+        session, tenant, policy, reservation = (
+            fields.get(name, b"").decode(errors="replace")
+            for name in (b"session", b"tenant", b"policy", b"reservation")
+        )
+        first_ms = words.number_of("".join(reservation.split(" ")[7:8])) or 0
+        longest_ms = max(lease_ms, words.policy_of(policy).lease_ms, first_ms)
+        items.append(msgspec.structs.replace(_expiry(job_id, node, 0, session, tenant), delay_ms=longest_ms))
+    return items
+
+
+async def _heads(reads: Reads, node: str) -> AsyncIterator[tuple[bytes, Mapping[bytes, bytes]]]:
+    cursor, is_end = "0", False
+    while not is_end:
+        part = await reads.heads(reads.keys.inbox(node), cursor, HEADS_AT_ONCE)
+        for head in part.heads:
+            yield head.fields.get(b"job_id", b""), head.fields
+        cursor, is_end = part.last_id or cursor, part.is_end
 
 
 def _expiry(job_id: str, node: str, token: int, session: str, tenant: str) -> calls.ReleaseItem:

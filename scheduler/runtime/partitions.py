@@ -8,7 +8,7 @@ holder says that it gave it up. Nobody is asked: without a word of the others an
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from scheduler import calls
 from scheduler.clock import Clock
@@ -106,7 +106,9 @@ class Partitions:
             return stepped
         self._live = seen
         wished = ring.partitions_of(self.owner, seen, self._count)
-        logger.info("%d dispatchers are alive, %d of %d partitions should be ours", len(seen), len(wished), self._count)
+        logger.info(
+            "%s alive, %d of %d partitions should be ours", counted(len(seen), "dispatcher"), len(wished), self._count
+        )
         if wished == self._wished:
             return stepped
         self._wished = wished
@@ -155,7 +157,7 @@ class Partitions:
             self._lanes = {partition: rank % 2 for rank, partition in enumerate(sorted(self._epochs))}
             for partition, epoch in new.items():
                 self._gained(partition, epoch)
-            logger.info("partitions %s are ours", _listed(new))
+            logger.info("%s ours", _named(new))
 
     # ---- what ends ----
 
@@ -174,7 +176,7 @@ class Partitions:
         if held:
             for partition in held:
                 del self._epochs[partition]
-            logger.info("partitions %s are not ours any more", _listed(held))
+            logger.info("%s not ours any more", _named(held))
             self._forget(held)
         if held & self._wished:
             self.hasten()
@@ -189,6 +191,16 @@ class Partitions:
         if self._to_give_up:
             await self._cell.claim(self.owner, (), sorted(self._to_give_up))
             self._to_give_up.clear()
+
+
+def counted(count: int, what: str) -> str:
+    """How many of something are: `1 dispatcher is`, `2 dispatchers are`."""
+    return f"1 {what} is" if count == 1 else f"{count} {what}s are"
+
+
+def _named(partitions: Collection[int]) -> str:
+    listed = _listed(partitions)
+    return f"partition {listed} is" if len(partitions) == 1 else f"partitions {listed} are"
 
 
 def _listed(partitions: Iterable[int]) -> str:

@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scheduler.calls import Entry, RejectItem
 from scheduler.clock import Clock
 from scheduler.config import Settings
+from scheduler.errors import SchedulerError
 from scheduler.loop import end_tasks
 from scheduler.runtime import intake
 from scheduler.runtime.intake import Job
@@ -199,7 +201,8 @@ class Reader:
                 batch = await self._read()
             except Exception as error:
                 level = logging.DEBUG if self._failing else logging.ERROR
-                logger.log(level, "reading the intake failed: %r", error, exc_info=not is_temporary(error))
+                is_known = isinstance(error, SchedulerError) or is_temporary(error)
+                logger.log(level, "reading the intake failed: %s", _told(error), exc_info=not is_known)
                 self._missed = self._failing = self.doubted = True
                 self.nudge()
                 await asyncio.sleep(_PAUSE_AFTER_ERROR_MS / 1000)
@@ -338,6 +341,13 @@ class Reader:
             return {}
         unknown = list(dict.fromkeys(job.session_id for job in jobs if job.session_id not in self._known))
         return dict(zip(unknown, await self._reads.bindings(unknown), strict=True)) if unknown else {}
+
+
+def _told(error: Exception) -> str:
+    """An error in words: some have none of their own."""
+    if isinstance(error, TimeoutError | RedisTimeoutError):
+        return "the server did not answer in time"
+    return str(error) or type(error).__name__
 
 
 def _wake(future: asyncio.Future[None] | None) -> None:

@@ -6,8 +6,9 @@ reapers may run: each of their scripts is checked and safe to repeat, so they ne
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -15,8 +16,10 @@ import msgspec
 from scheduler import calls, model
 from scheduler.clock import SYSTEM_CLOCK, Clock, ServerTime
 from scheduler.config import Settings
+from scheduler.repeats import Repeats
 from scheduler.runtime.ahead import Ahead
-from scheduler.runtime.lapses import partition_of, read_lapses, unknown_lapse
+from scheduler.runtime.duties import each_in_turn
+from scheduler.runtime.lapses import partition_of, read_lapses, unknown_lapses
 from scheduler.runtime.mending import Mender, Seat
 from scheduler.runtime.streams import Streams
 from scheduler.store.connection import or_each_alone
@@ -63,6 +66,7 @@ class Reaper:
         self._ahead = Ahead(store.reads, settings, self._release, self._call_promote)
         self._mender = Mender(store, settings, clock, self._expire_unslotted, self._send_back)
         self._expired: dict[str, int] = {}
+        self._repeats = Repeats(logger, clock)
         self._streams = Streams(store.cell, store.reads, clock)
         self._position = 0
         self._now_ms = 0
@@ -76,23 +80,31 @@ class Reaper:
         """One slice: expire what lapsed, let the dead leave, promote what is due. Returns the counts so far."""
         capacities = await self._store.reads.capacities()
         await self._listen()
-        await self._ahead.step(sorted(capacities), self._now_ms)
+        nodes = sorted(capacities)
+        judges: list[Callable[[], Awaitable[None]]] = []
         if self._may_judge(self._settings.lease_ms):
-            await self._judge(capacities)
-            await self._mender.look(sorted(capacities), self._now_ms)
-        await self._streams.look(sorted(capacities), self._now_ms)
-        await self._promote()  # also by one that was deaf: what is due is nobody's silence
-        await self._trim()
+            judges = [lambda: self._judge(capacities), lambda: self._mender.look(nodes, self._now_ms)]
+        await each_in_turn(
+            lambda: self._ahead.step(nodes, self._now_ms),
+            *judges,
+            lambda: self._streams.look(nodes, self._now_ms),
+            self._promote,  # also by one that was deaf: what is due is nobody's silence
+            self._trim,
+        )
+        self._repeats.step()
         return self.report
 
     async def _judge(self, capacities: Mapping[str, calls.CapacityItem]) -> None:
         nodes = self._slice(sorted(capacities))
-        await self._expire(nodes)
-        for node in nodes:
-            item = capacities[node]
-            if item.reason == "dead" and await self._store.cell.leave(node, item.boot, "dead") == "left":
-                self.report.left += 1
-                logger.info("node %s is gone", node)
+        dead = [capacities[node] for node in nodes if capacities[node].reason == "dead"]
+        await each_in_turn(
+            lambda: self._expire(nodes), *[functools.partial(self._let_leave, item.node, item.boot) for item in dead]
+        )
+
+    async def _let_leave(self, node: str, boot: str) -> None:
+        if await self._store.cell.leave(node, boot, "dead") == "left":
+            self.report.left += 1
+            logger.info("node %s is gone", node)
 
     async def _listen(self) -> None:
         """Ask for the time. Notice when we were deaf, or the server's clock was stepped."""
@@ -142,11 +154,11 @@ class Reaper:
         """(job_id, node) of reservations that nobody renews. The script knows whether that is so."""
         lapses, unknown = await read_lapses(self._store.reads, batch)
         items = [each.item for each in lapses if self._may_judge(each.lease_ms)]
+        items += await unknown_lapses(self._store.reads, unknown, self._settings.lease_ms)
         for job_id, node in unknown:
             logger.warning(
                 "no record says that job %s holds a slot of %s (was it deleted?): the slot becomes free", job_id, node
             )
-            items.append(await unknown_lapse(self._store.reads, job_id, node))
         if items:
             await self._release(items)
 
@@ -158,12 +170,21 @@ class Reaper:
             )
 
     async def _release(self, items: list[calls.ReleaseItem]) -> None:
-        answers = await or_each_alone(items, self._call_release, lambda _: calls.NotReleased("broken"))
+        answers = await or_each_alone(
+            items,
+            self._call_release,
+            lambda _: calls.NotReleased("broken"),
+            own_key=lambda item: self._store.cell.keys.job(item.job_id),
+        )
         for item, answer in zip(items, answers, strict=True):
             if isinstance(answer, calls.Released):
                 self.report.expired += 1
                 self._expired[item.node] = self._expired.get(item.node, 0) + 1
-                logger.warning("job %s: its lease on %s ended, it is %s", item.job_id, item.node, answer.state)
+                self._tell_expired(item, answer.state)
+
+    def _tell_expired(self, item: calls.ReleaseItem, state: str) -> None:
+        line = f"job {item.job_id} of session {item.session_id}: its lease on {item.node} ended, it is {state}"
+        self._repeats.warn(f"jobs are {state}, for their leases on {item.node} ended", lambda: line)
 
     async def _call_release(self, items: Sequence[calls.ReleaseItem]) -> list[calls.Released | calls.NotReleased]:
         layout = self._layout
@@ -189,6 +210,10 @@ class Reaper:
             items, lambda batch: self._store.cell.promote(batch, self._layout.retention_ms), lambda _: "broken"
         )
         self.report.promoted += answers.count("promoted")
+        for (job_id, _, _), answer in zip(items, answers, strict=True):
+            if answer == "dead":
+                line = f"job {job_id} is dead, body_lost: what the stream of delayed bodies held of it is missing"
+                self._repeats.warn("jobs are dead, body_lost", functools.partial(str, line))
 
     async def _trim(self) -> None:
         """Dead entries go with their records, when their retention ends."""

@@ -13,6 +13,8 @@ from typing import Final
 import msgspec
 
 from scheduler import calls, keys
+from scheduler.clock import Clock
+from scheduler.repeats import Repeats
 from scheduler.runtime.partitions import Partitions
 from scheduler.store.cell import Cell
 from scheduler.store.connection import or_each_alone
@@ -28,11 +30,13 @@ BURIED_BYTES_MAX: Final = (
 class Refusals:
     """What is refused and has not ended yet.
 
-    Args: cell; partitions, whose epochs fence each call; layout, for the retentions; batch_max, entries of one call.
+    Args: cell; partitions, whose epochs fence each call; layout, for the retentions; batch_max, entries of one call;
+    clock, the process's own.
     """
 
-    def __init__(self, cell: Cell, partitions: Partitions, layout: calls.Layout, batch_max: int) -> None:
+    def __init__(self, cell: Cell, partitions: Partitions, layout: calls.Layout, batch_max: int, clock: Clock) -> None:
         self.ended = 0
+        self._repeats = Repeats(logger, clock)
         self._cell = cell
         self._partitions = partitions
         self._layout = layout
@@ -50,6 +54,7 @@ class Refusals:
 
     def retry(self) -> None:
         """What could not be ended is tried again by the next `end`."""
+        self._repeats.step()
         self._refused += self._stuck
         self._stuck = []
 
@@ -64,7 +69,9 @@ class Refusals:
         for part in cut(refused, lambda item: item.size_bytes, self._batch_max, BURIED_BYTES_MAX):
             batch = [item for item in part if self._partitions.holds(item.partition, item.epoch)]
             if batch:
-                answers = await or_each_alone(batch, self._reject, lambda _: "broken")
+                answers = await or_each_alone(
+                    batch, self._reject, lambda _: "broken", own_key=lambda item: self._cell.keys.job(item.job_id)
+                )
                 for item, answer in zip(batch, answers, strict=True):
                     self._settle(item, answer)
 
@@ -84,4 +91,13 @@ class Refusals:
             self._stuck.append(item)
         else:
             self.ended += 1
-            logger.info("job %s is rejected: %s: %s", item.job_id, item.reason, item.detail)
+            if answer == "rejected":
+                self._tell(item)
+
+    def _tell(self, item: calls.RejectItem) -> None:
+        """A job that dies is a loss to somebody, one that was cancelled is not."""
+        if item.reason == "cancelled":
+            logger.info("job %s of session %s is cancelled: %s", item.job_id, item.session_id, item.detail)
+            return
+        line = f"job {item.job_id} of session {item.session_id} is dead, {item.reason}: {item.detail}"
+        self._repeats.warn(f"jobs are dead, {item.reason}", lambda: line)

@@ -11,14 +11,16 @@ from typing import Final, Literal
 import msgspec
 
 from scheduler.model import Verdict
+from scheduler.texts import DETAIL_LENGTH_MAX, cut_middle, storable
 
-_DETAIL_LENGTH_MAX: Final = 500
 _JITTER: Final = 0.2
 _DELAY_MS_MAX: Final = 1_000_000_000_000  # that `release` takes
 
 
 class Ending(msgspec.Struct, frozen=True):
-    """A verdict and what goes with it; see calls.ReleaseItem. reason: one word, detail: for a person."""
+    """A verdict and what goes with it; see calls.ReleaseItem. reason: one word, detail: for a person; error: what the
+    handler raised, for the log.
+    """
 
     verdict: Verdict
     state: Literal["completed", "failed"] = "completed"
@@ -27,11 +29,12 @@ class Ending(msgspec.Struct, frozen=True):
     detail: str = ""
     content_type: str = ""
     result: bytes = b""
+    error: BaseException | None = None
 
 
 def clean(text: str) -> str:
     """A text that every server and terminal takes: bounded, and without half characters (file names have them)."""
-    return text[:_DETAIL_LENGTH_MAX].encode(errors="backslashreplace").decode()
+    return cut_middle(storable(text), DETAIL_LENGTH_MAX)
 
 
 def completed(content_type: str, result: bytes) -> Ending:
@@ -69,6 +72,11 @@ def failed(
 def too_large(size_bytes: int, bytes_max: int) -> Ending:
     """The handler returned more than a result may be: failed, because it would do so again."""
     return rejected(f"a result of {size_bytes} bytes: expected at most {bytes_max}", reason="too_large")
+
+
+def unencodable(detail: str) -> Ending:
+    """The handler returned what cannot be stored as it is: failed, because it would do so again."""
+    return rejected(f"the result cannot be kept: {detail}", reason="unencodable")
 
 
 def overrun() -> Ending:

@@ -16,27 +16,33 @@ from scheduler.clock import Clock
 from scheduler.keys import is_absurd
 from scheduler.runtime.partitions import Partitions
 from scheduler.store.cell import Cell
-from scheduler.store.reads import Reads
+from scheduler.store.reads import Reads, position
 
 logger = logging.getLogger("scheduler.streams")
 
 LOOK_MS: Final = 1_000
 CALLS_MAX: Final = 10_000  # of one try to rebuild a stream, which goes on with the next look
-INBOXES_MAX: Final = 1_000  # that one look asks for; of more, some have their turn a second later
+MARGIN_MS: Final = 10_000  # ids that a stream gives between two looks are no further ahead
+INBOXES_MIN: Final = 20  # that one look asks for at least; of more, some have their turn a second later
+INBOXES_MAX: Final = 1_000
+CALL_MS: Final = 10  # that a call should take, and with it the server: it makes two bodies of each stream
 
 
-async def rebuild(cell: Cell, stream: str, last_id: str, field: str, hold: tuple[int, int] | None = None) -> bool:
+async def rebuild(
+    cell: Cell, stream: str, last_id: str, field: str, hold: tuple[int, int] | None = None, above_ms: int = 0
+) -> bool:
     """Rebuild a stream. Any number of processes may do so at once, and each goes on where the last one stopped.
 
     Args: cell; stream; last_id, what is absurd; field, of a record, that names an entry of the stream; hold,
-    (partition, epoch) of an intake. Returns: whether it takes entries again.
+    (partition, epoch) of an intake; above_ms, above all ids that it gave before, 0 for unknown. Returns: whether it
+    takes entries again.
     """
     logger.warning("stream %s has the id %s, which no clock gives, and takes no entry: it is rebuilt", stream, last_id)
     job_ids: tuple[bytes, ...] = ()
     for _ in range(CALLS_MAX):
-        found = await cell.rebuild(stream, field, job_ids, hold)
+        found = await cell.rebuild(stream, field, job_ids, hold, above_ms)
         if found.answer == "records":
-            job_ids = found.job_ids
+            job_ids = tuple(dict.fromkeys((*job_ids, *found.job_ids)))  # it names those that are missing
         elif found.answer == "rebuilt":
             kept, renamed = found.entries, found.renamed
             logger.warning("stream %s takes entries again: %d kept their ids, %d have new ones", stream, kept, renamed)
@@ -54,6 +60,7 @@ class Intakes:
         self._reads = reads
         self._partitions = partitions
         self._rebuilt: set[int] = set()
+        self._above_ms: dict[int, int] = {}
 
     async def look(self) -> bool:
         """Rebuild what takes no entry any more. Returns whether something is to be claimed anew."""
@@ -62,8 +69,15 @@ class Intakes:
         last_ids = await self._reads.last_ids(streams) if streams else []
         now_ms = self._partitions.server_ms()
         for hold, stream, last_id in zip(held, streams, last_ids, strict=True):
-            if is_absurd(last_id, now_ms) and await rebuild(self._cell, stream, last_id, "entry", hold):
-                self._rebuilt.add(hold[0])
+            partition = hold[0]
+            if not last_id:
+                continue
+            if not is_absurd(last_id, now_ms):
+                self._above_ms[partition] = max(self._above_ms.get(partition, 0), position(last_id)[0] + MARGIN_MS)
+            elif await rebuild(self._cell, stream, last_id, "entry", hold, self._above_ms.get(partition, 0)):
+                self._rebuilt.add(partition)
+        # Whoever holds it meanwhile may give more.
+        self._above_ms = {each: ms for each, ms in self._above_ms.items() if each in self._partitions.epochs}
         return bool(self._rebuilt)
 
     def begin_anew(self) -> None:
@@ -82,9 +96,10 @@ class Streams:
         self._clock = clock
         self._due_ms = 0.0
         self._position = 0
+        self._at_once = INBOXES_MIN
 
     async def look(self, nodes: Sequence[str], now_ms: int) -> None:
-        """Rebuild what takes no entry any more, once a second.
+        """Rebuild what takes no entry any more, once a second; of the inboxes a part, as many as are told fast.
 
         Args: nodes, all that there are, in an order that stays; now_ms, of the server.
         """
@@ -93,11 +108,14 @@ class Streams:
         self._due_ms = self._clock.ms() + LOOK_MS
         if self._position >= len(nodes):
             self._position = 0
-        chosen = nodes[self._position : self._position + INBOXES_MAX]
-        self._position += INBOXES_MAX
+        chosen = nodes[self._position : self._position + self._at_once]
+        self._position += self._at_once
         keys = self._cell.keys
-        fields = {keys.parked: "parked_id", keys.dead: "dead_id"} | {keys.inbox(node): "assignment" for node in chosen}
+        fields = {keys.inbox(node): "assignment" for node in chosen} | {keys.parked: "parked_id", keys.dead: "dead_id"}
+        asked_at_ms = self._clock.ms()
         last_ids = await self._reads.last_ids(list(fields))
+        is_long = self._clock.ms() - asked_at_ms > CALL_MS
+        self._at_once = max(self._at_once // 2, INBOXES_MIN) if is_long else min(2 * self._at_once, INBOXES_MAX)
         for (stream, field), last_id in zip(fields.items(), last_ids, strict=True):
             if is_absurd(last_id, now_ms):
                 await rebuild(self._cell, stream, last_id, field)

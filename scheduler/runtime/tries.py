@@ -104,7 +104,7 @@ def refusal_of(job: Job, answer: calls.Refused, cell: int) -> calls.RejectItem |
     if answer.why == "mismatch":
         return _refuse_mismatch(job, answer.submitted)
     if answer.why == "broken":
-        return refuse_job(job, "invalid", "its placement fails; what is stored under its id is no job record")
+        return refuse_job(job, "invalid", "what is stored under its id is no job record")
     return None
 
 

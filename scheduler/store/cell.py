@@ -6,12 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
+from redis.exceptions import RedisError
 
 from scheduler import calls, keys, model
 from scheduler.config import Settings
-from scheduler.errors import Fenced
-from scheduler.store.connection import Argument, Connection
+from scheduler.errors import Fenced, ServerUnavailable
+from scheduler.store.connection import Argument, Connection, keeping_cancellation
+from scheduler.store.reads import time_of
 
+RENAMED_MAX: Final = 10_000  # entries that get other ids in one step: about 100 ms of the server
 REBUILT_BYTES_MAX: Final = 500_000  # of entries that one call of `rebuild` copies: about 10 ms of the server
 Leaves = Literal["leaves", "drained", "dead"]
 
@@ -89,6 +92,10 @@ def _not_released(given: Sequence[bytes]) -> calls.NotReleased:
     return calls.NotReleased(why, given[1].decode(errors="replace") if why == "invalid" else "")
 
 
+def _fenced(epoch: int, seen: str) -> Fenced:
+    return Fenced(f"leader epoch {epoch} is over: {seen} was seen", int(seen))
+
+
 class Cell:
     """Everything under the tag `{sched:<cell>}`."""
 
@@ -99,6 +106,11 @@ class Cell:
         self._settings = settings
 
     # ---- ownership and capacity ----
+
+    async def write_partitions(self) -> None:
+        """Tell `submit` how many partitions there are. That never changes, so anybody may write it, and late."""
+        client, partitions = self._connection.commands, self._settings.partitions
+        await self._connection.patiently(lambda: client.set(self.keys.partitions, partitions))
 
     async def claim(
         self, owner: str, take: Iterable[int], give_up: Iterable[int] = ()
@@ -135,7 +147,7 @@ class Cell:
             arguments += [item.node, item.slots, item.boot, item.reason]
         answer = await self._connection.call("capacity", names, arguments)
         if answer[0] == b"fenced":
-            raise Fenced(f"leader epoch {epoch} is over: {answer[1].decode()} was seen")
+            raise _fenced(epoch, answer[1].decode())
         return [word.decode() for word in answer[1:]]
 
     async def boot(self, node: str) -> tuple[int, int, dict[str, int]]:
@@ -147,7 +159,7 @@ class Cell:
             "boot", [self.keys.last_boot, self.keys.capacity, self.keys.slots(node)], [node]
         )
         held = answer[2]
-        return answer[0], int(answer[1]), {held[i].decode(): int(float(held[i + 1])) for i in range(0, len(held), 2)}
+        return answer[0], int(answer[1]), {held[i].decode(): time_of(held[i + 1]) for i in range(0, len(held), 2)}
 
     async def count(
         self, epoch: int, counted: calls.Counted, items: Sequence[calls.CountItem] = ()
@@ -166,7 +178,7 @@ class Cell:
         names = [self.keys.leader_epoch, self.keys.counted, *[self.keys.slots(node) for node in nodes], *job_keys]
         answer = await self._connection.call("count", names, [epoch, str(counted), len(nodes), *nodes, *body])
         if answer[0] == b"fenced":
-            raise Fenced(f"leader epoch {epoch} is over: {answer[1].decode()} was seen")
+            raise _fenced(epoch, answer[1].decode())
         return answer[1] == b"changed", [word.decode() for word in answer[2:]]
 
     async def uncount(self, kind: str, name: str, job_ids: Sequence[str]) -> list[str]:
@@ -197,6 +209,7 @@ class Cell:
             body += [item.nonce, item.document, item.payload]
         names = [self.keys.jobs(partition) for partition in partitions]
         names += [self.keys.job(item.job_id) for item in items]
+        names.append(self.keys.partitions)
         arguments = [len(partitions), self._settings.backlog_max, *partitions, *body]
         answer = await self._connection.call("submit", names, arguments)
         answers: list[calls.Submitted | calls.NotSubmitted] = []
@@ -319,6 +332,24 @@ class Cell:
         ]
         return answer[0], answers
 
+    async def describe(self, items: Sequence[calls.ReleaseItem], retention_ms: int) -> list[str]:
+        """Keep the details of failed attempts, once they have been released. One try: nothing waits for it.
+
+        Returns: described, stale, unknown or invalid for each. Raises: ServerUnavailable, also when the memory of the
+        server is full.
+        """
+        names: list[str] = []
+        arguments: list[Argument] = [retention_ms]
+        for item in items:
+            names += [self.keys.job(item.job_id), self.keys.detail(item.job_id)]
+            arguments += [item.job_id, item.token, item.detail]
+        try:
+            call = self._connection.call_once(self._connection.commands, "describe", names, arguments)
+            answer = await keeping_cancellation(call)
+        except (RedisError, OSError) as error:
+            raise ServerUnavailable(f"details of failed attempts are not kept: {error}") from error
+        return [given[0].decode() for given in answer]
+
     async def reject(
         self, items: Sequence[calls.RejectItem], retention_ms: int, dead_retention_ms: int, life: str = ""
     ) -> list[str]:
@@ -354,19 +385,25 @@ class Cell:
         return [given[0].decode() for given in answer[1:]]
 
     async def rebuild(
-        self, stream: str, field: str, job_ids: Sequence[bytes] = (), hold: tuple[int, int] | None = None
+        self,
+        stream: str,
+        field: str,
+        job_ids: Sequence[bytes] = (),
+        hold: tuple[int, int] | None = None,
+        above_ms: int = 0,
     ) -> calls.Rebuilding:
         """Go on with the copy that takes the place of a stream whose ids are absurd.
 
         Args: stream; field, of a record, that names an entry of it; job_ids, of entries that get new ids, as asked for
-        by an earlier answer; hold, (partition, epoch) of an intake.
+        by earlier answers; hold, (partition, epoch) of an intake; above_ms, above all ids that were given before, 0 for
+        unknown.
         """
         partition, epoch = ("", 0) if hold is None else hold
         job_keys = [self.keys.job("").encode() + job_id for job_id in job_ids]
         answer = await self._connection.call(
             "rebuild",
-            [self.keys.owners, stream, self.keys.rebuilt(stream), *job_keys],  # type: ignore[list-item]
-            [partition, epoch, field, REBUILT_BYTES_MAX, *job_ids],
+            [self.keys.owners, stream, self.keys.rebuilt(stream), self.keys.renamed(stream), *job_keys],  # type: ignore[list-item]
+            [partition, epoch, field, REBUILT_BYTES_MAX, RENAMED_MAX, above_ms, *job_ids],
         )
         word = answer[0].decode()
         if word == "records":

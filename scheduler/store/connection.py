@@ -12,7 +12,6 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -20,7 +19,8 @@ from redis.exceptions import InvalidResponse, NoScriptError, RedisError, Respons
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scheduler.clock import SYSTEM_CLOCK, Clock
-from scheduler.errors import SchedulerError, ServerRefused, ServerReplaced, ServerUnavailable
+from scheduler.errors import SchedulerError, ServerRefused, ServerReplaced, ServerUnavailable, WrongType
+from scheduler.store import retyping
 from scheduler.store.address import connection_class, connection_options, tls_context
 from scheduler.store.packing import PACKING, Cap
 from scheduler.store.pool import Pool
@@ -114,20 +114,33 @@ async def ask(client: Client, *command: Argument, life: str = "", cap: Cap | Non
 
 
 async def or_each_alone(
-    items: Sequence[Item], call: Callable[[Sequence[Item]], Awaitable[list[Answer]]], broken: Callable[[Item], Answer]
+    items: Sequence[Item],
+    call: Callable[[Sequence[Item]], Awaitable[list[Answer]]],
+    broken: Callable[[Item], Answer],
+    failed: Callable[[Item], Answer] | None = None,
+    own_key: Callable[[Item], str] | None = None,
 ) -> list[Answer]:
     """Call with all items; after an error inside the script with each alone, so that only the one at fault suffers.
 
-    Args: items; call, gives an answer for each of the items it is called with; broken, the answer for the one at fault.
+    Args: items; call, gives an answer for each of the items it is called with; broken, the answer for the one at fault;
+    failed, if given, the answer when nothing shows that it is; own_key, the key of an item's own, its record.
+    Raises: WrongType of a key that all of them share, or of a node: no item is at fault.
     """
     try:
         return await call(items)
-    except ScriptFailed as error:
+    except WrongType as error:
+        if own_key is None or not {own_key(item) for item in items}.issuperset(error.keys):
+            raise
         if len(items) == 1:
             logger.error("%s", error)
             return [broken(items[0])]
+        return [answer for item in items for answer in await or_each_alone([item], call, broken, failed, own_key)]
+    except ScriptFailed as error:
+        if len(items) == 1:
+            logger.error("%s", error)
+            return [(failed or broken)(items[0])]
         logger.error("a batch of %d failed, each is tried alone: %s", len(items), error)
-        return [answer for item in items for answer in await or_each_alone([item], call, broken)]
+        return [answer for item in items for answer in await or_each_alone([item], call, broken, failed, own_key)]
 
 
 class Connection:
@@ -137,7 +150,8 @@ class Connection:
     for ever, which is what long-running roles want); clock, the process's own; classes, of the pool's connections.
     Attributes: url, whose text holds no credentials; life, the run_id of the server process that the newest connection
     leads to: whoever remembers what he has read compares it, for another process may have less, or other data. Empty
-    when the server does not say.
+    when the server does not say. mends, whether keys that hold another type than belongs there are deleted by those who
+    meet them, which roles do.
     """
 
     def __init__(
@@ -150,6 +164,7 @@ class Connection:
         self.url = parse_url(url)
         self._tls = tls_context(self.url)
         self.life = ""
+        self.mends = False
         self._patience_ms = patience_ms
         self._clock = clock
         self._classes = classes
@@ -157,7 +172,7 @@ class Connection:
         self.commands = self._client(COMMAND_TIMEOUT_MS)
 
     def _client(self, socket_timeout_ms: int | None) -> Client:
-        client: Client = Redis.from_pool(self._pool(socket_timeout_ms))
+        client: Client = retyping.NamingClient.from_pool(self._pool(socket_timeout_ms))
         self._clients.append(client)
         return client
 
@@ -219,7 +234,7 @@ class Connection:
             return await self.call_once(self.commands, name, keys, arguments, life)
 
         try:
-            answer: list[Any] = await self.patiently(once)
+            answer: list[Any] = await self.explaining(lambda: self.patiently(once), keys)
         except ResponseError as error:
             raise ScriptFailed(f"{name}: {error}") from error
         return sent_ms, answer
@@ -250,7 +265,41 @@ class Connection:
             answers: list[Any] = await pipeline.execute()
             return answers
 
-        return await self.patiently(once) if commands else []
+        return await self.explaining(lambda: self.patiently(once), commands) if commands else []
+
+    async def explaining(self, attempt: Callable[[], Awaitable[T]], words: Sequence[object] = ()) -> T:
+        """What `attempt` comes to. One that the server refused because a key holds another type than belongs there is
+        made again once that is deleted: here by roles, for which all others wait a little.
+
+        Args: attempt, safe to repeat; words, its keys, perhaps among others, or its commands; empty when its error
+        tells.
+        Raises: WrongType, which names the keys; else what `attempt` raises.
+        """
+        tries = 0
+        while True:
+            try:
+                return await attempt()
+            except ResponseError as error:
+                names = retyping.keys_of(words or getattr(error, "command", ()))
+                wrong = await retyping.find_wrong(self.commands, names) if names and not is_temporary(error) else {}
+                tries += 1
+                is_deleted = not wrong and bool(names) and "WRONGTYPE" in str(error)  # by somebody else meanwhile
+                if not wrong and not (is_deleted and tries <= retyping.TRIES_MAX):
+                    raise
+                if tries > retyping.TRIES_MAX or any(retyping.kind_of(key) in retyping.KEPT for key in wrong):
+                    raise retyping.wrong_type(wrong) from error
+            if self.mends:
+                await self.retype(list(wrong))
+            else:
+                await asyncio.sleep(retyping.WAIT_MS / 1000)
+
+    async def retype(self, names: Sequence[str]) -> None:
+        """Delete those of these keys that hold another type than belongs there, and say so."""
+        for keys in retyping.by_tag(names):
+            expected = [retyping.TYPES[retyping.kind_of(key)] for key in keys]
+            for key, answer in zip(keys, await self.call("retype", keys, expected), strict=True):
+                if answer[0] == b"deleted":
+                    retyping.tell_deleted(key, *[word.decode(errors="replace") for word in answer[1:]])
 
     async def patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Repeat `attempt` while its failure is temporary and patience lasts. It must be safe to repeat."""

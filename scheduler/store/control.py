@@ -19,8 +19,9 @@ from scheduler.store.scripts import load_scripts
 VERSION_BLOCK_MS: Final = 1_000
 DELTAS_AT_ONCE: Final = 100  # that one read returns: each can be of some 10,000 bytes
 CLOSED_MS_MAX: Final = 3_000  # for which a stream of commands may take no entry
+HEAD_BYTES: Final = 64  # of a stored snapshot, by which one that somebody else wrote is known
 READS_MAX: Final = 3  # of a snapshot, until what was read belongs together
-COMMANDS_MAX: Final = 1_000  # entries of the stream: answered ones, and as many as anybody could ask for at once
+COMMANDS_MAX: Final = 1_000  # entries of the stream: as many as anybody could ask for at once
 
 
 class Leading(msgspec.Struct, frozen=True):
@@ -46,7 +47,8 @@ class Beaten(msgspec.Struct, frozen=True):
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """What is there of what is written once. has_layout: all of it, as we would write it; nodes: that have a capacity;
+    """What is there of what is written once. has_layout: all of it, as we would write it, and the cell's part of it;
+    nodes: that have a capacity;
     version: the published one, 0 while there is none, None when something that leads to it is missing.
     """
 
@@ -57,6 +59,13 @@ class Standing(msgspec.Struct, frozen=True):
     version: int | None
 
 
+class Led(msgspec.Struct, frozen=True):
+    """Whether a manager leads, and for how long the last one has not been heard, None when nothing is known of one."""
+
+    is_led: bool
+    silence_ms: int | None
+
+
 class Control:
     """Everything under the tag `{sched}`."""
 
@@ -65,6 +74,7 @@ class Control:
         self._connection = connection
         self._settings = settings
         self._blocking: Client | None = None
+        self._written: tuple[int, bytes] | None = None  # size and head of the snapshot that is to be stored, if known
 
     async def write_layout(self) -> calls.Layout:
         """Agree on the layout: written if there is none, compared if there is one.
@@ -78,7 +88,7 @@ class Control:
         for script in load_scripts().values():
             arguments += [f"script:{script.name}", script.source]
         answer = await self._connection.call("layout", [self.keys.layout], arguments)
-        stored = {answer[i].decode(): answer[i + 1].decode() for i in range(1, len(answer), 2)}
+        stored = {answer[i].decode(): answer[i + 1].decode(errors="replace") for i in range(1, len(answer), 2)}
         self._check_protocol(stored["protocol"])
         for field, value in wanted.items():
             if stored[field] != str(value):
@@ -102,35 +112,58 @@ class Control:
     async def standing(self, cell: keys.CellKeys) -> Standing:
         """What is there of what is written once, in one round trip."""
         wanted = self._layout_wanted()
-        stored, fields, epoch, nodes, configs, *version = await self._connection.all_of(
+        stored, fields, partitions, epoch, nodes, configs, *version = await self._connection.all_of(
             [
                 ("HMGET", self.keys.layout, *wanted),
                 ("HLEN", self.keys.layout),
+                ("GET", cell.partitions),
                 ("GET", cell.leader_epoch),
                 ("HLEN", cell.capacity),
-                ("EXISTS", self.keys.config),
+                ("HLEN", self.keys.config),
                 *self._version_questions(),
             ]
         )
         is_same = stored == [str(value).encode() for value in wanted.values()]
+        is_same = is_same and partitions == str(self._settings.partitions).encode()
         return Standing(
             has_layout=is_same and int(fields) >= len(wanted) + len(load_scripts()),
-            leader_epoch=int(epoch or 0),
+            leader_epoch=_number(epoch),
             nodes=int(nodes),
             has_config=bool(configs),
-            version=_whole_version(*version),
+            version=self._whole_version(*version),
         )
+
+    async def led(self) -> Led:
+        """Who leads renews its lease, so its end tells when it was heard last; one that gave up has said when."""
+        fields = ("name", "until_ms", "lease_ms")
+        stored, (seconds, microseconds) = await self._connection.all_of(
+            [("HMGET", self.keys.leader, *fields), ("TIME",)]
+        )
+        now_ms = int(seconds) * 1_000 + int(microseconds) // 1_000
+        name, until_ms, lease_ms = stored[0], _number(stored[1]), _number(stored[2])
+        if not until_ms:
+            return Led(False, None)
+        return Led(bool(name) and until_ms > now_ms, max(0, now_ms - until_ms + (lease_ms if name else 0)))
 
     async def read_layout(self) -> calls.Layout | None:
         """The stored layout, None while no manager has written it. Raises: ServerRefused for another protocol."""
         names = calls.Layout.__struct_fields__
 
         values = await self._command(lambda client: client.hmget(self.keys.layout, list(names)))
-        stored = {name: value.decode() for name, value in zip(names, values, strict=True) if value is not None}
+        stored = {
+            name: value.decode(errors="replace") for name, value in zip(names, values, strict=True) if value is not None
+        }
         if not stored:
             return None
         # First of all: of the other fields another protocol may have made something else.
         self._check_protocol(stored.get("protocol", "none"))
+        wrong = {name: value for name, value in stored.items() if not value.isdigit()}
+        if wrong:
+            said = ", ".join(f"{name} = {value!r}" for name, value in wrong.items())
+            raise ServerRefused(
+                f"{self._connection.url}: {self.keys.layout} says {said}: expected numbers; somebody else wrote it; "
+                f"delete the key, and the leading manager writes it again"
+            )
         return _layout({name: stored.get(name, "0") for name in names})
 
     def _check_protocol(self, stored: str) -> None:
@@ -164,16 +197,17 @@ class Control:
         )
         return Beaten(now_ms=answer[0], live=tuple(member.decode() for member in answer[1]))
 
-    async def lead(self, name: str) -> Leading | Following:
-        """Take or keep the leadership."""
-        answer = await self._connection.call("lead", [self.keys.leader], [name, self._settings.leader_lease_ms, "take"])
+    async def lead(self, name: str, floor: int = 0) -> Leading | Following:
+        """Take or keep the leadership. floor: an epoch that was seen in a cell; ours will be above it."""
+        lease_ms = self._settings.leader_lease_ms
+        answer = await self._connection.call("lead", [self.keys.leader], [name, lease_ms, "take", floor])
         if answer[0] == b"leading":
             return Leading(epoch=int(answer[1]), now_ms=answer[2])
         return Following(leader=answer[1].decode(), until_ms=answer[2], now_ms=answer[3])
 
     async def give_up_lead(self, name: str) -> None:
         """Stop leading at once, so that a standby need not wait for the lease."""
-        await self._connection.call("lead", [self.keys.leader], [name, 0, "give_up"])
+        await self._connection.call("lead", [self.keys.leader], [name, 0, "give_up", 0])
 
     async def take(
         self, name: str, epoch: int, acknowledge: Sequence[str] = (), *, pending: bool = False, count: int = 1_000
@@ -181,7 +215,7 @@ class Control:
         """Read the next heartbeats and commands, acknowledging the last heartbeats.
 
         Args: name, epoch of the leader; acknowledge, ids of the heartbeats of the last take; pending, what an earlier
-        leader left unanswered; count, entries of each stream. Raises: Fenced.
+        leader left unanswered; count, entries of each stream, of commands at most 4 MiB or one. Raises: Fenced.
         """
         answer = await self._connection.call(
             "take",
@@ -203,6 +237,8 @@ class Control:
             now_ms=now_ms,
             heartbeats=_heartbeats(answer[2], now_ms),
             commands=tuple(calls.Command(id=entry[0].decode(), fields=_fields(entry[1])) for entry in answer[3]),
+            more=bool(answer[4]),
+            groups_made=answer[5],
         )
 
     async def publish(
@@ -225,6 +261,7 @@ class Control:
         Raises: Fenced, also when a higher version is stored already; Lost when the delta does not fit what is stored.
         """
         news = snapshot or delta
+        whole = model.encode_snapshot(snapshot) if snapshot else b""
         arguments: list[Argument] = [
             name,
             epoch,
@@ -232,7 +269,7 @@ class Control:
             news.version if news else 0,
             delta.before if delta else 0,
             model.encode_delta(delta) if delta and delta.size else b"",
-            model.encode_snapshot(snapshot) if snapshot else b"",
+            whole,
             oldest,
             self._settings.answers_max,
             len(sets or {}),
@@ -254,6 +291,8 @@ class Control:
             raise Fenced(f"version {answer[1].decode()} is stored already")
         if answer[0] == b"lost":
             raise Lost(f"version {answer[1].decode()} is stored, from which the new one does not lead on")
+        if whole:
+            self._written = len(whole), whole[:HEAD_BYTES]
 
     async def restart(self, name: str, epoch: int, stream: str) -> str:
         """Begin a stream whose ids are absurd anew, once all of it was taken and dealt with.
@@ -286,7 +325,8 @@ class Control:
             [("MGET", self.keys.snapshot, self.keys.version), ("XRANGE", self.keys.deltas, "-", "+")]
         )
         stored = model.EMPTY_SNAPSHOT if data is None else model.decode_snapshot(data)
-        version = int(stored_version or stored.version)
+        self._written = None if data is None else (len(data), data[:HEAD_BYTES])
+        version = _number(stored_version) if stored_version else stored.version
         after = [_delta(fields) for entry, fields in entries if stored.version < _version_of(entry) <= version]
         found = deltas.chain(stored.version, after)
         if found is None or (found[-1] if found else stored).version != version:
@@ -295,7 +335,7 @@ class Control:
 
     async def read_version(self) -> int:
         """The published version, 0 while there is none."""
-        return int(await self._command(lambda client: client.get(self.keys.version)) or 0)
+        return _number(await self._command(lambda client: client.get(self.keys.version)))
 
     async def read_config(self) -> dict[str, bytes]:
         """The durable configuration: field -> document."""
@@ -358,7 +398,10 @@ class Control:
         Returns: what was, in order, None for an entry that only says that there is another version; and the id of the
         last entry, `after` if there was none. The entry of a version is `version_entry`.
         """
-        entries = await self._read_blocking(self.keys.deltas, after, VERSION_BLOCK_MS, DELTAS_AT_ONCE)
+        stream = self.keys.deltas
+        entries = await self._connection.explaining(
+            lambda: self._read_blocking(stream, after, VERSION_BLOCK_MS, DELTAS_AT_ONCE), [stream]
+        )
         return [_delta(fields) for _, fields in entries], entries[-1][0].decode() if entries else after
 
     async def stored_version(self) -> int | None:
@@ -366,11 +409,21 @@ class Control:
 
         For who leads: nobody else publishes between these reads.
         """
-        return _whole_version(*await self._connection.all_of(self._version_questions()))
+        return self._whole_version(*await self._connection.all_of(self._version_questions()))
 
     def _version_questions(self) -> list[tuple[Argument, ...]]:
         newest_entry = ("XREVRANGE", self.keys.deltas, "+", "-", "COUNT", 1)
-        return [("GET", self.keys.version), ("EXISTS", self.keys.snapshot), newest_entry]
+        snapshot = self.keys.snapshot
+        head = ("GETRANGE", snapshot, 0, HEAD_BYTES - 1)
+        return [("GET", self.keys.version), ("STRLEN", snapshot), head, newest_entry]
+
+    def _whole_version(self, stored: bytes, size_bytes: int, head: bytes, newest: list[Any]) -> int | None:
+        version = _number(stored)
+        if stored and str(version).encode() != stored:
+            return None
+        is_ours = size_bytes > 0 and self._written in (None, (size_bytes, head))
+        is_whole = is_ours and bool(newest) and newest[0][0].decode() == version_entry(version)
+        return version if is_whole or not (version or size_bytes or newest) else None
 
     async def _last_id(self, stream: str) -> str:
         entries = await self._command(lambda client: client.xrevrange(stream, count=1))
@@ -386,17 +439,17 @@ class Control:
         return list(reply[0][1]) if reply else []
 
     async def _command(self, run: Callable[[Client], Awaitable[Any]]) -> Any:
-        return await self._connection.patiently(lambda: run(self._connection.commands))
+        connection = self._connection
+        return await connection.explaining(lambda: connection.patiently(lambda: run(connection.commands)))
 
 
 def _layout(stored: dict[str, str]) -> calls.Layout:
     return calls.Layout(**{name: int(stored[name]) for name in calls.Layout.__struct_fields__})
 
 
-def _whole_version(stored: bytes | None, snapshots: int, newest: list[Any]) -> int | None:
-    version = int(stored or 0)
-    is_whole = snapshots == 1 and bool(newest) and newest[0][0].decode() == version_entry(version)
-    return version if is_whole or not (version or snapshots or newest) else None
+def _number(stored: bytes | None) -> int:
+    """A stored number, 0 for none, and for what no script has written."""
+    return int(stored) if stored and stored.isdigit() else 0
 
 
 def version_entry(version: int) -> str:

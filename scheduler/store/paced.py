@@ -51,8 +51,11 @@ class PacedReads:
         """As `Reads.streams`, with what is known of each stream that has something new, or may have.
 
         first: the stream whose entries go before those of all others, empty for none.
-        Raises: the errors of redis-py with `block_ms`; without, it is repeated.
+        Raises: WrongType; with `block_ms` the errors of redis-py, without, it is repeated.
         """
+        return await self._connection.explaining(lambda: self._read(cursors, count, block_ms, first), list(cursors))
+
+    async def _read(self, cursors: Mapping[str, str], count: int, block_ms: int | None, first: str) -> dict[str, Part]:
         if not self.pace.is_slow(self._clock.ms()):
             try:
                 read = await self._reads.streams(cursors, count, block_ms, CAP)

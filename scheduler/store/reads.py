@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from scheduler import calls, keys, model, words
+from scheduler.errors import WrongType
 from scheduler.store.connection import Argument, Client, Connection, ask, keeping_cancellation
 from scheduler.store.packing import Cap
+from scheduler.texts import DETAIL_LENGTH_MAX, cut_middle
 
 READ_BLOCK_MS: Final = 250
+DIGITS_MAX: Final = 18  # of a number that a script has written; Python reads none of thousands
+TIME_MS_MAX: Final = 2.0**52
 
+
+_OWNED: Final = re.compile(r"(\d+) (\S+) (\d+)", re.ASCII)
 
 StreamEntry = tuple[str, dict[bytes, bytes]]
 
@@ -82,7 +89,11 @@ class Reads:
         def read() -> Any:
             return ask(client, *command, cap=cap)
 
-        reply = await (keeping_cancellation(read()) if block_ms is not None else self._connection.patiently(read))
+        if block_ms is None:
+            connection = self._connection
+            reply = await connection.explaining(lambda: connection.patiently(read), list(cursors))
+        else:
+            reply = await keeping_cancellation(read())
         return {
             stream.decode(): [(identifier.decode(), _pairs(fields)) for identifier, fields in entries if fields]
             for stream, entries in reply or ()
@@ -104,7 +115,7 @@ class Reads:
             ]
         )
         return [
-            (member.decode(), node, int(float(score)))
+            (member.decode(), node, time_of(score))
             for node, members in zip(nodes, rows, strict=True)
             for member, score in zip(members[::2], members[1::2], strict=True)
         ]
@@ -116,7 +127,7 @@ class Reads:
                 self.keys.delayed, "+inf", f"({after_ms}", start, count, withscores=True
             )
         )
-        return [(member.decode(), int(score)) for member, score in rows]
+        return [(member.decode(), time_of(score)) for member, score in rows]
 
     async def by_bytes(
         self,
@@ -184,8 +195,21 @@ class Reads:
 
     async def records(self, job_ids: Sequence[str], fields: Sequence[str]) -> list[list[str | None]]:
         """Some fields of several records, in one round trip."""
-        rows = await self._connection.all_of([("HMGET", self.keys.job(job_id), *fields) for job_id in job_ids])
+        rows = await self._rows([self.keys.job(job_id) for job_id in job_ids], fields)
         return [[_readable(value) for value in row] for row in rows]
+
+    async def _rows(self, records: Sequence[str], fields: Sequence[str]) -> list[Sequence[bytes | None]]:
+        """Some fields of records. What is of another type is none, and keeps no other from being read."""
+        wrong: set[str] = set()
+        while True:
+            asked = [record for record in records if record not in wrong]
+            try:
+                rows = iter(await self._connection.all_of([("HMGET", record, *fields) for record in asked]))
+                return [[None] * len(fields) if record in wrong else next(rows) for record in records]
+            except WrongType as error:
+                if wrong.issuperset(error.keys):
+                    raise
+                wrong.update(error.keys)
 
     async def leases(self, node: str, job_ids: Sequence[str]) -> list[Lease]:
         """What is known of each job's reservation on that node.
@@ -193,16 +217,15 @@ class Reads:
         The end of a lease is read after the record that says whose it is: if that is another one's by then, whatever is
         done by the token of the record is `stale`.
         """
-        commands = [("HMGET", self.keys.job(job_id), "holder", "started_ms", "policy") for job_id in job_ids]
-        ends = ("ZMSCORE", self.keys.slots(node), *job_ids)
-        *rows, scores = await self._connection.all_of([*commands, ends])
+        rows = await self._rows([self.keys.job(job_id) for job_id in job_ids], ("holder", "started_ms", "policy"))
+        (scores,) = await self._connection.all_of([("ZMSCORE", self.keys.slots(node), *job_ids)])
         leases = []
         for score, row in zip(scores, rows, strict=True):
             holder, started_ms, policy = (_readable(value) for value in row)
             leases.append(
                 Lease(
                     words.parse_holder(holder),
-                    None if score is None else int(score),
+                    None if score is None else time_of(score),
                     words.number_of(started_ms),
                     words.policy_of(policy),
                 )
@@ -218,14 +241,26 @@ class Reads:
         """How a job ended, from its record and its result; None while it has not ended, or when nothing is known of
         it.
         """
+        return (await self.look_up(job_id))[1]
+
+    async def look_up(self, job_id: str) -> tuple[bool, calls.Outcome | None]:
+        """(Whether there is a record of a job; how it ended, None while it has not)."""
         record = await self.record(job_id)
         if record.get("state") not in model.TERMINAL:
-            return None
+            return bool(record), None
+        return True, await self._ended(job_id, record)
+
+    async def _ended(self, job_id: str, record: Mapping[str, str]) -> calls.Outcome:
+        """What the record and the result of a job that has ended say."""
         number = words.number_of
         detail = ""
         if dead_id := words.entry_id_of(record.get("dead_id")):
             buried = await self.entries(self.keys.dead, dead_id, dead_id, 1)
-            detail = buried[0][1].get(b"detail", b"").decode(errors="replace") if buried else ""
+            kept = buried[0][1].get(b"detail", b"").decode(errors="replace") if buried else ""
+            detail = kept or await self.detail(job_id)
+        result, content_type = await self.result(job_id), record.get("content_type", "")
+        if record["state"] == "failed" and content_type.startswith("text/plain"):  # why is what it has for a result
+            detail = cut_middle((result or b"").decode(errors="replace"), DETAIL_LENGTH_MAX)
         return calls.Outcome(
             job_id=job_id,
             session_id=record.get("session", ""),
@@ -239,9 +274,14 @@ class Reads:
             entry=record.get("entry", ""),
             submitted_ms=number(record.get("submitted_ms")) or 0,
             ended_ms=number(record.get("ended_ms")) or 0,
-            content_type=record.get("content_type", ""),
-            result=await self.result(job_id),
+            content_type=content_type,
+            result=result,
         )
+
+    async def detail(self, job_id: str) -> str:
+        """What is known of the last failed attempt of a job, empty when there was none, or it is not kept any more."""
+        kept: bytes | None = await self._command(lambda client: client.get(self.keys.detail(job_id)))
+        return (kept or b"").decode(errors="replace")
 
     async def capacities(self) -> dict[str, calls.CapacityItem]:
         """Every node's slots, boot and reason as the scripts see them."""
@@ -250,10 +290,16 @@ class Reads:
         for node, value in stored.items():
             slots, _, rest = value.partition(" ")
             boot, _, reason = rest.partition(" ")
-            if not slots.isdigit():
+            number = words.number_of(slots)
+            if number is None:
                 continue  # not written by us: no script takes it for a capacity either
-            items[node] = calls.CapacityItem(node, int(slots), boot, reason)  # type: ignore[arg-type]
+            items[node] = calls.CapacityItem(node, number, boot, reason)  # type: ignore[arg-type]
         return items
+
+    async def last_boot(self) -> int:
+        """The highest boot that was given, 0 when there is none."""
+        stored = await self._command(lambda client: client.get(self.keys.last_boot))
+        return words.number_of(_readable(stored)) or 0
 
     async def used(self, nodes: Sequence[str]) -> list[int]:
         """Slots in use on each node."""
@@ -266,7 +312,7 @@ class Reads:
         rows = await self._command(
             lambda client: client.zrangebyscore(self.keys.slots(node), "-inf", latest, 0, count, withscores=True)
         )
-        return [(member.decode(), int(score)) for member, score in rows]
+        return [(member.decode(), time_of(score)) for member, score in rows]
 
     async def lapsed(self, nodes: Sequence[str], now_ms: int, count: int) -> list[tuple[str, str]]:
         """(job_id, node) of the reservations of these nodes whose lease has ended, at most `count` a node."""
@@ -299,7 +345,7 @@ class Reads:
         rows = zip(words[1::5], words[2::5], words[3::5], words[4::5], words[5::5], strict=True)
         return [
             Unslotted(entry, job, session, tenant, int(token)) for entry, job, session, tenant, token in rows
-        ], words[0]
+        ], _next_page(words[0])
 
     async def parked(self, after: str, count: int) -> tuple[list[tuple[str, str]], str]:
         """(id, job_id) of a page of the parked bodies whose job is not known to be delayed, and the id to go on from,
@@ -307,7 +353,7 @@ class Reads:
         """
         answer = await self._connection.call("parked", [self.keys.parked, self.keys.delayed], [after, count])
         words = [each.decode(errors="replace") for each in answer]
-        return list(zip(words[1::2], words[2::2], strict=True)), words[0]
+        return list(zip(words[1::2], words[2::2], strict=True)), _next_page(words[0])
 
     async def held(self, nodes: Sequence[str], count: int) -> list[tuple[str, str, int]]:
         """(job_id, node, lease deadline) of the reservations of these nodes, at most `count` a node."""
@@ -315,7 +361,7 @@ class Reads:
             [("ZRANGE", self.keys.slots(node), 0, count - 1, "WITHSCORES") for node in nodes]
         )
         return [
-            (member.decode(), node, int(score))
+            (member.decode(), node, time_of(score))
             for node, members in zip(nodes, rows, strict=True)
             for member, score in zip(members[::2], members[1::2], strict=True)
         ]
@@ -344,7 +390,7 @@ class Reads:
     async def due_ms(self, job_id: str) -> int | None:
         """When a delayed job is due, None when it is not delayed."""
         score = await self._command(lambda client: client.zscore(self.keys.delayed, job_id))
-        return None if score is None else int(score)
+        return None if score is None else time_of(score)
 
     async def delayed(self) -> int:
         """How many jobs are delayed."""
@@ -372,9 +418,12 @@ class Reads:
         return [(length, oldest.get(stream, "")) for stream, length in zip(streams, lengths, strict=True)]
 
     async def _oldest_id(self, stream: str) -> str:
-        nothing = (0, 0, 0)
-        read = self._connection.patiently(lambda: self.by_bytes({stream: "0"}, 1, 0, nothing, True, False))
-        return (await read)[stream].last_id
+        return (await self.heads(stream, "0", 1)).last_id
+
+    async def heads(self, stream: str, cursor: str, count: int) -> Part:
+        """The heads of what comes after a cursor; no body is read."""
+        read = self._connection.patiently(lambda: self.by_bytes({stream: cursor}, count, 0, (0, 0, 0), True, False))
+        return (await read)[stream]
 
     async def last_id(self, stream: str) -> str:
         """The id of the newest entry, "0" when there is none."""
@@ -384,6 +433,12 @@ class Reads:
     async def last_ids(self, streams: Sequence[str]) -> list[str]:
         """The highest id that each stream has ever had, empty for one that is not there."""
         return [each.decode() for each in await self._connection.call("last_ids", streams, [])]
+
+    async def why_behind(self, cursor: str) -> str:
+        """Why a stream may end before a cursor, for people."""
+        if keys.is_absurd(cursor, await self.now_ms()):
+            return "it had an id that no clock gives, and was made anew"
+        return "the server has lost writes, or the key was deleted"
 
     async def entries(self, stream: str, start: str = "-", end: str = "+", count: int = 100) -> list[StreamEntry]:
         """A range of a stream."""
@@ -405,12 +460,14 @@ class Reads:
         stored = _text(await self._command(lambda client: client.hgetall(self.keys.owners)))
         held = {}
         for partition, value in stored.items():
-            epoch, owner, until_ms, *_ = value.split(" ")
-            held[int(partition)] = (int(epoch), owner, int(until_ms))
+            numbers = _OWNED.match(value)
+            if numbers and partition.isascii() and partition.isdigit():  # else no script takes it for a hold either
+                held[int(partition)] = (int(numbers[1]), numbers[2], int(numbers[3]))
         return held
 
     async def _command(self, run: Any) -> Any:
-        return await self._connection.patiently(lambda: run(self._connection.commands))
+        connection = self._connection
+        return await connection.explaining(lambda: connection.patiently(lambda: run(connection.commands)))
 
 
 def _after(identifier: str) -> str:
@@ -418,6 +475,11 @@ def _after(identifier: str) -> str:
     is not left out.
     """
     return identifier if identifier == keys.HIGHEST_ID else f"({identifier}"
+
+
+def _next_page(last_id: str) -> str:
+    """The id to go on from, empty after the last page: the server allows no range after the highest id."""
+    return "" if last_id == keys.HIGHEST_ID else last_id
 
 
 def is_behind(last_id: str, cursor: str) -> bool:
@@ -460,7 +522,7 @@ def parse_outcome(fields: Mapping[bytes, bytes]) -> calls.Outcome:
 
     def number(name: bytes) -> int:
         value = fields.get(name, b"")
-        return int(value) if value.isdigit() else 0
+        return int(value) if value.isdigit() and len(value) <= DIGITS_MAX else 0
 
     return calls.Outcome(
         job_id=text(b"job_id"),
@@ -478,6 +540,11 @@ def parse_outcome(fields: Mapping[bytes, bytes]) -> calls.Outcome:
         content_type=text(b"content_type"),
         result=fields.get(b"result"),
     )
+
+
+def time_of(score: bytes | float) -> int:
+    """A time that is kept as a score. Of what no script has written, such as `inf`, one that is far away."""
+    return round(max(-TIME_MS_MAX, min(float(score), TIME_MS_MAX)))
 
 
 def _text(stored: dict[bytes, bytes]) -> dict[str, str]:

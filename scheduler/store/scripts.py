@@ -13,7 +13,7 @@ import msgspec
 CONTROL_SCRIPTS: Final = ("layout", "beat", "lead", "take", "publish", "restart", "command")
 CELL_SCRIPTS: Final = (
     "boot", "claim", "capacity", "count", "leave", "submit", "reserve", "read", "renew", "release", "reject", "promote",
-    "uncount", "last_ids", "rebuild", "unslotted", "parked", "reopen",
+    "describe", "uncount", "last_ids", "rebuild", "unslotted", "parked", "reopen", "retype",
 )  # fmt: skip
 SCRIPT_NAMES: Final = CONTROL_SCRIPTS + CELL_SCRIPTS
 _INCLUDE: Final = re.compile(r"^-- INCLUDE (\w+)\n", re.MULTILINE)

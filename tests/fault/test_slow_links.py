@@ -99,12 +99,14 @@ async def test_a_huge_entry_never_crosses_the_link(url: str, monkeypatch: pytest
         jobs = system.store.cell.keys.jobs(keys.partition_of("s1", DEFAULTS.partitions))
         client = system.store.connection.commands
         before_bytes = link.answered_bytes
-        added: bytes = await client.xadd(jobs, {"job": json.dumps({"session_id": "s1"}), "payload": b"x" * size_bytes})
+        await client.xadd(
+            jobs, {"job": json.dumps({"session_id": "s1", "job_id": "large"}), "payload": b"x" * size_bytes}
+        )
         job_id = await system.producer.submit("s1", payload="hi")
         assert await system.producer.result(job_id, timeout_ms=PATIENCE_MS) == b"hi"
         assert link.answered_bytes - before_bytes < size_bytes / 4
 
-        refused = await system.producer.outcome(f"~0-{jobs.rpartition(':')[2]}-{added.decode()}", PATIENCE_MS)
+        refused = await system.producer.outcome("large", PATIENCE_MS, unknown_ms=None)
         assert (refused.state, refused.reason) == ("dead", "too_large")
         assert refused.detail.startswith(f"payload of {size_bytes} bytes: expected at most 262144; ")
         ((_, dead),) = await system.store.reads.entries(system.store.cell.keys.dead)

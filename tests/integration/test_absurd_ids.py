@@ -7,10 +7,18 @@ from typing import Final
 
 import pytest
 
+from scheduler.calls import CapacityItem
+from scheduler.config import DEFAULTS
 from scheduler.errors import NotAccepted
 from scheduler.handlers import Job
 from scheduler.keys import HIGHEST_ID, is_absurd
+from scheduler.management.manager import Manager
+from scheduler.model import NodeBeat, encode_beat
+from scheduler.runtime.reaper import Reaper
 from scheduler.store.server import EmbeddedServer
+from scheduler.store.store import Store
+from tests.clock import hand_clock
+from tests.seeds import BOOT, NODE, seed_closed
 from tests.system import System, running
 
 HOUR_MS: Final = 3_600_000
@@ -116,3 +124,31 @@ async def test_ids_an_hour_ahead_harm_nothing(server: EmbeddedServer, name: str)
         )
 
         assert int(record["submitted_ms"]) <= 1_000 * time.time() + 1_000
+
+
+@pytest.mark.parametrize("served_before", [False, True])
+@pytest.mark.parametrize("entry", ["one that a record may name", "too many of them"])
+async def test_a_node_without_a_capacity_whose_inbox_is_closed_joins(
+    store: Store, monkeypatch: pytest.MonkeyPatch, entry: str, served_before: bool
+) -> None:
+    """Before it joined, or when `capacity` is lost too: reapers open the inboxes of all that the leader writes."""
+    layout, clock, keys = await store.control.write_layout(), hand_clock(monkeypatch), store.cell.keys
+    manager, reaper = Manager(store, DEFAULTS, "m1", clock), Reaper(store, DEFAULTS, layout, "r1", "1", clock)
+    beat = encode_beat(NodeBeat(node=NODE, boot=BOOT, capacity=2))
+    if served_before:
+        await store.control.beat(beat)
+        await manager.run_once()
+        await store.connection.commands.delete(keys.capacity)
+    for _ in range(130 if entry == "too many of them" else 0):
+        await store.connection.commands.xadd(keys.inbox(NODE), {"foreign": "1"})
+    await seed_closed(store, keys.inbox(NODE))
+
+    for _ in range(10):
+        clock.go(1_000)
+        await store.control.beat(beat)
+        await manager.run_once()
+        await reaper.run_once()
+
+    assert await store.reads.capacities() == {NODE: CapacityItem(NODE, 2, BOOT, "ready")}
+    entries = await store.reads.entries(keys.inbox(NODE), count=200)
+    assert entries[-1][1] == {b"control": b"boot", b"boot": BOOT.encode()}

@@ -77,6 +77,8 @@ def test_all_commands_are_listed() -> None:
             ["node", "--id", "n1", "--record", "no/f"],
             "--record = 'no/f': No such file or directory: expected a file th",
         ),
+        (["node", "--id", "n 1"], "node = 'n 1': expected 1 to 64 visible ASCII"),
+        (["node", "--id", "n1", "--pair", "en:zh:de"], "tgt_lang = 'zh:de': expected a language tag"),
         (["node", "--id", "n 1", "--redis-url", "redis://host"], "node = 'n 1': expected 1 to 64 visible ASCII"),
         (["node", "--id", "n1", "--pair", "a b:c", "--redis-url", "redis://host"], "src_lang = 'a b': expected"),
     ],
@@ -142,7 +144,7 @@ def test_foreign_key(ready_url: str) -> None:
         client.set("{sched:0}:capacity", "mine")
     exit_code, stderr = refusal(run("nodes", "ls", "--redis-url", ready_url))
     assert exit_code == 1
-    assert stderr.startswith(f"Error: {ready_url}: WRONGTYPE")
+    assert stderr.startswith("Error: {sched:0}:capacity holds a string, where a hash belongs: ")
 
 
 def test_namespace(ready_url: str) -> None:
@@ -166,14 +168,29 @@ def test_namespace(ready_url: str) -> None:
         ("broken:run", "importing broken failed: ZeroDivisionError: division by zero (broken.py, line 2)"),
         ("needy:run", "importing needy failed: ModuleNotFoundError: No module named 'nowhere' (needy.py, line 1)"),
         ("torn:run", "importing torn failed: SyntaxError: invalid syntax (torn.py, line 1)"),
+        ("leaving:run", "importing leaving ended the program with 0 (leaving.py, line 2)"),
+        ("silent:run", "importing silent failed: Silent (silent.py, line 3)"),
+        ("lazy:run", "looking up run failed: ValueError: no (lazy.py, line 1)"),
+        ("fine:Some", "Some is a class: expected a function of one job, or an object that can be called with one"),
+        (
+            "fine:Some.two",
+            "Some.two takes (self, job): expected a function of one job; this one belongs to a class: "
+            "name that of an object",
+        ),
+        ("fine:stream", "stream is a generator: expected a function of one job that returns its result, without yield"),
     ],
 )
 def test_handler_that_cannot_be_loaded(tmp_path: Path, handler: str, problem: str) -> None:
     """A handler that cannot be loaded ends with 2 and says what is wrong, and where."""
-    (tmp_path / "fine.py").write_text("NUMBER = 1\nclass Some: pass\ndef run(job): return 1\n")
+    (tmp_path / "fine.py").write_text(
+        "NUMBER = 1\nclass Some:\n def two(self, job): pass\ndef run(job): return 1\ndef stream(job): yield 1\n"
+    )
     (tmp_path / "broken.py").write_text("\n1 / 0\n")
     (tmp_path / "needy.py").write_text("import nowhere\n")
     (tmp_path / "torn.py").write_text("def = 1\n")
+    (tmp_path / "leaving.py").write_text("import sys\nsys.exit(0)\n")
+    (tmp_path / "silent.py").write_text("class Silent(BaseException):\n def __str__(self): raise self\nraise Silent\n")
+    (tmp_path / "lazy.py").write_text("def __getattr__(name): raise ValueError('no')\n")
     assert refusal(run("node", "--id", "n1", "--handler", handler)) == (
         2,
         f"Error: --handler = {handler!r}: {problem}\n",

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from click.testing import Result
 
-from scheduler import calls, model
+from scheduler import calls, model, words
 from scheduler.cli.jobs import body_of
 from scheduler.cli.submit import Needs, result_fields
 from scheduler.store.store import Store
@@ -244,6 +244,35 @@ def test_show_delayed_job(ready_url: str) -> None:
     assert words["attempts"].startswith("1 failed")
 
 
+def test_show_says_why_the_last_attempt_failed(ready_url: str) -> None:
+    """While the job waits for the next one; whole, for the place in the code is at the end."""
+    detail = f"ValueError: {'bad ' * 200} (/app/h.py:6 in second)"
+
+    async def seed(store: Store) -> None:
+        token = await seeds.seed_delayed(store, due=False)
+        await store.cell.describe([seeds.release_item(token, "retry", detail=detail)], 60_000)
+
+    on_server(ready_url, seed)
+    words, fields = show(ready_url)
+    assert fields["detail"] == detail
+    assert words["last failure"].startswith("ValueError: bad bad")
+
+
+def test_show_failed_job(ready_url: str) -> None:
+    """Why is told once, although it is the result too."""
+
+    async def seed(store: Store) -> None:
+        token = await seeds.seed_reserved(store)
+        why: dict[str, Any] = {"reason": "rejected", "detail": "no", "result": b"no"}
+        why["content_type"] = "text/plain; charset=utf-8"
+        await seeds.release(store, seeds.release_item(token, "finish", state="failed", **why))
+
+    on_server(ready_url, seed)
+    words, fields = show(ready_url)
+    assert (words["state"], words["reason"], words["detail"], words.get("result")) == ("failed", "rejected", "no", None)
+    assert (fields["detail"], fields["result"]) == ("no", "no")
+
+
 def test_show_dead_job(ready_url: str) -> None:
     """A dead job is in the dead stream, with reason and detail; what a terminal may obey is taken out."""
 
@@ -316,3 +345,26 @@ def test_body_as_the_transition_table_says(row: model.Transition) -> None:
     if row.body == "dead":
         record["dead_id"] = "4-0"
     assert body_of(record)[0] == row.body
+
+
+def test_show_a_job_whose_body_was_deleted(ready_url: str) -> None:
+    """It points to no entry that is gone, in no stream; whether it is there is looked at, not guessed."""
+
+    async def seed(store: Store) -> None:
+        await seeds.seed_job(store, "queued", "s1")
+        await seeds.seed_job(store, "kept", "s1")
+        await seeds.seed_reserved(store, "reserved", "s2")
+        entry_id = words.entry_id_of((await store.reads.record("queued"))["entry"].partition("/")[2])
+        assert entry_id is not None
+        client, keys = store.connection.commands, store.cell.keys
+        await client.xdel(keys.jobs(seeds.PARTITION), entry_id)
+        await client.delete(keys.inbox(seeds.NODE))
+
+    on_server(ready_url, seed)
+    for job_id in ("queued", "reserved"):
+        lines, document = show(ready_url, job_id)
+        assert re.fullmatch(r"lost: somebody deleted its entry \S+", lines["body"])
+        assert document["body"] == "lost"
+    lines, document = show(ready_url, "kept")
+    assert lines["body"].startswith("intake of partition ")
+    assert document["body"] == "intake"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import re
+from typing import Any, Final
 
 import pytest
 
@@ -130,6 +131,8 @@ def test_nodes(ready_url: str) -> None:
         "version": "2.1",
         "boot": seeds.BOOT,
         "boot_age_ms": 0,
+        "led": True,
+        "leader_silence_ms": None,
     }
 
 
@@ -140,6 +143,7 @@ def test_nodes_that_take_no_work(ready_url: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(listings, "HEARTBEATS_COUNT", 2)
 
     async def seed(store: Store) -> None:
+        await seeds.seed_leader(store)
         for name, boot in (
             ("named", seeds.BOOT),
             ("ruled", seeds.BOOT),
@@ -172,3 +176,93 @@ def test_nodes_that_take_no_work(ready_url: str, monkeypatch: pytest.MonkeyPatch
     assert [(each["pool"], each["labels"], each["version"]) for each in document] == [
         (None, {}, ""), (None, {}, ""), ("gold", {}, ""), ("silver", {"zone": "eu"}, "2.1"),
     ]  # fmt: skip
+
+
+def test_a_picture_that_no_manager_keeps_up_says_its_age(ready_url: str) -> None:
+    """In words and for programs, of nodes and of pools; while one leads there is nothing to say."""
+
+    async def seed(store: Store) -> None:
+        await seeds.seed_node(store, "n1")
+        epoch = await seeds.seed_leader(store)
+        node = model.Node("n1", seeds.BOOT, 4, "default", ())
+        await store.control.publish(seeds.MANAGER, epoch, model.Snapshot(1, (node,), (model.Pool("default"),)))
+
+    async def silent(store: Store) -> None:
+        until_ms = await store.reads.now_ms() - 20_000
+        await store.connection.commands.hset(store.control.keys.leader, "until_ms", until_ms)
+
+    async def gone(store: Store) -> None:
+        await store.connection.commands.delete(store.control.keys.leader)
+
+    def said(*command: str) -> tuple[str, bool, int | None]:
+        (document,) = json.loads(run(*command, "--json", REDIS_URL=ready_url).stdout)
+        answer = run(*command, REDIS_URL=ready_url)
+        assert answer.exit_code == 0
+        return answer.stdout.splitlines()[-1], document["led"], document["leader_silence_ms"]
+
+    on_server(ready_url, seed)
+    for command in (("nodes", "ls"), ("pools", "ls")):
+        line, is_led, _ = said(*command)
+        assert (is_led, "manager" in line) == (True, False)
+    on_server(ready_url, silent)
+    for command in (("nodes", "ls"), ("pools", "ls")):
+        line, is_led, silence_ms = said(*command)
+        assert re.fullmatch(r"no manager leads: last heard 2\d\.\d s ago; this is what it said then", line)
+        assert is_led is False
+        assert silence_ms is not None
+        assert silence_ms > 20_000
+    on_server(ready_url, lambda store: store.control.give_up_lead(seeds.MANAGER))
+    line, is_led, silence_ms = said("nodes", "ls")
+    assert line.startswith("no manager leads: last heard ")
+    assert silence_ms is not None
+    assert silence_ms < 5_000
+    on_server(ready_url, gone)
+    assert said("nodes", "ls") == ("no manager leads, and none is known to have led", False, None)
+
+
+SPOILED: Final = {
+    "{sched:0}:owners": ["streams", "ls"],
+    "{sched:0}:capacity": ["nodes", "ls"],
+    "{sched}:config": ["pools", "ls"],
+    "{sched}:layout": ["nodes", "ls"],
+    "{sched:0}:delayed": ["streams", "ls"],
+}
+
+
+@pytest.mark.parametrize("key", SPOILED)
+def test_a_key_of_another_type_is_named(ready_url: str, key: str) -> None:
+    """In a line, without a traceback; it is a failure, for the server is there and nothing was typed wrong."""
+
+    async def spoil(store: Store) -> None:
+        await store.connection.commands.set(key, "rubbish")
+
+    on_server(ready_url, spoil)
+    exit_code, stderr = refusal(run(*SPOILED[key], REDIS_URL=ready_url))
+    assert exit_code == 1
+    assert stderr.startswith(f"Error: {key} holds a string, where a ")
+    assert len(stderr.splitlines()) == 1
+
+
+def test_values_that_no_script_has_written_are_no_tracebacks(ready_url: str) -> None:
+    """An owner that is none owns nothing; a layout or a snapshot that is none is named."""
+
+    async def spoil(store: Store) -> None:
+        client = store.connection.commands
+        await client.hset(store.cell.keys.owners, mapping={"5": "rubbish", "x": "1 me 5"})
+        await client.set(store.control.keys.snapshot, "rubbish")
+        await client.hset(store.cell.keys.capacity, "n1", "\u00b2 boot ready")
+
+    on_server(ready_url, spoil)
+    assert run("streams", "ls", REDIS_URL=ready_url).exit_code == 0
+    exit_code, stderr = refusal(run("nodes", "ls", REDIS_URL=ready_url))
+    assert exit_code == 1
+    assert stderr.startswith("Error: what is stored as {sched}:snapshot cannot be read: ")
+
+    async def spoil_layout(store: Store) -> None:
+        await store.connection.commands.hset(store.control.keys.layout, "partitions", "x")
+
+    on_server(ready_url, spoil_layout)
+    for command in (["nodes", "ls"], ["jobs", "submit", __file__]):
+        exit_code, stderr = refusal(run(*command, REDIS_URL=ready_url))
+        assert exit_code == 1
+        assert "{sched}:layout says partitions = 'x': expected numbers" in stderr

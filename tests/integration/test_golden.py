@@ -19,10 +19,10 @@ import pytest
 
 from scheduler import calls, model
 from scheduler.config import DEFAULTS
-from scheduler.handlers import JSON, TEXT
 from scheduler.management.commands import ApplyPools, RemovePool, encode_command
 from scheduler.management.manager import Manager
 from scheduler.management.pools import PoolDocument
+from scheduler.results import JSON, TEXT
 from scheduler.store.scripts import load_scripts
 from scheduler.store.store import Store
 from tests.seeds import (
@@ -40,6 +40,7 @@ from tests.seeds import (
     release_item,
     reserve,
     reserve_item,
+    seed_delayed,
     seed_entry,
     seed_job,
     seed_lapsed,
@@ -362,6 +363,9 @@ async def others(store: Store) -> dict[str, Any]:
     await seed_leader(store)
     epoch = await seed_owner(store)
     await seed_node(store, slots=1)
+    token = await seed_delayed(store, "job-2", "call-8", due=False)
+    failed = release_item(token, "retry", "job-2", "call-8", detail="why")
+    await store.cell.describe([failed], DEFAULTS.retention_ms)
     entry_id = await seed_job(store, "job-1", "call-7")
     item = reserve_item(entry_id, epoch, "job-1", "call-7", binding="default en:zh-Hant")
     (answer,) = await reserve(store, [item])
@@ -380,6 +384,7 @@ async def others(store: Store) -> dict[str, Any]:
         "owners": held,
         "owners_given_up": await hash_at(store, k.owners),
         "slots": {member.decode(): masked(f"{score:.0f}") for member, score in slots},
+        "detail": (await client.get(k.detail("job-2"))).decode(),
         "freed": await entries(store, k.freed),
         "leader": await hash_at(store, control.leader),
     }

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from scheduler import model
+from scheduler.calls import CapacityItem
 from scheduler.node import Node
 from scheduler.roles import start_manager
 from tests.integration.test_main_job import EN_ZH, WAIT_MS, Gate
@@ -61,6 +62,24 @@ async def test_a_node_that_nobody_took_in_leaves_at_once(url: str) -> None:
         system.managers.append(await start_manager(url, PATIENT))
         await until_folded(system)
         assert (node.phase, await nodes_of(system)) == ("left", ["probe"])
+
+
+async def test_a_later_life_leaves_without_a_manager_when_the_earlier_one_crashed(url: str) -> None:
+    """RULES 14: the capacity that stands is the earlier life's. Nobody has replaced this one, and it is not remembered
+    as if somebody had.
+    """
+    async with running(url, PATIENT) as system:
+        await system.managers.pop()[0].stop()
+        epoch = int(await system.store.connection.commands.get(system.store.cell.keys.leader_epoch))
+        earlier = CapacityItem("n1", 1, "1000-a", "ready")
+        assert await system.store.cell.capacity(epoch, [earlier]) == ["written"]
+        node = Node(url, "n1", capacity=1, handler=Attempts(), settings=PATIENT)
+        system.nodes["n1"] = await node.__aenter__()
+
+        await leave_in_time(system, "n1")
+
+        assert node.phase == "left"
+        assert await system.store.connection.commands.get(system.store.cell.keys.left("n1")) == node.boot.encode()
 
 
 async def test_a_busy_node_leaves_without_a_manager_after_its_job(url: str) -> None:

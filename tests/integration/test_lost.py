@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -15,16 +17,21 @@ from scheduler.config import DEFAULTS
 from scheduler.errors import ServerReplaced
 from scheduler.handlers import Job
 from scheduler.management.commands import ApplyPools, encode_command
+from scheduler.management.manager import Manager
 from scheduler.management.pools import PoolDocument
-from scheduler.model import JobDocument, encode_job
+from scheduler.model import JobDocument, Pool, Snapshot, encode_job
 from scheduler.node import Node
 from scheduler.producer import Producer
+from scheduler.roles import start_manager
+from scheduler.runtime.index import Index
 from scheduler.runtime.reaper import Reaper
-from scheduler.store.connection import Connection
+from scheduler.runtime.snapshots import Snapshots
+from scheduler.store.connection import Connection, ScriptFailed
+from scheduler.store.reads import Unslotted
 from scheduler.store.server import start_embedded
 from scheduler.store.store import Store
 from tests.clock import HandClock, hand_clock
-from tests.seeds import JOB, NODE, seed_delayed, seed_record, seed_reserved
+from tests.seeds import JOB, NODE, seed_delayed, seed_node, seed_record, seed_reserved
 from tests.system import QUICK, System, running
 
 TOLD_MS: Final = 2_000
@@ -174,6 +181,8 @@ async def test_an_emptied_server_is_used_again_and_no_node_runs_more_than_it_has
     with start_embedded() as server:
         async with running(server.url) as system:
             await system.add_node("n1", work.run, capacity=1)
+            limited = {"default": PoolDocument(session_concurrency=2)}
+            await system.store.control.send_command(encode_command(ApplyPools(limited)), RESULT_MS)
             await long_job(system, work)
             if is_restarted:
                 server.restart()
@@ -190,7 +199,24 @@ async def test_an_emptied_server_is_used_again_and_no_node_runs_more_than_it_has
                 await producer.result(await producer.submit("s4"), RESULT_MS)
                 await system.until(lambda: node.phase == "serving")
             assert await system.used() == 0
-    assert any(CONTROL.layout in line for line in caplog.messages)
+            assert [*await system.store.control.read_config()] == ["pool:default"]
+    for key in (CONTROL.layout, CONTROL.config):
+        assert any(key in line and "was lost" in line for line in caplog.messages)
+
+
+async def test_a_manager_that_stood_by_knows_what_was_configured(url: str) -> None:
+    """The one that leads when the server has lost it may be another one than before."""
+    async with running(url) as system:
+        limited = {"default": PoolDocument(session_concurrency=2)}
+        await system.store.control.send_command(encode_command(ApplyPools(limited)), RESULT_MS)
+        other = Manager(system.store, QUICK, "another")
+        await other.run_once()  # and does not lead
+        await system.store.connection.commands.flushall()
+        async with asyncio.timeout(RESULT_MS / 1000):
+            while not other.leading:
+                await system.store.connection.commands.delete(CONTROL.leader)
+                await other.run_once()
+        assert [*await system.store.control.read_config()] == ["pool:default"]
 
 
 async def test_each_key_that_steers_is_made_again(url: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -311,6 +337,28 @@ async def test_a_delayed_job_without_a_time_is_found_by_its_body(store: Store, m
     assert await store.reads.length(CELL.parked) == 0
 
 
+async def test_a_delayed_job_that_was_found_is_due_after_its_delay_when_the_clock_goes_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RULES 38: not when the clock is again where it was."""
+    clock = hand_clock(monkeypatch)
+    await seed_delayed(store, due=False)
+    await seed_record(store, delay_ms=10_000)
+    await store.connection.commands.delete(CELL.delayed)
+    reaper = await a_reaper(store, clock)
+    back_ms = await store.reads.now_ms() - 3_600_000
+    for second in range(9):
+        await reaper._mender.look([], back_ms + 3_600_000 * (second == 0) + 1_000 * second)
+        assert (await store.reads.record(JOB))["state"] == "delayed"
+        clock.go(1_000)
+
+    for second in range(9, 13):
+        await reaper._mender.look([], back_ms + 1_000 * second)
+        clock.go(1_000)
+
+    assert (await store.reads.record(JOB))["state"] == "queued"
+
+
 async def test_a_reservation_without_a_slot_ends_when_nobody_renews_it_for_a_lease(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,6 +376,24 @@ async def test_a_reservation_without_a_slot_ends_when_nobody_renews_it_for_a_lea
     assert [each for each in await store.reads.entries(CELL.inbox(NODE)) if b"job" in each[1]] == []
 
 
+@pytest.mark.parametrize("is_large", [False, True])
+async def test_an_assignment_without_slot_and_record_is_dropped_after_a_lease(
+    store: Store, monkeypatch: pytest.MonkeyPatch, is_large: bool
+) -> None:
+    """Also where so many bytes lie before it that the script does not look so far."""
+    clock = hand_clock(monkeypatch)
+    if is_large:
+        for _ in range(3):
+            await store.connection.commands.xadd(CELL.inbox(NODE), {"foreign": bytes(2**24)})
+    await seed_reserved(store)
+    await store.connection.commands.delete(CELL.slots(NODE), CELL.job(JOB))
+    reaper = await a_reaper(store, clock)
+
+    await look(reaper, clock, 2 * DEFAULTS.lease_ms)
+
+    assert await store.reads.length(CELL.inbox(NODE)) == (4 if is_large else 1)  # with the word of its boot
+
+
 async def test_an_assignment_of_another_reservation_is_dropped_after_a_lease(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,6 +408,100 @@ async def test_an_assignment_of_another_reservation_is_dropped_after_a_lease(
 
     assert (await store.reads.record(JOB))["state"] == "reserved"
     assert [each for each in await store.reads.entries(CELL.inbox(NODE)) if b"job" in each[1]] == []
+
+
+@pytest.mark.parametrize(("lease_ms", "is_there"), [(15_000, True), (40_000, True), (40_000, False)])
+async def test_a_slot_without_a_record_is_free_after_a_lease_also_when_the_clock_went_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch, lease_ms: int, is_there: bool
+) -> None:
+    """Its lease ends an hour ahead, and nothing says how long it was but the assignment, if that is still there."""
+    clock = hand_clock(monkeypatch)
+    await seed_reserved(store, pool=Pool("default", lease_ms=lease_ms))
+    client, now_ms = store.connection.commands, await store.control.time_us() // 1000
+    await client.zadd(CELL.slots(NODE), {JOB: now_ms + 3_600_000})
+    await client.delete(CELL.job(JOB))
+    if not is_there:
+        await client.xtrim(CELL.inbox(NODE), maxlen=0, approximate=False)
+
+    reaper = await a_reaper(store, clock)
+
+    ((_, until_ms),) = await store.reads.reservations(NODE)
+    longest_ms = lease_ms if is_there else DEFAULTS.lease_ms
+    assert now_ms + longest_ms <= until_ms <= now_ms + longest_ms + 5_000
+    await client.zadd(CELL.slots(NODE), {JOB: 1})
+    await look(reaper, clock, DEFAULTS.lease_ms)
+    assert await store.reads.reservations(NODE) == []
+
+
+RESERVATION: Final = "5 1000-a 9 1/5-0 1 1 9 9"
+
+
+@pytest.mark.parametrize("job_id", [b"x", b"\xff\xfe", b"a b", b"{x}"])
+async def test_an_assignment_of_nobody_keeps_no_node(
+    store: Store, monkeypatch: pytest.MonkeyPatch, job_id: bytes
+) -> None:
+    """Whatever somebody has written into its inbox, a dead node is taken out, after a lease."""
+    clock = hand_clock(monkeypatch)
+    await seed_node(store)
+    await seed_node(store, slots=0, reason="dead")
+    await store.connection.commands.xadd(
+        CELL.inbox(NODE), {"job": "junk", "job_id": job_id, "reservation": RESERVATION}
+    )
+    reaper = await a_reaper(store, clock)
+    assert NODE in await store.reads.capacities()
+
+    await look(reaper, clock, 2 * DEFAULTS.lease_ms)
+
+    assert await store.reads.capacities() == {}
+    assert await store.reads.length(CELL.inbox(NODE)) == 0
+
+
+async def test_a_number_that_cannot_be_one_keeps_nothing_from_being_mended(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in the inbox of one node, or in the capacities, is no reason to leave all others as they are."""
+    clock = hand_clock(monkeypatch)
+    await seed_node(store, "n0", slots=3)
+    await seed_delayed(store, due=False)
+    await seed_record(store, delay_ms=1)
+    await seed_reserved(store, "j2", "s2", slots=3)
+    await store.connection.commands.xadd(
+        CELL.inbox("n0"), {"job": "junk", "job_id": "x", "reservation": "9" * 5000 + RESERVATION}
+    )
+    await store.connection.commands.hset(CELL.capacity, "n9", "9" * 5000 + " 1000-a ready")
+    reaper = await a_reaper(store, clock)
+    await store.connection.commands.delete(CELL.delayed, CELL.slots(NODE), CELL.open)
+
+    await look(reaper, clock, 2 * DEFAULTS.lease_ms)
+
+    assert [(await store.reads.record(job_id))["state"] for job_id in (JOB, "j2")] == ["queued", "queued"]
+    assert await store.reads.are_open(["n0", NODE]) == [True, True]
+
+
+async def test_a_node_that_cannot_be_looked_at_keeps_no_other_from_its_turn(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script fails for it, whatever the reason; the failure is raised when all others had their turn."""
+    clock = hand_clock(monkeypatch)
+    await seed_node(store, "n0")
+    await seed_reserved(store)
+    await store.connection.commands.delete(CELL.slots(NODE))
+    reaper = await a_reaper(store, clock)
+    unslotted = store.reads.unslotted
+
+    async def failing(node: str, after: str, count: int) -> tuple[list[Unslotted], str]:
+        if node == "n0":
+            raise ScriptFailed("unslotted: who knows")
+        return await unslotted(node, after, count)
+
+    monkeypatch.setattr(store.reads, "unslotted", failing)
+    await store.connection.commands.xadd(CELL.inbox("n0"), {"job": "junk"})
+
+    for _ in range(2 * DEFAULTS.lease_ms // 500):
+        with contextlib.suppress(ScriptFailed):
+            await look(reaper, clock, 500)
+
+    assert (await store.reads.record(JOB))["state"] == "queued"
 
 
 async def test_a_job_that_ends_while_its_body_is_read_once_more_runs_once(url: str) -> None:
@@ -369,3 +529,53 @@ async def test_a_job_that_ends_while_its_body_is_read_once_more_runs_once(url: s
         arrived.set()
         assert await system.producer.result(await system.producer.submit("next")) == "next"
         assert work.starts == 2
+
+
+async def test_nothing_is_placed_by_a_snapshot_that_another_server_process_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of a time that was lost can have a higher version than the server now has, and no limits."""
+    follows_no_more = asyncio.Event()
+
+    async def follow(_: Snapshots) -> None:
+        follows_no_more.set()
+        await asyncio.Event().wait()
+
+    work = Work()
+    with start_embedded(tmp_path, persistent=True) as server:
+        async with running(server.url) as system:
+            await system.add_node("n1", work.run, capacity=1)
+            await everybody_works(system, ["s1"])
+            monkeypatch.setattr(Snapshots, "follow", follow)
+            await follows_no_more.wait()
+            ((_, dispatcher),) = system.dispatchers
+            dispatcher.snapshots.swap(Index(Snapshot(version=2**52)))
+            server.restart()
+            await everybody_works(system, ["s2"])
+            assert dispatcher.snapshots.index.version < 2**52
+
+
+async def test_a_job_of_a_dead_node_comes_back_though_capacity_is_lost_with_the_leader(url: str) -> None:
+    """Nothing but its slots tells of the node then: reapers go by the capacities."""
+    async with running(url) as system:
+        work = Work()
+        node = await system.add_node("n1", work.run, capacity=1)
+        job_id = await system.producer.submit("long")
+        await work.begun.wait()
+        del system.nodes["n1"]
+        await node._close()
+        await system.until(lambda: dead(system, "n1"))
+        role, _ = system.managers.pop()
+        await role.stop()
+        await system.store.connection.commands.delete(CELL.capacity)
+        work.let_go.set()
+        system.managers.append(await start_manager(url, QUICK))
+        await system.add_node("n2", work.run, capacity=1)
+        assert (await system.producer.outcome(job_id)).state == "completed"
+        assert await system.used() == 0
+
+
+async def dead(system: System, node: str) -> bool:
+    """Whether the leader has found it dead."""
+    item = (await system.store.reads.capacities()).get(node)
+    return item is not None and item.reason == "dead"

@@ -14,6 +14,7 @@ from scheduler.management import manager as manager_module
 from scheduler.management.manager import Manager
 from scheduler.model import NodeBeat
 from scheduler.store.store import Store, open_store
+from tests.seeds import FAR_US, NODE
 from tests.system import QUICK
 
 
@@ -69,6 +70,101 @@ async def test_a_node_joins_in_one_step(fleet: Fleet) -> None:
     }
     inbox = await fleet.store.reads.entries(fleet.store.cell.keys.inbox("n1"))
     assert [fields for _, fields in inbox] == [{b"control": b"boot", b"boot": boot.encode()}]
+
+
+async def test_a_boot_that_nobody_gave_is_not_heard(fleet: Fleet) -> None:
+    """The highest one there is would keep later lives of the node out. Others join, and so does this node."""
+    await fleet.beat(NodeBeat("bad", f"{2**52 - 1}-x", 1))
+    await fleet.manager.run_once()
+    assert (await fleet.capacities(), fleet.manager.invalid_heartbeats) == ({}, 1)
+
+    _, number, _ = await fleet.store.cell.boot("bad")
+    await fleet.beat(NodeBeat("bad", f"{number}-y", 1))
+    _, other, _ = await fleet.store.cell.boot("good")
+    await fleet.beat(NodeBeat("good", f"{other}-z", 1))
+    await fleet.manager.run_once()
+
+    assert sorted(await fleet.capacities()) == ["bad", "good"]
+    assert fleet.manager.invalid_heartbeats == 1
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_boots_from_before_the_clock_went_back_are_heard(fleet: Fleet, is_lost: bool) -> None:
+    """However far it did: `boot` has given them. A later life joins although the last number is lost, and a later
+    leader hears both.
+    """
+    c, keys = fleet.store.connection.commands, fleet.store.cell.keys
+    await c.set(keys.last_boot, FAR_US)
+    boots = [f"{(await fleet.store.cell.boot('n1'))[1]}-{name}" for name in ("a", "b")]
+    await fleet.beat(NodeBeat("n1", boots[0], 1))
+    await fleet.manager.run_once()
+    assert (await fleet.capacities())["n1"].boot == boots[0]
+    if is_lost:
+        await c.delete(keys.last_boot)
+    await fleet.manager.give_up()
+    fleet.manager = Manager(fleet.store, QUICK, "manager+2")
+    await fleet.beat(NodeBeat("n1", boots[0], 2))
+    await fleet.manager.run_once()
+    assert (await fleet.capacities())["n1"] == CapacityItem("n1", 2, boots[0], "ready")
+
+    later = f"{(await fleet.store.cell.boot('n1'))[1]}-c"
+    await fleet.beat(NodeBeat("n1", later, 1))
+    await fleet.manager.run_once()
+
+    assert (await fleet.capacities())["n1"].boot == later
+    assert fleet.manager.invalid_heartbeats == 0
+
+
+async def test_a_node_that_asked_to_leave_gets_nothing_new_whenever_the_leader_looks_back(fleet: Fleet) -> None:
+    """In such a step it hears nothing new, and writes what differs from what it wrote."""
+    boot = await fleet.boot()
+    await fleet.beat(NodeBeat(NODE, boot, 2))
+    await fleet.manager.run_once()
+    store, keys = fleet.store, fleet.store.cell.keys
+    await store.connection.commands.zadd(keys.slots(NODE), {"j1": FAR_US})
+    await fleet.beat(NodeBeat(NODE, boot, 2, draining=True))
+    assert await store.cell.leave(NODE, boot) == "busy"
+
+    for _ in range(3):
+        fleet.manager._looked_back_at_ms = float("-inf")
+        await fleet.manager.run_once()
+        assert await fleet.capacities() == {NODE: CapacityItem(NODE, 0, boot, "draining")}
+        assert await store.reads.are_open([NODE]) == [False]
+
+
+async def test_an_earlier_life_is_looked_after_when_its_later_one_has_left(fleet: Fleet) -> None:
+    """The leader has heard of the later one only, which left before it was written; the earlier one has crashed."""
+    epoch = int((await fleet.store.connection.commands.get(fleet.store.cell.keys.leader_epoch)) or 0)
+    await fleet.store.cell.capacity(epoch, [CapacityItem(NODE, 2, "1000-a", "ready")])
+    await fleet.manager.run_once()
+    later = await fleet.boot()
+    assert await fleet.store.cell.leave(NODE, later) == "left"
+    await fleet.beat(NodeBeat(NODE, later, 2))
+    await fleet.manager.run_once()
+    assert await fleet.capacities() == {NODE: CapacityItem(NODE, 2, "1000-a", "ready")}
+
+    fleet.manager._looked_back_at_ms = float("-inf")
+    await fleet.step_until(NODE, "dead")
+
+    assert (await fleet.capacities())[NODE].boot == "1000-a"
+
+
+async def test_rule_31_leader_goes_on_when_the_clock_went_back_and_its_key_was_deleted(fleet: Fleet) -> None:
+    """It learns which epoch the cell has seen, and leads above that; so does another one."""
+    keys, client = fleet.store.cell.keys, fleet.store.connection.commands
+    await client.set(keys.leader_epoch, FAR_US)
+    boot = await fleet.boot()
+    await fleet.beat(NodeBeat("n1", boot, 1))
+    for name in ("m1+1", "m2+1"):
+        await client.delete(fleet.store.control.keys.leader)
+        manager = Manager(fleet.store, QUICK, name)
+        with pytest.raises(Fenced):
+            await manager.run_once()
+
+        assert (await manager.run_once()).leading
+
+        assert int(await client.get(keys.leader_epoch)) > FAR_US
+    assert await fleet.capacities() == {"n1": CapacityItem("n1", 1, boot, "ready")}
 
 
 async def test_a_steady_fleet_publishes_nothing(fleet: Fleet) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -113,6 +114,42 @@ async def test_a_bad_command_harms_no_other(desk: Desk) -> None:
     words = ["refused", "accepted", "refused", "refused", "accepted"]
     assert await desk.answers() == list(zip(asked, words, strict=True))
     assert set(await desk.stored()) == {"a", "b"}
+
+
+@pytest.mark.parametrize("lost", ["the group", "the group before the answer", "the group and the answers"])
+async def test_what_was_answered_is_not_decided_again_when_the_group_is_lost(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """A command that was refused would be accepted later; each has one answer."""
+    client, keys = desk.store.connection.commands, desk.control.keys
+    await desk.ask(ApplyPools({"gold": PoolDocument(fallback=("b",)), "b": SILENT}))
+    await desk.ask(RemovePool("b"))
+    if lost == "the group before the answer":
+        publish = Control.publish
+
+        async def late(self: Control, *arguments: Any, **named: Any) -> None:
+            await client.xgroup_destroy(keys.commands, "management")
+            await publish(self, *arguments, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Control, "publish", late)
+            await desk.manager.run_once()
+    else:
+        await desk.manager.run_once()
+    await desk.ask(ApplyPools({"gold": SILENT}))
+    await desk.manager.run_once()
+    assert [word for _, word in await desk.answers()] == ["accepted", "refused", "accepted"]
+    await client.xgroup_destroy(keys.commands, "management")
+    if lost.endswith("answers"):
+        await client.delete(keys.answers)
+    waits = await desk.ask(ApplyPools({"c": SILENT}))
+    for _ in range(3):
+        await desk.manager.run_once()
+
+    assert set(await desk.stored()) == {"gold", "b", "c"}
+    assert (await desk.answers())[-1] == (waits, "accepted")
+    assert len(await desk.answers()) == (1 if lost.endswith("answers") else 4)
+    assert await client.xlen(keys.commands) == 0
 
 
 async def test_a_removed_pool_gives_its_nodes_back(desk: Desk) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from scheduler import calls, model
+from scheduler import calls, keys, model
 from scheduler.errors import ServerUnavailable
 from scheduler.handlers import Job
 from scheduler.management import manager
@@ -42,6 +42,47 @@ async def test_a_backlog_of_heartbeats_is_no_silence(url: str) -> None:
             await later.run_once()
             reasons.add((await store.reads.capacities())["n1"].reason)
         assert reasons == {"ready"}
+
+
+@pytest.mark.parametrize("lost", ["the group", "the leader for long"])
+async def test_a_node_that_died_long_ago_gets_nothing_while_old_heartbeats_are_read(
+    url: str, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """RULES 16: a step that does not reach the end writes and publishes nobody as ready by what was said long ago; who
+    lives is ready once his newest heartbeat has been read.
+    """
+    monkeypatch.setattr(manager, "TAKE_MAX", 5)
+    monkeypatch.setattr(manager, "TAKES_MAX", 2)
+    async with await open_store(url, QUICK) as store:
+        control, add = store.control, store.connection.commands.xadd
+        await control.write_layout()
+        now_us = await control.time_us()
+        ghost = NodeBeat("ghost", f"{now_us - 10**9}-a", 3)
+        alive = NodeBeat("n1", f"{now_us - 10**9}-b", 3)
+        if lost == "the group":
+            leader = Manager(store, QUICK, "m+1")
+            await leader.run_once()
+        for number in range(50):
+            for beat in (ghost, alive):
+                fields = {"node": model.encode_beat(beat), "time_ms": now_us // 1000 - 600_000 + number}
+                await add(control.keys.heartbeats, fields)
+        if lost == "the group":
+            await store.connection.commands.xgroup_destroy(control.keys.heartbeats, keys.MANAGEMENT_GROUP)
+        else:
+            leader = Manager(store, QUICK, "m+2")
+        seen: list[object] = []
+        for _ in range(8):
+            await leader.run_once()
+            seen += [(await store.reads.capacities()).get(node) for node in ("ghost", "n1")]
+            seen += (await control.read_snapshot()).nodes
+        assert seen == [None] * 16
+        await control.beat(model.encode_beat(alive))
+        for _ in range(6):
+            await leader.run_once()
+            monkeypatch.setattr(leader, "_published_at_ms", 0.0)
+        capacities = await store.reads.capacities()
+        assert {name for name, item in capacities.items() if item.slots} == {"n1"}
+        assert [node.id for node in (await control.read_snapshot()).nodes] == ["n1"]
 
 
 async def test_a_thread_that_does_not_stop_keeps_no_job_from_another_node(

@@ -103,9 +103,9 @@ async def run_publish(store: Store) -> None:
 async def run_command(store: Store) -> None:
     """Added, refused."""
     k = store.control.keys
-    await store.connection.call("command", [k.commands], [b"document", 10])
+    await store.connection.call("command", [k.commands], [b"document", 1000])
     await seed_poison(store, k.commands)
-    await store.connection.call("command", [k.commands], [b"document", 10])
+    await store.connection.call("command", [k.commands], [b"document", 1000])
 
 
 async def run_claim(store: Store) -> None:
@@ -160,7 +160,7 @@ async def run_leave(store: Store) -> None:
     """Busy, replaced, closed, left, left again; dead."""
     token = await seed_reserved(store, slots=2)
     await store.cell.leave(NODE, BOOT, "drained")
-    await store.cell.leave(NODE, LATER_BOOT)
+    await store.cell.leave(NODE, "999-a")
     await store.cell.leave(NODE, BOOT)
     await release(store, release_item(token, "finish"))
     await store.cell.leave(NODE, BOOT)
@@ -278,6 +278,18 @@ async def run_release(store: Store) -> None:
     )
 
 
+async def run_describe(store: Store) -> None:
+    """Described, stale, unknown, invalid."""
+    token = await seed_delayed(store)
+    items = [
+        release_item(token, "retry", detail="why"),
+        release_item(1, "retry", detail="why"),
+        release_item(1, "retry", "j9", detail="why"),
+        release_item(1, "retry"),
+    ]
+    await store.cell.describe(items, 1_000)
+
+
 async def run_reject(store: Store) -> None:
     """Rejected, fenced, duplicate, gone, busy, cancelled."""
     epoch = await seed_owner(store)
@@ -376,6 +388,16 @@ async def run_reopen(store: Store) -> None:
     await store.cell.reopen([NODE, "n2"])
 
 
+async def run_retype(store: Store) -> None:
+    """A string and a stream where a set and a zset belong, and one that is right; again, when all are."""
+    keys = store.cell.keys
+    await seed_node(store)
+    await store.connection.commands.set(keys.slots(NODE), "somebody's")
+    await store.connection.commands.xadd(keys.delayed, {"somebody": "s"})
+    for _ in range(2):
+        await store.connection.retype([keys.open, keys.slots(NODE), keys.delayed])
+
+
 RUNS: Final[dict[str, Callable[[Store], Awaitable[None]]]] = {
     "layout": run_layout,
     "beat": run_beat,
@@ -393,6 +415,7 @@ RUNS: Final[dict[str, Callable[[Store], Awaitable[None]]]] = {
     "read": run_read,
     "renew": run_renew,
     "release": run_release,
+    "describe": run_describe,
     "reject": run_reject,
     "promote": run_promote,
     "rebuild": run_rebuild,
@@ -402,4 +425,5 @@ RUNS: Final[dict[str, Callable[[Store], Awaitable[None]]]] = {
     "parked": run_parked,
     "reopen": run_reopen,
     "uncount": run_uncount,
+    "retype": run_retype,
 }

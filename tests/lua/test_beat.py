@@ -98,15 +98,15 @@ async def test_rule_32_age_is_a_field_not_the_entry_id(store: Store) -> None:
 async def test_stream_is_bounded(store: Store) -> None:
     """The stream is trimmed to about the given length."""
     pipeline = store.connection.commands.pipeline(transaction=False)
-    for _ in range(1_000):
+    for _ in range(2_000):
         pipeline.xadd(store.control.keys.heartbeats, {"node": "doc"})
     await pipeline.execute()
 
     await store.connection.call(
-        "beat", [store.control.keys.heartbeats, store.control.keys.dispatchers], ["doc", "", 100, 5_000, "stays"]
+        "beat", [store.control.keys.heartbeats, store.control.keys.dispatchers], ["doc", "", 1_000, 5_000, "stays"]
     )
 
-    assert 100 <= await store.reads.length(store.control.keys.heartbeats) <= 250
+    assert 1_000 <= await store.reads.length(store.control.keys.heartbeats) <= 1_150
 
 
 async def test_rule_24_poisoned_stream_starts_anew(store: Store) -> None:

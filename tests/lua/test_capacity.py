@@ -286,11 +286,26 @@ async def test_capacity_below_the_used_slots_keeps_reservations(store: Store) ->
 
 async def test_rule_24_poisoned_inbox_is_refused_and_changes_nothing(store: Store) -> None:
     """A capacity that the node cannot be told of is not written."""
+    await seed_node(store)
     await seed_closed(store, store.cell.keys.inbox(NODE))
-    await write(store)
 
     async with unchanged(store):
+        assert await write(store, item(2, boot=LATER_BOOT)) == ["refused"]
+        assert await write(store, item(0, "draining")) == ["refused"]
+
+
+async def test_rule_24_node_that_is_refused_has_a_capacity_by_which_it_is_found(store: Store) -> None:
+    """Of no slots and of a boot below all others, so that it is written as any other one once its inbox is open."""
+    inbox = store.cell.keys.inbox(NODE)
+    await seed_closed(store, inbox)
+    assert await write(store, item(2)) == ["refused"]
+
+    assert await store.reads.capacities() == {NODE: calls.CapacityItem(NODE, 0, "0-refused", "quarantined")}
+    async with unchanged(store):
         assert await write(store, item(2)) == ["refused"]
+    await store.connection.commands.delete(inbox)
+    assert await write(store, item(2)) == ["written"]
+    assert await told(store) == [("boot", BOOT)]
 
 
 async def test_rule_24_poisoned_freed_does_not_stop_the_rest(store: Store) -> None:

@@ -88,7 +88,9 @@ async def test_give_up_lets_another_lead_at_once(store: Store) -> None:
 
     await store.control.give_up_lead("m1")
 
-    assert await stored(store) == ("", epoch, 0)
+    name, last, until_ms = await stored(store)
+    assert (name, last) == ("", epoch)
+    assert 0 <= await store.reads.now_ms() - until_ms < 5_000
     assert isinstance(await store.control.lead("m2"), Leading)
 
 
@@ -123,3 +125,17 @@ async def test_a_lease_from_before_the_clock_went_back_is_cut(store: Store) -> N
     until_ms = answer.now_ms + store.settings.leader_lease_ms
     assert answer == Following("m1", until_ms, answer.now_ms)
     assert (await stored(store))[2] == until_ms
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_rule_31_epoch_is_above_the_one_that_a_cell_has_seen(store: Store, is_first: bool) -> None:
+    """The clock went back, and the leader was deleted: who leads would be fenced for as long as the step. A lower one
+    changes nothing.
+    """
+    if not is_first:
+        await seed_leader(store, "m1")
+
+    for floor, epoch in ((FAR_US, FAR_US + 1), (FAR_US, FAR_US + 1), (5, FAR_US + 1), (FAR_US + 1, FAR_US + 2)):
+        answer = await store.control.lead("m1", floor)
+        assert isinstance(answer, Leading)
+        assert answer.epoch == epoch

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 import pytest
 
 from scheduler import calls, model
@@ -10,10 +12,12 @@ from scheduler.store.store import Store
 from tests.dumps import dump, standing, unchanged
 from tests.seeds import (
     BOOT,
+    FAR_US,
     JOB,
     LATER_BOOT,
     LEADER_EPOCH,
     NODE,
+    POISON_ID,
     release,
     release_item,
     reserve,
@@ -101,6 +105,7 @@ async def test_rule_14_node_with_a_reservation_is_busy(store: Store, why: Leaves
     await seed_reserved(store)
     await seed_node(store, slots=0, reason="draining")
     await seed_lapsed(store)
+    assert await store.cell.leave(NODE, BOOT, why) == "busy"
 
     async with unchanged(store):
         assert await store.cell.leave(NODE, BOOT, why) == "busy"
@@ -145,6 +150,72 @@ async def test_boot_that_left_is_not_written_again(
     assert await store.cell.capacity(LEADER_EPOCH, [item]) == ["left"]
 
     assert await dump(store) == before | {store.cell.keys.leader_epoch: ("string", str(LEADER_EPOCH), False)}
+
+
+@pytest.mark.parametrize(("slots", "reason"), [(2, "ready"), (2, "suspect")])
+async def test_who_asked_to_leave_gets_no_slots_from_a_leader_that_has_not_heard(
+    store: Store, slots: int, reason: model.Reason
+) -> None:
+    """It writes what it believes, and finds the node drained. That the node is dead is another thing."""
+    await seed_reserved(store, slots=2)
+    assert await store.cell.leave(NODE, BOOT) == "busy"
+
+    async with unchanged(store):
+        await store.cell.capacity(LEADER_EPOCH, [calls.CapacityItem(NODE, slots, BOOT, reason)])
+
+    dead = calls.CapacityItem(NODE, 0, BOOT, "dead")
+    assert await store.cell.capacity(LEADER_EPOCH, [dead]) == ["written"]
+    assert await store.reads.capacities() == {NODE: dead}
+
+
+async def test_who_holds_something_does_not_leave_although_its_capacity_was_deleted(store: Store) -> None:
+    """It is written again, drained, so that somebody looks after its leases."""
+    token = await seed_reserved(store, slots=2)
+    await store.connection.commands.delete(store.cell.keys.capacity)
+    assert await store.cell.leave(NODE, BOOT) == "busy"
+
+    assert await store.cell.capacity(LEADER_EPOCH, [calls.CapacityItem(NODE, 2, BOOT, "ready")]) == ["written"]
+    assert await store.reads.capacities() == {NODE: calls.CapacityItem(NODE, 0, BOOT, "draining")}
+
+    await release(store, release_item(token, "finish"))
+    assert await store.cell.leave(NODE, BOOT) == "left"
+    assert await store.reads.capacities() == {}
+
+
+async def test_a_later_life_leaves_beside_the_capacity_of_an_earlier_one(store: Store) -> None:
+    """No leader has taken it in, so it holds nothing. What is there is the earlier one's; of the later one no heartbeat
+    that is read late registers it.
+    """
+    await seed_reserved(store)
+    before = await dump(store)
+
+    assert await store.cell.leave(NODE, LATER_BOOT) == "left"
+
+    left = store.cell.keys.left(NODE)
+    assert await dump(store) == before | {left: ("string", LATER_BOOT, True)}
+    async with unchanged(store):
+        assert await store.cell.capacity(LEADER_EPOCH, [calls.CapacityItem(NODE, 2, LATER_BOOT, "ready")]) == ["left"]
+        assert await store.cell.leave(NODE, LATER_BOOT, "dead") == "replaced"
+    await seed_node(store, slots=0, reason="dead")
+
+
+async def test_boots_before_the_one_that_left_are_not_written(store: Store) -> None:
+    """Their heartbeats were read late; a later boot is another thing."""
+    await store.cell.capacity(LEADER_EPOCH, [])
+    assert await store.cell.leave(NODE, LATER_BOOT) == "left"
+
+    async with unchanged(store):
+        assert await store.cell.capacity(LEADER_EPOCH, [calls.CapacityItem(NODE, 2, BOOT, "ready")]) == ["left"]
+    await seed_node(store, boot="2001-c")
+
+
+async def test_a_boot_ahead_of_the_clock_that_left_is_over_alone(store: Store) -> None:
+    """Perhaps nobody gave it, and it must not keep all later lives out."""
+    ahead = f"{FAR_US}-a"
+    assert await store.cell.leave(NODE, ahead) == "left"
+
+    assert await store.cell.capacity(LEADER_EPOCH, [calls.CapacityItem(NODE, 2, ahead, "ready")]) == ["left"]
+    await seed_node(store)
 
 
 async def test_boot_that_a_reaper_took_out_comes_back(store: Store) -> None:
@@ -196,3 +267,43 @@ async def test_node_whose_slots_were_deleted_does_not_leave_with_its_jobs(store:
 
     async with unchanged(store):
         assert await store.cell.leave(NODE, BOOT, "dead") == "busy"
+
+
+RESERVATION: Final = "5 1000-a 9 1/5-0 1 1 9 9"
+JUNK: Final[list[dict[Any, Any]]] = [
+    {"job": "junk"},
+    {"job": "junk", "job_id": "x"},
+    {"job": "junk", "reservation": RESERVATION},
+    {"job": "junk", "job_id": "", "reservation": RESERVATION},
+    {"job": "junk", "job_id": "x", "reservation": "9"},
+    {"job": "junk", "job_id": "x", "reservation": "9" * 5000 + " 1000-a 9 1/5-0 1 1 9 9"},
+    {"job": "junk", "job_id": b"\xff\xfe", "reservation": "nine"},
+]
+
+
+@pytest.mark.parametrize("fields", JUNK)
+@pytest.mark.parametrize("why", ["leaves", "dead"])
+async def test_what_is_no_assignment_keeps_no_node(store: Store, why: Leaves, fields: Any) -> None:
+    """Somebody else has written it into the inbox: nobody will ever end it."""
+    await seed_node(store)
+    await store.connection.commands.xadd(store.cell.keys.inbox(NODE), fields)
+    if why == "dead":
+        await seed_node(store, slots=0, reason="dead")
+
+    assert await store.cell.leave(NODE, BOOT, why) == "left"
+
+
+async def test_an_assignment_behind_many_other_entries_is_found(store: Store) -> None:
+    """However many there are, also when the last one has the highest id, after which nothing can be asked for."""
+    await seed_node(store)
+    await seed_node(store, slots=0, reason="dead")
+    inbox, client = store.cell.keys.inbox(NODE), store.connection.commands
+    for _ in range(31):
+        await client.xadd(inbox, JUNK[0])
+    added = await client.xadd(inbox, {"job": "x", "job_id": "x", "reservation": RESERVATION})
+    assert await store.cell.leave(NODE, BOOT, "dead") == "busy"
+
+    await client.xdel(inbox, added)
+    await client.xtrim(inbox, maxlen=15, approximate=False)
+    await client.xadd(inbox, JUNK[0], id=POISON_ID)
+    assert await store.cell.leave(NODE, BOOT, "dead") == "left"

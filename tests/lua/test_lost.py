@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from scheduler.store.reads import Unslotted, is_behind
 from scheduler.store.store import Store
 from tests.dumps import unchanged
-from tests.seeds import JOB, NODE, PARTITION, seed_delayed, seed_entry, seed_node, seed_reserved
+from tests.seeds import JOB, NODE, PARTITION, POISON_ID, seed_delayed, seed_entry, seed_node, seed_reserved
 
 
 async def test_last_id_of_a_stream_stays_when_its_entries_are_gone(store: Store) -> None:
@@ -42,6 +44,17 @@ async def test_assignments_without_a_slot_are_found(store: Store) -> None:
         if b"job_id" in each
     }
     assert found == [Unslotted(entries["j1"], "j1", "s1", "t1", first), Unslotted(entries["j3"], "j3", "s3", "", third)]
+
+
+@pytest.mark.parametrize("stream", ["inbox", "parked"])
+async def test_a_page_that_ends_with_the_highest_id_is_the_last(store: Store, stream: str) -> None:
+    """After it the server allows no range."""
+    key = store.cell.keys.parked if stream == "parked" else store.cell.keys.inbox(NODE)
+    await store.connection.commands.xadd(key, {"job": "junk"}, id=POISON_ID)
+
+    page = store.reads.parked("0", 1) if stream == "parked" else store.reads.unslotted(NODE, "0", 1)
+
+    assert (await page)[1] == ""
 
 
 async def test_parked_bodies_without_a_time_are_found(store: Store) -> None:

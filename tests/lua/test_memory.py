@@ -69,7 +69,7 @@ async def prepare(store: Store, script: str) -> tuple[Act, object]:
             return lambda: store.control.take(MANAGER, epoch), None
         return lambda: store.control.publish(MANAGER, epoch, model.Snapshot(5), sets={"a": b"b"}), None
     if script == "command":
-        return lambda: store.connection.call("command", [store.control.keys.commands], [b"document", 10]), None
+        return lambda: store.connection.call("command", [store.control.keys.commands], [b"document", 1000]), None
     if script == "claim":
         return lambda: store.cell.claim(OWNER, [1]), None
     if script == "capacity":
@@ -98,7 +98,7 @@ async def prepare_job(store: Store, script: str) -> tuple[Act, object]:
     return lambda: release(store, release_item(token, "retry")), [calls.Released("queued")]
 
 
-MENDING: Final = ("last_ids", "unslotted", "parked", "reopen")
+MENDING: Final = ("last_ids", "unslotted", "parked", "reopen", "retype")
 
 
 async def test_rule_34_what_was_deleted_is_found_and_made_again_with_full_memory(store: Store) -> None:
@@ -108,18 +108,20 @@ async def test_rule_34_what_was_deleted_is_found_and_made_again_with_full_memory
     await seed_held(store)
     k = store.cell.keys
     await store.connection.commands.delete(k.slots(NODE), k.open, k.held("session", SESSION), k.delayed)
+    await store.connection.commands.set(k.open, "rubbish")
 
     async with full_memory(store):
         assert await store.reads.last_ids([k.jobs(9)]) == [""]
         assert len((await store.reads.unslotted(NODE, "0", 10))[0]) == 1
         assert len((await store.reads.parked("0", 10))[0]) == 1
+        await store.connection.retype([k.open])
         assert await store.cell.reopen([NODE]) == ["opened"]
         assert isinstance((await store.cell.renew(NODE, [(JOB, token)]))[2][0], calls.Renewed)
         item = calls.CountItem(NODE, JOB, SESSION, "")
         assert (await store.cell.count(LEADER_EPOCH, calls.Counted(1, frozenset({"session"})), [item]))[1] == ["added"]
 
 
-@pytest.mark.parametrize("script", [name for name in SCRIPT_NAMES if name not in ("submit", *MENDING)])
+@pytest.mark.parametrize("script", [name for name in SCRIPT_NAMES if name not in ("submit", "describe", *MENDING)])
 async def test_rule_34_every_other_script_writes_with_full_memory(store: Store, script: str) -> None:
     """What is under way goes on and ends, and the fleet is managed, while memory is full."""
     act, expected = await prepare(store, script)

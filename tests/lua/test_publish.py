@@ -55,6 +55,7 @@ async def test_writes_everything_in_one_step(store: Store) -> None:
     assert after[k.deltas][1]["entries"] == {"5-0": {"version": "5", "before": "0"}}
     assert list(after[k.answers][1]["entries"].values()) == [{"command": command, "answer": "done"}]
     assert after[k.commands][1]["groups"]["management"][1] == []
+    assert after[k.commands][1]["entries"] == {}
     written = {k.snapshot, k.version, k.deltas, k.answers, k.commands, k.config}
     assert {key for key in after if after[key] != before.get(key)} == written
 

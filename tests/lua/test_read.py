@@ -66,8 +66,8 @@ async def test_what_is_above_a_limit_is_told_by_its_head(store: Store) -> None:
     part = (await read(store, {jobs: "0"}, 1_000))[jobs]
     assert part.heads == [
         Head(document, {b"job_id": b"j1"}, 101, 0, 11),
-        Head(payload, {}, 1, 201, 10),
-        Head(other, {b"what": b"x" * 50, b"short": b"y"}, 1, 0, 63),
+        Head(payload, {b"job": b"x"}, 1, 201, 10),
+        Head(other, {b"what": b"x" * 50, b"short": b"y", b"job": b"x"}, 1, 0, 63),
     ]
     assert [entry_id for entry_id, _ in part.entries] == [good]
     assert (part.last_id, part.is_end) == (good, True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from redis.exceptions import ResponseError
 
 from scheduler import calls
 from scheduler.keys import is_absurd
@@ -18,6 +19,8 @@ from tests.seeds import (
     PARTITION,
     POISON_ID,
     document,
+    reject,
+    reject_item,
     release,
     release_item,
     reserve,
@@ -93,7 +96,7 @@ async def test_what_was_deleted_meanwhile_does_not_come_back(
     for number in range(100):
         await store.connection.commands.xadd(parked, {"job": b"x" * 100}, id=f"{number + 1}-0")
     await seed_poison(store, parked)
-    for _ in range(6):
+    for _ in range(20):
         assert (await store.cell.rebuild(parked, "parked_id")).answer == "copying"
     await store.connection.commands.xdel(parked, *deleted)
     before = await entries(store, parked)
@@ -103,14 +106,169 @@ async def test_what_was_deleted_meanwhile_does_not_come_back(
     assert await entries(store, parked) == before
 
 
-async def test_a_copy_of_something_else_is_begun_anew(store: Store) -> None:
-    """Whatever somebody wrote there is no part of the stream."""
-    dead = store.cell.keys.dead
+async def test_absurd_entries_are_copied_in_short_calls_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An id in microseconds makes all later ones absurd. Records name the new ids when the copy takes its place, not
+    before, and what was deleted meanwhile does not come back.
+    """
+    monkeypatch.setattr(cell, "REBUILT_BYTES_MAX", 500)
+    stream, hold = store.cell.keys.jobs(PARTITION), (PARTITION, await seed_owner(store))
+    await store.connection.commands.xadd(stream, {"foreign": "1"}, id=f"{10**15}-0")
+    asked = [await seed_job(store, f"j{number}", f"s{number}") for number in range(30)]
+    await store.connection.commands.xadd(stream, {"job": document("plain")})
+    answers, job_ids = list[str](), dict[bytes, None]()
+    while not answers or answers[-1] != "rebuilt":
+        found = await store.cell.rebuild(stream, "entry", tuple(job_ids), hold)
+        answers.append(found.answer)
+        job_ids |= dict.fromkeys(found.job_ids)
+        if len(answers) == 5:
+            await store.connection.commands.xdel(stream, asked.pop(0))
+        if found.answer == "records":
+            await store.connection.commands.xdel(stream, asked.pop(0))
+        if found.answer != "rebuilt":
+            for number, entry in enumerate(asked, start=30 - len(asked)):
+                assert (await store.reads.record(f"j{number}"))["entry"] == f"{PARTITION}/{entry}"
+
+    assert answers.count("copying") >= 5
+    assert answers[-2:] == ["records", "rebuilt"]
+    assert (found.entries, found.renamed) == (0, 30)
+    there = dict(await entries(store, stream))
+    assert len(there) == 30
+    for number in range(2, 30):
+        entry_id = (await store.reads.record(f"j{number}"))["entry"].partition("/")[2]
+        assert there[entry_id][b"job_id"] == f"j{number}".encode()
+    assert not {store.cell.keys.rebuilt(stream), store.cell.keys.renamed(stream)} & (await dump(store)).keys()
+
+
+async def test_many_absurd_ids_are_changed_a_part_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each copy changes some, and records name at every time what is there. The stream stays closed until all are."""
+    monkeypatch.setattr(cell, "RENAMED_MAX", 4)
+    client, stream, hold = (
+        store.connection.commands,
+        store.cell.keys.jobs(PARTITION),
+        (PARTITION, await seed_owner(store)),
+    )
+    await seed_job(store, "j0")
+    await client.xadd(stream, {"foreign": "1"}, id=f"{10**15}-0")
+    for number in range(1, 11):
+        await seed_job(store, f"j{number}", f"s{number}")
+    before = [fields for _, fields in await entries(store, stream)]
+    job_ids, asked = dict[bytes, None](), []
+    while (found := await store.cell.rebuild(stream, "entry", tuple(job_ids), hold)).answer != "rebuilt":
+        job_ids |= dict.fromkeys(found.job_ids)
+        asked.append(len(found.job_ids))
+        there = dict(await entries(store, stream))
+        assert list(there.values()) == before
+        for number in range(11):
+            entry_id = (await store.reads.record(f"j{number}"))["entry"].partition("/")[2]
+            assert there[entry_id][b"job_id"] == f"j{number}".encode()
+        with pytest.raises(ResponseError):
+            await client.xadd(stream, {"one": "more"})
+
+    assert [each for each in asked if each] == [3, 4, 3]
+    assert [fields for _, fields in await entries(store, stream)] == before
+    await client.xadd(stream, {"one": "more"})
+
+
+async def test_a_copy_of_what_the_stream_was_before_is_begun_anew(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who copied it died; the stream was made anew by a script, closed again, and has as many entries as before. What
+    ended does not come back, and what came is there.
+    """
+    client, inbox = store.connection.commands, store.cell.keys.inbox(NODE)
+    now_ms = await store.control.time_us() // 1000
+    await seed_reserved(store, "a", "sa", slots=9)
+    await client.xadd(inbox, {"ahead": ""}, id=f"{now_ms + 3_600_000}-0")
+    ended = await seed_reserved(store, "b", "sb", slots=9)
+    await client.xdel(inbox, f"{now_ms + 3_600_000}-0")
+    await seed_poison(store, inbox)
+    with monkeypatch.context() as patch:
+        patch.setattr(cell, "REBUILT_BYTES_MAX", 1)
+        for _ in range(3):
+            assert (await store.cell.rebuild(inbox, "assignment")).answer == "copying"
+    await release(store, release_item(ended, "finish", "b", "sb"))
+    token = await seed_reserved(store, "c", "sc", slots=9)
+    before = await entries(store, inbox)
+    await seed_poison(store, inbox)
+
+    await rebuilt(store, inbox, "assignment")
+
+    assert await entries(store, inbox) == before
+    assert await release(store, release_item(token, "give_back", "c", "sc")) == [calls.Released("queued")]
+
+
+@pytest.mark.parametrize("known", ["by the server", "by the owner", "by nobody"])
+async def test_ids_that_were_given_are_not_given_again(store: Store, known: str) -> None:
+    """The clock was ahead, and went back: what has an id of before would be taken for the job that had it then."""
+    stream, epoch, client = store.cell.keys.jobs(PARTITION), await seed_owner(store), store.connection.commands
+    given_ms = await store.control.time_us() // 1000 + 5_000
+    await client.xdel(stream, await seed_entry(store, entry_id=f"{given_ms}-7"))
+    if known == "by the server":
+        await seed_entry(store, "j2", entry_id=POISON_ID)
+    else:
+        await seed_poison(store, stream)
+    above_ms = given_ms + 10_000 if known == "by the owner" else 0
+
+    assert await rebuild(store.cell, stream, POISON_ID, "entry", (PARTITION, epoch), above_ms)
+
+    ahead_ms = int((await seed_entry(store, "j3")).partition("-")[0]) - given_ms
+    assert 0 < ahead_ms <= {"by the server": 1, "by the owner": 10_001, "by nobody": 82_800_000}[known]
+    last_ids = await store.reads.last_ids([stream])
+    await client.xadd(stream, {"foreign": "1"}, id=POISON_ID)
+    assert await rebuild(store.cell, stream, POISON_ID, "entry", (PARTITION, epoch), given_ms + 10**9)
+    assert not is_absurd((await store.reads.last_ids([stream]))[0], given_ms)
+    assert last_ids < await store.reads.last_ids([stream])
+
+
+async def test_an_entry_of_many_fields_keeps_them(store: Store) -> None:
+    """`reject` writes as many as an entry of somebody had, and its own after them."""
+    epoch, dead = await seed_owner(store), store.cell.keys.dead
+    fields = {f"f{number}": "" for number in range(2_500)} | {"job": "x"}
+    entry = (await store.connection.commands.xadd(store.cell.keys.jobs(PARTITION), fields)).decode()
+    assert await reject(store, reject_item(entry, epoch, "invalid", f"~0-{PARTITION}-{entry}", "")) == ["rejected"]
+    before = await entries(store, dead)
+    assert before[0][1][b"reason"] == b"invalid"
+    await seed_poison(store, dead)
+
+    await rebuilt(store, dead, "dead_id")
+
+    assert await entries(store, dead) == before
+
+
+async def test_records_are_asked_for_once(store: Store) -> None:
+    """Those of another answer are added to those of the one before, or the two would take turns for ever."""
+    asked: list[set[bytes]] = []
+
+    class Told:
+        async def rebuild(self, _: str, __: str, job_ids: tuple[bytes, ...], *___: object) -> calls.Rebuilding:
+            asked.append(set(job_ids))
+            missing = {b"j1": b"j2", b"j2": b"j1"}
+            for job_id in missing:
+                if job_id not in job_ids:
+                    return calls.Rebuilding("records", (job_id,))
+            return calls.Rebuilding("rebuilt")
+
+    assert await rebuild(Told(), "stream", POISON_ID, "entry")  # type: ignore[arg-type]
+    assert asked == [set(), {b"j1"}, {b"j1", b"j2"}]
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile, more", "meanwhile, less"])
+async def test_a_copy_of_something_else_is_begun_anew(store: Store, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """Whatever somebody wrote there is no part of the stream, and what he deleted there is one."""
+    dead, client = store.cell.keys.dead, store.connection.commands
     for number in range(9):
-        await store.connection.commands.xadd(dead, {"job": "x"}, id=f"{number + 1}-0")
+        await client.xadd(dead, {"job": "x"}, id=f"{number + 1}-0")
     before = await entries(store, dead)
     await seed_poison(store, dead)
-    await store.connection.commands.xadd(store.cell.keys.rebuilt(dead), {"foreign": "1"}, id="500-0")
+    if when != "before":
+        with monkeypatch.context() as patch:
+            patch.setattr(cell, "REBUILT_BYTES_MAX", 1)
+            for _ in range(9):
+                assert (await store.cell.rebuild(dead, "dead_id")).answer == "copying"
+    if when == "meanwhile, less":
+        await client.xdel(store.cell.keys.rebuilt(dead), "5-0")
+    else:
+        await client.xadd(store.cell.keys.rebuilt(dead), {"foreign": "1"}, id="500-0")
 
     await rebuilt(store, dead)
 

@@ -16,6 +16,7 @@ from tests.seeds import (
     LATER_BOOT,
     NODE,
     PARTITION,
+    POISON_ID,
     POOL,
     RETENTION_MS,
     SESSION,
@@ -554,6 +555,29 @@ async def test_raw_job_ends_like_a_submitted_one(store: Store) -> None:
     assert await only(store, ending(answer.token, "finish")) == calls.Released("completed")
 
     assert await standing(store) == ("completed", [])
+
+
+async def test_many_slots_of_deleted_records_cost_one_look_at_the_inbox(store: Store) -> None:
+    """All are free in one call, and the bodies of a whole inbox are not read for each of them."""
+    count, body = 60, bytes(100_000)
+    for number in range(count):
+        await seed_reserved(store, f"j{number}", f"s{number}", slots=count + 1, payload=body)
+        await store.connection.commands.delete(store.cell.keys.job(f"j{number}"))
+        await seed_lapsed(store, f"j{number}")
+    kept = await seed_reserved(store, "kept", "kept", slots=count + 1)
+    await store.connection.commands.xadd(store.cell.keys.inbox(NODE), {"foreign": "1"}, id=POISON_ID)
+
+    async def reads() -> int:
+        stats = await store.connection.commands.info("commandstats")
+        return int(stats.get("cmdstat_xrange", {"calls": 0})["calls"])  # the fake server counts nothing
+
+    before = await reads()
+    answers = await release(store, *[release_item(0, "expire", f"j{i}", f"s{i}") for i in range(count)])
+
+    assert await reads() - before < 3 * count
+    assert answers == [calls.NotReleased("unknown")] * count
+    assert await store.reads.used([NODE]) == [1]
+    assert [await release(store, release_item(kept, "finish", "kept", "kept"))] == [[calls.Released("completed")]]
 
 
 async def test_slot_of_a_deleted_record_is_free_when_its_lease_has_ended(store: Store) -> None:

@@ -202,3 +202,28 @@ async def test_expire_cuts_a_lease_that_lies_further_ahead_than_its_length(store
     record = await store.reads.record(JOB)
     assert record["state"] == "reserved"
     assert before_ms <= int(record.get("started_ms", before_ms)) <= after_ms
+
+
+@pytest.mark.parametrize("record", ["none", "of another node"])
+async def test_expire_cuts_a_lease_that_no_record_knows(store: Store, record: str) -> None:
+    """To the longest that it can be, which the caller says. What does not lie further ahead stays, and so does all
+    without a word of his.
+    """
+    await seed_reserved(store)
+    client, slots = store.connection.commands, store.cell.keys.slots(NODE)
+    if record == "none":
+        await client.delete(store.cell.keys.job(JOB))
+    else:
+        await seed_record(store, holder="n2 5")
+    now_ms = await store.control.time_us() // 1000
+    await client.zadd(slots, {JOB: now_ms + 3_600_000})
+
+    for delay_ms in (0, 7_200_000):
+        async with unchanged(store):
+            await release(store, release_item(0, "expire", delay_ms=delay_ms))
+    await release(store, release_item(0, "expire", delay_ms=9_000))
+
+    ((_, until_ms),) = await store.reads.reservations(NODE)
+    assert now_ms + 9_000 <= until_ms <= now_ms + 60_000
+    async with unchanged(store):
+        await release(store, release_item(0, "expire", delay_ms=9_000_000))

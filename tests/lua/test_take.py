@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scheduler import calls, keys
-from scheduler.errors import Fenced
-from scheduler.store.connection import ScriptFailed
+from scheduler.errors import Fenced, WrongType
 from scheduler.store.store import Store
 from tests.dumps import dump, unchanged
 from tests.seeds import (
@@ -41,6 +40,7 @@ async def test_first_take_makes_the_groups_and_reads_what_was_there(store: Store
         now_ms=taken.now_ms,
         heartbeats=(calls.Heartbeat(heartbeat.id, b"doc", beaten.now_ms),),
         commands=(calls.Command(command, {b"command": b"drain n1"}),),
+        groups_made=2,
     )
 
 
@@ -155,7 +155,7 @@ async def test_other_errors_are_not_taken_for_a_missing_group(store: Store) -> N
     await store.connection.commands.set(store.control.keys.heartbeats, "no stream")
 
     async with unchanged(store):
-        with pytest.raises(ScriptFailed, match="WRONGTYPE"):
+        with pytest.raises(WrongType, match="holds a string, where a stream belongs"):
             await store.control.take(MANAGER, epoch)
 
 
@@ -168,3 +168,38 @@ async def test_huge_heartbeat_is_taken_without_its_document(store: Store) -> Non
     taken = await store.control.take(MANAGER, epoch)
 
     assert [len(heartbeat.document) for heartbeat in taken.heartbeats] == [0, 262_144]
+
+
+@pytest.mark.parametrize("is_again", [False, True])
+async def test_large_commands_come_a_few_at_a_time(store: Store, is_again: bool) -> None:
+    """A thousand of a MiB each would keep the server from everybody, and the leader from its lease. None is left out,
+    and one after them that was trimmed is acknowledged.
+    """
+    epoch, stream = await seed_leader(store), store.control.keys.commands
+    added = [await store.connection.commands.xadd(stream, {"command": bytes(2**20)}) for _ in range(9)]
+    if is_again:
+        while (await store.control.take(MANAGER, epoch)).more:
+            pass
+        await store.connection.commands.xdel(stream, added.pop())
+    found: list[tuple[int, bool]] = []
+    asked: list[bytes] = []
+    while not found or found[-1][1]:
+        taken = await store.control.take(MANAGER, epoch, pending=is_again)
+        found.append((len(taken.commands), taken.more))
+        asked += [each.id.encode() for each in taken.commands]
+        await store.control.publish(MANAGER, epoch, None, answers=[(each.id, b"done") for each in taken.commands])
+
+    assert asked == added
+    assert [count for count, _ in found] == ([4, 4, 0] if is_again else [4, 4, 1])
+    assert await pending(store, stream) == []
+
+
+async def test_huge_command_is_cut(store: Store) -> None:
+    """It is refused for its size; what else is in its entry is no part of it."""
+    epoch, stream = await seed_leader(store), store.control.keys.commands
+    fields = {"x" * 1_000: b"y" * 5_000_000, "command": bytes(5_000_000)}
+    await store.connection.commands.xadd(stream, fields)
+
+    (command,) = (await store.control.take(MANAGER, epoch)).commands
+
+    assert {name: len(value) for name, value in command.fields.items()} == {b"x" * 100: 0, b"command": 2**20 + 1}

@@ -40,7 +40,7 @@ def release_call(store: Store, own_token: Any, **changed: Any) -> tuple[list[str
     item |= {"verdict": "finish", "boot": BOOT, "delay_ms": 0, "state": "completed", "reason": "", "detail": ""}
     item |= {"content_type": "", "result": ""}
     head = {"P": 1, "N": 1, "retention_ms": 1000, "dead_retention_ms": 1000, "not_started_max": 5}
-    head |= {"results_max": 10, "freed_max": 10, "result_inline_bytes_max": 4096}
+    head |= {"results_max": 1000, "freed_max": 1000, "result_inline_bytes_max": 4096}
     for name, value in changed.items():
         (head if name in head else item)[name] = value
     return names, [*head.values(), PARTITION, NODE, *item.values()]
@@ -84,6 +84,14 @@ async def test_verdict_that_is_none_ends_nothing(store: Store, verdict: str) -> 
         ({"token": "1.0"}, "token = '1.0'"),
         ({"job_id": "j2"}, "job_id = 'j2': expected that of the key"),
         ({"job_id": ""}, "job_id = ''"),
+        ({"reason": "two words"}, "reason = 'two words': expected one word"),
+        ({"reason": "w\xf6rt"}, "reason = 'w"),
+        ({"content_type": "x" * 129}, f"content_type = '{'x' * 64}': expected 128 characters of visible ASCII at most"),
+        ({"content_type": "a\nb"}, "content_type = 'a\nb'"),
+        ({"result": b"x" * (2**20 + 1)}, "size of the result = '1048577': expected 1048576 bytes at most"),
+        ({"session": "s2"}, "KEYS[14] = '{sched:0}:held:session:s1': expected {sched:0}:held:session:s2"),
+        ({"tenant": "t1"}, "KEYS[15] = '{sched:0}:held:tenant:': expected {sched:0}:held:tenant:t1"),
+        ({"reply_to": "r1"}, "KEYS[13] = '{sched:0}:results': expected {sched:0}:results:r1"),
     ],
 )
 async def test_value_of_an_ending_that_is_none_is_named(store: Store, changed: dict[str, Any], problem: str) -> None:
@@ -95,6 +103,33 @@ async def test_value_of_an_ending_that_is_none_is_named(store: Store, changed: d
 
     word, why = named(answer)
     assert (word, why[: len(problem)]) == ("invalid", problem)
+
+
+@pytest.mark.parametrize("index", range(10, 15))
+async def test_a_key_of_an_ending_is_that_of_its_ids(store: Store, index: int) -> None:
+    """A result under the id of another job, or an outcome in the feed of another producer, would be believed."""
+    token = await seed_reserved(store)
+    names, arguments = release_call(store, token)
+
+    for wrong in ("x", names[index] + "2", names[index][:-1], names[index].replace("sched", "other"), names[9]):
+        async with unchanged(store):
+            _, answer = await store.connection.call("release", [*names[:index], wrong, *names[index + 1 :]], arguments)
+        assert named(answer)[0] == "invalid"
+        assert wrong in named(answer)[1]
+
+
+async def test_texts_of_an_ending_are_cut_and_the_longest_result_is_taken(store: Store) -> None:
+    """What is for people is told in feeds that many read; its begin is as good."""
+    token = await seed_reserved(store)
+    changed = {"reason": "r" * 65, "detail": "d" * 5000, "content_type": "c" * 128, "result": b"x" * 2**20}
+
+    _, answer = await store.connection.call("release", *release_call(store, token, **changed))
+
+    assert named(answer) == ("released", "completed")
+    ((_, told),) = await store.reads.entries(store.cell.keys.results)
+    assert (told[b"reason"], told[b"detail"]) == (b"r" * 64, b"d" * 4096)
+    assert (await store.reads.record(JOB))["reason"] == "r" * 64
+    assert await store.reads.result(JOB) == b"x" * 2**20
 
 
 async def test_others_of_a_batch_go_on(store: Store) -> None:
@@ -119,6 +154,10 @@ async def test_others_of_a_batch_go_on(store: Store) -> None:
         ({"dead_retention_ms": "-1"}, "dead_retention_ms = '-1'"),
         ({"not_started_max": ""}, "not_started_max = ''"),
         ({"results_max": "many"}, "results_max = 'many'"),
+        ({"results_max": 0}, "results_max = '0': expected a whole number from 1000"),
+        ({"results_max": 999}, "results_max = '999'"),
+        ({"results_max": "9" * 20}, f"results_max = '{'9' * 20}'"),
+        ({"freed_max": 0}, "freed_max = '0': expected a whole number from 1000"),
         ({"freed_max": "1.5"}, "freed_max = '1.5'"),
         ({"result_inline_bytes_max": "4k"}, "result_inline_bytes_max = '4k'"),
         ({"P": 2}, "number of arguments = '25'"),
@@ -149,8 +188,9 @@ async def test_arguments_and_keys_of_a_release_fit_together(store: Store) -> Non
         (names, [*arguments, ""], "number of arguments = '26'"),
         (names[:-1], arguments, "number of keys = '14'"),
         ([*names, k.results], arguments, "number of keys = '16'"),
-        (swapped, arguments, f"KEYS[9] = '{k.inbox(NODE)}': expected one that ends with :slots:{NODE}"),
+        (swapped, arguments, f"KEYS[9] = '{k.inbox(NODE)}': expected {k.slots(NODE)}"),
         (other, arguments, f"KEYS[8] = '{k.jobs(PARTITION + 1)}'"),
+        *[([*names[:i], "x", *names[i + 1 :]], arguments, "KEYS[") for i in range(10)],
         (names, arguments[:10] + arguments[10:] * 129, "number of jobs = '129': expected 128 at most"),
     ):
         async with unchanged(store):
@@ -170,7 +210,7 @@ def submit_call(store: Store, **changed: Any) -> tuple[list[str], list[Argument]
     for name, value in changed.items():
         (head if name in head else item)[name] = value
     job_id = item["job_id"] if not changed.get("key") else changed.pop("key")
-    names = [store.cell.keys.jobs(PARTITION), f"{store.cell.keys.job('')}{job_id}"]
+    names = [store.cell.keys.jobs(PARTITION), f"{store.cell.keys.job('')}{job_id}", store.cell.keys.partitions]
     item.pop("key", None)
     return names, [*head.values(), PARTITION, *item.values()]  # type: ignore[list-item]
 
@@ -216,11 +256,12 @@ async def test_every_id_that_may_be_is_accepted(store: Store, job_id: str) -> No
 async def test_arguments_and_keys_of_a_submission_fit_together(store: Store) -> None:
     """An error names what does not, and nothing is accepted."""
     names, arguments = submit_call(store)
-    other = [store.cell.keys.jobs(PARTITION + 1), names[1]]
+    other = [store.cell.keys.jobs(PARTITION + 1), *names[1:]]
 
     for wrong_keys, wrong_arguments, problem in (
         (names, arguments[:-1], "number of arguments = '10'"),
-        (names[:1], arguments, "number of keys = '1'"),
+        (names[:2], arguments, "number of keys = '2'"),
+        ([*names[:2], "x"], arguments, "KEYS[3] = 'x': expected that of the partitions"),
         (other, arguments, f"KEYS[1] = '{other[0]}': expected the intake of partition {PARTITION}"),
         (names, ["x", *arguments[1:]], "P = 'x'"),
         (names, [1, "", *arguments[2:]], "backlog_max = ''"),
@@ -230,6 +271,34 @@ async def test_arguments_and_keys_of_a_submission_fit_together(store: Store) -> 
             with pytest.raises(ScriptFailed) as error:
                 await store.connection.call("submit", wrong_keys, wrong_arguments)
         assert f"submit: {problem}" in str(error.value)
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("partition", ["16", "999", "4096", "01", "1e1", "-1", "", "x"])
+async def test_a_partition_that_nobody_reads_takes_no_job(store: Store, partition: str, told: bool) -> None:
+    """What is accepted has an outcome some time. How many there are the manager tells; never more than 4096."""
+    if told:
+        await store.cell.write_partitions()
+    names, arguments = submit_call(store)
+    names[0], arguments[2] = f"{store.cell.keys.jobs(0)[:-1]}{partition}", partition
+
+    async with unchanged(store):
+        if not told and partition in ("16", "999"):
+            return
+        with pytest.raises(ScriptFailed, match=f"submit: partition = '{partition}': expected a number from 0 to "):
+            await store.connection.call("submit", names, arguments)
+
+
+@pytest.mark.parametrize("stored", [None, "16", "x", "0"])
+async def test_every_partition_of_the_layout_takes_jobs(store: Store, stored: str | None) -> None:
+    """Also before a manager was there, and when somebody has written nonsense."""
+    if stored is not None:
+        await store.connection.commands.set(store.cell.keys.partitions, stored)
+    for partition in (0, 1, 15):
+        names, arguments = submit_call(store, job_id=f"j{partition}")
+        names[0], arguments[2] = store.cell.keys.jobs(partition), partition
+        _, answer = await store.connection.call("submit", names, arguments)
+        assert named(answer)[0] == "accepted"
 
 
 # ---- renew, beat -------------------------------------------------------------------------------------------
@@ -264,15 +333,22 @@ async def test_arguments_and_keys_of_a_renewal_fit_together(store: Store) -> Non
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["", "", 10, 10, "stays"], "document = ''"),
-        (["x" * (2**20 + 1), "", 10, 10, "stays"], "size of the document = '1048577': expected 1048576 bytes at most"),
-        (["doc", "d1", 10, 10, "stays"], "member = 'd1'"),
-        (["doc", "d 1+1", 10, 10, "stays"], "member = 'd 1+1'"),
-        (["doc", "d" * 127 + "+1", 10, 10, "stays"], "member = 'ddd"),
+        (["", "", 1000, 10, "stays"], "document = ''"),
+        (
+            ["x" * (2**20 + 1), "", 1000, 10, "stays"],
+            "size of the document = '1048577': expected 1048576 bytes at most",
+        ),
+        (["doc", "d1", 1000, 10, "stays"], "member = 'd1'"),
+        (["doc", "d 1+1", 1000, 10, "stays"], "member = 'd 1+1'"),
+        (["doc", "d" * 127 + "+1", 1000, 10, "stays"], "member = 'ddd"),
         (["doc", "", "", 10, "stays"], "heartbeats_max = ''"),
-        (["doc", "", 10, "5s", "stays"], "silence_ms = '5s'"),
-        (["doc", "", 10, 10, ""], "ARGV[5] = ''"),
-        (["doc", "", 10, 10, "goes"], "ARGV[5] = 'goes': expected stays or leaves"),
+        (["doc", "", 0, 10, "stays"], "heartbeats_max = '0': expected a whole number from 1000"),
+        (["doc", "", 999, 10, "stays"], "heartbeats_max = '999'"),
+        (["doc", "", "9" * 20, 10, "stays"], f"heartbeats_max = '{'9' * 20}'"),
+        (["doc", "", 1000, "5s", "stays"], "silence_ms = '5s'"),
+        (["doc", "d1+1", 1000, 0, "stays"], "silence_ms = '0'"),
+        (["doc", "", 1000, 10, ""], "ARGV[5] = ''"),
+        (["doc", "", 1000, 10, "goes"], "ARGV[5] = 'goes': expected stays or leaves"),
     ],
 )
 async def test_value_of_a_heartbeat_that_is_none_is_named(
@@ -286,6 +362,38 @@ async def test_value_of_a_heartbeat_that_is_none_is_named(
             await store.connection.call("beat", [k.heartbeats, k.dispatchers], arguments)
 
     assert f"beat: {problem}" in str(error.value)
+
+
+async def test_a_heartbeat_that_cannot_be_written_is_an_error(store: Store) -> None:
+    """Who is told the time believes that he was heard."""
+    k = store.control.keys
+    await store.connection.commands.set(k.heartbeats, "no stream")
+
+    with pytest.raises(ScriptFailed, match="beat: the heartbeat is not written: WRONGTYPE"):
+        await store.connection.call("beat", [k.heartbeats, k.dispatchers], ["doc", "d1+1", 1000, 5000, "stays"])
+
+    assert not await store.connection.commands.exists(k.dispatchers)
+
+
+@pytest.mark.parametrize("script", ["beat", "command", "boot", "leave"])
+async def test_a_key_of_a_call_is_that_of_its_name(store: Store, script: str) -> None:
+    """Another node's slots, or a stream under the name of another key, are not touched by a mistake."""
+    await seed_node(store)
+    await seed_reserved(store, "j2", "s2", node="n2")
+    k, control = store.cell.keys, store.control.keys
+    calls: dict[str, tuple[list[str], list[Argument]]] = {
+        "beat": ([control.heartbeats, control.dispatchers], ["doc", "", 1000, 10, "stays"]),
+        "command": ([control.commands], ["{}", 1000]),
+        "boot": ([k.last_boot, k.capacity, k.slots(NODE)], [NODE]),
+        "leave": ([k.capacity, k.open, k.slots(NODE), k.inbox(NODE), k.left(NODE)], [NODE, BOOT, "leaves"]),
+    }
+    names, arguments = calls[script]
+
+    for index, name in enumerate(names):
+        for wrong in ("x", name.replace(NODE, "n2") if NODE in name else f"{name}2"):
+            async with unchanged(store):
+                with pytest.raises(ScriptFailed, match=rf"{script}: KEYS\[1?{index + 1}?\] = "):
+                    await store.connection.call(script, [*names[:index], wrong, *names[index + 1 :]], arguments)
 
 
 # ---- leave -------------------------------------------------------------------------------------------------
@@ -317,9 +425,10 @@ async def test_value_of_a_leave_that_is_none_is_named(store: Store, boot: str, w
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["", 10], "size of the document = 0: expected 1 to 1048576 bytes"),
-        (["x" * (2**20 + 1), 10], "size of the document = 1048577"),
+        (["", 1000], "size of the document = 0: expected 1 to 1048576 bytes"),
+        (["x" * (2**20 + 1), 1000], "size of the document = 1048577"),
         (["{}", ""], "commands_max = ''"),
+        (["{}", 0], "commands_max = '0': expected a whole number from 1000"),
         (["{}"], "commands_max = 'nil': expected a whole number"),
     ],
 )

@@ -6,6 +6,7 @@ second thread only watches the leases, so that a server that does not answer can
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import secrets
@@ -14,6 +15,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+import redis
 
 from tests.raw.server import Argument, Server
 
@@ -352,9 +355,24 @@ class Node:
         if not batch or self._over.is_set():
             return
         answers = self.server.call_each("release", batch, self._build)[1]
+        failed = []
         for (assignment, ending), answer in zip(batch, answers, strict=True):
             if answer is not None and answer[0] == b"busy" and ending.verdict != "reboot":
                 self._endings.append((assignment, ending))
+            elif answer is not None and answer[0] == b"released" and ending.verdict == "retry" and ending.detail:
+                failed.append((assignment, ending))
+        if failed:
+            self._describe(failed)
+
+    def _describe(self, failed: Sequence[tuple[Assignment, Ending]]) -> None:
+        """Say for people why attempts failed; a server that does not take it is not asked again."""
+        keys: list[str] = []
+        arguments: list[Argument] = [self.server.layout["retention_ms"]]
+        for job, ending in failed:
+            keys += [self.server.key(f"job:{job.job_id}"), self.server.key(f"detail:{job.job_id}")]
+            arguments += [job.job_id, job.token, ending.detail]
+        with contextlib.suppress(redis.RedisError, OSError):
+            self.server.call_once("describe", keys, arguments)
 
     def _build(self, batch: Sequence[tuple[Assignment, Ending]]) -> tuple[list[str], list[Argument]]:
         key, layout = self.server.key, self.server.layout

@@ -89,7 +89,7 @@ class Producer:
             arguments += [partitions.index(self.partition_of(session)) + 1, job_id, session]
             arguments += [str(document.get("tenant_id", "")), str(document.get("reply_to", "")), nonce]
             arguments += [json.dumps(document), payload]
-        return keys, arguments
+        return [*keys, self.server.key("partitions")], arguments
 
     def _complete(self, document: Document) -> Document:
         return {"reply_to": self.reply_to} | document if self.reply_to else document

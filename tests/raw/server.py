@@ -85,22 +85,25 @@ class Server:
         return self.key(f"results:{reply_to}" if reply_to else "results")
 
     def call(self, script: str, keys: Sequence[str], arguments: Sequence[Argument]) -> list[Any]:
-        """Call a script; loaded before its first use, and again by a server that has forgotten it."""
-        source = self.layout[f"script:{script}"]
-
-        def once() -> tuple[float, Any]:
-            sent_s = time.clock_gettime(time.CLOCK_BOOTTIME)  # a lease runs on while the machine sleeps
-            if script not in self._shas:
-                self._shas[script] = self.client.script_load(source)
-            call = ("EVALSHA", self._shas[script], len(keys), *keys, *arguments)
-            try:
-                return sent_s, self.client.execute_command(*call)
-            except NoScriptError:
-                self.client.script_load(source)
-                return sent_s, self.client.execute_command(*call)
-
-        self.sent_s, answer = self.patiently(once)
+        """Call a script until it is answered."""
+        self.sent_s, answer = self.patiently(lambda: self.call_once(script, keys, arguments))
         return list(answer)
+
+    def call_once(self, script: str, keys: Sequence[str], arguments: Sequence[Argument]) -> tuple[float, Any]:
+        """Call a script; loaded before its first use, and again by a server that has forgotten it.
+
+        Returns: (own time when it was sent, its answer).
+        """
+        source = self.layout[f"script:{script}"]
+        sent_s = time.clock_gettime(time.CLOCK_BOOTTIME)  # a lease runs on while the machine sleeps
+        if script not in self._shas:
+            self._shas[script] = self.client.script_load(source)
+        call = ("EVALSHA", self._shas[script], len(keys), *keys, *arguments)
+        try:
+            return sent_s, self.client.execute_command(*call)
+        except NoScriptError:
+            self.client.script_load(source)
+            return sent_s, self.client.execute_command(*call)
 
     def call_each(
         self, script: str, items: Sequence[Any], build: Callable[[Sequence[Any]], tuple[list[str], list[Argument]]]

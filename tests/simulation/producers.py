@@ -9,7 +9,8 @@ import msgspec
 from redis.exceptions import RedisError
 
 from scheduler import keys, model
-from scheduler.errors import NotAccepted, SchedulerError
+from scheduler.calls import Outcome
+from scheduler.errors import NotAccepted, SchedulerError, UnknownJob
 from scheduler.model import JobDocument
 from scheduler.producer import Producer, Request
 from scheduler.store.connection import Connection
@@ -19,6 +20,7 @@ from tests.simulation.plan import PRODUCER, JobPlan
 from tests.simulation.world import ORIGIN_S, Process, World
 
 OUTCOME_MS_MAX: Final = 600_000
+LOOK_AGAIN_S: Final = 1.0
 BROKEN: Final = frozenset({"no_job", "no_json", "no_session", "too_large", "bad_pair", "bad_id"})
 """Ways of which the entry is no job: it ends as dead, under an id that is made for it."""
 
@@ -99,9 +101,18 @@ class Producers:
         finally:
             self.under_way -= 1
         if job.job_id in self.unheard:
-            outcome = await producer.outcome(job.job_id, timeout_ms=OUTCOME_MS_MAX)
+            async with asyncio.timeout(OUTCOME_MS_MAX / 1000):
+                outcome = await self._outcome(producer, job.job_id)
             self._history.add("outcome", job.job_id, outcome.state, outcome.reason)
             self.unheard.discard(job.job_id)
+
+    async def _outcome(self, producer: Producer, job_id: str) -> Outcome:
+        """How a job ended. A record that was lost comes again, where an entry that was written by XADD is left."""
+        while True:
+            try:
+                return await producer.outcome(job_id, unknown_ms=None)
+            except UnknownJob:
+                await asyncio.sleep(LOOK_AGAIN_S)
 
     async def _send(self, producer: Producer, raw: Connection, job: JobPlan) -> None:
         if job.way in ("submit", "twice"):
@@ -134,12 +145,13 @@ class Producers:
             self._history.add("refused", job.job_id, type(error).__name__)
             return
         self._history.add("added", job.job_id, entry.decode())
-        job_id = keys.generated_job_id(0, partition, entry.decode()) if job.way in BROKEN else job.job_id
+        is_named = job.way not in BROKEN or job.way == "too_large"
+        job_id = job.job_id if is_named else keys.generated_job_id(0, partition, entry.decode())
         self._acknowledge(job, job_id, f"{partition}/{entry.decode()}")
 
     def _acknowledge(self, job: JobPlan, job_id: str, entry: str) -> None:
         self._checker.acknowledged.setdefault(job_id, entry)
-        if job_id != job.job_id:
+        if job.way in BROKEN:
             self._checker.broken.add(job_id)
             return
         self.unheard.add(job_id)

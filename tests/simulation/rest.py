@@ -133,8 +133,11 @@ class RestChecker:
             self._checker.blame("overdue", f"{detail} for more than {OVERDUE_S_MAX} s")
 
     def _owners(self) -> dict[int, str]:
+        """Whose lease is in force. One that has lapsed can be of somebody who does not know: of before a loss."""
         flat = self._server.ask("HGETALL", _CELL.owners)
-        stored = {int(flat[i]): flat[i + 1].decode().split(" ")[1] for i in range(0, len(flat), 2)}
+        now_ms = self._server.wall_s() * 1000
+        words = {int(flat[i]): flat[i + 1].decode().split(" ") for i in range(0, len(flat), 2)}
+        stored = {partition: owner for partition, (_, owner, until_ms, *_) in words.items() if int(until_ms) > now_ms}
         for partition, owner in stored.items():
             if self._owned_since_s.get(partition, ("", 0.0))[0] != owner:
                 self._owned_since_s[partition] = owner, self._world.now_s

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from scheduler.errors import Reject, Retry
-from scheduler.handlers import Handler, Job, Threads
+from scheduler.handlers import Handler, Job
+from scheduler.threads import Threads
 from tests.simulation.world import Process
 
 
@@ -91,14 +92,14 @@ class SimulatedThreads(Threads):
         self._behind = {}
         self._tells: dict[tuple[str, int], list[Callable[[], None]]] = {}
 
-    async def run(self, handler: Handler, job: Job) -> Any:
+    async def run(self, handler: Handler, job: Any) -> Any:
         """Call a plain handler after its time. Raises: asyncio.CancelledError when stopped; it goes on all the same."""
         thread = self._process.create_task(self._work(handler, job))
         try:
             return await asyncio.shield(thread)
         except asyncio.CancelledError:
             if not thread.done():
-                self._behind[job.key] = thread  # type: ignore[assignment]
+                self._behind[job.key] = thread
                 thread.add_done_callback(lambda _: self._ended(job))
             raise
 
@@ -116,12 +117,16 @@ class SimulatedThreads(Threads):
         for tell in self._tells.pop(job.key, []):
             tell()
 
-    def when_ended(self, job: Job, tell: Callable[[], None]) -> None:
+    def when_ended(self, job: Any, tell: Callable[[], None]) -> None:
         """As of real threads."""
         if job.key in self._behind:
             self._tells.setdefault(job.key, []).append(tell)
         else:
             tell()
+
+    def used_ms(self) -> list[tuple[Any, float]]:
+        """Nothing: on virtual time nobody has a processor."""
+        return []
 
     def shutdown(self) -> None:
         """Whatever runs ends by itself."""

@@ -50,9 +50,11 @@ def test_keys() -> None:
         cell.left("<node>"),
         cell.job("<job_id>"),
         cell.result("<job_id>"),
+        cell.detail("<job_id>"),
         cell.session("<session_id>"),
         cell.held("<kind>", "<name>"),
         cell.rebuilt("<stream>"),
+        cell.renamed("<stream>"),
         cell.replies("<reply_to>"),
     }
     rows = table(ARCHITECTURE, "| key | type | what | written by |")

@@ -177,6 +177,19 @@ def test_every_number_is_above_zero(name: str) -> None:
             "at least 256, the sessions of two calls of batch_max jobs",
             id="fewer sessions than calls",
         ),
+        *[
+            pytest.param(
+                {name: 999}, name, 999, "at least 1000, or some would miss what others tell", id=f"short {name}"
+            )
+            for name in ("heartbeats_max", "results_max", "freed_max")
+        ],
+        pytest.param(
+            {"result_bytes_max": 2**20 + 1},
+            "result_bytes_max",
+            2**20 + 1,
+            "at most 1048576, for all results are kept in memory",
+            id="larger results than the scripts take",
+        ),
         pytest.param({"lease_ms": "15"}, "lease_ms", "15", "a whole number above 0", id="a number as text"),
     ],
 )

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import re
 import threading
 from collections.abc import AsyncIterator
 from functools import partial
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.config import DEFAULTS
 from scheduler.errors import InvalidInput, Reject, Retry
-from scheduler.handlers import BYTES, JSON, TEXT, Job, Threads, attempt, decode_result, encode_result, is_async
+from scheduler.handlers import Job, attempt, check_handler, is_async
+from scheduler.node import Node
+from scheduler.results import BYTES, JSON, TEXT, decode_result, encode_result
 from scheduler.runtime.retry import Ending
+from scheduler.threads import Threads
 from scheduler.words import Policy, Reservation
 
 FIELDS = {b"job": b'{"session_id":"s1"}', b"job_id": b"j1", b"reservation": b"7 1-a 5000 3/1-1 1 1 1 4000"}
@@ -154,6 +160,9 @@ async def raises(error: BaseException) -> None:
     raise error
 
 
+PLACE = f"{__file__}:{raises.__code__.co_firstlineno + 2} in raises"
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
@@ -177,41 +186,32 @@ async def raises(error: BaseException) -> None:
         ),
         pytest.param(
             ValueError("bad audio"),
-            Ending("retry", "completed", 854, "handler_failed", "ValueError: bad audio"),
+            Ending("retry", "completed", 854, "handler_failed", f"ValueError: bad audio ({PLACE})"),
             id="any exception",
         ),
         pytest.param(
-            TimeoutError(),
-            Ending("retry", "completed", 854, "handler_failed", "TimeoutError: "),
+            LookupError(),
+            Ending("retry", "completed", 854, "handler_failed", f"LookupError ({PLACE})"),
             id="one without words",
         ),
     ],
 )
 async def test_verdicts(error: BaseException, expected: Ending, threads: Threads) -> None:
-    """The same whether the handler is async or runs in a thread."""
+    """The same whether the handler is async or runs in a thread; what it raised is there for the log."""
 
     def plainly(job: Job) -> None:
-        raise error
+        raises(error).send(None)
 
-    assert await judged(lambda job: raises(error), threads) == expected
-    assert await judged(plainly, threads) == expected
+    for handler in (lambda job: raises(error), plainly):
+        ending = await judged(handler, threads)
+        assert ending.error is error
+        assert msgspec.structs.replace(ending, error=None) == expected
 
 
 async def test_a_later_attempt_waits_longer(threads: Threads) -> None:
     """Attempts lost with a node count as well."""
     ending = await judged(lambda job: raises(ValueError()), threads, a_job(reservation=b"7 1-a 5000 3/1-1 4 1 1 4000"))
     assert 8_000 * 0.8 <= ending.delay_ms <= 8_000 * 1.2
-
-
-async def test_a_result_that_cannot_be_stored_is_a_failed_attempt(threads: Threads) -> None:
-    """Its handler learns why from the detail."""
-
-    async def handler(job: Job) -> object:
-        return object()
-
-    ending = await judged(handler, threads)
-    assert (ending.verdict, ending.reason) == ("retry", "handler_failed")
-    assert "object" in ending.detail
 
 
 class Asynchronous:
@@ -346,3 +346,82 @@ async def test_a_handler_in_a_thread_can_see_that_it_should_stop(threads: Thread
     task = asyncio.create_task(judged(handler, threads, job))
     job.stopped.set()
     assert (await task).result == b"stopped"
+
+
+# ---- what is no handler ------------------------------------------------------------------------------------
+
+
+def generates(job: Job) -> Any:
+    """A generator."""
+    yield job
+
+
+async def streams(job: Job) -> Any:
+    """An async one."""
+    yield job
+
+
+def needs_more(job: Job, database: object) -> None:
+    """Takes two."""
+
+
+def takes_nothing() -> None:
+    """Takes none."""
+
+
+def names_it(*, job: Job) -> None:
+    """Takes one, by its name only."""
+
+
+def wrapped(function: Any) -> Any:
+    """What a decorator makes: it hands in what the function takes beside the job."""
+
+    @functools.wraps(function)
+    def call(job: Job) -> Any:
+        return function(job, None)
+
+    return call
+
+
+class Generates:
+    """A generator that is an object."""
+
+    def __call__(self, job: Job) -> Any:
+        yield job
+
+    def run(self, job: Job) -> None:
+        """Of an object."""
+
+
+@pytest.mark.parametrize(
+    ("handler", "said"),
+    [
+        (None, "handler: NoneType is a NoneType: expected a function of one job"),
+        ("name", "handler: str is a str: expected"),
+        (Plain, "handler: Plain is a class: expected a function of one job, or an object that can be called with one"),
+        (generates, "handler: generates is a generator: expected"),
+        (streams, "handler: streams is a generator: expected"),
+        (partial(generates), "handler: partial is a generator: expected"),
+        (Generates(), "handler: Generates is a generator: expected"),
+        (needs_more, "handler: needs_more takes (job: 'Job', database: 'object') -> 'None': expected"),
+        (takes_nothing, "handler: takes_nothing takes () -> 'None': expected"),
+        (names_it, "handler: names_it takes (*, job: 'Job') -> 'None': expected"),
+        (Generates.run, "this one belongs to a class: name that of an object"),
+    ],
+)
+def test_what_can_run_no_job_is_refused_in_words(handler: Any, said: str) -> None:
+    """Before the node is ready, instead of failing every job."""
+    with pytest.raises(InvalidInput, match=re.escape(said)):
+        check_handler(handler)
+    with pytest.raises(InvalidInput, match=re.escape(said)):
+        Node("redis://127.0.0.1:1", "n1", capacity=1, handler=handler, settings=DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [raises, Plain(), Asynchronous(), Generates().run, partial(needs_more, database=1), wrapped(needs_more), print, abs,
+     lambda job, database=None: None, lambda *jobs: None],
+)  # fmt: skip
+def test_whatever_can_be_called_with_a_job_is_a_handler(handler: Any) -> None:
+    """Functions, methods, objects, with whatever is bound or wrapped."""
+    check_handler(handler)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from scheduler.errors import InvalidInput
 from scheduler.management import hearing as hearing_module
-from scheduler.management.hearing import BOOT_MAX, Hearing, without_running
+from scheduler.management.hearing import BOOT_MAX, Hearing, NotGiven, without_running
 from scheduler.model import DispatcherBeat, decode_beat, encode_beat
 from tests.unit.arrange import a_beat
 
@@ -59,6 +59,18 @@ def test_a_boot_that_no_script_gave_is_refused() -> None:
     with pytest.raises(InvalidInput, match=r"expected a number that the script boot gave, below"):
         hearing.beat(encode_beat(a_beat(boot=f"{BOOT_MAX}-x")), HEARD_MS)
     assert hearing.beat(encode_beat(a_beat(boot=f"{BOOT_MAX - 1}-x")), HEARD_MS) is not None
+
+
+def test_a_boot_that_no_clock_gives_is_heard_once_somebody_has_given_it() -> None:
+    """Until then it is not remembered; from then on it is what the node said last."""
+    hearing, beat = Hearing(), a_beat(boot="5001-x", running=3)
+    hearing.boot_max = 5000
+    for _ in range(2):
+        with pytest.raises(NotGiven) as doubt:
+            hearing.beat(encode_beat(beat), HEARD_MS)
+    hearing.believe(encode_beat(beat), doubt.value.beat)
+    assert hearing.beat(encode_beat(beat), HEARD_MS) is doubt.value.beat
+    assert hearing.beat(encode_beat(a_beat(boot="5000-x")), HEARD_MS) is not None
 
 
 def test_more_nodes_than_can_be_remembered_are_heard_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

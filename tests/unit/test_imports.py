@@ -16,6 +16,7 @@ BASE: Final = {
     "scheduler.errors",
     "scheduler.config",
     "scheduler.deltas",
+    "scheduler.texts",
     "scheduler.url",
     "scheduler.words",
 }
@@ -30,6 +31,7 @@ PURE: Final = {
     "scheduler.management.commands",
     "scheduler.management.fold",
     "scheduler.management.hearing",
+    "scheduler.management.memory",
     "scheduler.management.picture",
     "scheduler.management.pools",
     "scheduler.runtime.tries",
@@ -47,6 +49,7 @@ PURE: Final = {
     "scheduler.session.decisions",
     "scheduler.session.ring",
     "scheduler.store.pace",
+    "scheduler.texts",
     "scheduler.words",
 }
 # Libraries that perform, wait, read a clock or hold what is shared.
@@ -57,7 +60,7 @@ IMPURE: Final = {
 # What a role, a node or a producer takes from its machine is handed to it: only these look for themselves. The commands
 # and the server that they start belong to the machine.
 CLOCK: Final = "scheduler.clock"
-LOOK_AT_THE_MACHINE: Final = {CLOCK, "scheduler.host"}
+LOOK_AT_THE_MACHINE: Final = {CLOCK, "scheduler.host", "scheduler.forks"}
 BELONG_TO_THE_MACHINE: Final = ("scheduler.cli", "scheduler.store.location", "scheduler.store.server")
 TERMINAL_OUTPUT: Final = {"click", "rich"}
 # The only thing of redis that shells may know are its exceptions, and only these shells.

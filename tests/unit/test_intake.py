@@ -37,9 +37,17 @@ def entry(document: dict[str, Any] | bytes | None, **fields: bytes) -> Entry:
     return Entry(3, 9, "1000-5", ({} if body is None else {b"job": body}) | named)
 
 
-def refusal(reason: str, detail: str, job_id: str = "~2-3-1000-5", size_bytes: int = 0) -> RejectItem:
+def refusal(
+    reason: str,
+    detail: str,
+    job_id: str = "~2-3-1000-5",
+    size_bytes: int = 0,
+    session_id: str = "",
+    tenant_id: str = "",
+    reply_to: str = "",
+) -> RejectItem:
     """A refusal of that entry."""
-    return RejectItem(3, 9, "1000-5", job_id, "", "", "", reason, detail, size_bytes)
+    return RejectItem(3, 9, "1000-5", job_id, session_id, tenant_id, reply_to, reason, detail, size_bytes)
 
 
 def test_a_full_document() -> None:
@@ -118,8 +126,35 @@ def test_what_the_fields_beside_the_document_mean(
     [
         pytest.param(
             entry({"session_id": "s1"}, payload=b"x" * 11),
-            refusal("too_large", "payload of 11 bytes: expected at most 10", size_bytes=40),
+            refusal("too_large", "payload of 11 bytes: expected at most 10", size_bytes=40, session_id="s1"),
             id="payload",
+        ),
+        pytest.param(
+            entry({"session_id": "s1", "job_id": "mine", "tenant_id": "t", "reply_to": "r"}, payload=b"x" * 11),
+            refusal(
+                "too_large",
+                "payload of 11 bytes: expected at most 10",
+                "mine",
+                size_bytes=87,
+                session_id="s1",
+                tenant_id="t",
+                reply_to="r",
+            ),
+            id="payload, as the job that its document names",
+        ),
+        pytest.param(
+            entry({"session_id": "s1", "job_id": "~mine"}, payload=b"x" * 11),
+            refusal("too_large", "payload of 11 bytes: expected at most 10", size_bytes=57),
+            id="payload, of a job whose document is none",
+        ),
+        pytest.param(
+            entry(b'{"session_id": "s1", "job_id" : "mine", "x": "' + b"y" * 100),
+            refusal(
+                "too_large",
+                "job document of 146 bytes: expected at most 100; it says session_id = 's1', job_id = 'mine'",
+                size_bytes=149,
+            ),
+            id="document that is not decoded, with what can be read of it",
         ),
         pytest.param(
             entry(b"{" + b" " * 100),
@@ -128,7 +163,9 @@ def test_what_the_fields_beside_the_document_mean(
         ),
         pytest.param(
             entry({"session_id": "s1"}, what=b"x" * 16_378),
-            refusal("too_large", "other fields of 16385 bytes: expected at most 16384", size_bytes=16_404),
+            refusal(
+                "too_large", "other fields of 16385 bytes: expected at most 16384", size_bytes=16_404, session_id="s1"
+            ),
             id="all else, with the names",
         ),
         pytest.param(

@@ -41,6 +41,7 @@ def test_the_keys_of_a_cell_share_a_tag() -> None:
     cell = CellKeys("ns", 2)
     assert {name: value for name, value in vars(cell).items() if not name.startswith("_")} == {
         "cell": 2,
+        "partitions": "{ns:2}:partitions",
         "owners": "{ns:2}:owners",
         "capacity": "{ns:2}:capacity",
         "last_boot": "{ns:2}:last_boot",

@@ -56,7 +56,7 @@ async def test_an_error_of_one_step_does_not_end_the_loop() -> None:
 
 @pytest.mark.usefixtures("no_pause_after_errors")
 async def test_an_error_that_lasts_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    """It is worth a line again after a good step, or when it becomes another."""
+    """It is worth a line again when it becomes another; one that comes and goes fills no log either."""
     down, other = ServerUnavailable("no server"), ServerUnavailable("another reason")
     caplog.set_level(logging.INFO, "scheduler")
     await played(down, down, down, other, None, down, None)
@@ -64,9 +64,29 @@ async def test_an_error_that_lasts_is_logged_once(caplog: pytest.LogCaptureFixtu
         ("ERROR", "steps: no server"),
         ("ERROR", "steps: another reason"),
         ("INFO", "steps: goes on"),
-        ("ERROR", "steps: no server"),
-        ("INFO", "steps: goes on"),
     ]
+
+
+@pytest.mark.usefixtures("no_pause_after_errors")
+async def test_an_error_that_lasts_is_logged_again_now_and_then(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever looks later sees it too."""
+    monkeypatch.setattr(loops, "TOLD_AGAIN_MS", 0)
+    caplog.set_level(logging.INFO, "scheduler")
+    await played(ServerUnavailable("no server"), ServerUnavailable("no server"), None)
+    assert [record.getMessage() for record in caplog.records] == [
+        "steps: no server",
+        "steps: no server",
+        "steps: goes on",
+    ]
+
+
+@pytest.mark.usefixtures("no_pause_after_errors")
+async def test_numbers_make_no_error_another(caplog: pytest.LogCaptureFixture) -> None:
+    """Each try has its own, such as a time."""
+    await played(SchedulerError("waited 5 ms"), SchedulerError("waited 71 ms"), None)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == ["steps: waited 5 ms"]
 
 
 @pytest.mark.usefixtures("no_pause_after_errors")

@@ -9,7 +9,7 @@ import pytest
 
 from scheduler import calls
 from scheduler.config import DEFAULTS
-from scheduler.runtime.partitions import Partitions
+from scheduler.runtime.partitions import Partitions, counted
 from scheduler.session import ring
 from scheduler.store.cell import Cell
 from tests.clock import HandClock
@@ -163,3 +163,12 @@ async def test_giving_up_forgets_everything_first(desk: Desk) -> None:
     await desk.partitions.give_up()
     await desk.partitions.give_up()
     assert (desk.asked, desk.forgotten, len(desk.partitions)) == ([([], sorted(ALL))], [ALL], 0)
+
+
+def test_numbers_are_told_as_people_do() -> None:
+    """One is, two are."""
+    assert [counted(number, "dispatcher") for number in (0, 1, 2)] == [
+        "0 dispatchers are",
+        "1 dispatcher is",
+        "2 dispatchers are",
+    ]

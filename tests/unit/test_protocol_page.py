@@ -221,7 +221,7 @@ def test_the_limits_on_the_page_are_those_of_the_code() -> None:
     assert f"have {pools.NAMES_MAX} entries at most" in documents
     assert f"[pool](#pools), {pools.POOLS_MAX} at most" in documents
     assert f"at most {COMMAND_BYTES_MAX:,} bytes; fields" in documents
-    assert f"about the last {COMMANDS_MAX} |" in chapter("Keys")
+    assert f"those without an answer, {COMMANDS_MAX} at most |" in chapter("Keys")
     assert f"| 1 to {keys.ID_LENGTH_MAX} |" in ids
     assert f"| 1 to {keys.NAME_LENGTH_MAX} |" in ids
     assert f"| 1 to {model._LANGUAGE_LENGTH_MAX} |" in ids

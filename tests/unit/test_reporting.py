@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from random import Random
 from typing import cast
 
 import pytest
 
+from scheduler.attempt_log import AttemptLog
 from scheduler.calls import Layout, NotReleased, Released, ReleaseItem
+from scheduler.clock import Clock
 from scheduler.config import DEFAULTS
+from scheduler.errors import ServerUnavailable
 from scheduler.handlers import Job
 from scheduler.reporting import Reporter
 from scheduler.runtime import retry
@@ -25,6 +29,8 @@ class SlowCell:
         self.may_answer = asyncio.Event()
         self.busy: set[int] = set()
         self.invalid: set[int] = set()
+        self.described: list[list[int]] = []
+        self.is_full = False
 
     async def release(
         self, items: Sequence[ReleaseItem], retention_ms: int, dead_retention_ms: int
@@ -34,6 +40,13 @@ class SlowCell:
         self.asked.set()
         await self.may_answer.wait()
         return 1_000, [self._answer(item) for item in items]
+
+    async def describe(self, items: Sequence[ReleaseItem], retention_ms: int) -> list[str]:
+        """As the cell: one call, that full memory refuses."""
+        if self.is_full:
+            raise ServerUnavailable("memory is full")
+        self.described.append([item.token for item in items])
+        return ["described"] * len(items)
 
     def _answer(self, item: ReleaseItem) -> Released | NotReleased:
         if item.token in self.invalid:
@@ -51,7 +64,7 @@ def cell() -> SlowCell:
 def reporter(cell: SlowCell) -> Reporter:
     """A reporter of three batches' worth of endings, but for one."""
     layout = Layout(partitions=16, cells=1, protocol=4, retention_ms=1, dead_retention_ms=1)
-    reporter = Reporter(cast(Cell, cell), DEFAULTS, layout, "n1", "1-a")
+    reporter = Reporter(cast(Cell, cell), DEFAULTS, layout, "n1", "1-a", AttemptLog("n1", Clock()))
     for token in range(3 * DEFAULTS.batch_max - 1):
         reporter.add(Job("n1", "1000-0", _fields(token)), retry.completed("", b""))
     return reporter
@@ -63,6 +76,34 @@ def _fields(token: int) -> dict[bytes, bytes]:
         b"job_id": b"j%d" % token,
         b"reservation": b"%d 1-a 5000 0/1-1 1 1 1 5000" % token,
     }
+
+
+async def test_only_attempts_that_failed_are_described(reporter: Reporter, cell: SlowCell) -> None:
+    """Nothing that ends well costs a call more; nor does an ending that the server has not taken yet."""
+    cell.may_answer.set()
+    await reporter.report()
+    assert cell.described == []
+    fields = {b"job": b'{"session_id":"s1"}', b"job_id": b"j", b"reservation": b"7 1-a 5000 0/1-1 1 1 1 5000"}
+    for token in (b"900", b"901", b"902"):
+        fields[b"reservation"] = token + b" 1-a 5000 0/1-1 1 1 1 5000"
+        reporter.add(Job("n1", "1000-0", fields), retry.failed(1, "why", 0, 1, 1, Random(1)))
+    fields[b"reservation"] = b"903 1-a 5000 0/1-1 1 1 1 5000"
+    reporter.add(Job("n1", "1000-0", fields), retry.given_back("the node stopped"))
+    cell.busy = {901}
+    await reporter.report()
+    assert cell.described == [[900, 902]]
+
+
+async def test_details_that_are_not_kept_stop_no_report(
+    reporter: Reporter, cell: SlowCell, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log has them, and says that the server has not."""
+    cell.may_answer.set()
+    cell.is_full = True
+    fields = {b"job": b'{"session_id":"s1"}', b"job_id": b"j", b"reservation": b"900 1-a 5000 0/1-1 1 1 1 5000"}
+    reporter.add(Job("n1", "1000-0", fields), retry.failed(1, "why", 0, 1, 1, Random(1)))
+    await reporter.report()
+    assert (len(reporter), [each.getMessage() for each in caplog.records]) == (0, ["n1: memory is full"])
 
 
 async def test_two_reports_at_once_lose_nothing(reporter: Reporter, cell: SlowCell) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 TEXT: Final = (ROOT / "docs" / "RULES.md").read_text(encoding="utf-8")
-TESTED: Final = (*range(1, 26), *range(27, 35), 38)
+TESTED: Final = (*range(1, 26), *range(27, 35), *range(38, 43))
 LATER: Final = (26, 35, 36, 37)
 
 
@@ -54,7 +54,7 @@ every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=lambda rule: st
 
 def test_every_number_is_there_once_and_in_order() -> None:
     """Code and tests refer to the rules by number."""
-    assert [rule.number for rule in rules()] == list(range(1, 41))
+    assert [rule.number for rule in rules()] == list(range(1, 43))
 
 
 def test_tests_that_are_named_exist() -> None:

@@ -76,7 +76,7 @@ def test_what_becomes_of_the_binding(
     [
         ("job_id_taken", ("job_id_taken", "job_id 'j1' belongs to another session", "~2-3-j1-0")),
         ("cancelling", ("cancelled", "cancelled before it was placed", "j1")),
-        ("broken", ("invalid", "its placement fails; what is stored under its id is no job record", "j1")),
+        ("broken", ("invalid", "what is stored under its id is no job record", "j1")),
         ("duplicate", None),
         ("gone", None),
     ],
