@@ -103,7 +103,9 @@ def job_document(what: str, value: object) -> JobDocument:
     """A job document whose values are of their types; JSON would make others of some. Raises: InvalidInput."""
     document = instance(what, value, JobDocument)
     for name in _TEXT_FIELDS:
-        text(name, getattr(document, name))
+        value = getattr(document, name)
+        if type(value) is not str or not value.isascii():  # a call less for each, of which a batch has a thousand
+            text(name, value)
     texts("features", document.features)
     whole("priority", document.priority, -NUMBER_MAX)
     if document.deadline_ms is not None:
