@@ -97,7 +97,6 @@ class Reader:
         self._read_or_changed: asyncio.Future[None] | None = None
         self._heard_at_ms = clock.ms()
         self._missed = False
-        self._failing = False
         self._stopping = False
         self.doubted = False
 
@@ -196,21 +195,23 @@ class Reader:
             await end_tasks(list(self._reading))
 
     async def _run(self) -> None:
+        is_failing = has_complained = False
         while not self._stopping:
             try:
                 batch = await self._read()
             except Exception as error:
                 is_told = isinstance(error, ServerUnavailable | ServerRefused) or is_temporary(error)  # by the store
-                level = logging.DEBUG if self._failing or is_told else logging.ERROR
+                level = logging.DEBUG if has_complained or is_told else logging.ERROR
                 is_known = is_told or isinstance(error, SchedulerError)
                 logger.log(level, "reading the intake failed: %s", _told(error), exc_info=not is_known)
-                self._missed = self._failing = self.doubted = True
+                has_complained = has_complained or not is_told
+                self._missed = is_failing = self.doubted = True
                 self.nudge()
                 await asyncio.sleep(_PAUSE_AFTER_ERROR_MS / 1000)
                 continue
-            if self._failing:
-                logger.debug("the intake is read again")
-                self._failing = False
+            if is_failing:
+                logger.log(logging.INFO if has_complained else logging.DEBUG, "the intake is read again")
+                is_failing = has_complained = False
             if batch != NOTHING:
                 await self._put(batch)
 

@@ -81,16 +81,16 @@ class Snapshots:
 
     async def run(self) -> None:
         """Follow until `stop`."""
-        failing = False
+        has_complained = False
         while not self._stopping:
             try:
                 await self.follow()
-                failing = False
+                has_complained = False
             except (RedisError, OSError, SchedulerError) as error:
                 is_told = isinstance(error, ServerUnavailable | ServerRefused) or is_temporary(error)  # by the store
-                level = logging.DEBUG if failing or is_told else logging.ERROR
+                level = logging.DEBUG if has_complained or is_told else logging.ERROR
                 logger.log(level, "following the snapshot failed: %s", error)
-                failing = True
+                has_complained = has_complained or not is_told
                 await asyncio.sleep(_PAUSE_AFTER_ERROR_MS / 1000)
 
     def swap(self, index: Index) -> None:
