@@ -18,7 +18,7 @@ from scheduler.clock import SYSTEM_CLOCK
 from scheduler.errors import InvalidInput
 from scheduler.handlers import Handler, Job, check_handler
 from scheduler.node import Node
-from scheduler.tracebacks import describe
+from scheduler.tracebacks import words_of
 
 
 class _Work(msgspec.Struct):
@@ -86,8 +86,13 @@ def _import(name: str, module_name: str) -> Any:
 
 def _broken(name: str, doing: str, error: BaseException) -> InvalidInput:
     """What somebody's module raised. One that exits must not end the command as if all was well."""
-    what = f"ended the program with {error.code!r}" if isinstance(error, SystemExit) else f"failed: {describe(error)}"
+    what = f"ended the program with {error.code!r}" if isinstance(error, SystemExit) else f"failed: {_said(error)}"
     return InvalidInput(f"--handler = {name!r}: {doing} {what}{_place(error)}")
+
+
+def _said(error: BaseException) -> str:
+    words = words_of(error)
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def _place(error: BaseException) -> str:

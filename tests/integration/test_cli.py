@@ -166,7 +166,7 @@ def test_namespace(ready_url: str) -> None:
         ("needy:run", "importing needy failed: ModuleNotFoundError: No module named 'nowhere' (needy.py, line 1)"),
         ("torn:run", "importing torn failed: SyntaxError: invalid syntax (torn.py, line 1)"),
         ("leaving:run", "importing leaving ended the program with 0 (leaving.py, line 2)"),
-        ("silent:run", "importing silent failed: Silent (silent.py, line 3)"),
+        ("silent:run", "importing silent failed: Silent: (its text cannot be had) (silent.py, line 3)"),
         ("lazy:run", "looking up run failed: ValueError: no (lazy.py, line 1)"),
         ("fine:Some", "Some is a class: expected a function of one job, or an object that can be called with one"),
         (
