@@ -88,10 +88,13 @@ def _import(name: str, module_name: str) -> Any:
 
 def _broken(name: str, doing: str, error: BaseException) -> InvalidInput:
     """What somebody's module raised. One that exits must not end the command as if all was well."""
-    words = words_of(error)
-    told = type(error).__name__ + (f": {words}" if words else "")
-    what = f"ended the program with {error.code!r}" if isinstance(error, SystemExit) else f"failed: {told}"
+    what = f"ended the program with {error.code!r}" if isinstance(error, SystemExit) else f"failed: {_said(error)}"
     return InvalidInput(f"--handler = {name!r}: {doing} {what}{_place(error)}")
+
+
+def _said(error: BaseException) -> str:
+    words = words_of(error)
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def _place(error: BaseException) -> str:
