@@ -234,7 +234,7 @@ def test_a_job_too_many_ends_with_1(name: str, url: str, monkeypatch: pytest.Mon
     [
         (["dispatch", "--batch", "129"], 2, "129 is not in the range 1<=x<=128"),
         (["relay", "--profile"], 2, "No such option"),
-        (["dispatch", "--redis-url", "http://x"], 2, "http://x"),
+        (["dispatch", "--redis-url", "http://x"], 2, "--redis-url: its scheme is not known"),
         (["relay", "--redis-url", "redis://127.0.0.1:1"], 3, "127.0.0.1:1"),
     ],
 )

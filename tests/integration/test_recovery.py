@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -97,11 +98,11 @@ async def test_a_thread_that_does_not_stop_keeps_no_job_from_another_node(
         return job.node
 
     async def cut_off(
-        self: Cell, node: str, reservations: Sequence[tuple[str, int]]
+        self: Cell, node: str, reservations: Sequence[tuple[str, int]], *rest: Any
     ) -> tuple[int, float, list[calls.Renewed | calls.NotRenewed]]:
         if node == "n1":
             raise ServerUnavailable("cut off")
-        return await renew(self, node, reservations)
+        return await renew(self, node, reservations, *rest)
 
     async def spy(
         self: Cell, items: Sequence[calls.ReleaseItem], retention_ms: int, dead_retention_ms: int
