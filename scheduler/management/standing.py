@@ -64,11 +64,12 @@ class Standing:
         """Write what is missing of the layout. One that says otherwise stays, and is named once."""
         try:
             await self._store.control.write_layout()
-            await self._store.cell.write_partitions()
+            is_written = await self._store.cell.write_partitions()
         except ServerRefused as error:
             if str(error) != self._complained:
                 logger.error("the layout was changed by somebody else: %s", error)
             self._complained = str(error)
             return
-        logger.warning("%s was lost: it is written again", self._store.control.keys.layout)
+        if is_written:  # else memory is full, and the next look tries again
+            logger.warning("%s was lost: it is written again", self._store.control.keys.layout)
         self._complained = ""

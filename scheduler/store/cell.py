@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 
 from scheduler import calls, keys, model
 from scheduler.config import Settings
@@ -107,10 +107,20 @@ class Cell:
 
     # ---- ownership and capacity ----
 
-    async def write_partitions(self) -> None:
-        """Tell `submit` how many partitions there are. That never changes, so anybody may write it, and late."""
-        client, partitions = self._connection.commands, self._settings.partitions
-        await self._connection.patiently(lambda: client.set(self.keys.partitions, partitions))
+    async def write_partitions(self) -> bool:
+        """Tell `submit` how many partitions there are. That never changes, so anybody may write it, and late.
+
+        Returns: whether it is written; not while memory is full, when `submit` is refused anyway.
+        """
+
+        async def write() -> bool:
+            try:
+                await self._connection.commands.set(self.keys.partitions, self._settings.partitions)
+            except OutOfMemoryError:
+                return False
+            return True
+
+        return await self._connection.patiently(write)
 
     async def claim(
         self, owner: str, take: Iterable[int], give_up: Iterable[int] = ()
