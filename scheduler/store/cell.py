@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 
 from scheduler import calls, keys, model
 from scheduler.config import Settings
@@ -108,9 +109,16 @@ class Cell:
     # ---- ownership and capacity ----
 
     async def write_partitions(self) -> None:
-        """Tell `submit` how many partitions there are. That never changes, so anybody may write it, and late."""
+        """Tell `submit` how many partitions there are. That never changes, so anybody may write it, and late: when
+        memory is full, a later look does.
+        """
         client, partitions = self._connection.commands, self._settings.partitions
-        await self._connection.patiently(lambda: client.set(self.keys.partitions, partitions))
+
+        async def once() -> None:
+            with contextlib.suppress(OutOfMemoryError):
+                await client.set(self.keys.partitions, partitions)
+
+        await self._connection.patiently(once)
 
     async def claim(
         self, owner: str, take: Iterable[int], give_up: Iterable[int] = ()

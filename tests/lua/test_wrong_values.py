@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import pytest
 
+from scheduler.errors import WrongType
 from scheduler.store.connection import Argument, ScriptFailed
 from scheduler.store.store import Store
 from tests.dumps import standing, unchanged
@@ -369,7 +370,7 @@ async def test_a_heartbeat_that_cannot_be_written_is_an_error(store: Store) -> N
     k = store.control.keys
     await store.connection.commands.set(k.heartbeats, "no stream")
 
-    with pytest.raises(ScriptFailed, match="beat: the heartbeat is not written: WRONGTYPE"):
+    with pytest.raises(WrongType, match="heartbeats holds a string, where a stream belongs"):
         await store.connection.call("beat", [k.heartbeats, k.dispatchers], ["doc", "d1+1", 1000, 5000, "stays"])
 
     assert not await store.connection.commands.exists(k.dispatchers)
