@@ -132,8 +132,10 @@ class Attempts:
         return not self._awaited.setdefault(job.key, Awaited(job, self._first_lease(job, made_after_ms))).is_here
 
     def forget(self, job: Job) -> None:
-        """The body of an assignment does not come."""
-        self._awaited.pop(job.key, None)
+        """The body of an assignment does not come, if it did not come."""
+        awaited = self._awaited.get(job.key)
+        if awaited is not None and not awaited.is_here:
+            del self._awaited[job.key]
 
     def forget_bodies(self) -> None:
         """The inbox is read again: what is awaited still is named there once more."""

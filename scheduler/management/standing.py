@@ -45,6 +45,8 @@ class Standing:
         there = await control.standing(reads.keys)
         if not there.has_layout:
             await self.write_layout()
+        if not there.has_partitions:
+            await self._store.cell.write_partitions()
         if there.leader_epoch < epoch:
             logger.warning("%s was lost: the epoch %d is written again", reads.keys.leader_epoch, epoch)
             await self._store.cell.capacity(epoch, [])
@@ -64,12 +66,10 @@ class Standing:
         """Write what is missing of the layout. One that says otherwise stays, and is named once."""
         try:
             await self._store.control.write_layout()
-            is_written = await self._store.cell.write_partitions()
         except ServerRefused as error:
             if str(error) != self._complained:
                 logger.error("the layout was changed by somebody else: %s", error)
             self._complained = str(error)
             return
-        if is_written:  # else memory is full, and the next look tries again
-            logger.warning("%s was lost: it is written again", self._store.control.keys.layout)
+        logger.warning("%s was lost: it is written again", self._store.control.keys.layout)
         self._complained = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
@@ -107,20 +108,17 @@ class Cell:
 
     # ---- ownership and capacity ----
 
-    async def write_partitions(self) -> bool:
-        """Tell `submit` how many partitions there are. That never changes, so anybody may write it, and late.
-
-        Returns: whether it is written; not while memory is full, when `submit` is refused anyway.
+    async def write_partitions(self) -> None:
+        """Tell `submit` how many partitions there are. That never changes, so anybody may write it, and late: when
+        memory is full, a later look does.
         """
+        client, partitions = self._connection.commands, self._settings.partitions
 
-        async def write() -> bool:
-            try:
-                await self._connection.commands.set(self.keys.partitions, self._settings.partitions)
-            except OutOfMemoryError:
-                return False
-            return True
+        async def once() -> None:
+            with contextlib.suppress(OutOfMemoryError):
+                await client.set(self.keys.partitions, partitions)
 
-        return await self._connection.patiently(write)
+        await self._connection.patiently(once)
 
     async def claim(
         self, owner: str, take: Iterable[int], give_up: Iterable[int] = ()

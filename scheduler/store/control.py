@@ -47,12 +47,14 @@ class Beaten(msgspec.Struct, frozen=True):
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """What is there of what is written once. has_layout: all of it, as we would write it, and the cell's part of it;
-    nodes: that have a capacity;
+    """What is there of what is written once.
+
+    has_layout: all of it, as we would write it; has_partitions: the cell's part of it; nodes: that have a capacity;
     version: the published one, 0 while there is none, None when something that leads to it is missing.
     """
 
     has_layout: bool
+    has_partitions: bool
     leader_epoch: int
     nodes: int
     has_config: bool
@@ -125,9 +127,9 @@ class Control:
             ]
         )
         is_same = stored == [str(value).encode() for value in wanted.values()]
-        is_same = is_same and partitions == str(self._settings.partitions).encode()
         return Standing(
             has_layout=is_same and int(fields) >= len(wanted) + len(load_scripts()),
+            has_partitions=partitions == str(self._settings.partitions).encode(),
             leader_epoch=_number(epoch),
             nodes=int(nodes),
             has_config=bool(configs),

@@ -401,10 +401,9 @@ async def commands(store: Store) -> dict[str, Any]:
     ]
     for command in asked:
         await store.connection.commands.xadd(k.commands, {"command": command})
-    sent = await entries(store, k.commands)  # what is acknowledged is deleted
     await manager.run_once()
     return {
-        "commands": sent,
+        "commands": await entries(store, k.commands),
         "config": await hash_at(store, k.config),
         "answers": await entries(store, k.answers),
     }

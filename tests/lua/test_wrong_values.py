@@ -370,7 +370,7 @@ async def test_a_heartbeat_that_cannot_be_written_is_an_error(store: Store) -> N
     k = store.control.keys
     await store.connection.commands.set(k.heartbeats, "no stream")
 
-    with pytest.raises(WrongType, match="heartbeats holds a string"):
+    with pytest.raises(WrongType, match="heartbeats holds a string, where a stream belongs"):
         await store.connection.call("beat", [k.heartbeats, k.dispatchers], ["doc", "d1+1", 1000, 5000, "stays"])
 
     assert not await store.connection.commands.exists(k.dispatchers)
