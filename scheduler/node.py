@@ -321,12 +321,9 @@ class Node:
         sent_ms, after_ms = self._clock.ms(), self._read_to_end_ms
         try:
             read = await self._paced.read({inbox: self._cursor}, INBOX_COUNT, block_ms)
-        except RedisError as error:
+        except (RedisError, WrongType) as error:
             self._compared_at_ms = NEVER_MS
             raise SchedulerError(f"reading the inbox failed: {error}") from error
-        except WrongType:
-            self._compared_at_ms = NEVER_MS
-            raise
         part = read.get(inbox)
         if part is not None:
             if part.last_id:
