@@ -264,7 +264,7 @@ class Attempts:
             awaited.lost = True
             self._end(awaited.job, awaited.lease, retry.given_back(detail))
         if awaited.is_here:
-            self.forget(awaited.job)
+            self._awaited.pop(awaited.job.key, None)
 
     def hand_over(self) -> None:
         """A later boot of this node is there: as `stop_all`, and what runs on is renewed in the next step of `renew`.

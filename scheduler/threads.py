@@ -114,7 +114,7 @@ class Threads:
     """Threads that call plain functions, `workers` at most; further calls wait for one of them. name: begins theirs."""
 
     def __init__(self, workers: int, name: str) -> None:
-        self._serveers = workers
+        self._workers = workers
         self._name = name
         self._lock = threading.Lock()
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
@@ -185,7 +185,7 @@ class Threads:
         with self._lock:
             if self._is_closed:
                 raise RuntimeError("no thread runs anything here any more")
-            if self._idle <= 0 and self._started < self._serveers:
+            if self._idle <= 0 and self._started < self._workers:
                 name = f"{self._name}_{self._started}"
                 threading.Thread(target=self._serve, args=(call,), name=name, daemon=True).start()
                 self._started += 1

@@ -64,7 +64,8 @@ _ON_ONE_ENGINE = {"test_readme.py", "test_cli.py", "test_cli_jobs.py", "test_cli
                   "test_cli_processes.py", "test_cli_server.py", "test_demo.py", "test_replay.py", "test_connection.py",
                   "test_closing.py", "test_bench.py", "test_bench_v2.py", "test_procfile.py", "test_roles.py",
                   "test_dispatchers.py", "test_managers.py", "test_pool_commands.py", "test_many_waiting.py",
-                  "test_call_under_way.py"}  # fmt: skip
+                  "test_call_under_way.py", "test_lost.py", "test_wrong_types.py", "test_failures.py",
+                  "test_recovery.py", "test_slow_links.py", "test_sessions.py"}  # fmt: skip
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

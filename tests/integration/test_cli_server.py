@@ -114,7 +114,7 @@ def test_another_server_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.usefixtures("own_place")
 def test_nothing_comes() -> None:
     """A start that has waited for as long as --wait-server-ms ends with 3, as one that does not wait."""
-    exit_code, stderr = refusal(run("dispatcher", "--wait-server-ms", "1"))
+    exit_code, stderr = refusal(run("dispatcher", "--wait-server-ms", "500"))
     assert exit_code == 3
     assert "INFO scheduler: waiting for a server\nError: no server found; looked at\n" in stderr
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 
@@ -98,11 +97,11 @@ async def test_a_thread_that_does_not_stop_keeps_no_job_from_another_node(
         return job.node
 
     async def cut_off(
-        self: Cell, node: str, reservations: Sequence[tuple[str, int]], *rest: Any
+        self: Cell, node: str, started: Sequence[tuple[str, int]], waiting: Sequence[tuple[str, int]] = ()
     ) -> tuple[int, float, list[calls.Renewed | calls.NotRenewed]]:
         if node == "n1":
             raise ServerUnavailable("cut off")
-        return await renew(self, node, reservations, *rest)
+        return await renew(self, node, started, waiting)
 
     async def spy(
         self: Cell, items: Sequence[calls.ReleaseItem], retention_ms: int, dead_retention_ms: int

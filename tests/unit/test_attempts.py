@@ -1,0 +1,121 @@
+"""Attempts that wait for the answer to their first renewal, with a cell that answers when it is let."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import cast
+
+import pytest
+
+from scheduler.attempt_log import AttemptLog
+from scheduler.attempts import Attempts, Observer
+from scheduler.calls import NotRenewed, Renewed
+from scheduler.config import DEFAULTS
+from scheduler.errors import ServerUnavailable
+from scheduler.handlers import Job
+from scheduler.host import Host
+from scheduler.runtime.retry import Ending
+from scheduler.store.cell import Cell
+from scheduler.threads import Threads
+from tests.unit.test_handlers import a_job
+
+POLICY = b"default 15000 3 2 0 0 0 1"
+
+
+class SlowCell:
+    """Renews once it may, or fails."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.may_answer = asyncio.Event()
+        self.answer: Renewed | NotRenewed | Exception = Renewed(0)
+
+    async def renew(
+        self, node_id: str, started: Sequence[tuple[str, int]], waiting: Sequence[tuple[str, int]]
+    ) -> tuple[int, float, list[Renewed | NotRenewed]]:
+        """As the cell: the server's time, when it was asked, and an answer for each."""
+        self.asked.set()
+        await self.may_answer.wait()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return 1_000, Host().clock.ms(), [self.answer] * (len(started) + len(waiting))
+
+
+class Fleet:
+    """The attempts of one node of two slots, which jobs its handler began, and what it reported."""
+
+    def __init__(self, threads: Threads) -> None:
+        self.cell = SlowCell()
+        self.began: list[str] = []
+        self.reported: list[tuple[str, str]] = []
+        self.host = Host()
+        self.attempts = Attempts(
+            cast(Cell, self.cell),
+            DEFAULTS,
+            self.host,
+            "n1",
+            2,
+            self._handle,
+            Observer(),
+            threads,
+            self._report,
+            AttemptLog("n1", self.host.clock),
+        )
+
+    async def _handle(self, job: Job) -> None:
+        self.began.append(job.job_id)
+
+    def _report(self, job: Job, ending: Ending) -> None:
+        self.reported.append((job.job_id, ending.verdict))
+
+    async def waits(self) -> asyncio.Task[None]:
+        """A job is there, and the server is being asked whether it may start."""
+        assert not self.attempts.start(a_job(policy=POLICY), self.host.clock.ms())
+        renewal = asyncio.create_task(self.attempts.renew())
+        await self.cell.asked.wait()
+        return renewal
+
+    async def answered(self, renewal: asyncio.Task[None]) -> None:
+        """The answer has come, and whatever it started has ended."""
+        self.cell.may_answer.set()
+        await asyncio.gather(renewal, return_exceptions=True)
+        await self.attempts.ended(1_000)
+
+
+@pytest.fixture
+async def fleet() -> AsyncIterator[Fleet]:
+    """A node whose first job waits to be told to the server."""
+    threads = Threads(1, "test")
+    yield Fleet(threads)
+    threads.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("answer", "began"),
+    [
+        pytest.param(Renewed(0), 1, id="renewed"),
+        pytest.param(ServerUnavailable("no answer"), 1, id="no answer, lease in force"),
+        pytest.param(NotRenewed("stale"), 0, id="lost"),
+        pytest.param(Renewed(0, cancelling=True), 0, id="cancelled"),
+    ],
+)
+async def test_a_job_that_waits_starts_unless_it_is_gone(
+    fleet: Fleet, answer: Renewed | NotRenewed | Exception, began: int
+) -> None:
+    """A server that cannot be asked stops no job whose lease is in force."""
+    fleet.cell.answer = answer
+    await fleet.answered(await fleet.waits())
+    assert len(fleet.began) == began
+
+
+@pytest.mark.parametrize("answer", [Renewed(0), ServerUnavailable("no answer")], ids=["renewed", "no answer"])
+async def test_what_was_given_back_while_it_waited_never_starts(
+    fleet: Fleet, answer: Renewed | NotRenewed | Exception
+) -> None:
+    """The answer that is under way was asked for before, and says nothing about now."""
+    fleet.cell.answer = answer
+    renewal = await fleet.waits()
+    fleet.attempts.stop_all("the node stops")
+    await fleet.answered(renewal)
+    assert (fleet.began, [verdict for _, verdict in fleet.reported]) == ([], ["give_back"])
