@@ -103,6 +103,12 @@ class Seat:
         """The newest that is alive."""
         return next((each for each in reversed(self.processes) if each.is_alive), None)
 
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the newest was told to stop, which the server need not know yet."""
+        stop = self.stops.get(self.process) if self.process is not None else None
+        return stop is not None and stop.is_set()
+
 
 class _Witness(Observer):
     """Writes down which handlers a node runs."""

@@ -171,13 +171,13 @@ class RestChecker:
         return self._index.version == version
 
     def _free_nodes(self) -> set[str]:
-        """Nodes with a free slot for the boot that is published."""
+        """Nodes with a free slot for the boot that is published. One that leaves gives back at once what it gets."""
         flat = self._server.ask("HGETALL", _CELL.capacity)
         free = set()
         for i in range(0, len(flat), 2):
             node, (slots, boot, *_) = flat[i].decode(), flat[i + 1].decode().split(" ")
             published = self._index.nodes.get(node)
-            is_there = published is not None and published.boot == boot
+            is_there = published is not None and published.boot == boot and not self._fleet.seats[node].is_leaving
             if is_there and self._server.ask("ZCARD", _CELL.slots(node)) < int(slots):
                 free.add(node)
         return free

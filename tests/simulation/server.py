@@ -600,8 +600,11 @@ class Server:
 
 
 def _may_be_due_later(reply: Any) -> bool:
-    """Whether a call failed, or ended a lease that had not lapsed yet: once it has, the same call is right."""
-    return isinstance(reply, SimpleError) or any(isinstance(each, list) and each[0] == b"busy" for each in reply)
+    """Whether a call failed or was refused in a part, for a stream that took no entry or a lease that had not lapsed:
+    later the same call is right.
+    """
+    refused = (b"busy", b"refused")
+    return isinstance(reply, SimpleError) or any(isinstance(each, list) and each[0] in refused for each in reply)
 
 
 def encode(reply: Any) -> bytes:
