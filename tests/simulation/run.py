@@ -135,7 +135,8 @@ class Run:
             self._run(lambda: False, 1.0)
 
     def _is_done(self) -> bool:
-        return self.producers.under_way == 0 and not self.producers.unheard and self.checker.is_done()
+        waits = self.producers.under_way > 0 or self.producers.unheard - self.checker.exempt
+        return not waits and self.checker.is_done()
 
     def _begin(self) -> None:
         for number, name in enumerate(SEATS):
