@@ -33,6 +33,7 @@ from scheduler.threads import Threads
 logger = logging.getLogger("scheduler.node")
 
 WATCH_MS: Final = 100
+HELD_MARGIN_MS: Final = 200  # of a lease that nobody could renew because the process was held up
 GIVE_BACK_MS: Final = 500  # or a job that cannot be run would come back at once
 
 
@@ -55,6 +56,7 @@ class Running(msgspec.Struct):
     stop: Ending | None = None  # what to report instead of what the handler returns
     lost: bool = False  # its reservation is gone: nothing is to be renewed or reported
     overrun: bool = False  # nothing is to be renewed
+    held_ends_ms: float | None = None  # end of the lease for most of which the process was held up
 
 
 class Awaited(msgspec.Struct):
@@ -388,10 +390,21 @@ class Attempts:
             logger.warning("%s: %s", self._node_id, told)
         reservations = [running.lease for running in self.running.values() if not running.job.stopped.is_set()]
         for lease in leases.to_stop(reservations, now_ms, self._settings.margin_ms):
+            running = self.running[lease.key]
+            if late_ms > lease.length_ms / 2:
+                running.held_ends_ms = lease.ends_ms
+            was_held = running.held_ends_ms == lease.ends_ms  # and nobody has renewed it since
+            if was_held and lease.ends_ms - now_ms > HELD_MARGIN_MS:
+                continue  # it can be renewed now, or has ended, and nobody could hear of that
+            if was_held:  # given back, which costs nothing, it would do the same again without end
+                logger.warning("%s: the reservation of job %s is lost with its lease", self._node_id, lease.job_id)
+                running.lost = True
+                _stop(running, None)
+                continue
             logger.warning(
                 "%s: the lease of job %s cannot be renewed in time, its handler stops", self._node_id, lease.job_id
             )
-            _stop(self.running[lease.key], retry.given_back("the lease could not be renewed in time"))
+            _stop(running, retry.given_back("the lease could not be renewed in time"))
 
 
 def _too_late() -> Ending:

@@ -266,7 +266,7 @@ class Node:
         """
         await self._attempts.ended(round(self._drain.handlers_ms))
         if self.running:
-            logger.warning("%s: %d handlers do not stop", self.node_id, self.running)
+            logger.warning("%s: handlers that do not stop: %d", self.node_id, self.running)
         if not self._is_replaced():
             self._attempts.give_up_all()
 

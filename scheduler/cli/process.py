@@ -16,6 +16,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from types import FrameType
 from typing import Any, Final, TypeVar
 
@@ -273,17 +274,17 @@ async def _until_gone(url: ServerUrl, busy: Callable[[], bool]) -> None:
     heard_s = time.monotonic()
     while busy() or time.monotonic() - heard_s < GONE_MS / 1000:
         await asyncio.sleep(POLL_MS / 1000)
-        if await _answers(url):
+        if await ask_aside(partial(ping, url, PING_MS_MAX / 1000), True):  # not asked, nothing says that it is gone
             heard_s = time.monotonic()
 
 
-async def _answers(url: ServerUrl) -> bool:
-    """Whether the server answers. Where that cannot be asked for want of a thread, nothing says that it is gone."""
+async def ask_aside(ask: Callable[[], T], unasked: T) -> T:
+    """What `ask`, which blocks, returns in a thread beside the event loop; `unasked` where no thread can start."""
     try:
-        return await asyncio.to_thread(ping, url, PING_MS_MAX / 1000)
+        return await asyncio.to_thread(ask)
     except RuntimeError as error:
-        logger.debug("the server cannot be asked whether it is there: %s", error)
-        return True
+        logger.debug("the server cannot be asked: %s", error)
+        return unasked
 
 
 async def stop_roles(roles: Sequence[Role], stop_ms_max: int = STOP_MS_MAX) -> None:

@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -18,7 +19,7 @@ import click
 
 from scheduler.cli.common import log_level_option
 from scheduler.cli.failures import Failure
-from scheduler.cli.process import linger_option, run_serving
+from scheduler.cli.process import ask_aside, linger_option, run_serving
 from scheduler.cli.streams import announce
 from scheduler.errors import InvalidInput, ServerUnavailable
 from scheduler.store.location import (
@@ -139,6 +140,6 @@ async def _serve(running: EmbeddedServer, stopping: asyncio.Event, linger_ms: in
     remove_url_file(HERE, running.url)  # at once: nobody who starts now should use a server that is about to end
     until_s = time.monotonic() + linger_ms / 1000
     while time.monotonic() < until_s:
-        if await asyncio.to_thread(count_clients, running.url) == 0:
+        if await ask_aside(partial(count_clients, running.url), 1) == 0:  # not asked, somebody may be there
             return
         await asyncio.sleep(CLIENTS_EVERY_MS / 1000)

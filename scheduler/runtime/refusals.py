@@ -99,5 +99,6 @@ class Refusals:
         if item.reason == "cancelled":
             logger.info("job %s of session %s is cancelled: %s", item.job_id, item.session_id, item.detail)
             return
-        line = f"job {item.job_id} of session {item.session_id} is dead, {item.reason}: {item.detail}"
+        whose = f" of session {item.session_id}" if item.session_id else ""  # what is no document names none
+        line = f"job {item.job_id}{whose} is dead, {item.reason}: {item.detail}"
         self._repeats.warn(f"jobs are dead, {item.reason}", lambda: line)

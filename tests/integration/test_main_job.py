@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from typing import Any, TypedDict
 
@@ -300,8 +301,11 @@ async def test_a_producer_has_a_results_stream_of_its_own(url: str) -> None:
         assert [fields[b"job_id"] for _, fields in common] == [b"other", b"own"]
 
 
-async def test_raw_producers_and_malformed_entries(url: str) -> None:
-    """Plain XADD of JSON and msgpack, 1 in 50 malformed: good jobs complete, bad ones are dead with a reason."""
+async def test_raw_producers_and_malformed_entries(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Plain XADD of JSON and msgpack, 1 in 50 malformed: good jobs complete, bad ones are dead with a reason.
+
+    The log names no session of what names none.
+    """
     bad: list[dict[bytes | str, bytes]] = [
         {"job": b"{nonsense"},
         {"job": b'{"src_lang":"en"}'},
@@ -342,6 +346,7 @@ async def test_raw_producers_and_malformed_entries(url: str) -> None:
         details = sorted(fields[b"reason"].decode() + ": " + fields[b"detail"].decode() for fields in dead)
         assert details == EXPECTED_DETAILS
         assert await system.used() == 0
+    assert re.search(r"job ~\S+ is dead, invalid: job is no valid JSON", caplog.text)
 
 
 EXPECTED_DETAILS = sorted(

@@ -48,6 +48,8 @@ class Fleet:
     def __init__(self, threads: Threads) -> None:
         self.cell = SlowCell()
         self.began: list[str] = []
+        self.has_begun, self.may_end = asyncio.Event(), asyncio.Event()
+        self.may_end.set()
         self.reported: list[tuple[str, str]] = []
         self.host = Host()
         self.attempts = Attempts(
@@ -65,6 +67,8 @@ class Fleet:
 
     async def _handle(self, job: Job) -> None:
         self.began.append(job.job_id)
+        self.has_begun.set()
+        await self.may_end.wait()
 
     def _report(self, job: Job, ending: Ending) -> None:
         self.reported.append((job.job_id, ending.verdict))
@@ -75,6 +79,13 @@ class Fleet:
         renewal = asyncio.create_task(self.attempts.renew())
         await self.cell.asked.wait()
         return renewal
+
+    async def began_one(self) -> None:
+        """A job has begun; its renewal was answered."""
+        renewal = await self.waits()
+        self.cell.may_answer.set()
+        await renewal
+        await self.has_begun.wait()
 
     async def answered(self, renewal: asyncio.Task[None]) -> None:
         """The answer has come, and whatever it started has ended."""
@@ -119,3 +130,31 @@ async def test_what_was_given_back_while_it_waited_never_starts(
     fleet.attempts.stop_all("the node stops")
     await fleet.answered(renewal)
     assert (fleet.began, [verdict for _, verdict in fleet.reported]) == ([], ["give_back"])
+
+
+@pytest.mark.parametrize(
+    ("late_ms", "rest_ms", "stopped", "reported"),
+    [
+        pytest.param(14_000, 900, False, [], id="held up, and it can be renewed now"),
+        pytest.param(14_000, 100, True, [], id="held up to the end of its lease"),
+        pytest.param(1_000, 900, True, [("j1", "give_back")], id="the server did not answer"),
+    ],
+)
+async def test_a_run_that_held_the_process_up_does_not_come_back_for_nothing(
+    fleet: Fleet, late_ms: int, rest_ms: int, stopped: bool, reported: list[tuple[str, str]]
+) -> None:
+    """It is renewed late, or lost with its node, which counts; given back, it would do the same without end."""
+    fleet.may_end.clear()
+    await fleet.began_one()
+    (running,) = fleet.attempts.running.values()
+    now_ms = fleet.host.clock.ms()
+    running.lease.ends_ms, running.lease.length_ms = now_ms + rest_ms, 15_000
+    fleet.attempts._watched_at_ms = now_ms - late_ms
+    await fleet.attempts.watch()
+    assert running.job.stopped.is_set() == stopped
+    while not running.job.stopped.is_set():  # nobody renews it
+        await asyncio.sleep(0.02)
+        await fleet.attempts.watch()
+    assert fleet.host.clock.ms() < now_ms + max(rest_ms, 200)
+    await fleet.attempts.ended(1_000)
+    assert fleet.reported == reported
