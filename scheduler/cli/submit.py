@@ -12,7 +12,7 @@ import msgspec
 
 from scheduler import model
 from scheduler.calls import NotSubmitted, Outcome, Submitted
-from scheduler.cli import terminal
+from scheduler.cli import streams, terminal
 from scheduler.cli.common import duration, shown
 from scheduler.config import Settings
 from scheduler.errors import InvalidInput, NotAccepted, SchedulerError
@@ -61,7 +61,10 @@ async def read_lines(source: BinaryIO, line_bytes_max: int) -> AsyncIterator[lis
     descriptor = source.fileno()
     while True:
         await _readable(descriptor)
-        chunk = os.read(descriptor, READ_BYTES)
+        try:
+            chunk = os.read(descriptor, READ_BYTES)
+        except OSError as error:
+            raise streams.unread(source, error) from error
         complete = (rest + chunk).split(b"\n")
         rest = b"" if not chunk else complete.pop()[: line_bytes_max + 1]
         lines = [Line(number + index, data) for index, data in enumerate(complete, 1)]

@@ -53,7 +53,8 @@ def load_handler(name: str) -> Handler:
     Raises: InvalidInput, saying what is missing or what went wrong inside the module.
     """
     module_name, _, path = name.partition(":")
-    if not module_name or not path:
+    is_module = all(part.strip() and "/" not in part for part in module_name.split("."))
+    if not is_module or not all(part.isidentifier() for part in path.split(".")):
         raise InvalidInput(f"--handler = {name!r}: expected package.module:function")
     here = str(Path.cwd())
     if here not in sys.path:
