@@ -112,7 +112,7 @@ def unknown_fields(data: bytes) -> list[str]:
     """The names in a line that are no fields of it; their values may be anything. None when it is no JSON object."""
     try:
         names = _NAMES.decode(data).keys()
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return []
     return [name for name in names if name not in _FIELDS]
 
@@ -328,7 +328,7 @@ def result_fields(content_type: str, data: bytes | None) -> dict[str, object]:
     if content_type != BYTES:
         try:
             return {"result": decode_result(content_type, data)}
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             pass
     return {"result_base64": data}
 

@@ -42,7 +42,7 @@ def simulated_work(default_ms: float) -> Handler:
 def _work_ms(payload: bytes, default_ms: float) -> float:
     try:
         named = msgspec.json.decode(payload, type=_Work).work_ms
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return default_ms
     return default_ms if named is None else max(0, named)
 
