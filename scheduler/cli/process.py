@@ -119,7 +119,7 @@ async def _with_signals(serve: Serve[T]) -> T:
     either: set[asyncio.Future[Any]] = {worker, second}
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     if first_s is not None and not second.done():
-        _stay_one_signal(first_s)
+        stay_one_signal(first_s)
     if worker.done():
         return worker.result()
     await end_tasks([worker])  # again and again: a cancellation that begins the clean-up does not end it
@@ -134,7 +134,7 @@ def is_same_signal(first_s: float) -> bool:
     return time.monotonic() - first_s < SAME_SIGNAL_S
 
 
-def _stay_one_signal(first_s: float) -> None:
+def stay_one_signal(first_s: float) -> None:
     """Also on the way out, when the event loop handles no signal any more, what belongs to the first changes nothing;
     a later one ends the process, as it would without us.
     """

@@ -24,7 +24,7 @@ from scheduler.cli import terminal
 from scheduler.cli.common import Connecting
 from scheduler.cli.failures import BY_SIGNAL
 from scheduler.cli.load import beside, follow, look_up, submit_load, to_its_end, wait_for_outcomes
-from scheduler.cli.process import ignore_hangups, is_same_signal, run_async, stop_roles
+from scheduler.cli.process import ignore_hangups, is_same_signal, run_async, stay_one_signal, stop_roles
 from scheduler.cli.records import NodeRecords, Records
 from scheduler.clock import SYSTEM_CLOCK
 from scheduler.config import Settings
@@ -168,11 +168,16 @@ def _signals_as_exit() -> Iterator[None]:
         raise SystemExit(BY_SIGNAL + number)
 
     before = [(number, signal.signal(number, leave)) for number in _ending_signals()]
+    is_ending = False
     try:
         yield
+    except SystemExit:  # what the signal has set for the way out stays: another one would cut it off
+        is_ending = True
+        raise
     finally:
         for number, handler in before:
-            signal.signal(number, handler)
+            if not is_ending:
+                signal.signal(number, handler)
 
 
 async def _until_signal(work: Coroutine[Any, Any, T]) -> T:
@@ -195,6 +200,7 @@ async def _until_signal(work: Coroutine[Any, Any, T]) -> T:
         return await work
     except asyncio.CancelledError:
         if received:
+            stay_one_signal(received[0][1])
             raise SystemExit(BY_SIGNAL + received[0][0]) from None
         raise
 
