@@ -217,12 +217,17 @@ async def begin_within(url: ServerUrl, wait_ms: int, begin: Callable[[int], Coro
     try:
         while True:
             try:
-                return await begin(max(0, round(until_ms - SYSTEM_CLOCK.ms())))
+                begun_with = await begin(max(0, round(until_ms - SYSTEM_CLOCK.ms())))
             except ServerRefused as error:
                 if SYSTEM_CLOCK.ms() >= until_ms:
                     raise
                 refused = refused or watch.begin(SYSTEM_CLOCK.ms(), is_told=True)
                 refused.code = refused.words = str(error).partition(": ")[2] or str(error)
+            else:
+                if refused is not None:
+                    refused.is_well = True
+                    watch.end(refused)
+                return begun_with
             await asyncio.sleep(BEGIN_AGAIN_MS / 1000)
     finally:
         watch.close()

@@ -210,13 +210,16 @@ async def test_the_sdk_raises_what_can_never_work(plain: Server) -> None:
 
 @pytest.mark.parametrize("start_role", [start_manager, start_dispatcher, start_reaper])
 async def test_a_right_that_only_a_script_needs_is_no_fault_of_its_call(
-    plain: Server, start_role: Callable[..., Awaitable[tuple[Role, object]]]
+    plain: Server, caplog: pytest.LogCaptureFixture, start_role: Callable[..., Awaitable[tuple[Role, object]]]
 ) -> None:
-    """Who may call scripts, but not do what they do, is refused at the start like others without rights."""
+    """Who may call scripts, but not do what they do, is refused at the start like others without rights: in one error
+    that ends the role, and not in its log besides.
+    """
     url = plain.as_user("+@all", "-xadd", "-hset")
     assert await _has_layout(plain.url)
     with pytest.raises(ServerRefused, match=r"The user executing the script|ACL failure in script"):
         await asyncio.wait_for(_begun_or_refused(start_role, url), 10)
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 async def _begun_or_refused(start_role: Callable[..., Awaitable[tuple[Role, object]]], url: str) -> None:
@@ -242,8 +245,11 @@ async def idle(_: Job) -> None:
     """A handler."""
 
 
-async def test_a_refusal_is_waited_out_for_as_long_as_it_was_said(plain: Server) -> None:
-    """`--wait-server-ms`: somebody may mend it by then."""
+@pytest.mark.usefixtures("soon")
+async def test_a_refusal_is_waited_out_for_as_long_as_it_was_said(
+    plain: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`--wait-server-ms`: somebody may mend it by then. It is told, and so is its end."""
     url = plain.as_user("+@all", "-evalsha")
 
     async def begin(_: int) -> bool:
@@ -252,9 +258,10 @@ async def test_a_refusal_is_waited_out_for_as_long_as_it_was_said(plain: Server)
     with pytest.raises(ServerRefused, match="NOPERM"):
         await begin_within(parse_url(url), 0, begin)
     waiting = asyncio.create_task(begin_within(parse_url(url), 20_000, begin))
-    await asyncio.sleep(0.1)
+    await until(lambda: "refuses, for 0 s now: " in caplog.text)
     plain.as_user("+@all")
     assert await waiting
+    assert "takes again what it refused" in caplog.text
 
 
 @contextlib.asynccontextmanager
