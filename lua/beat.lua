@@ -53,7 +53,8 @@ end
 -- A stream that is made anew has lost its group: the leader makes one, and reads again what is in it.
 local added = append()
 if type(added) == 'table' and make_anew(heartbeats_key, HEARTBEATS_KEPT, now_ms) then added = append() end
-if type(added) == 'table' then return redis.error_reply('ERR beat: the heartbeat is not written: ' .. added.err) end
+-- In the server's own words, by which callers know what it means: lack of a right is no fault of the heartbeat.
+if type(added) == 'table' then return redis.error_reply(added.err) end
 local live = {}
 if member ~= '' then
   if leaves then

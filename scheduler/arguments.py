@@ -6,6 +6,7 @@ and says what was expected.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NoReturn, TypeVar
 
@@ -18,6 +19,8 @@ from scheduler.model import JobDocument
 T = TypeVar("T")
 
 SHOWN_LENGTH_MAX: Final = 80
+_CURSOR: Final = re.compile(r"([0-9]{1,20})(?:-([0-9]{1,20}))?")
+_CURSOR_PART_MAX: Final = 2**64 - 1  # that a server counts to
 _TEXT_FIELDS: Final = tuple(field.name for field in msgspec.structs.fields(JobDocument) if field.type is str)
 
 
@@ -46,6 +49,15 @@ def text(what: str, value: object) -> str:
     if not value.isascii():
         _encoded(what, value)
     return value
+
+
+def cursor(what: str, value: object) -> str:
+    """A place in a stream. Raises: InvalidInput."""
+    if text(what, value) != "$":
+        found = _CURSOR.fullmatch(str(value))
+        if found is None or any(int(each) > _CURSOR_PART_MAX for each in found.groups(default="0")):
+            refuse(what, value, 'the id of an entry, such as 1700000000000-0, or "0" or "$"')
+    return str(value)
 
 
 def texts(what: str, values: object) -> tuple[str, ...]:

@@ -71,8 +71,9 @@ class Loop:
 
     An error of one step is logged and the next step goes on: state must be right after any step. The same error again
     is logged at debug level only until TOLD_AGAIN_MS have passed, also when steps between succeed; what the store tells
-    by itself, a server that does not do what it is asked, is always. `succeeded` is called after each step without an
-    error. `wake()` ends the pause early. `stop()` lets the running step finish.
+    by itself, a server that does not do what it is asked, is always; so is `refusal`, which ends whoever runs this, and
+    is told by him. `succeeded` is called after each step without an error. `wake()` ends the pause early. `stop()` lets
+    the running step finish.
     """
 
     def __init__(self, name: str, step: Callable[[], Awaitable[object]], every_ms: int, random: Random) -> None:
@@ -85,6 +86,7 @@ class Loop:
         self._told_s: dict[str, float] = {}  # an error -> when it was logged last
         self._is_told = False  # an error was logged, and no step has succeeded since
         self.succeeded: Callable[[], None] = _ignore
+        self.refusal: SchedulerError | None = None
 
     def wake(self) -> None:
         """Begin the next step now."""
@@ -107,7 +109,10 @@ class Loop:
                 logger.debug("%s: %s", self.name, error)
                 pause_ms = max(pause_ms, _PAUSE_AFTER_ERROR_MS)
             except (SchedulerError, OSError) as error:
-                self._complain(str(error), error, traceback=False)
+                if error is self.refusal:
+                    logger.debug("%s: %s", self.name, error)
+                else:
+                    self._complain(str(error), error, traceback=False)
                 pause_ms = max(pause_ms, _PAUSE_AFTER_ERROR_MS)
             except Exception as error:
                 self._complain("a step failed", error, traceback=True)

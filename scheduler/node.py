@@ -26,7 +26,7 @@ from scheduler.attempts import GIVE_BACK_MS, WATCH_MS, Attempts, Observer
 from scheduler.bodies import LateBodies, without_body
 from scheduler.config import Settings, check_settings, read_settings
 from scheduler.drain import DRAIN_MS_MAX, Drain
-from scheduler.errors import SchedulerError, ServerRefused, ServerUnavailable, WrongType
+from scheduler.errors import InvalidInput, SchedulerError, ServerRefused, ServerUnavailable, WrongType
 from scheduler.handlers import Handler, Job, check_handler
 from scheduler.host import Host
 from scheduler.idle import Idle
@@ -41,6 +41,7 @@ from scheduler.url import ServerUrl, parse_url
 
 logger = logging.getLogger("scheduler.node")
 
+REGISTRATION_BYTES_MAX: Final = 2**18 - 1_024  # more than take.lua reads of a heartbeat would never be heard
 FIRST_WORD_MS: Final = 2_000  # for telling the server that this node leaves
 RESULTS_SHARE: Final = 0.6  # of the time for last words, that results have before they are given up
 LEAVE_AGAIN_MS: Final = 50
@@ -72,7 +73,13 @@ def registration(
         pool=arguments.text("pool", pool),
         version=arguments.text("version", version),
     )
-    model.decode_beat(model.encode_beat(document))
+    data = model.encode_beat(document)
+    model.decode_beat(data)
+    if len(data) > REGISTRATION_BYTES_MAX:
+        raise InvalidInput(
+            f"pairs, features, labels and version of node {node_id}: {len(data)} bytes of heartbeat: expected at most "
+            f"{REGISTRATION_BYTES_MAX}"
+        )
     return document
 
 

@@ -312,10 +312,10 @@ class Producer:
         """Outcomes as they come: (stream id, outcome) each, of this producer's `reply_to` if it has one, else of all
         jobs.
 
-        Args: after, a stream id to go on from, "0" from the oldest kept, "$" from now on. Raises: ServerUnavailable
-        once the producer was left.
+        Args: after, a stream id to go on from, "0" from the oldest kept, "$" from now on. Raises: InvalidInput;
+        ServerUnavailable once the producer was left.
         """
-        arguments.text("after", after)
+        arguments.cursor("after", after)
         self._lifetime.check("results")
         stream = self._store.cell.keys.replies(self._reply_to)
         cursor = await self._feed_end() if after == "$" else after

@@ -57,7 +57,8 @@ class Role:
         self._end = end or _nothing
         self._task = asyncio.create_task(loop.run(), name=name)
 
-    def _refused(self, _: ServerRefused) -> None:
+    def _refused(self, why: ServerRefused) -> None:
+        self._loop.refusal = why
         self.begun.set()
         self._is_refused.set()
 

@@ -29,11 +29,12 @@ async def submit_load(
     records: Records,
     batch_max: int,
     payload_of: Callable[[Arrival], bytes],
+    accepted: Callable[[], None] = lambda: None,
 ) -> None:
     """Submit each job when it is due; those that are due together go in one call, in their order.
 
     Args: producer; arrivals by rising at_ms, counted from now; records, where acknowledged ones are written down;
-    batch_max, jobs of one call; payload_of, what the handler is given.
+    batch_max, jobs of one call; payload_of, what the handler is given; accepted, called after each call.
     Raises: NotAccepted.
     """
     started_s = records.first_submission_s = time.monotonic()
@@ -53,6 +54,7 @@ async def submit_load(
             if not isinstance(answer, Submitted):
                 raise NotAccepted(answer.job_id, answer.why, answer.detail)
             records.submitted(arrival, answer)
+        accepted()
         position = end
 
 

@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from scheduler import arguments, model
-from scheduler.cli import terminal
+from scheduler.cli import streams, terminal
 from scheduler.cli.common import (
     json_option,
     led_fields,
@@ -114,6 +114,8 @@ def _read_file(file: BinaryIO) -> dict[str, PoolDocument]:
         if len(data) > FILE_BYTES_MAX:
             raise InvalidInput(f"it is longer than {FILE_BYTES_MAX} bytes")
         return documents.parse_file(tomllib.loads(data.decode()))
+    except OSError as error:
+        raise streams.unread(file, error) from error
     except (InvalidInput, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no TOML, a number without end
         raise WrongUsage(f"{file.name}: {error}") from None
 

@@ -120,7 +120,7 @@ async def _with_signals(serve: Serve[T]) -> T:
     either: set[asyncio.Future[Any]] = {worker, second}
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     if first_s is not None and not second.done():
-        _stay_one_signal(first_s)
+        stay_one_signal(first_s)
     if worker.done():
         return worker.result()
     await end_tasks([worker])  # again and again: a cancellation that begins the clean-up does not end it
@@ -135,7 +135,7 @@ def is_same_signal(first_s: float) -> bool:
     return time.monotonic() - first_s < SAME_SIGNAL_S
 
 
-def _stay_one_signal(first_s: float) -> None:
+def stay_one_signal(first_s: float) -> None:
     """Also on the way out, when the event loop handles no signal any more, what belongs to the first changes nothing;
     a later one ends the process, as it would without us.
     """
@@ -218,12 +218,17 @@ async def begin_within(url: ServerUrl, wait_ms: int, begin: Callable[[int], Coro
     try:
         while True:
             try:
-                return await begin(max(0, round(until_ms - SYSTEM_CLOCK.ms())))
+                begun_with = await begin(max(0, round(until_ms - SYSTEM_CLOCK.ms())))
             except ServerRefused as error:
                 if SYSTEM_CLOCK.ms() >= until_ms:
                     raise
                 refused = refused or watch.begin(SYSTEM_CLOCK.ms(), is_told=True)
                 refused.code = refused.words = str(error).partition(": ")[2] or str(error)
+            else:
+                if refused is not None:
+                    refused.is_well = True
+                    watch.end(refused)
+                return begun_with
             await asyncio.sleep(BEGIN_AGAIN_MS / 1000)
     finally:
         watch.close()

@@ -21,14 +21,16 @@ import msgspec
 
 from scheduler import audit, roles
 from scheduler.cli import terminal
+from scheduler.cli.common import Connecting
 from scheduler.cli.failures import BY_SIGNAL
 from scheduler.cli.load import beside, follow, look_up, submit_load, to_its_end, wait_for_outcomes
-from scheduler.cli.process import ignore_hangups, is_same_signal, run_async, stop_roles
+from scheduler.cli.process import ignore_hangups, is_same_signal, run_async, stay_one_signal, stop_roles
 from scheduler.cli.records import NodeRecords, Records
 from scheduler.clock import SYSTEM_CLOCK
 from scheduler.config import Settings
 from scheduler.errors import SchedulerError
 from scheduler.handlers import Job
+from scheduler.host import Host
 from scheduler.loads import Arrival
 from scheduler.loop import end_tasks
 from scheduler.node import Node
@@ -101,10 +103,13 @@ class Result(msgspec.Struct, frozen=True):
 
 
 class Stage:
-    """A rehearsal as it runs: what a view may look at."""
+    """A rehearsal as it runs: what a view may look at. has_begun: to be called when jobs are accepted."""
 
-    def __init__(self, plan: Plan, store: Store, server: str, dispatcher: Dispatcher) -> None:
+    def __init__(
+        self, plan: Plan, store: Store, server: str, dispatcher: Dispatcher, has_begun: Callable[[], None]
+    ) -> None:
         self.plan = plan
+        self.has_begun = has_begun
         self.store = store
         self.server = server
         self.dispatcher = dispatcher
@@ -163,11 +168,16 @@ def _signals_as_exit() -> Iterator[None]:
         raise SystemExit(BY_SIGNAL + number)
 
     before = [(number, signal.signal(number, leave)) for number in _ending_signals()]
+    is_ending = False
     try:
         yield
+    except SystemExit:  # what the signal has set for the way out stays: another one would cut it off
+        is_ending = True
+        raise
     finally:
         for number, handler in before:
-            signal.signal(number, handler)
+            if not is_ending:
+                signal.signal(number, handler)
 
 
 async def _until_signal(work: Coroutine[Any, Any, T]) -> T:
@@ -190,6 +200,7 @@ async def _until_signal(work: Coroutine[Any, Any, T]) -> T:
         return await work
     except asyncio.CancelledError:
         if received:
+            stay_one_signal(received[0][1])
             raise SystemExit(BY_SIGNAL + received[0][0]) from None
         raise
 
@@ -239,31 +250,34 @@ async def _set_up(stack: contextlib.AsyncExitStack, url: str, plan: Plan) -> tup
     """Start everything and wait until the dispatcher knows every node. The stack stops it all, the last one first.
 
     The dispatcher goes before the nodes, so that none of them is given anything while it drains; the manager goes last,
-    because a node leaves by its word.
+    because a node leaves by its word. Until jobs are accepted, a server that cannot do it now is given
+    up as soon as by any other command; a node or a role by itself would wait for it.
     """
     settings = plan.settings
-    store = await stack.enter_async_context(await open_store(url, settings, FOUND_MS_MAX))
+    connecting = Connecting(parse_url(url))
+    host = Host(connect=connecting)
+    store = await stack.enter_async_context(await open_store(url, settings, FOUND_MS_MAX, connect=connecting))
     if plan.url is not None:
         stack.push_async_callback(remove_namespace, store, settings.cells)
-    manager, _ = await roles.start_manager(url, settings)
+    manager, _ = await roles.start_manager(url, settings, host)
     stack.push_async_callback(stop_roles, [manager], STOP_MS_MAX)
-    reaper, _ = await roles.start_reaper(url, settings)
+    reaper, _ = await roles.start_reaper(url, settings, host)
     stack.push_async_callback(stop_roles, [reaper], STOP_MS_MAX)
     # The nodes need the stage's records, and the stage the dispatcher, which is stopped before them all the same.
     nodes_stack = await stack.enter_async_context(contextlib.AsyncExitStack())
     server = await describe(store)
-    role, dispatcher = await roles.start_dispatcher(url, settings)
+    role, dispatcher = await roles.start_dispatcher(url, settings, host)
     stack.push_async_callback(stop_roles, [role], STOP_MS_MAX)
-    stage = Stage(plan, store, server, dispatcher)
-    nodes = await nodes_stack.enter_async_context(_serving(url, plan, stage.records))
+    stage = Stage(plan, store, server, dispatcher, connecting.has_begun)
+    nodes = await nodes_stack.enter_async_context(_serving(url, plan, stage.records, host))
     await _until_ready(dispatcher, nodes)
-    producer = await stack.enter_async_context(Producer(url, settings=settings))
+    producer = await stack.enter_async_context(Producer(url, settings=settings, host=host))
     stage.started_s = time.monotonic()
     return stage, producer
 
 
 @contextlib.asynccontextmanager
-async def _serving(url: str, plan: Plan, records: Records) -> AsyncIterator[list[Node]]:
+async def _serving(url: str, plan: Plan, records: Records, host: Host) -> AsyncIterator[list[Node]]:
     """All nodes of the fleet; at the end they drain side by side."""
     nodes: list[Node] = []
     observers: list[NodeRecords] = []
@@ -279,6 +293,7 @@ async def _serving(url: str, plan: Plan, records: Records) -> AsyncIterator[list
                 pool=simulated.pool,
                 settings=plan.settings,
                 observer=observer,
+                host=host,
                 drain_ms_max=DRAIN_MS_MAX,
             )
             from_us = SYSTEM_CLOCK.us()
@@ -339,7 +354,7 @@ async def describe(store: Store) -> str:
 async def _perform(stage: Stage, producer: Producer) -> None:
     """Submit the load and wait for what becomes of it. Raises: NotAccepted."""
     plan, records = stage.plan, stage.records
-    await submit_load(producer, plan.arrivals, records, plan.settings.batch_max, _payload)
+    await submit_load(producer, plan.arrivals, records, plan.settings.batch_max, _payload, stage.has_begun)
     longest_ms = max((arrival.work_ms for arrival in plan.arrivals), default=0.0)
     await wait_for_outcomes(records, STALL_MS + longest_ms)
     await look_up(stage.store.reads, records)

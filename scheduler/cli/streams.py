@@ -12,9 +12,11 @@ import errno
 import logging
 import os
 import sys
-from typing import Final
+from typing import BinaryIO, Final
 
 from scheduler.cli import terminal
+from scheduler.errors import SchedulerError
+from scheduler.visible import visible
 
 logger = logging.getLogger("scheduler")
 
@@ -54,6 +56,13 @@ def fault_of(error: OSError) -> str:
     if error.errno == errno.EBADF:
         return "stdin is closed: there is nothing to read"
     return f"the output is not complete: {_words_of(error)}" if error.errno in _NO_ROOM else ""
+
+
+def unread(file: BinaryIO, error: OSError) -> SchedulerError | OSError:
+    """What it means that a file, once open, cannot be read: else it would be taken for a fault of the output."""
+    if error.errno == errno.EBADF:  # stdin was closed
+        return error
+    return SchedulerError(f"{visible(file.name)}: {_words_of(error)}: it cannot be read any further")
 
 
 def settle() -> None:

@@ -12,7 +12,7 @@ import msgspec
 
 from scheduler import model
 from scheduler.calls import NotSubmitted, Outcome, Submitted
-from scheduler.cli import terminal
+from scheduler.cli import streams, terminal
 from scheduler.cli.common import duration, shown
 from scheduler.config import Settings
 from scheduler.errors import InvalidInput, NotAccepted, SchedulerError
@@ -61,7 +61,10 @@ async def read_lines(source: BinaryIO, line_bytes_max: int) -> AsyncIterator[lis
     descriptor = source.fileno()
     while True:
         await _readable(descriptor)
-        chunk = os.read(descriptor, READ_BYTES)
+        try:
+            chunk = os.read(descriptor, READ_BYTES)
+        except OSError as error:
+            raise streams.unread(source, error) from error
         complete = (rest + chunk).split(b"\n")
         rest = b"" if not chunk else complete.pop()[: line_bytes_max + 1]
         lines = [Line(number + index, data) for index, data in enumerate(complete, 1)]
@@ -109,7 +112,7 @@ def unknown_fields(data: bytes) -> list[str]:
     """The names in a line that are no fields of it; their values may be anything. None when it is no JSON object."""
     try:
         names = _NAMES.decode(data).keys()
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return []
     return [name for name in names if name not in _FIELDS]
 
@@ -325,7 +328,7 @@ def result_fields(content_type: str, data: bytes | None) -> dict[str, object]:
     if content_type != BYTES:
         try:
             return {"result": decode_result(content_type, data)}
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             pass
     return {"result_base64": data}
 

@@ -42,7 +42,7 @@ def simulated_work(default_ms: float) -> Handler:
 def _work_ms(payload: bytes, default_ms: float) -> float:
     try:
         named = msgspec.json.decode(payload, type=_Work).work_ms
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return default_ms
     return default_ms if named is None else max(0, named)
 
@@ -53,7 +53,8 @@ def load_handler(name: str) -> Handler:
     Raises: InvalidInput, saying what is missing or what went wrong inside the module.
     """
     module_name, _, path = name.partition(":")
-    if not module_name or not path:
+    is_module = all(part.strip() and "/" not in part for part in module_name.split("."))
+    if not is_module or not all(part.isidentifier() for part in path.split(".")):
         raise InvalidInput(f"--handler = {name!r}: expected package.module:function")
     here = str(Path.cwd())
     if here not in sys.path:

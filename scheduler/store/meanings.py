@@ -50,6 +50,7 @@ TABLE: Final = (
     Row("MASTERDOWN", "unfit", "MasterDownError"),
     Row("NOPERM", "unfit", "NoPermissionError"),
     Row("ERR ACL failure in script", "unfit"),
+    Row("ERR The user executing the script", "unfit"),  # Redis 7.0 says so what others call an ACL failure
     Row("NOAUTH", "unfit", "AuthenticationError", "the URL has no password"),
     Row("DENIED", "unfit"),
     Row("CROSSSLOT", "unfit", "ClusterCrossSlotError"),

@@ -85,6 +85,7 @@ class Telling:
         self._told: dict[str, _Told] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._looked_ms = 0.0
+        self._refused_ms = float("-inf")  # when the server last answered that it does not do something
 
     def watch(self, pieces: Callable[[], int] = lambda: 0) -> Watch:
         """The calls of one connection. pieces: of replies that have come in so far."""
@@ -111,6 +112,12 @@ class Telling:
             told.is_over = told.is_over or code == SILENT or (is_well and code == call.code)
         self._tell_ends(self._lasting(self.clock.ms()))
 
+    def refused(self, call: Call, *, is_news: bool) -> None:
+        """The server has answered a call, if only that it does not do it."""
+        self._refused_ms = self.clock.ms()
+        if is_news or SILENT in self._told:
+            self.answered(call, is_well=False)
+
     @property
     def is_quiet(self) -> bool:
         """Whether nothing is told at the moment."""
@@ -130,11 +137,15 @@ class Telling:
             self.arm()
 
     def _lasting(self, now_ms: float) -> dict[str, tuple[float, str]]:
-        """code -> (since when, words) of what calls meet for too long."""
+        """code -> (since when, words) of what calls meet for too long.
+
+        One who refuses some calls is not silent, though others get no answer: a busy server keeps those that block.
+        """
         lasting: dict[str, tuple[float, str]] = {}
+        answers = now_ms - self._refused_ms < TOLD_MS
         for watch in self._watches:
             for call in watch.under_way:
-                if call.lasts(now_ms, watch.heard_ms):
+                if call.lasts(now_ms, watch.heard_ms) and not (answers and call.code in ("", SILENT)):
                     code, words = call.code or SILENT, call.words or "no answer comes"
                     since_ms, first = lasting.get(code, (call.since_ms, words))
                     lasting[code] = min(since_ms, call.since_ms), first if call.since_ms >= since_ms else words
@@ -193,8 +204,8 @@ class Watch:
         before = call.code
         call.failed(error)
         call.is_told = is_told
-        if call.code not in (SILENT, before) and not self._telling.is_quiet:
-            self._telling.answered(call, is_well=False)
+        if call.code != SILENT:
+            self._telling.refused(call, is_news=call.code != before)
 
     def end(self, call: Call) -> None:
         """It has its answer, or is given up."""

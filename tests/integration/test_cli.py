@@ -161,6 +161,10 @@ def test_namespace(ready_url: str) -> None:
     ("handler", "problem"),
     [
         ("fine", "expected package.module:function"),
+        ("../fine:run", "expected package.module:function"),
+        (".fine:run", "expected package.module:function"),
+        ("fine: run", "expected package.module:function"),
+        ("fine:run()", "expected package.module:function"),
         ("nowhere:run", "no module nowhere in the current directory or among what is installed"),
         ("nowhere.deep:run", "no module nowhere in the current directory or among what is installed"),
         ("fine:rum", "fine has no rum; the nearest is run"),

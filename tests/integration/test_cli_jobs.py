@@ -88,6 +88,7 @@ def test_lines_that_are_not_accepted(ready_url: str, tmp_path: Path) -> None:
         '{"session_id": "s", "priority": "high"}',
         '{"session_id": "s", "src_lang": "en", "target_lang": "zh"}',
         '{"session_id": "s"',
+        '{"x":' * 10_000,
         '{"session_id": "s", "job_id": "last"}',
         SCHED_PAYLOAD_BYTES_MAX="8",
     )
@@ -109,8 +110,9 @@ def test_lines_that_are_not_accepted(ready_url: str, tmp_path: Path) -> None:
         "line 13: src_lang = 'en', tgt_lang = '': expected both languages, or none of them; 'target_lang' is no field: "
         "the nearest is tgt_lang",
         "line 14: job is no valid JSON document: Input data was truncated",
+        "line 15: job is no valid JSON document: maximum recursion depth exceeded while deserializing an object",
     ]
-    assert conclusion == "Error: 12 lines were not accepted"
+    assert conclusion == "Error: 13 lines were not accepted"
 
 
 def test_fields_that_there_are_not(ready_url: str, tmp_path: Path) -> None:
@@ -173,6 +175,7 @@ def test_results_in_json() -> None:
     for content_type, data in [
         ("application/octet-stream", b"\xff"),
         ("application/json", b"{"),
+        ("application/json", 10_000 * b"[" + 10_000 * b"]"),
         ("text/plain; charset=utf-8", b"\xff"),
     ]:
         fields = result_fields(content_type, data)

@@ -51,6 +51,8 @@ def shell(directory: Path, line: str) -> tuple[int, str]:
         ("nobody 2>&-", 2, ""),
         ("nobody 2>/dev/full", 1, ""),
         ("jobs submit - <&-", 1, "Error: stdin is closed: there is nothing to read\n"),
+        ("jobs submit /proc/self/mem", 1, "Error: /proc/self/mem: Input/output error: it cannot be read any further\n"),
+        ("pools apply /proc/self/mem", 1, "Error: /proc/self/mem: Input/output error: it cannot be read any further\n"),
         ("nodes ls >/dev/full", 1, f"Error: {FULL}\n"),
         ("nodes ls --json >/dev/full", 1, f"Error: {FULL}\n"),
         ("jobs submit job.jsonl >/dev/full", 1, f"Error: {FULL}\n"),

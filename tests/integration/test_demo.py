@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import subprocess
@@ -148,9 +149,20 @@ def test_a_typed_server_is_left_as_it_was(url: str) -> None:
         assert client.keys("*") == [b"{demo-other:0}:freed"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_stops_everything_in_order(url: str, number: signal.Signals) -> None:
-    """A demo that is told to end says so, gives everything back, prints no result and ends as the signal says."""
+@pytest.mark.parametrize(
+    ("number", "again_after_s"),
+    [
+        (signal.SIGTERM, None),
+        (signal.SIGTERM, 0.1),
+        (signal.SIGTERM, 0.3),
+        (signal.SIGINT, None),
+        (signal.SIGHUP, None),
+    ],
+)
+def test_a_signal_stops_everything_in_order(url: str, number: signal.Signals, again_after_s: float | None) -> None:
+    """A demo that is told to end says so, gives everything back, prints no result and ends as the signal says; a second
+    one within a second, also on the way out, is the same one.
+    """
     arguments = ["demo", "--json", "--log-level", "info", "--redis-url", url]
     with subprocess.Popen(
         [sys.executable, "-c", "from scheduler.cli import main; main()", *arguments],
@@ -162,6 +174,10 @@ def test_a_signal_stops_everything_in_order(url: str, number: signal.Signals) ->
         assert process.stderr is not None
         assert any("n6 serves" in line for line in process.stderr)
         process.send_signal(number)
+        if again_after_s is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(again_after_s)
+            process.send_signal(number)
         printed, logged = process.communicate(timeout=END_MAX_S)
     assert (process.returncode, printed) == (128 + number, "")
     assert re.search(r"^stopped: \d+ of 2,000 jobs had ended, so there is no verdict$", logged, re.MULTILINE)

@@ -114,6 +114,11 @@ def assert_clean(text: str) -> None:
     assert "Traceback" not in text
 
 
+def test_a_url_in_the_wrong_place() -> None:
+    """Such as where a handler is meant."""
+    told(run(*NODE, "--handler", f"redis://me:Wonder7@{AT}/0"), USAGE)
+
+
 def test_there_are_a_hundred() -> None:
     """By hand and generated."""
     assert len(URLS) == 100

@@ -17,7 +17,7 @@ import pytest
 import redis
 
 from scheduler.cli import common
-from scheduler.cli.process import begin_within
+from scheduler.cli.process import begin_within, begun
 from scheduler.errors import CredentialsRefused, SchedulerError, ServerNotReady, ServerRefused
 from scheduler.handlers import Job
 from scheduler.node import Node
@@ -208,12 +208,48 @@ async def test_the_sdk_raises_what_can_never_work(plain: Server) -> None:
         await Producer(url.replace("u:p@", "u:q@")).__aenter__()
 
 
+@pytest.mark.parametrize("start_role", [start_manager, start_dispatcher, start_reaper])
+async def test_a_right_that_only_a_script_needs_is_no_fault_of_its_call(
+    plain: Server, caplog: pytest.LogCaptureFixture, start_role: Callable[..., Awaitable[tuple[Role, object]]]
+) -> None:
+    """Who may call scripts, but not do what they do, is refused at the start like others without rights: in one error
+    that ends the role, and not in its log besides.
+    """
+    url = plain.as_user("+@all", "-xadd", "-hset")
+    assert await _has_layout(plain.url)
+    with pytest.raises(ServerRefused, match=r"The user executing the script|ACL failure in script"):
+        await asyncio.wait_for(_begun_or_refused(start_role, url), 10)
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def _begun_or_refused(start_role: Callable[..., Awaitable[tuple[Role, object]]], url: str) -> None:
+    role, _ = await start_role(url, QUICK)
+    await begun(role)
+
+
+@pytest.mark.usefixtures("soon")
+async def test_rights_that_are_taken_away_are_waited_for(plain: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """By nodes and producers too, as told in the server's words; no job pays for it."""
+    url = plain.as_user("+@all")
+    async with running(url) as system:
+        await system.add_node("n1", idle)
+        plain.as_user("+@all", "-hget", "-hmget", "-hset")
+        submitting = asyncio.create_task(system.producer.submit("s1", src_lang="en", tgt_lang="zh"))
+        await until(lambda: "refuses, for 0 s now: " in caplog.text and "xecuting the script" in caplog.text)
+        assert not submitting.done()
+        plain.as_user("+@all")
+        assert (await system.producer.outcome(await submitting, 20_000)).state == "completed"
+
+
 async def idle(_: Job) -> None:
     """A handler."""
 
 
-async def test_a_refusal_is_waited_out_for_as_long_as_it_was_said(plain: Server) -> None:
-    """`--wait-server-ms`: somebody may mend it by then."""
+@pytest.mark.usefixtures("soon")
+async def test_a_refusal_is_waited_out_for_as_long_as_it_was_said(
+    plain: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`--wait-server-ms`: somebody may mend it by then. It is told, and so is its end."""
     url = plain.as_user("+@all", "-evalsha")
 
     async def begin(_: int) -> bool:
@@ -222,9 +258,10 @@ async def test_a_refusal_is_waited_out_for_as_long_as_it_was_said(plain: Server)
     with pytest.raises(ServerRefused, match="NOPERM"):
         await begin_within(parse_url(url), 0, begin)
     waiting = asyncio.create_task(begin_within(parse_url(url), 20_000, begin))
-    await asyncio.sleep(0.1)
+    await until(lambda: "refuses, for 0 s now: " in caplog.text)
     plain.as_user("+@all")
     assert await waiting
+    assert "takes again what it refused" in caplog.text
 
 
 @contextlib.asynccontextmanager
@@ -255,6 +292,21 @@ async def test_a_command_ends_in_the_servers_words(
     jobs.write_text('{"session_id": "s"}')
     async with setting(plain, name, value, normal):
         done = await asyncio.to_thread(run, "jobs", "submit", str(jobs), "--redis-url", plain.url)
+    assert (done.exit_code, word in done.stderr, "does not answer" in done.stderr) == (1, True, False), done.output
+
+
+@pytest.mark.parametrize(("word", "name", "value", "normal"), NOW_NOT)
+def test_a_replay_ends_in_the_servers_words(
+    plain: Server, monkeypatch: pytest.MonkeyPatch, word: str, name: str, value: str, normal: str
+) -> None:
+    """As soon as any other command, though it runs roles and nodes, which would wait."""
+    monkeypatch.setattr(common, "PATIENCE_MS", 200)
+    with plain.client() as client:
+        client.config_set(name, value)
+        try:
+            done = run("replay", "--speech", "--jobs", "2", "--nodes", "1", "--redis-url", plain.url)
+        finally:
+            client.config_set(name, normal)
     assert (done.exit_code, word in done.stderr, "does not answer" in done.stderr) == (1, True, False), done.output
 
 

@@ -78,6 +78,9 @@ NODE: list[dict[str, Any]] = [
     *({"pairs": each} for each in [("en", "zh"), "en:zh", ["en:zh"], {"en": "zh"}, None, 5, [("en",)], [("en", 5)]]),
     *({"pairs": each} for each in [[("en", "zh", "de")], [("en", "")], [("e n", "zh")], [None], [("en", SURROGATE)]]),
     *({"labels": each} for each in [["zone"], "zone=eu", {"zone": 1}, {1: "eu"}, {"zone": None}, {"z": SURROGATE}]),
+    {"labels": {"zone": "x" * 300_000}},
+    {"version": "x" * 300_000},
+    {"pairs": [(f"a{number}", "b") for number in range(30_000)]},
     *({"pool": each} for each in [*NOT_TEXT, "a b", "a" * 65]),
     *({"version": each} for each in [*NOT_TEXT, SURROGATE]),
     *({"drain_ms_max": each} for each in [None, *NOT_TIME]),
@@ -164,6 +167,17 @@ def test_a_producer(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput) as error:
         Producer(**{"url": URL, "settings": DEFAULTS, **wrong})
     refused(str(error.value))
+
+
+@pytest.mark.parametrize(
+    "after", [None, 5, b"0", "", "x", "-1", "1-2-3", "0 ", "(1-0", "+", str(2**64), "\x1b", "\u0661"]
+)
+async def test_a_place_in_the_feed(after: Any) -> None:
+    """A wrong one would be asked for again and again, in silence."""
+    with pytest.raises(InvalidInput) as error:
+        await anext(Producer(URL, settings=DEFAULTS).results(after))
+    refused(str(error.value))
+    assert "after = " in str(error.value)
 
 
 @pytest.mark.parametrize("wrong", SUBMIT, ids=shown)

@@ -33,6 +33,8 @@ ON_THE_WIRE: Final[dict[str, Meaning]] = {
     "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.": "unfit",
     "NOPERM this user has no permissions to run the 'evalsha' command": "unfit",
     "ERR ACL failure in script: User u has no permissions to run the 'set' command": "unfit",
+    "ERR The user executing the script can't run this command or subcommand script: 5ca1, on @user_script:22.": "unfit",
+    "ERR The user executing the script can't access at least one of the keys mentioned in the command": "unfit",
     "NOAUTH Authentication required.": "unfit",
     "DENIED Redis is running in protected mode because protected mode is enabled": "unfit",
     "CROSSSLOT Keys in request don't hash to the same slot": "unfit",

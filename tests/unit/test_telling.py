@@ -105,6 +105,23 @@ async def test_an_answer_that_does_not_come_is_told(teller: Teller, caplog: pyte
     ]
 
 
+async def test_one_who_refuses_is_not_silent(teller: Teller, caplog: pytest.LogCaptureFixture) -> None:
+    """A busy server refuses new calls, and keeps those that block without an answer; until it falls silent itself."""
+    waiting, new = (teller.watch.begin(0, is_told=True) for _ in range(2))
+    for _ in range(12):
+        teller.watch.failed(new, FULL, is_told=True)
+        teller.go_on(TOLD_MS / 2)
+    teller.watch.failed(waiting, REFUSED, is_told=True)
+    for _ in range(4):
+        teller.watch.failed(new, FULL, is_told=True)
+        teller.go_on(TOLD_MS / 2)
+    assert [message.split()[4] for message in caplog.messages] == ["refuses,"]
+    teller.go_on(2 * TOLD_MS)
+    assert "does not answer" in caplog.messages[-1]
+    teller.watch.failed(new, FULL, is_told=True)
+    assert "answers again" in caplog.messages[-1]
+
+
 async def test_another_word_of_the_server_ends_its_silence(teller: Teller, caplog: pytest.LogCaptureFixture) -> None:
     """A server that was started again, and loads: "does not answer" is said only of what does not answer."""
     call = teller.watch.begin(0, is_told=True)
