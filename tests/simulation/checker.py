@@ -365,10 +365,13 @@ class Checker:
         return dict(self.records)
 
     def after_loss(self, before: dict[str, dict[str, str]]) -> None:
-        """Begin anew with what is there now; jobs of which something is missing are exempt."""
+        """Begin anew with what is there now; jobs of which something is missing are exempt.
+
+        A lease that is there as it was ends when it did: the clock may have been stepped since it was written.
+        """
         self._fences = {}
-        exempt, slots = len(self.exempt), self.slots
-        self.slots, self.lease_ends_s, self._scores = {}, {}, {}
+        exempt, slots = len(self.exempt), dict(self.slots)
+        self._scores = {}
         for node in NODES:
             self._note_slots(node)
         self._note_delayed()
@@ -416,8 +419,13 @@ class Checker:
         return not held and not any(ask("XLEN", _CELL.jobs(each)) for each in range(SETTINGS.partitions))
 
     def is_done(self) -> bool:
-        """Whether every acknowledged job has ended."""
-        return all(job_id in self.exempt or job_id in self.ended for job_id in self.acknowledged)
+        """Whether every acknowledged job has ended, those too of which a fault of the data took only a part."""
+        if not all(job_id in self.exempt or job_id in self.ended for job_id in self.acknowledged):
+            return False
+        states = {self.records.get(job_id, _GONE)["state"] for job_id in self.exempt}
+        if states & {"reserved", "delayed"}:
+            return False
+        return "queued" not in states or not any(self.intake(each) for each in range(SETTINGS.partitions))
 
     def check_end(self) -> None:
         """Once nothing happens any more."""
