@@ -56,7 +56,7 @@ class Running(msgspec.Struct):
     stop: Ending | None = None  # what to report instead of what the handler returns
     lost: bool = False  # its reservation is gone: nothing is to be renewed or reported
     overrun: bool = False  # nothing is to be renewed
-    held_ends_ms: float | None = None  # end of the lease for most of which the process was held up
+    held_ends_ms: float | None = None  # end of the lease for most of which what runs here held the process up
 
 
 class Awaited(msgspec.Struct):
@@ -109,7 +109,7 @@ class Attempts:
         self._random = host.random
         self._holds = Holds(handler, settings.start_ms, host.clock)
         self._renew_at_once = False
-        self._watched_at_ms = host.clock.ms()
+        self._watched_at_ms, self._watched_processor_ms = host.clock.ms(), host.clock.processor_ms()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -385,13 +385,15 @@ class Attempts:
         self._log.step()
         now_ms = self._clock.ms()
         late_ms = now_ms - self._watched_at_ms - WATCH_MS
-        self._watched_at_ms = now_ms
+        processor_ms = self._clock.processor_ms()
+        has_computed = processor_ms - self._watched_processor_ms > late_ms / 2  # a process that was paused has not
+        self._watched_at_ms, self._watched_processor_ms = now_ms, processor_ms
         if (told := self._holds.watch(late_ms, self._threads.used_ms())) is not None:
             logger.warning("%s: %s", self._node_id, told)
         reservations = [running.lease for running in self.running.values() if not running.job.stopped.is_set()]
         for lease in leases.to_stop(reservations, now_ms, self._settings.margin_ms):
             running = self.running[lease.key]
-            if late_ms > lease.length_ms / 2:
+            if late_ms > lease.length_ms / 2 and has_computed:
                 running.held_ends_ms = lease.ends_ms
             was_held = running.held_ends_ms == lease.ends_ms  # and nobody has renewed it since
             if was_held and lease.ends_ms - now_ms > HELD_MARGIN_MS:

@@ -30,6 +30,10 @@ class Clock:
         """Whole microseconds."""
         return time.clock_gettime_ns(_RUNS_ON) // 1000
 
+    def processor_ms(self) -> float:
+        """For how many milliseconds this process, with all of its threads, has had a processor."""
+        return time.process_time() * 1000
+
 
 class ThreadClock:
     """How long the thread that makes it has had a processor since then. Any thread may ask, while that one lives."""

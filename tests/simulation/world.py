@@ -377,3 +377,6 @@ class ProcessClock(Clock):
 
     def us(self) -> int:
         return round(self._process.world.now_s * 1_000_000)
+
+    def processor_ms(self) -> float:
+        return 0.0

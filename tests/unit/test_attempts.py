@@ -133,23 +133,26 @@ async def test_what_was_given_back_while_it_waited_never_starts(
 
 
 @pytest.mark.parametrize(
-    ("late_ms", "rest_ms", "stopped", "reported"),
+    ("late_ms", "used_ms", "rest_ms", "stopped", "reported"),
     [
-        pytest.param(14_000, 900, False, [], id="held up, and it can be renewed now"),
-        pytest.param(14_000, 100, True, [], id="held up to the end of its lease"),
-        pytest.param(1_000, 900, True, [("j1", "give_back")], id="the server did not answer"),
+        pytest.param(14_000, 13_000, 900, False, [], id="held up, and it can be renewed now"),
+        pytest.param(14_000, 13_000, 100, True, [], id="held up to the end of its lease"),
+        pytest.param(14_000, 10, 900, True, [("j1", "give_back")], id="paused"),
+        pytest.param(20_000, 10, -5_000, True, [("j1", "give_back")], id="paused past the end of its lease"),
+        pytest.param(1_000, 900, 900, True, [("j1", "give_back")], id="the server did not answer"),
     ],
 )
 async def test_a_run_that_held_the_process_up_does_not_come_back_for_nothing(
-    fleet: Fleet, late_ms: int, rest_ms: int, stopped: bool, reported: list[tuple[str, str]]
+    fleet: Fleet, late_ms: int, used_ms: int, rest_ms: int, stopped: bool, reported: list[tuple[str, str]]
 ) -> None:
-    """It is renewed late, or lost with its node, which counts; given back, it would do the same without end."""
+    """It is renewed late or lost with its node, which counts: given back, it would do the same. A pause is free."""
     fleet.may_end.clear()
     await fleet.began_one()
     (running,) = fleet.attempts.running.values()
     now_ms = fleet.host.clock.ms()
     running.lease.ends_ms, running.lease.length_ms = now_ms + rest_ms, 15_000
     fleet.attempts._watched_at_ms = now_ms - late_ms
+    fleet.attempts._watched_processor_ms = fleet.host.clock.processor_ms() - used_ms
     await fleet.attempts.watch()
     assert running.job.stopped.is_set() == stopped
     while not running.job.stopped.is_set():  # nobody renews it
