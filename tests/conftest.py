@@ -65,7 +65,8 @@ _ON_ONE_ENGINE = {"test_readme.py", "test_cli.py", "test_cli_jobs.py", "test_cli
                   "test_closing.py", "test_bench.py", "test_bench_v2.py", "test_procfile.py", "test_roles.py",
                   "test_dispatchers.py", "test_managers.py", "test_pool_commands.py", "test_many_waiting.py",
                   "test_call_under_way.py", "test_lost.py", "test_wrong_types.py", "test_failures.py",
-                  "test_recovery.py", "test_slow_links.py", "test_sessions.py"}  # fmt: skip
+                  "test_recovery.py", "test_slow_links.py", "test_sessions.py", "test_limits_in_mid_run.py",
+                  "test_rules_waiting.py", "test_bad_input.py", "test_leaving.py"}  # fmt: skip
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -124,7 +125,7 @@ def _is_alone(item: pytest.Item) -> bool:
 
 
 # Code that is measured takes twice the time, and these run the same lines again and again.
-_NOT_MEASURED = {"property", "simulation"}
+_NOT_MEASURED = {"fault", "lua", "property", "simulation"}
 
 
 def _is_measured(item: pytest.Item) -> bool:
