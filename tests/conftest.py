@@ -125,7 +125,7 @@ def _is_alone(item: pytest.Item) -> bool:
 
 
 # Code that is measured takes twice the time, and these run the same lines again and again.
-_NOT_MEASURED = {"fault", "lua", "property", "simulation"}
+_NOT_MEASURED = {"property", "simulation"}
 
 
 def _is_measured(item: pytest.Item) -> bool:
