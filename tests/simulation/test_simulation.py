@@ -18,7 +18,7 @@ from tests.simulation.seeds import Seed, read_seeds
 from tests.simulation.world import sweep_up
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-FRESH: Final = 8
+FRESH: Final = 4
 FRESH_JOBS: Final = 30  # a quarter of what `tools/simulate` runs, for there are many
 KNOWN: Final = read_seeds()
 
