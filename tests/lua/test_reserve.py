@@ -53,7 +53,8 @@ async def test_placement_writes_slot_record_inbox_and_binding_in_one_step(store:
     ((inbox_id, assignment),) = [
         (entry_id, fields) for entry_id, fields in after[k.inbox(NODE)][1]["entries"].items() if "control" not in fields
     ]
-    entry_ms = entry_id.partition("-")[0]
+    submitted_ms = (await store.reads.record(JOB))["submitted_ms"]  # the time of the script, or of the id if earlier
+    assert 0 <= int(entry_id.partition("-")[0]) - int(submitted_ms) <= 1
     lease_until_ms = str(answer.token // 1000 + POLICY.start_ms)
     shared = {
         "tenant": "t1",
@@ -66,7 +67,7 @@ async def test_placement_writes_slot_record_inbox_and_binding_in_one_step(store:
         "job": document().decode(),
         "payload": "body",
         "job_id": JOB,
-        "reservation": f"{answer.token} {BOOT} {lease_until_ms} {PARTITION}/{entry_id} 1 1 {entry_ms} 4000",
+        "reservation": f"{answer.token} {BOOT} {lease_until_ms} {PARTITION}/{entry_id} 1 1 {submitted_ms} 4000",
     }
     assert after[k.job(JOB)] == (
         "hash",
@@ -74,7 +75,7 @@ async def test_placement_writes_slot_record_inbox_and_binding_in_one_step(store:
         | {
             "state": "reserved",
             "entry": f"{PARTITION}/{entry_id}",
-            "submitted_ms": entry_ms,
+            "submitted_ms": submitted_ms,
             "nonce": f"nonce-{JOB}",
             "holder": f"{NODE} {answer.token}",
             "assignment": f"{BOOT} {inbox_id} {POLICY.start_ms}",
