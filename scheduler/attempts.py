@@ -33,7 +33,7 @@ from scheduler.threads import Threads
 logger = logging.getLogger("scheduler.node")
 
 WATCH_MS: Final = 100
-HELD_MARGIN_MS: Final = 200  # of a lease that nobody could renew because the process was held up
+HELD_MARGIN_MS: Final = 200  # before its lease ends: so long, what held the process up may still be renewed
 GIVE_BACK_MS: Final = 500  # or a job that cannot be run would come back at once
 
 
