@@ -57,6 +57,7 @@ class RestChecker:
         self._late: set[str] = set()
         self._overdue: set[str] = set()
         self._owned_since_s: dict[int, tuple[str, float]] = {}
+        self._taken: dict[int, tuple[str, float, float]] = {}  # epoch, since when, and what the server's clock said
         self._index = Index()
         self._looks = 0
         self._chance = world.chance("repeats")
@@ -99,7 +100,7 @@ class RestChecker:
                 if self._is_well(partition, owner):
                     jobs = self._read_jobs(partition)
                     waits |= {(partition, entry) for entry in self._wrongly_waiting(jobs)}
-                    self._check_deadlines(jobs)
+                    self._check_deadlines(partition, jobs)
         self._since_s = {each: self._since_s.get(each, now_s) for each in sorted(waits)}
         for each, since_s in self._since_s.items():
             if now_s - since_s > WAIT_S_MAX and each not in self._blamed:
@@ -137,6 +138,9 @@ class RestChecker:
         flat = self._server.ask("HGETALL", _CELL.owners)
         now_ms = self._server.wall_s() * 1000
         words = {int(flat[i]): flat[i + 1].decode().split(" ") for i in range(0, len(flat), 2)}
+        for partition, (epoch, *_) in words.items():
+            if self._taken.get(partition, ("", 0.0, 0.0))[0] != epoch:
+                self._taken[partition] = epoch, self._world.now_s, now_ms
         stored = {partition: owner for partition, (_, owner, until_ms, *_) in words.items() if int(until_ms) > now_ms}
         for partition, owner in stored.items():
             if self._owned_since_s.get(partition, ("", 0.0))[0] != owner:
@@ -205,10 +209,17 @@ class RestChecker:
                 found.append(job.entry_id)
         return found
 
-    def _check_deadlines(self, jobs: list[intake.Job]) -> None:
-        """By the time that passed since the producer was told, whatever a clock or an identifier says."""
+    def _check_deadlines(self, partition: int, jobs: list[intake.Job]) -> None:
+        """By the time that passed since the producer was told, whatever a clock or an identifier says. Whoever takes a
+        partition knows no other time than the server's: an entry of the future was submitted then.
+        """
+        _, taken_s, taken_ms = self._taken[partition]
         for job in jobs:
-            late_s = self._world.now_s - self._checker.due_s.get(f"{job.partition}/{job.entry_id}", math.inf)
+            due_s = self._checker.due_s.get(f"{job.partition}/{job.entry_id}", math.inf)
+            if job.deadline_at_ms is not None:
+                submitted_ms = int(job.entry_id.partition("-")[0])
+                due_s = max(due_s, taken_s + (job.deadline_at_ms - max(taken_ms, submitted_ms)) / 1000)
+            late_s = self._world.now_s - due_s
             if late_s > self._late_s_max and job.job_id not in self._checker.exempt | self._late:
                 self._late.add(job.job_id)
                 self._checker.blame("deadline", f"job {job.job_id} waits {late_s:.1f} s past its deadline")
