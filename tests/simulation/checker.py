@@ -54,6 +54,7 @@ ANSWERED_AGAIN: Final = {
 }
 """Scripts that say of a repeat that it comes late; all others answer it as they did at first."""
 _GONE: Final = {"state": "none"}
+RUN_MS_MAX: Final = 300_000  # no run takes so long
 INVARIANTS: Final = frozenset(
     {
         "broken", "capacity", "closed", "crash", "deadline", "epoch", "leak", "lease", "left", "limit", "lost", "moved",
@@ -85,6 +86,7 @@ class Checker:
     so took it for dead. acknowledged: job id -> the entry that its producer was told of. due_s: entry -> when the
     deadline of its job is over, as its producer counts the time. broken: entries that are no jobs.
     strays: sessions of which a job was written into another partition.
+    unbound: sessions whose binding may have expired by a step of the clock, and be remembered all the same.
     lease_ends_s: (node, job id) -> when the lease ends, due_at_s: job id -> when a delayed job is due, both by the time
     of the world: from when they were written on, whatever the server's clock did since.
     slotless_until_s: job id -> until when its reservation may have no slot, for somebody has deleted it;
@@ -104,6 +106,8 @@ class Checker:
         self.due_s: dict[str, float] = {}
         self.broken: set[str] = set()
         self.strays: set[str] = set()
+        self.unbound: set[str] = set()
+        self._fading: set[str] = set()
         self.data_faults = 0
         self.judges_sessions = True
         self.records: dict[str, dict[str, str]] = {}
@@ -216,6 +220,9 @@ class Checker:
 
     def _check_record(self, job_id: str, before: dict[str, str], after: dict[str, str]) -> None:
         old, new = before["state"], after.get("state", "none")
+        if job_id in self._fading and new not in (old, "none"):
+            self._fading.remove(job_id)
+            old = "none"
         self.history.add("record", job_id, new, after.get("token", ""), after.get("reason", ""))
         if new in model.TERMINAL:
             self.ended.add(job_id)
@@ -403,12 +410,17 @@ class Checker:
         self._note_delayed()
 
     def after_jump(self, s: float) -> None:
-        """The server's clock was stepped: records may have expired, and their ids are new ones now."""
-        self.data_faults += abs(s) * 1000 >= SETTINGS.session_ttl_ms
+        """The server's clock was stepped: records may have expired, or do so within the run; then their ids are new."""
+        if abs(s) * 1000 >= SETTINGS.session_ttl_ms:
+            self.data_faults += 1
+            self.unbound |= {record.get("session", "") for record in self.records.values()}
         for job_id, record in self.records.items():
-            if record["state"] in model.TERMINAL and self.read_record(job_id) is _GONE:
-                self.records[job_id] = _GONE
+            left_ms = self.server.ask("PTTL", _CELL.job(job_id)) if record["state"] in model.TERMINAL else -1
+            if left_ms != -1 and left_ms < RUN_MS_MAX:
                 self.exempt.add(job_id)
+                self._fading.add(job_id)
+                if self.read_record(job_id) is _GONE:
+                    self.records[job_id] = _GONE
 
     # ---- the end ----
 

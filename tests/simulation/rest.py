@@ -226,6 +226,8 @@ class RestChecker:
 
     def _has_room(self, job: intake.Job, free: set[str]) -> bool:
         binding = parse(self._server.ask("GET", _CELL.session(job.session_id)))
+        if binding is None and job.session_id in self._checker.unbound:
+            return False  # its owner may remember one, and have it wait by that
         wanted = placement.classify(job, binding, self._index)
         for limit in limits_of(job, wanted, self._index):
             kind, _, name = limit.partition(":")
