@@ -56,7 +56,7 @@ class Reporter:
 
     def knows(self, key: tuple[str, int]) -> bool:
         """Whether this reservation has ended here, though the inbox that is read may not show it yet."""
-        return any(_key(item) == key for item in self._endings) or key in (self._reported or ())
+        return key in self.keys or key in (self._reported or ())
 
     def remember_reported(self) -> None:
         """An inbox is read again from its start: what is reported meanwhile may have been in it when it was read."""
