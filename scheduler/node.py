@@ -520,7 +520,7 @@ class Node:
         An inbox that is read again has what runs, and what has ended and is not told yet.
         """
         boot = job.reservation.boot
-        if self._reporter.knows(job.key) or (self._earlier and job.key in {each.key for each in self._earlier}):
+        if self._reporter.knows(job.key) or any(job.key == each.key for each in self._earlier):
             return
         if boot == self.boot and self._ended.is_set():
             self._end(job, retry.given_back("the node stopped", GIVE_BACK_MS))

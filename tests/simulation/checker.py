@@ -107,7 +107,7 @@ class Checker:
         self.broken: set[str] = set()
         self.strays: set[str] = set()
         self.unbound: set[str] = set()
-        self._fading: set[str] = set()
+        self._expires_s: dict[str, float] = {}
         self.data_faults = 0
         self.judges_sessions = True
         self.records: dict[str, dict[str, str]] = {}
@@ -220,9 +220,8 @@ class Checker:
 
     def _check_record(self, job_id: str, before: dict[str, str], after: dict[str, str]) -> None:
         old, new = before["state"], after.get("state", "none")
-        if job_id in self._fading and new not in (old, "none"):
-            self._fading.remove(job_id)
-            old = "none"
+        if old in model.TERMINAL and self.world.now_s >= self._expires_s.get(job_id, math.inf):
+            old = "none"  # it expired unseen
         self.history.add("record", job_id, new, after.get("token", ""), after.get("reason", ""))
         if new in model.TERMINAL:
             self.ended.add(job_id)
@@ -418,9 +417,11 @@ class Checker:
             left_ms = self.server.ask("PTTL", _CELL.job(job_id)) if record["state"] in model.TERMINAL else -1
             if left_ms != -1 and left_ms < RUN_MS_MAX:
                 self.exempt.add(job_id)
-                self._fading.add(job_id)
+                self._expires_s[job_id] = self.world.now_s + max(left_ms, 0) / 1000
                 if self.read_record(job_id) is _GONE:
                     self.records[job_id] = _GONE
+            else:
+                self._expires_s.pop(job_id, None)  # a step back has postponed it
 
     # ---- the end ----
 

@@ -210,8 +210,10 @@ class RestChecker:
         return found
 
     def _check_deadlines(self, partition: int, jobs: list[intake.Job]) -> None:
-        """By the time that passed since the producer was told, whatever a clock or an identifier says. Whoever takes a
-        partition knows no other time than the server's: an entry of the future was submitted then.
+        """A job waits no longer than its deadline after its producer got the answer, whatever the server's clock does.
+
+        A dispatcher that takes a partition over knows the server's time alone. It counts the deadline of an entry whose
+        id lies in the future from the take-over.
         """
         _, taken_s, taken_ms = self._taken[partition]
         for job in jobs:
