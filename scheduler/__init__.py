@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from scheduler.errors import Reject, Retry
-    from scheduler.handlers import Job
-    from scheduler.node import Node
+    from scheduler.node.handlers import Job
+    from scheduler.node.node import Node
     from scheduler.producer import Producer
-    from scheduler.store.location import server_url
+    from scheduler.server.location import server_url
 
 __all__ = ["Job", "Node", "Producer", "Reject", "Retry", "server_url"]
 __version__ = "0.1.0"
 
 if not TYPE_CHECKING:  # a type checker would take it for every name that there is not
     _HOMES = {
-        "Job": "scheduler.handlers",
-        "Node": "scheduler.node",
+        "Job": "scheduler.node.handlers",
+        "Node": "scheduler.node.node",
         "Producer": "scheduler.producer",
         "Reject": "scheduler.errors",
         "Retry": "scheduler.errors",
-        "server_url": "scheduler.store.location",
+        "server_url": "scheduler.server.location",
     }
 
     def __getattr__(name: str) -> object:

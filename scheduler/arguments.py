@@ -15,7 +15,7 @@ import msgspec
 
 from scheduler.config import NUMBER_MAX
 from scheduler.errors import InvalidInput
-from scheduler.model import JobDocument
+from scheduler.protocol.documents import JobDocument
 
 T = TypeVar("T")
 

@@ -19,8 +19,8 @@ from typing import Final
 import msgspec
 
 from scheduler.errors import InvalidConfig, InvalidInput, UnknownKey
-from scheduler.keys import check_name
-from scheduler.model import Strategy
+from scheduler.protocol.keys import check_name
+from scheduler.protocol.snapshot import Strategy
 
 PREFIX: Final = "SCHED_"
 MARGIN_MS_MIN: Final = 20

@@ -21,8 +21,7 @@ from typing import Any, Final
 import msgspec
 from redis.exceptions import RedisError
 
-from scheduler import arguments, calls, keys, model
-from scheduler.calls import NotSubmitted, Outcome, Submitted
+from scheduler import arguments
 from scheduler.config import Settings, check_settings, read_settings
 from scheduler.errors import (
     InvalidInput,
@@ -36,8 +35,10 @@ from scheduler.errors import (
 from scheduler.host import Host
 from scheduler.lifetime import Lifetime
 from scheduler.loop import end_tasks
-from scheduler.model import JobDocument
-from scheduler.results import decode_result
+from scheduler.protocol import keys, messages
+from scheduler.protocol.documents import JobDocument, decode_job, encode_job
+from scheduler.protocol.messages import NotSubmitted, Outcome, Submitted
+from scheduler.protocol.results import decode_result
 from scheduler.store.connection import PATIENCE_MS
 from scheduler.store.cutting import cut
 from scheduler.store.reads import is_behind, parse_outcome
@@ -196,8 +197,8 @@ class Producer:
             document = msgspec.structs.replace(document, job_id=self._host.token_hex(12))
         if not document.reply_to and self._reply_to:
             document = msgspec.structs.replace(document, reply_to=self._reply_to)
-        data = model.encode_job(document)
-        model.decode_job(data)
+        data = encode_job(document)
+        decode_job(data)
         for what, size, limit in (
             ("document", len(data), self._settings.document_bytes_max),
             ("payload", len(payload), self._settings.payload_bytes_max),
@@ -206,8 +207,8 @@ class Producer:
                 raise InvalidInput(f"{what} of job {document.job_id}: {size} bytes: expected at most {limit}")
         return document, data, payload
 
-    def _item(self, document: JobDocument, data: bytes, payload: bytes) -> calls.SubmitItem:
-        return calls.SubmitItem(
+    def _item(self, document: JobDocument, data: bytes, payload: bytes) -> messages.SubmitItem:
+        return messages.SubmitItem(
             partition=self._store.partition_of(document.session_id, self._layout),
             job_id=document.job_id,
             session_id=document.session_id,
@@ -385,5 +386,5 @@ class Producer:
             logger.debug("the feed is followed no more: %s", error)
 
 
-def _size_bytes(item: calls.SubmitItem) -> int:
+def _size_bytes(item: messages.SubmitItem) -> int:
     return len(item.document) + len(item.payload)

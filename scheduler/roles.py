@@ -11,14 +11,14 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from scheduler import calls
 from scheduler.config import Settings
 from scheduler.errors import ServerRefused
 from scheduler.host import Host
 from scheduler.loop import Loop, end_tasks
 from scheduler.management.manager import Manager
+from scheduler.protocol import messages
+from scheduler.reaper.reaper import Reaper
 from scheduler.runtime.dispatcher import Dispatcher
-from scheduler.runtime.reaper import Reaper
 from scheduler.store.store import Store, open_store
 from scheduler.url import ServerUrl
 
@@ -158,7 +158,7 @@ async def _open_store(url: str | ServerUrl, settings: Settings, host: Host) -> S
     return store
 
 
-async def _layout(store: Store) -> calls.Layout:
+async def _layout(store: Store) -> messages.Layout:
     layout = await store.control.read_layout()
     if layout is None:
         logger.info("waiting for a manager to write the layout")

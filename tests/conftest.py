@@ -26,7 +26,7 @@ import hypothesis
 import pytest
 import redis
 
-from scheduler.store.server import EmbeddedServer, Engine, available_engines, start_embedded
+from scheduler.server.embedded import EmbeddedServer, Engine, available_engines, start_embedded
 from scheduler.store.store import Store, open_store
 
 pytest.register_assert_rewrite("tests.seeds", "tests.dumps")

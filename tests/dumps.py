@@ -8,16 +8,17 @@ from typing import Any
 
 import msgspec
 
-from scheduler import keys, model
+from scheduler.protocol import keys
+from scheduler.protocol.lifecycle import TRANSITIONS, Transition
 from scheduler.store.store import Store
 from tests.seeds import JOB
 
 Dump = dict[str, tuple[str, Any, bool]]
 
 
-def transitions(script: str) -> tuple[model.Transition, ...]:
+def transitions(script: str) -> tuple[Transition, ...]:
     """The rows of the transition table that a script performs."""
-    return tuple(row for row in model.TRANSITIONS if row.script == script)
+    return tuple(row for row in TRANSITIONS if row.script == script)
 
 
 async def standing(store: Store, job_id: str = JOB) -> tuple[str, list[str]]:
@@ -26,7 +27,7 @@ async def standing(store: Store, job_id: str = JOB) -> tuple[str, list[str]]:
     return record.get("state", "none"), await whereabouts(store, job_id)
 
 
-def stands(row: model.Transition) -> tuple[str, list[str]]:
+def stands(row: Transition) -> tuple[str, list[str]]:
     """What `standing` is after a row of the transition table."""
     return row.next_state, [] if row.body == "none" else [row.body]
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 from redis.asyncio.connection import Connection as RedisConnection
 
 from scheduler.store.connection import Connection
-from scheduler.store.packing import HiredisMixin
+from scheduler.store.fast_connection import HiredisMixin
 from tests.simulation.server import WALL_ORIGIN_S, Server
 from tests.transport import InProcessTransport
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
-from scheduler import calls, model
+from scheduler.protocol import messages
+from scheduler.protocol.documents import JobDocument, encode_job
+from scheduler.protocol.lifecycle import Verdict
+from scheduler.protocol.snapshot import Pool, Reason
 from scheduler.store.control import Leading
 from scheduler.store.store import Store
 
@@ -42,15 +45,13 @@ async def seed_leader(store: Store, name: str = MANAGER) -> int:
 async def seed_owner(store: Store, partition: int = PARTITION, owner: str = OWNER) -> int:
     """Let `owner` hold the partition; returns the epoch."""
     _, (answer,) = await store.cell.claim(owner, [partition])
-    assert isinstance(answer, calls.Owned)
+    assert isinstance(answer, messages.Owned)
     return answer.epoch
 
 
-async def seed_node(
-    store: Store, node: str = NODE, slots: int = 1, boot: str = BOOT, reason: model.Reason = "ready"
-) -> None:
+async def seed_node(store: Store, node: str = NODE, slots: int = 1, boot: str = BOOT, reason: Reason = "ready") -> None:
     """Let the leader say what the node has."""
-    answer = await store.cell.capacity(LEADER_EPOCH, [calls.CapacityItem(node, slots, boot, reason)])
+    answer = await store.cell.capacity(LEADER_EPOCH, [messages.CapacityItem(node, slots, boot, reason)])
     assert answer in (["written"], ["unchanged"])
 
 
@@ -68,7 +69,7 @@ async def seed_job(
     (answer,) = await store.cell.submit(
         [submit_item(job_id, session, partition=partition, tenant=tenant, reply_to=reply_to, payload=payload)]
     )
-    assert isinstance(answer, calls.Submitted)
+    assert isinstance(answer, messages.Submitted)
     return answer.entry.partition("/")[2]
 
 
@@ -99,7 +100,7 @@ async def seed_reserved(
     tenant: str = "",
     reply_to: str = "",
     payload: bytes = b"body",
-    pool: model.Pool | None = None,
+    pool: Pool | None = None,
     started: bool = False,
 ) -> int:
     """Place a new job on a node with `slots`; returns the token.
@@ -122,7 +123,7 @@ async def seed_reserved(
         reply_to=reply_to,
     )
     (answer,) = await reserve(store, [item], pool=pool)
-    assert isinstance(answer, calls.Reserved)
+    assert isinstance(answer, messages.Reserved)
     if started:
         await store.cell.renew(node, [(job_id, answer.token)])
     return answer.token
@@ -134,7 +135,7 @@ async def seed_delayed(
     """A job that was placed, failed and waits for its next attempt; returns the token of the first."""
     token = await seed_reserved(store, job_id, session, reply_to=reply_to)
     (answer,) = await release(store, release_item(token, "retry", job_id, session, delay_ms=60_000, reply_to=reply_to))
-    assert answer == calls.Released("delayed")
+    assert answer == messages.Released("delayed")
     if due:
         await store.connection.commands.zadd(store.cell.keys.delayed, {job_id: 1})
     return token
@@ -172,7 +173,7 @@ async def seed_record(store: Store, job_id: str = JOB, **fields: str | int) -> N
 
 def document(job_id: str = JOB, session: str = SESSION) -> bytes:
     """A job document; without a job id the entry gives one."""
-    return model.encode_job(model.JobDocument(session_id=session, job_id=job_id))
+    return encode_job(JobDocument(session_id=session, job_id=job_id))
 
 
 def submit_item(
@@ -184,10 +185,10 @@ def submit_item(
     reply_to: str = "",
     nonce: str = "",
     payload: bytes = b"body",
-) -> calls.SubmitItem:
+) -> messages.SubmitItem:
     """One submission; its nonce is made of the job id unless given."""
     nonce = nonce or f"nonce-{job_id}"
-    return calls.SubmitItem(
+    return messages.SubmitItem(
         partition,
         job_id,
         session,
@@ -211,40 +212,40 @@ def reserve_item(
     tenant: str = "",
     reply_to: str = "",
     **rest: Any,
-) -> calls.ReserveItem:
+) -> messages.ReserveItem:
     """One job of a reserve call. choice: of the candidates, the first with room is taken, or the freest."""
     groups = tuple((name,) for name in candidates) if choice == "first" else (candidates,)
-    return calls.ReserveItem(
+    return messages.ReserveItem(
         partition, epoch, entry_id, job_id, session, tenant, reply_to, POOL, groups if candidates else (), **rest
     )
 
 
 async def reserve(
     store: Store,
-    items: Sequence[calls.ReserveItem],
+    items: Sequence[messages.ReserveItem],
     boots: dict[str, str] | None = None,
     *,
-    pool: model.Pool | None = None,
-) -> list[calls.Reserved | calls.Refused]:
+    pool: Pool | None = None,
+) -> list[messages.Reserved | messages.Refused]:
     """Reserve with every candidate at its first boot unless `boots` says otherwise."""
     named = {node: BOOT for item in items for group in item.candidates for node in group}
     named |= {node: BOOT for item in items for node in (item.bound, item.preferred) if node} | (boots or {})
-    return await store.cell.reserve(items, named, {POOL: pool or model.Pool(POOL)}, 1)
+    return await store.cell.reserve(items, named, {POOL: pool or Pool(POOL)}, 1)
 
 
 def release_item(
     token: int,
-    verdict: model.Verdict,
+    verdict: Verdict,
     job_id: str = JOB,
     session: str = SESSION,
     *,
     node: str = NODE,
     partition: int = PARTITION,
     **rest: Any,
-) -> calls.ReleaseItem:
+) -> messages.ReleaseItem:
     """One ending. rest: other fields of calls.ReleaseItem."""
     fields = {"tenant_id": "", "reply_to": ""} | rest
-    return calls.ReleaseItem(
+    return messages.ReleaseItem(
         job_id=job_id,
         node=node,
         partition=partition,
@@ -255,7 +256,7 @@ def release_item(
     )
 
 
-async def release(store: Store, *items: calls.ReleaseItem) -> list[calls.Released | calls.NotReleased]:
+async def release(store: Store, *items: messages.ReleaseItem) -> list[messages.Released | messages.NotReleased]:
     """End reservations."""
     _, answers = await store.cell.release(items, RETENTION_MS, DEAD_RETENTION_MS)
     return answers
@@ -271,12 +272,12 @@ def reject_item(
     partition: int = PARTITION,
     reply_to: str = "",
     detail: str = "",
-) -> calls.RejectItem:
+) -> messages.RejectItem:
     """One entry to refuse."""
-    return calls.RejectItem(partition, epoch, entry_id, job_id, session, "", reply_to, reason, detail)
+    return messages.RejectItem(partition, epoch, entry_id, job_id, session, "", reply_to, reason, detail)
 
 
-async def reject(store: Store, *items: calls.RejectItem) -> list[str]:
+async def reject(store: Store, *items: messages.RejectItem) -> list[str]:
     """Refuse entries."""
     return await store.cell.reject(items, RETENTION_MS, DEAD_RETENTION_MS)
 

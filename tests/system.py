@@ -9,14 +9,14 @@ from typing import Any
 
 import msgspec
 
-from scheduler.attempts import Observer
 from scheduler.config import DEFAULTS, Settings
 from scheduler.management.manager import Manager
-from scheduler.node import Node
+from scheduler.node.attempts import Observer
+from scheduler.node.node import Node
 from scheduler.producer import Producer
+from scheduler.reaper.reaper import Reaper
 from scheduler.roles import Role, start_dispatcher, start_manager, start_reaper
 from scheduler.runtime.dispatcher import Dispatcher
-from scheduler.runtime.reaper import Reaper
 from scheduler.store.store import Store, open_store
 
 QUICK: Settings = msgspec.structs.replace(

@@ -12,12 +12,12 @@ from typing import Final
 
 import click
 
-from scheduler.cli.common import find_server, log_level_option, settings_of_environment
-from scheduler.cli.failures import Explained
+from scheduler.audit.workloads import Arrival, SpeechShape, offered_load, speech_arrivals
 from scheduler.cli.rehearsal import Plan, SimulatedNode, rehearse
-from scheduler.cli.terminal import is_screen, new_console
 from scheduler.cli.view import LivePicture, conclude
-from scheduler.loads import Arrival, SpeechShape, offered_load, speech_arrivals
+from scheduler.console.common import find_server, log_level_option, settings_of_environment
+from scheduler.console.failures import Explained
+from scheduler.console.terminal import is_screen, new_console
 
 JOBS: Final = 2_000
 SESSIONS: Final = 200

@@ -10,10 +10,12 @@ from typing import BinaryIO, Final
 import click
 import msgspec
 
-from scheduler import arguments, model, words
-from scheduler.calls import Outcome
-from scheduler.cli import terminal
-from scheduler.cli.common import (
+from scheduler import arguments
+from scheduler.cli.submit import Awaited, Submitter, beside, outcome_fields, result_fields
+from scheduler.cli.tables import print_pairs
+from scheduler.config import Settings
+from scheduler.console import terminal
+from scheduler.console.common import (
     Connecting,
     duration,
     json_option,
@@ -27,14 +29,15 @@ from scheduler.cli.common import (
     shown,
     shown_or_whole,
 )
-from scheduler.cli.failures import Failure
-from scheduler.cli.process import run_async
-from scheduler.cli.submit import Awaited, Submitter, beside, outcome_fields, result_fields
-from scheduler.cli.tables import print_pairs
-from scheduler.config import Settings
+from scheduler.console.failures import Failure
+from scheduler.console.process import run_async
 from scheduler.host import Host
 from scheduler.producer import Producer
-from scheduler.results import BYTES
+from scheduler.protocol import record_fields
+from scheduler.protocol.documents import JobDocument
+from scheduler.protocol.lifecycle import TERMINAL, TRANSITIONS, Body
+from scheduler.protocol.messages import Outcome
+from scheduler.protocol.results import BYTES
 from scheduler.session.bindings import Binding, parse
 from scheduler.session.decisions import in_words
 from scheduler.store.reads import Reads
@@ -96,7 +99,7 @@ async def _submit(
             await _submit_and_wait(store, producer, settings, file, timeout_ms, connecting)
             return
 
-        async def accept(accepted: Mapping[str, model.JobDocument]) -> None:
+        async def accept(accepted: Mapping[str, JobDocument]) -> None:
             connecting.has_begun()
             terminal.write_line("\n".join(accepted))
 
@@ -120,7 +123,7 @@ async def _submit_and_wait(
         incomplete += outcome.state != "completed"
         print_json_line(outcome_fields(outcome))
 
-    async def accept(accepted: Mapping[str, model.JobDocument]) -> None:
+    async def accept(accepted: Mapping[str, JobDocument]) -> None:
         connecting.has_begun()
         await awaited.add(accepted)
 
@@ -254,7 +257,7 @@ async def _look(redis_url: str | None, settings: Settings, job_id: str) -> Pictu
             body = "lost"
 
     def number(name: str) -> int | None:
-        return words.number_of(record.get(name))
+        return record_fields.number_of(record.get(name))
 
     return Picture(
         job_id=job_id,
@@ -276,7 +279,7 @@ async def _look(redis_url: str | None, settings: Settings, job_id: str) -> Pictu
         node=record.get("node") or None,
         boot=record.get("boot") or None,
         token=number("token") or None,
-        pool=words.policy_of(record.get("policy")).pool or None,
+        pool=record_fields.policy_of(record.get("policy")).pool or None,
         decision=record.get("decision", ""),
         lease_until_ms=lease.until_ms,
         reason=record.get("reason", ""),
@@ -287,10 +290,10 @@ async def _look(redis_url: str | None, settings: Settings, job_id: str) -> Pictu
     )
 
 
-def body_of(record: dict[str, str]) -> tuple[model.Body, str | None]:
+def body_of(record: dict[str, str]) -> tuple[Body, str | None]:
     """Where a job's body is, by the transition table, and the entry that holds it."""
-    bodies = {row.body for row in model.TRANSITIONS if row.next_state == record.get("state")}
-    body: model.Body = bodies.pop() if len(bodies) == 1 else "none"
+    bodies = {row.body for row in TRANSITIONS if row.next_state == record.get("state")}
+    body: Body = bodies.pop() if len(bodies) == 1 else "none"
     if record.get("dead_id"):
         body = "dead"
     field = {"intake": "entry", "inbox": "inbox_id", "parked": "parked_id", "dead": "dead_id", "none": ""}[body]
@@ -305,7 +308,7 @@ async def _is_gone(reads: Reads, record: dict[str, str]) -> bool:
     partition, _, entry_id = entry.rpartition("/")
     streams = {"inbox": reads.keys.inbox(record.get("node", "")), "parked": reads.keys.parked, "dead": reads.keys.dead}
     stream = streams.get(body) or reads.keys.jobs(int(partition) if partition.isdigit() else 0)
-    is_id = words.entry_id_of(entry_id) is not None
+    is_id = record_fields.entry_id_of(entry_id) is not None
     return not is_id or not await reads.entries(stream, entry_id, entry_id, 1)
 
 
@@ -320,9 +323,9 @@ def _in_words(picture: Picture) -> list[tuple[str, str]]:
 
     live = picture.state == "reserved"
     counts = f"{picture.attempts} failed"
-    if picture.state not in model.TERMINAL:  # the rest is kept while the job goes on
+    if picture.state not in TERMINAL:  # the rest is kept while the job goes on
         counts += f", {picture.crashes} lost with their node, {picture.not_started} not started"
-    detail_name = "detail" if picture.state in model.TERMINAL else "last failure"
+    detail_name = "detail" if picture.state in TERMINAL else "last failure"
     rows = [
         ("job", picture.job_id),
         ("state", picture.state + (", being cancelled" if picture.cancelling else "")),

@@ -9,8 +9,10 @@ from typing import Final
 import click
 import msgspec
 
-from scheduler import arguments, calls, model, words
-from scheduler.cli.common import (
+from scheduler import arguments
+from scheduler.cli.tables import Column, add_row, age, new_table, print_parts, some
+from scheduler.config import Settings
+from scheduler.console.common import (
     duration,
     json_option,
     led_fields,
@@ -21,12 +23,13 @@ from scheduler.cli.common import (
     settings_of_environment,
     unled,
 )
-from scheduler.cli.failures import Failure
-from scheduler.cli.process import run_async
-from scheduler.cli.tables import Column, add_row, age, new_table, print_parts, some
-from scheduler.config import Settings
+from scheduler.console.failures import Failure
+from scheduler.console.process import run_async
 from scheduler.errors import InvalidInput
 from scheduler.management.pools import node_rules, pool_of, read
+from scheduler.protocol import messages, record_fields
+from scheduler.protocol.documents import NodeBeat, boot_order, decode_beat
+from scheduler.protocol.snapshot import Node
 from scheduler.store.control import Led
 from scheduler.store.store import Store
 
@@ -214,7 +217,7 @@ async def _read_reservations(redis_url: str | None, settings: Settings, node_id:
         )
         for (job_id, node, until_ms), (state, holder, session) in zip(slots, records, strict=True)
         # It may have ended between the two reads.
-        if state == "reserved" and (held := words.parse_holder(holder)) is not None
+        if state == "reserved" and (held := record_fields.parse_holder(holder)) is not None
     ]
 
 
@@ -287,9 +290,9 @@ async def _read_nodes(redis_url: str | None, settings: Settings) -> tuple[list[M
     ], led
 
 
-async def _last_heard(store: Store, boots: Mapping[str, str]) -> dict[str, model.Node]:
+async def _last_heard(store: Store, boots: Mapping[str, str]) -> dict[str, Node]:
     """What nodes with these boots serve, by the newest heartbeats, as far as those tell."""
-    found: dict[str, model.Node] = {}
+    found: dict[str, Node] = {}
     rules = node_rules(read(await store.control.read_config())[0]) if boots else []
     before = "+"
     for _ in range(HEARTBEATS_READ_MAX // HEARTBEATS_COUNT):
@@ -298,8 +301,8 @@ async def _last_heard(store: Store, boots: Mapping[str, str]) -> dict[str, model
         entries = await store.reads.newest(store.control.keys.heartbeats, before, HEARTBEATS_COUNT)
         for _, fields in entries:
             with contextlib.suppress(InvalidInput):
-                beat = model.decode_beat(fields.get(b"node", b""))
-                if isinstance(beat, model.NodeBeat) and boots.get(beat.node) == beat.boot and beat.node not in found:
+                beat = decode_beat(fields.get(b"node", b""))
+                if isinstance(beat, NodeBeat) and boots.get(beat.node) == beat.boot and beat.node not in found:
                     found[beat.node] = _node(beat, pool_of(beat, rules))
         if len(entries) < HEARTBEATS_COUNT:
             break
@@ -307,15 +310,15 @@ async def _last_heard(store: Store, boots: Mapping[str, str]) -> dict[str, model
     return found
 
 
-def _node(beat: model.NodeBeat, pool: str) -> model.Node:
-    return model.Node(
+def _node(beat: NodeBeat, pool: str) -> Node:
+    return Node(
         beat.node, beat.boot, beat.capacity, pool, beat.pairs, beat.features, beat.labels, beat.version,
         since_ms=beat.since_ms,
     )  # fmt: skip
 
 
-def _member(item: calls.CapacityItem, node: model.Node | None, used: int, now_us: int) -> Member:
-    since_ms = (node.since_ms if node else 0) or model.boot_order(item.boot) // 1000
+def _member(item: messages.CapacityItem, node: Node | None, used: int, now_us: int) -> Member:
+    since_ms = (node.since_ms if node else 0) or boot_order(item.boot) // 1000
     return Member(
         id=item.node,
         pool=node.pool if node else None,

@@ -17,8 +17,9 @@ from typing import Any, Final
 import click
 
 from scheduler import __version__
-from scheduler.cli import init, streams, terminal
-from scheduler.cli.failures import Explained
+from scheduler.cli import init
+from scheduler.console import streams, terminal
+from scheduler.console.failures import Explained
 
 COMMANDS: Final[Mapping[str, str]] = {
     "up": "scheduler.cli.up:up",

@@ -10,9 +10,11 @@ from typing import Any, BinaryIO, Final, TypeVar
 import click
 import msgspec
 
-from scheduler import arguments, model
-from scheduler.cli import streams, terminal
-from scheduler.cli.common import (
+from scheduler import arguments
+from scheduler.cli.tables import Column, add_row, new_table, print_pairs, print_parts, some
+from scheduler.config import Settings
+from scheduler.console import streams, terminal
+from scheduler.console.common import (
     json_option,
     led_fields,
     milliseconds,
@@ -24,10 +26,8 @@ from scheduler.cli.common import (
     shown,
     unled,
 )
-from scheduler.cli.failures import Failure, WrongUsage
-from scheduler.cli.process import run_async
-from scheduler.cli.tables import Column, add_row, new_table, print_pairs, print_parts, some
-from scheduler.config import Settings
+from scheduler.console.failures import Failure, WrongUsage
+from scheduler.console.process import run_async
 from scheduler.errors import InvalidInput
 from scheduler.management import pools as documents
 from scheduler.management.checks import nearest
@@ -41,6 +41,7 @@ from scheduler.management.commands import (
     encode_command,
 )
 from scheduler.management.pools import DEFAULT_POOL, PoolDocument
+from scheduler.protocol.snapshot import Node, Pool
 from scheduler.store.control import Led
 from scheduler.store.store import Store
 
@@ -210,7 +211,7 @@ async def _remove(redis_url: str | None, settings: Settings, name: str, timeout_
 class InForce(msgspec.Struct, frozen=True):
     """A pool of the snapshot. said: None when nobody configured it; nodes: that take work; used: slots of them."""
 
-    pool: model.Pool
+    pool: Pool
     said: PoolDocument | None
     nodes: tuple[str, ...]
     slots: int
@@ -250,7 +251,7 @@ def pools_ls(redis_url: str | None, as_json: bool) -> None:
     print_parts(table if found else nothing, *[line for line in unled(led) if found])
 
 
-def _tenants(pool: model.Pool) -> str:
+def _tenants(pool: Pool) -> str:
     alone = pool.match.tenants
     return f"only {some(alone, TENANTS_WIDTH_MAX - 5)}" if alone else some(pool.tenants, TENANTS_WIDTH_MAX) or "-"
 
@@ -291,7 +292,7 @@ async def _read(redis_url: str | None, settings: Settings) -> tuple[dict[str, In
         snapshot = await read_snapshot(store)
         names = [node.id for node in snapshot.nodes]
         used = dict(zip(names, await store.reads.used(names), strict=True))
-    members: dict[str, list[model.Node]] = {pool.id: [] for pool in snapshot.pools}
+    members: dict[str, list[Node]] = {pool.id: [] for pool in snapshot.pools}
     for node in snapshot.nodes:
         members.setdefault(node.pool, []).append(node)
     return {

@@ -19,25 +19,26 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from scheduler import audit, roles
-from scheduler.cli import terminal
-from scheduler.cli.common import Connecting
-from scheduler.cli.failures import BY_SIGNAL
-from scheduler.cli.load import beside, follow, look_up, submit_load, to_its_end, wait_for_outcomes
-from scheduler.cli.process import ignore_hangups, is_same_signal, run_async, stay_one_signal, stop_roles
-from scheduler.cli.records import NodeRecords, Records
+from scheduler import roles
+from scheduler.audit import audit
+from scheduler.audit.records import NodeRecords, Records
+from scheduler.audit.submission import beside, follow, look_up, submit_load, to_its_end, wait_for_outcomes
+from scheduler.audit.workloads import Arrival
 from scheduler.clock import SYSTEM_CLOCK
 from scheduler.config import Settings
+from scheduler.console import terminal
+from scheduler.console.common import Connecting
+from scheduler.console.failures import BY_SIGNAL
+from scheduler.console.process import ignore_hangups, is_same_signal, run_async, stay_one_signal, stop_roles
 from scheduler.errors import SchedulerError
-from scheduler.handlers import Job
 from scheduler.host import Host
-from scheduler.loads import Arrival
 from scheduler.loop import end_tasks
-from scheduler.node import Node
+from scheduler.node.handlers import Job
+from scheduler.node.node import Node
 from scheduler.producer import Producer
 from scheduler.runtime.dispatcher import Dispatcher
+from scheduler.server.embedded import start_embedded
 from scheduler.store.cleanup import remove_namespace
-from scheduler.store.server import start_embedded
 from scheduler.store.store import Store, open_store
 from scheduler.url import ServerUrl, parse_url
 

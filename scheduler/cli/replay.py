@@ -11,13 +11,13 @@ from typing import Final
 import click
 import msgspec
 
-from scheduler.cli.common import Fraction, find_server, log_level_option, settings_of_environment
+from scheduler.audit.workloads import PAIRS, Arrival, LanguagePair, offered_load, read_trace, speech_arrivals
 from scheduler.cli.rehearsal import Plan, SimulatedNode, rehearse
-from scheduler.cli.terminal import is_screen, new_console
 from scheduler.cli.view import ProgressBars, conclude
+from scheduler.console.common import Fraction, find_server, log_level_option, settings_of_environment
+from scheduler.console.terminal import is_screen, new_console
 from scheduler.errors import InvalidInput
-from scheduler.loads import PAIRS, Arrival, LanguagePair, offered_load, read_trace, speech_arrivals
-from scheduler.model import CAPACITY_MAX, check_pair
+from scheduler.protocol.documents import CAPACITY_MAX, check_pair
 
 SPEED: Final = 60.0
 SPEECH_SPEED: Final = 1.0

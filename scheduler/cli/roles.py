@@ -15,11 +15,12 @@ from typing import Any, Final
 import click
 
 from scheduler import roles
-from scheduler.attempts import Observer
-from scheduler.cli.common import Fraction, milliseconds, server_options, settings_of_environment
-from scheduler.cli.failures import CutOff, Failure, as_failure
-from scheduler.cli.loops import threads_run_on
-from scheduler.cli.process import (
+from scheduler.cli.work import Recorder, label_of, load_handler, pair_of, simulated_work
+from scheduler.config import NUMBER_MAX, Settings
+from scheduler.console.common import Fraction, milliseconds, server_options, settings_of_environment
+from scheduler.console.failures import CutOff, Failure, as_failure
+from scheduler.console.loops import threads_run_on
+from scheduler.console.process import (
     POLL_MS,
     STOP_MS_MAX,
     StartRole,
@@ -35,13 +36,12 @@ from scheduler.cli.process import (
     unless_stopped,
     wait_server_option,
 )
-from scheduler.cli.streams import announce
-from scheduler.cli.work import Recorder, label_of, load_handler, pair_of, simulated_work
-from scheduler.config import NUMBER_MAX, Settings
-from scheduler.drain import DRAIN_MS_MAX
+from scheduler.console.streams import announce
 from scheduler.errors import SchedulerError, ServerRefused
 from scheduler.host import process_name
-from scheduler.node import Node, registration
+from scheduler.node.attempts import Observer
+from scheduler.node.drain import DRAIN_MS_MAX
+from scheduler.node.node import Node, registration
 from scheduler.roles import Role
 from scheduler.store.store import open_store
 from scheduler.url import ServerUrl

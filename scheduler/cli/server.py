@@ -17,21 +17,14 @@ from typing import Final, TypeVar
 
 import click
 
-from scheduler.cli.common import log_level_option
-from scheduler.cli.failures import Failure
-from scheduler.cli.process import ask_aside, linger_option, run_serving
-from scheduler.cli.streams import announce
+from scheduler.console.common import log_level_option
+from scheduler.console.failures import Failure
+from scheduler.console.process import ask_aside, linger_option, run_serving
+from scheduler.console.streams import announce
 from scheduler.errors import InvalidInput, ServerUnavailable
-from scheduler.store.location import (
-    Found,
-    count_clients,
-    find_url,
-    named_url,
-    remove_url_file,
-    url_file,
-    write_url_file,
-)
-from scheduler.store.server import EmbeddedServer, start_embedded
+from scheduler.server.embedded import EmbeddedServer, start_embedded
+from scheduler.server.location import Found, find_url, named_url, remove_url_file, url_file, write_url_file
+from scheduler.store.blocking import count_clients
 from scheduler.url import parse_url
 
 logger = logging.getLogger("scheduler")

@@ -10,15 +10,16 @@ from typing import Any, BinaryIO, Final, NamedTuple
 
 import msgspec
 
-from scheduler import model
-from scheduler.calls import NotSubmitted, Outcome, Submitted
-from scheduler.cli import streams, terminal
-from scheduler.cli.common import duration, shown
 from scheduler.config import Settings
+from scheduler.console import streams, terminal
+from scheduler.console.common import duration, shown
 from scheduler.errors import InvalidInput, NotAccepted, SchedulerError
 from scheduler.loop import end_tasks
 from scheduler.producer import Producer, Request
-from scheduler.results import BYTES, decode_result
+from scheduler.protocol.documents import JobDocument, decode_job
+from scheduler.protocol.lifecycle import TERMINAL
+from scheduler.protocol.messages import NotSubmitted, Outcome, Submitted
+from scheduler.protocol.results import BYTES, decode_result
 from scheduler.runtime.index import Index
 from scheduler.store.store import Store
 
@@ -48,7 +49,7 @@ class _Body(msgspec.Struct):
     payload_base64: bytes = b""
 
 
-_FIELDS: Final = sorted((*model.JobDocument.__struct_fields__, *_Body.__struct_fields__))
+_FIELDS: Final = sorted((*JobDocument.__struct_fields__, *_Body.__struct_fields__))
 _NAMES: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -96,7 +97,7 @@ def parse_line(data: bytes, line_bytes_max: int) -> Request:
     if not data.lstrip().startswith(b"{"):
         raise InvalidInput(f"'{shown(data.decode(errors='replace'), 40)}': expected a JSON object")
     try:
-        document = model.decode_job(data)
+        document = decode_job(data)
         body = msgspec.json.decode(data, type=_Body)
     except msgspec.ValidationError as error:
         raise InvalidInput(f"job (JSON): {error}") from None
@@ -145,7 +146,7 @@ class Submitter:
         self,
         producer: Producer,
         settings: Settings,
-        accepted: Callable[[Mapping[str, model.JobDocument]], Coroutine[Any, Any, None]],
+        accepted: Callable[[Mapping[str, JobDocument]], Coroutine[Any, Any, None]],
     ) -> None:
         self.refused = 0
         self._unknown_fields: dict[str, int] = {}
@@ -240,7 +241,7 @@ class Awaited:
         self._tell = tell
         self._none_open = asyncio.Event()
 
-    async def add(self, jobs: Mapping[str, model.JobDocument]) -> None:
+    async def add(self, jobs: Mapping[str, JobDocument]) -> None:
         """Wait for these too; some may have ended already."""
         self._none_open.clear()
         for job_id, each in jobs.items():
@@ -295,7 +296,7 @@ class Awaited:
             if state is None:
                 gone = "its retention has ended, or the server has lost its record"
                 self._ended(Outcome(job_id, "", life=0, state="unknown", reason="no_record", detail=gone))
-            elif state in model.TERMINAL and job_id in self.open:
+            elif state in TERMINAL and job_id in self.open:
                 outcome = await self._reads.outcome(job_id)
                 if outcome is not None:
                     self._ended(outcome)

@@ -9,8 +9,8 @@ from typing import Final, Literal, NamedTuple
 
 from rich.cells import cell_len, chop_cells, set_cell_size
 
-from scheduler.cli import terminal
-from scheduler.cli.common import duration
+from scheduler.console import terminal
+from scheduler.console.common import duration
 
 Side = Literal["left", "right"]
 Column = str | tuple[str, Side]

@@ -13,9 +13,12 @@ import click
 from click.core import ParameterSource
 
 from scheduler import roles
-from scheduler.cli.common import server_options, settings_of_environment
-from scheduler.cli.failures import WrongUsage
-from scheduler.cli.process import (
+from scheduler.cli.server import HERE, alive_until, data_dir_option, has_ended, own_server
+from scheduler.clock import SYSTEM_CLOCK
+from scheduler.config import Settings
+from scheduler.console.common import server_options, settings_of_environment
+from scheduler.console.failures import WrongUsage
+from scheduler.console.process import (
     STOP_MS_MAX,
     StartRole,
     begun,
@@ -25,15 +28,12 @@ from scheduler.cli.process import (
     unless_refused,
     unless_stopped,
 )
-from scheduler.cli.server import HERE, alive_until, data_dir_option, has_ended, own_server
-from scheduler.cli.streams import announce
-from scheduler.clock import SYSTEM_CLOCK
-from scheduler.config import Settings
+from scheduler.console.streams import announce
 from scheduler.host import Host
 from scheduler.roles import Role
+from scheduler.server.embedded import EmbeddedServer
+from scheduler.server.location import Found, find_url, remove_url_file
 from scheduler.store.connection import Connection
-from scheduler.store.location import Found, find_url, remove_url_file
-from scheduler.store.server import EmbeddedServer
 from scheduler.store.telling import Telling
 from scheduler.url import ServerUrl, parse_url
 

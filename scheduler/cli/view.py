@@ -22,10 +22,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from scheduler.audit import Report
-from scheduler.cli import terminal
-from scheduler.cli.common import print_json_line
+from scheduler.audit.audit import Report
 from scheduler.cli.rehearsal import Result, SimulatedNode, Stage
+from scheduler.console import terminal
+from scheduler.console.common import print_json_line
 from scheduler.errors import SchedulerError
 
 REFRESH_MS: Final = 250

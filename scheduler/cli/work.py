@@ -12,14 +12,14 @@ from typing import Any, cast
 
 import msgspec
 
-from scheduler.attempts import Observer
-from scheduler.audit import Capacity, Run
-from scheduler.cli.logs import configurable_by_import
+from scheduler.audit.audit import Capacity, Run
 from scheduler.clock import SYSTEM_CLOCK
+from scheduler.console.logs import configurable_by_import
 from scheduler.errors import InvalidInput
-from scheduler.handlers import Handler, Job, check_handler
-from scheduler.node import Node
-from scheduler.tracebacks import words_of
+from scheduler.node.attempts import Observer
+from scheduler.node.handlers import Handler, Job, check_handler
+from scheduler.node.node import Node
+from scheduler.node.tracebacks import words_of
 
 
 class _Work(msgspec.Struct):

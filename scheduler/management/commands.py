@@ -11,13 +11,13 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from scheduler import calls
 from scheduler.config import Settings
 from scheduler.errors import InvalidInput
-from scheduler.keys import check_name
 from scheduler.management import pools
 from scheduler.management.checks import nearest, refuse
 from scheduler.management.pools import Documents, PoolDocument
+from scheduler.protocol import messages
+from scheduler.protocol.keys import check_name
 
 FIELD: Final = b"command"
 COMMAND_BYTES_MAX: Final = 1_048_576
@@ -76,7 +76,7 @@ class Decided(NamedTuple):
 
 
 def decide(
-    documents: Documents, asked: Sequence[calls.Command], named: Mapping[str, int], settings: Settings
+    documents: Documents, asked: Sequence[messages.Command], named: Mapping[str, int], settings: Settings
 ) -> Decided:
     """Do what is asked, one after the other; a command that cannot be done changes nothing for the others.
 

@@ -17,10 +17,10 @@ import math
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Final
 
-from scheduler import words
-from scheduler.calls import Counted, CountItem
 from scheduler.config import Settings
-from scheduler.model import Pool, limited_kinds, limits_of_pool
+from scheduler.protocol import record_fields
+from scheduler.protocol.messages import Counted, CountItem
+from scheduler.protocol.snapshot import Pool, limited_kinds, limits_of_pool
 from scheduler.store.store import Store
 
 logger = logging.getLogger("scheduler.manager")
@@ -148,7 +148,7 @@ class Counting:
         items = []
         for (job_id, node), (session, tenant, policy) in zip(found, records, strict=True):
             if session:
-                most = limits.get(words.policy_of(policy).pool, {})
+                most = limits.get(record_fields.policy_of(policy).pool, {})
                 items.append(
                     CountItem(node, job_id, session, tenant or "", most.get("session", 0), most.get("tenant", 0))
                 )

@@ -16,20 +16,21 @@ from typing import Final
 
 import msgspec
 
-from scheduler.calls import CapacityItem, Heartbeat, Taken
 from scheduler.clock import SYSTEM_CLOCK, Clock, ServerTime
 from scheduler.config import Settings
 from scheduler.errors import Fenced, InvalidInput, Lost
-from scheduler.keys import is_absurd
-from scheduler.management import comings, commands, fold, pools
+from scheduler.management import arrivals, commands, fleet, pools
 from scheduler.management.commands import Decided, Refused
 from scheduler.management.counting import Counting
-from scheduler.management.hearing import AHEAD_US, BOOT_MAX, Hearing, NotGiven
+from scheduler.management.heartbeats import AHEAD_US, BOOT_MAX, Hearing, NotGiven
 from scheduler.management.memory import Memory
-from scheduler.management.picture import Picture, Stored, picture_of, revise, snapshot_of, store, told
 from scheduler.management.pools import PoolDocument
-from scheduler.management.standing import LOOK_MS, Standing
-from scheduler.model import EMPTY_SNAPSHOT, Delta, NodeBeat, Pool, Snapshot, boot_order, limited_kinds, limits_of_pool
+from scheduler.management.publication import Picture, Stored, picture_of, revise, snapshot_of, store, told
+from scheduler.management.server_copy import LOOK_MS, Standing
+from scheduler.protocol.documents import NodeBeat, boot_order
+from scheduler.protocol.keys import is_absurd
+from scheduler.protocol.messages import CapacityItem, Heartbeat, Taken
+from scheduler.protocol.snapshot import EMPTY_SNAPSHOT, Delta, Pool, Snapshot, limited_kinds, limits_of_pool
 from scheduler.store.control import Leading
 from scheduler.store.holders import read_holders
 from scheduler.store.store import Store
@@ -68,7 +69,7 @@ class Manager:
         self._epoch: int | None = None
         self._follows = ""
         self._seen_epoch = 0
-        self._fleet = fold.Fleet()
+        self._fleet = fleet.Fleet()
         self._hearing = Hearing()
         self._version = 0
         self._published = Picture()
@@ -176,10 +177,10 @@ class Manager:
             logger.warning("%s was lost: the pools %s are written again", self._store.control.keys.config, names)
         self._lost = dict(missing)
         documents |= missing
-        self._fleet = fold.configure(fold.recover(snapshot, capacities, leading.now_ms), documents)
+        self._fleet = fleet.configure(fleet.recover(snapshot, capacities, leading.now_ms), documents)
         self._unwritten, self._unpublished = set(), set()
         self._written = {}
-        self._told = {node: fold.capacity_of(known) for node, known in self._fleet.nodes.items()}
+        self._told = {node: fleet.capacity_of(known) for node, known in self._fleet.nodes.items()}
         self._counting.forget()
         self._recounts = True
         self._acknowledge = ()
@@ -248,8 +249,8 @@ class Manager:
             invalid += more_invalid
         self._unanswered = bool(taken.commands)
         if is_heard:  # otherwise there is more to hear, perhaps of those who seem silent
-            self._fleet = fold.age(self._fleet, taken.now_ms, self._settings.silence_ms)
-        named = fold.named_pools(self._fleet) if taken.commands else {}
+            self._fleet = fleet.age(self._fleet, taken.now_ms, self._settings.silence_ms)
+        named = fleet.named_pools(self._fleet) if taken.commands else {}
         decided = commands.decide(self._fleet.pools, taken.commands, named, self._settings)
         self._note_news()
         self._withheld = set() if is_heard else self._doubtful(taken.now_ms)
@@ -280,7 +281,7 @@ class Manager:
         if step_ms:
             logger.warning("the server's clock was stepped by about %.0f ms: all ages of nodes begin anew", step_ms)
         if step_ms or now_ms - self._taken_at_ms > DEAF_MS:
-            self._fleet = fold.listen_anew(self._fleet, taken.now_ms)
+            self._fleet = fleet.listen_anew(self._fleet, taken.now_ms)
         self._taken_at_ms = now_ms
         self._now_ms = taken.now_ms
         return taken, await self._fold(taken.heartbeats, pending if late is None else late)
@@ -309,7 +310,7 @@ class Manager:
                 if beat is not None:
                     beats.append((beat, heartbeat.time_ms))
         self.invalid_heartbeats += invalid
-        self._fleet, ignored = fold.fold(self._fleet, beats, late=late)
+        self._fleet, ignored = fleet.fold(self._fleet, beats, late=late)
         for each in ignored:
             logger.debug("heartbeat of %s: %s", each.node, each.why)
         return invalid
@@ -324,7 +325,7 @@ class Manager:
         """What is new of nodes is to be written and to be published."""
         self._unwritten |= self._fleet.news
         self._unpublished |= self._fleet.news
-        self._fleet = fold.settled(self._fleet)
+        self._fleet = fleet.settled(self._fleet)
 
     def _doubtful(self, now_ms: int) -> set[str]:
         """Who would take work again by a heartbeat that is older than the silence of the dead. That waits until all
@@ -332,8 +333,8 @@ class Manager:
         """
         known = self._fleet.nodes
         names = (self._unwritten | self._unpublished) & known.keys()
-        others = {name for name in names if self._written.get(name) != fold.capacity_of(known[name])}
-        return fold.doubtful(self._fleet, others, now_ms, self._settings.silence_ms)
+        others = {name for name in names if self._written.get(name) != fleet.capacity_of(known[name])}
+        return fleet.doubtful(self._fleet, others, now_ms, self._settings.silence_ms)
 
     async def _look(self) -> bool:
         """Whether something may be lost that was written, so that all of it is to be compared. What hangs on no other
@@ -344,7 +345,7 @@ class Manager:
         if not is_other and self._clock.ms() - self._looked_at_ms < LOOK_MS:
             return False
         self._life, self._looked_at_ms = self._store.connection.life, self._clock.ms()
-        serving = sum(item.reason in fold.SERVING for item in self._written.values())
+        serving = sum(item.reason in fleet.SERVING for item in self._written.values())
         lost = await self._standing.look(self._epoch, serving, self._published.version, bool(self._fleet.pools))
         if lost.config:
             await self._publish_anew()
@@ -356,7 +357,7 @@ class Manager:
         lost = [
             node
             for node, item in self._written.items()
-            if stored.get(node) != item and (node in stored or item.reason in fold.SERVING)
+            if stored.get(node) != item and (node in stored or item.reason in fleet.SERVING)
         ]
         # Who takes no work has left, unless he holds something: a reaper has to find that.
         gone = [node for node in self._written if node not in stored and node not in lost]
@@ -367,8 +368,8 @@ class Manager:
         if await self._store.control.stored_version() != self._published.version:
             await self._publish_anew()
         self._recounts = True
-        fleet = fold.adopt(self._fleet, stored, self._now_ms)
-        self._fleet = fold.forget(fleet, {*stored, *lost}, self._now_ms, FORGET_MS)
+        adopted = fleet.adopt(self._fleet, stored, self._now_ms)
+        self._fleet = fleet.forget(adopted, {*stored, *lost}, self._now_ms, FORGET_MS)
         self._written = {node: item for node, item in self._written.items() if node in self._fleet.nodes}
         self._told = {node: item for node, item in self._told.items() if node in self._fleet.nodes}
 
@@ -400,7 +401,7 @@ class Manager:
         """Write what differs from what we wrote. Returns how many."""
         assert self._epoch is not None
         known = self._fleet.nodes
-        items = [fold.capacity_of(known[node]) for node in sorted(self._unwritten - self._withheld) if node in known]
+        items = [fleet.capacity_of(known[node]) for node in sorted(self._unwritten - self._withheld) if node in known]
         changed = [item for item in items if self._written.get(item.node) != item]
         refused, left = set(), set()
         for start in range(0, len(changed), self._settings.batch_max):
@@ -421,7 +422,7 @@ class Manager:
             logger.info("node %s has left", node)
             del self._told[node]
         if left:
-            self._fleet = fold.without(self._fleet, left)
+            self._fleet = fleet.without(self._fleet, left)
             self._unpublished |= left
             self._written = {node: item for node, item in self._written.items() if node not in left}
         suspects = [item.node for item in changed if item.reason == "suspect"]
@@ -435,7 +436,7 @@ class Manager:
 
     def _tell(self, item: CapacityItem) -> None:
         """Log what is news of a node."""
-        if news := comings.news_of(self._told.get(item.node), item, self._fleet.nodes[item.node]):
+        if news := arrivals.news_of(self._told.get(item.node), item, self._fleet.nodes[item.node]):
             logger.log(logging.WARNING if item.reason == "quarantined" else logging.INFO, "node %s %s", item.node, news)
         self._told[item.node] = item
 
@@ -456,15 +457,15 @@ class Manager:
         assert self._epoch is not None
         if not decided.answers and self._clock.ms() - self._published_at_ms < self._settings.publish_ms:
             return False
-        fleet = fold.configure(self._fleet, decided.documents) if decided.changes else self._fleet
+        next_fleet = fleet.configure(self._fleet, decided.documents) if decided.changes else self._fleet
         version = max(self._version + 1, now_ms * 1000)
-        names = (self._unpublished | fleet.news) - self._withheld
-        picture, delta = revise(self._published, fleet, names, version, self._settings)
+        names = (self._unpublished | next_fleet.news) - self._withheld
+        picture, delta = revise(self._published, next_fleet, names, version, self._settings)
         news = delta.size > 0
         kinds = limited_kinds(picture.pools)
         are_others = kinds != self._counting.kinds or _limits(self._published.pools) != _limits(picture.pools)
         if are_others:
-            await self._counting.add(self._epoch, picture.pools, fleet.nodes)
+            await self._counting.add(self._epoch, picture.pools, next_fleet.nodes)
         if news:
             stored = store(self._stored, delta, len(picture.nodes), self._settings.deltas_max)
             self._version = version  # used up, even if we never learn what came of it: another picture has another
@@ -472,7 +473,7 @@ class Manager:
             self._stored, self._published_at_ms = stored, self._clock.ms()
         elif decided.answers:
             await self._send(picture, None, self._stored, decided)
-        self._fleet, self._published = fleet, picture
+        self._fleet, self._published = next_fleet, picture
         self._unpublished = set(self._withheld)
         if are_others:
             await self._counting.settle(self._epoch, kinds, picture.version)

@@ -17,9 +17,10 @@ from msgspec import UNSET, UnsetType
 
 from scheduler.config import CANDIDATES_MAX, Settings
 from scheduler.errors import InvalidInput
-from scheduler.keys import check_name
 from scheduler.management.checks import Check, known_key, nearest, number, one_of, refuse, table, text, texts
-from scheduler.model import ANY_LANGUAGE, Match, NodeBeat, Pool, Pressure, Strategy, check_pair
+from scheduler.protocol.documents import ANY_LANGUAGE, NodeBeat, check_pair
+from scheduler.protocol.keys import check_name
+from scheduler.protocol.snapshot import Match, Pool, Pressure, Strategy
 
 DEFAULT_POOL: Final = "default"
 STORED_PREFIX: Final = "pool:"

@@ -11,16 +11,16 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
-from scheduler import calls
+from scheduler.protocol import messages
+from scheduler.runtime.dispatch_state import Knowledge
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Job
-from scheduler.runtime.knowledge import Knowledge
+from scheduler.runtime.placement.attempt import Try, reserve_item
 from scheduler.runtime.report import Report
-from scheduler.runtime.tries import Try, reserve_item
 from scheduler.store.cell import Cell
 from scheduler.store.connection import or_each_alone
 
-Answer = calls.Reserved | calls.Refused
+Answer = messages.Reserved | messages.Refused
 
 
 class Call(msgspec.Struct):
@@ -64,7 +64,7 @@ class Caller:
         answers = await self._ask(call.tries, call.index)
         bound = set()
         for each, answer in zip(call.tries, answers, strict=True):
-            if not each.unread or isinstance(answer, calls.Reserved):
+            if not each.unread or isinstance(answer, messages.Reserved):
                 continue
             if answer is None or answer.why == "bound":  # whoever waits does so in the class that his session prefers
                 bound.add(each.job.session_id)
@@ -81,7 +81,7 @@ class Caller:
         numbers = {
             each.job.key: number
             for number, each in enumerate(call.tries)
-            if each.job.session_id in bound and not isinstance(answers[number], calls.Reserved)
+            if each.job.session_id in bound and not isinstance(answers[number], messages.Reserved)
         }
         tries, index = await self._tries_as_bound([call.tries[number].job for number in numbers.values()])
         for each, answer in zip(tries, await self._ask(tries, index), strict=True):
@@ -101,14 +101,14 @@ class Caller:
                 items.append(reserve_item(each, each.placement, index.policy(each.wanted.pool), kinds))
         blocked: set[str] = set()
 
-        async def reserve(batch: Sequence[calls.ReserveItem]) -> list[Answer]:
+        async def reserve(batch: Sequence[messages.ReserveItem]) -> list[Answer]:
             if batch[0].session_id in blocked:
-                return [calls.Refused("behind")]
+                return [messages.Refused("behind")]
             self._report.calls += 1
             answers = await self._cell.reserve(
                 batch, index.boots, index.pools, index.version, self._known.partitions.life
             )
-            if isinstance(answers[0], calls.Refused) and answers[0].why in calls.HOLDS_BACK:
+            if isinstance(answers[0], messages.Refused) and answers[0].why in messages.HOLDS_BACK:
                 blocked.add(batch[0].session_id)
             return answers
 
@@ -117,14 +117,14 @@ class Caller:
 
     async def _each_alone(
         self,
-        items: Sequence[calls.ReserveItem],
-        reserve: Callable[[Sequence[calls.ReserveItem]], Awaitable[list[Answer]]],
+        items: Sequence[messages.ReserveItem],
+        reserve: Callable[[Sequence[messages.ReserveItem]], Awaitable[list[Answer]]],
     ) -> list[Answer]:
         """A job ends only for what is under its own id; one that fails otherwise is tried again later."""
         return await or_each_alone(
             items,
             reserve,
-            lambda _: calls.Refused("broken"),
-            lambda _: calls.Refused("failed"),
+            lambda _: messages.Refused("broken"),
+            lambda _: messages.Refused("failed"),
             lambda item: self._cell.keys.job(item.job_id),
         )

@@ -13,28 +13,29 @@ from collections.abc import Iterable, Sequence
 from random import Random
 from typing import Final
 
-from scheduler import calls, keys, model
 from scheduler.clock import SYSTEM_CLOCK, Clock, ServerTime
 from scheduler.config import Settings
 from scheduler.errors import InvalidInput, ServerReplaced
 from scheduler.loop import Loop, Timers, end_tasks
+from scheduler.protocol import keys, messages
+from scheduler.protocol.documents import DispatcherBeat, encode_beat
 from scheduler.runtime.behind import LOOK_MS, Behind
+from scheduler.runtime.dispatch_state import Knowledge
 from scheduler.runtime.intake import Class, Job
-from scheduler.runtime.knowledge import Knowledge
-from scheduler.runtime.limits import changed_limits, limits_of
-from scheduler.runtime.lines import Cause, any_may_move, gains, may_move, tier_of
+from scheduler.runtime.intake_streams import Intakes
 from scheduler.runtime.partitions import Partitions
 from scheduler.runtime.placer import Placer
 from scheduler.runtime.reader import Batch, Reader
 from scheduler.runtime.refusals import Refusals
 from scheduler.runtime.report import Report
-from scheduler.runtime.skipped import Skipped
 from scheduler.runtime.snapshots import Snapshots
 from scheduler.runtime.strays import uncount_strays
-from scheduler.runtime.streams import Intakes
 from scheduler.runtime.sweep import Sweep, expired
-from scheduler.runtime.undecided import Undecided
-from scheduler.runtime.waiting import Waiting
+from scheduler.runtime.waiting.limits import changed_limits, limits_of
+from scheduler.runtime.waiting.overflow import Skipped
+from scheduler.runtime.waiting.queues import Cause, any_may_move, gains, may_move, tier_of
+from scheduler.runtime.waiting.undecided import Undecided
+from scheduler.runtime.waiting.waiting_jobs import Waiting
 from scheduler.session.bindings import Bindings, parse
 from scheduler.store.store import Store
 
@@ -57,7 +58,7 @@ class Dispatcher:
         self,
         store: Store,
         settings: Settings,
-        layout: calls.Layout,
+        layout: messages.Layout,
         owner: str,
         random: Random,
         clock: Clock = SYSTEM_CLOCK,
@@ -346,7 +347,7 @@ class Dispatcher:
     def _document(self) -> bytes:
         name, _, boot = self.owner.partition("+")
         times, now_ms = self._placer.times, self._clock.ms()
-        beat = model.DispatcherBeat(
+        beat = DispatcherBeat(
             name,
             boot,
             self.waiting.by_pool(),
@@ -354,7 +355,7 @@ class Dispatcher:
             times.decisions.p99_of_late(now_ms),
             times.session_waits.p99_of_late(now_ms),
         )
-        return model.encode_beat(beat)
+        return encode_beat(beat)
 
     async def _look_at_streams(self) -> None:
         """Partitions that take no entry any more are rebuilt beside the steps, and claimed anew by the next one."""

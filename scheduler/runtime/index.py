@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from scheduler.deltas import applied, newest_pools
-from scheduler.model import ANY_LANGUAGE, EMPTY_SNAPSHOT, Delta, Node, Pool, Snapshot, limited_kinds
+from scheduler.protocol.deltas import applied, newest_pools
+from scheduler.protocol.documents import ANY_LANGUAGE
+from scheduler.protocol.snapshot import EMPTY_SNAPSHOT, Delta, Node, Pool, Snapshot, limited_kinds
 from scheduler.runtime.intake import Class
 
 CLASSES_MAX: Final = 10_000  # answers that are remembered; jobs can name any languages and features

@@ -10,9 +10,10 @@ from typing import Final
 
 import msgspec
 
-from scheduler import calls, keys, model
 from scheduler.config import Settings
 from scheduler.errors import InvalidInput
+from scheduler.protocol import keys, messages
+from scheduler.protocol.documents import JobDocument, decode_job
 
 _DETAIL_LENGTH_MAX: Final = 500
 BODY_BYTES_MAX: Final = 2_048
@@ -58,7 +59,7 @@ class Job(msgspec.Struct, frozen=True, gc=False):
     deadline_at_ms: int | None
     avoid: str
     preferred_node: str = ""
-    body: calls.Body | None = None
+    body: messages.Body | None = None
 
     @property
     def key(self) -> tuple[int, str]:
@@ -70,7 +71,7 @@ class Job(msgspec.Struct, frozen=True, gc=False):
         return self if self.body is None else msgspec.structs.replace(self, body=None)
 
 
-def decode(entry: calls.Entry, cell: int, settings: Settings) -> Job | calls.RejectItem:
+def decode(entry: messages.Entry, cell: int, settings: Settings) -> Job | messages.RejectItem:
     """Decode one entry.
 
     The field `job_id` of an entry that a script wrote overrides the document's; without either the id is generated.
@@ -91,7 +92,7 @@ def decode(entry: calls.Entry, cell: int, settings: Settings) -> Job | calls.Rej
             entry, cell, "invalid", f"the entry has no field `job` (it has: {names}): expected a JSON or msgpack object"
         )
     try:
-        document = model.decode_job(body)
+        document = decode_job(body)
         job_id = _job_id(entry, document, cell)
     except InvalidInput as error:
         return refuse(entry, cell, "invalid", str(error))
@@ -115,7 +116,7 @@ def decode(entry: calls.Entry, cell: int, settings: Settings) -> Job | calls.Rej
     )
 
 
-def by_own_clock(job: Job, entry: calls.Entry, server_ms: int, own_ms: float) -> Job:
+def by_own_clock(job: Job, entry: messages.Entry, server_ms: int, own_ms: float) -> Job:
     """The job with its deadline by the clock of its owner, so that it ends in time whatever the server's clock does.
 
     Args: job, as decoded from entry; server_ms, the server's time after the entry was read; own_ms, our own at that
@@ -127,12 +128,14 @@ def by_own_clock(job: Job, entry: calls.Entry, server_ms: int, own_ms: float) ->
     return msgspec.structs.replace(job, deadline_at_ms=int(own_ms + left_ms))
 
 
-def refuse_head(entry: calls.Entry, head: calls.Head, cell: int, settings: Settings) -> calls.RejectItem:
+def refuse_head(entry: messages.Entry, head: messages.Head, cell: int, settings: Settings) -> messages.RejectItem:
     """A refusal of an entry of which only the head was read, because a part of it is above its limit."""
     return _refuse_large(entry, (head.document_bytes, head.payload_bytes, head.other_bytes), cell, settings)
 
 
-def _refuse_large(entry: calls.Entry, sizes: tuple[int, int, int], cell: int, settings: Settings) -> calls.RejectItem:
+def _refuse_large(
+    entry: messages.Entry, sizes: tuple[int, int, int], cell: int, settings: Settings
+) -> messages.RejectItem:
     """It ends as the job that its document names, if that is within its limit; else the detail says what can be read.
 
     sizes: bytes of document, of payload, and of all else.
@@ -149,7 +152,7 @@ def _refuse_large(entry: calls.Entry, sizes: tuple[int, int, int], cell: int, se
     if len(document) > settings.document_bytes_max or not document:
         return refusal
     try:
-        told = model.decode_job(document)
+        told = decode_job(document)
         job_id = _job_id(entry, told, cell)
     except InvalidInput:
         return refusal
@@ -158,9 +161,9 @@ def _refuse_large(entry: calls.Entry, sizes: tuple[int, int, int], cell: int, se
     )
 
 
-def refuse(entry: calls.Entry, cell: int, reason: str, detail: str, size_bytes: int = 0) -> calls.RejectItem:
+def refuse(entry: messages.Entry, cell: int, reason: str, detail: str, size_bytes: int = 0) -> messages.RejectItem:
     """A refusal of an entry whose document cannot be believed: it ends under its generated id."""
-    return calls.RejectItem(
+    return messages.RejectItem(
         partition=entry.partition,
         epoch=entry.epoch,
         entry_id=entry.id,
@@ -174,9 +177,9 @@ def refuse(entry: calls.Entry, cell: int, reason: str, detail: str, size_bytes: 
     )
 
 
-def refuse_job(job: Job, reason: str, detail: str, job_id: str | None = None) -> calls.RejectItem:
+def refuse_job(job: Job, reason: str, detail: str, job_id: str | None = None) -> messages.RejectItem:
     """A refusal of a decoded job. job_id: another id to end under, when the job's own is taken."""
-    return calls.RejectItem(
+    return messages.RejectItem(
         partition=job.partition,
         epoch=job.epoch,
         entry_id=job.entry_id,
@@ -206,7 +209,7 @@ def _too_large(document_bytes: int, payload_bytes: int, other_bytes: int, settin
     return ""
 
 
-def _script_job_id(entry: calls.Entry) -> str:
+def _script_job_id(entry: messages.Entry) -> str:
     """The id that a script wrote beside the document, empty when there is none that could be a key."""
     given = entry.fields.get(b"job_id", b"").decode(errors="replace")
     try:
@@ -215,13 +218,13 @@ def _script_job_id(entry: calls.Entry) -> str:
         return ""
 
 
-def _job_id(entry: calls.Entry, document: model.JobDocument, cell: int) -> str:
+def _job_id(entry: messages.Entry, document: JobDocument, cell: int) -> str:
     if b"job_id" in entry.fields:
         return keys.check_id("field job_id", entry.fields[b"job_id"].decode(errors="replace"))
     return document.job_id or keys.generated_job_id(cell, entry.partition, entry.id)
 
 
-def _submitted_ms(entry: calls.Entry) -> int:
+def _submitted_ms(entry: messages.Entry) -> int:
     """Milliseconds of the entry's id, or of the first submission when a script carried it on; the earlier one."""
     entry_ms = int(entry.id.partition("-")[0])
     carried = entry.fields.get(b"submitted_ms", b"")

@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable
 
-from scheduler import calls
 from scheduler.clock import Clock
 from scheduler.config import Settings
+from scheduler.protocol import messages
 from scheduler.session import ring
 from scheduler.store.cell import Cell
 from scheduler.store.connection import RETRY_MS_MAX
@@ -137,15 +137,15 @@ class Partitions:
         now_ms, answers = await self._cell.claim(self.owner, sorted(self._wished), sorted(self._to_give_up))
         self._to_give_up.clear()
         self._ahead_ms = now_ms - self._clock.ms()
-        refused = [answer for answer in answers if isinstance(answer, calls.HeldByOther)]
+        refused = [answer for answer in answers if isinstance(answer, messages.HeldByOther)]
         self._drop(frozenset(answer.partition for answer in refused))
-        self._take([answer for answer in answers if isinstance(answer, calls.Owned)])
+        self._take([answer for answer in answers if isinstance(answer, messages.Owned)])
         if refused:
             # The holder renews, or hands over and says so; if it does neither, its lease ends.
             lapse_ms = min(answer.until_ms for answer in refused) + 1 - now_ms
             self._claim_due_ms = min(self._claim_due_ms, self._clock.ms() + lapse_ms)
 
-    def _take(self, owned: list[calls.Owned]) -> None:
+    def _take(self, owned: list[messages.Owned]) -> None:
         """Begin each new hold with an empty memory."""
         new = {each.partition: each.epoch for each in owned if not self.holds(each.partition, each.epoch)}
         lost = [partition for partition in new if partition in self._epochs]

@@ -15,17 +15,17 @@ from typing import Final
 
 from scheduler.clock import Clock
 from scheduler.config import Settings
-from scheduler.runtime import placement
 from scheduler.runtime.calling import Call, Caller
+from scheduler.runtime.dispatch_state import Knowledge
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Class, Job
-from scheduler.runtime.knowledge import Knowledge
-from scheduler.runtime.placement import Draws
+from scheduler.runtime.placement import candidates
+from scheduler.runtime.placement.attempt import Try, chunks
+from scheduler.runtime.placement.candidates import Draws
 from scheduler.runtime.refusals import Refusals
 from scheduler.runtime.report import Report, Times
 from scheduler.runtime.settling import Settler
-from scheduler.runtime.tries import Try, chunks
-from scheduler.runtime.waiting import Waiter
+from scheduler.runtime.waiting.waiting_jobs import Waiter
 from scheduler.store.store import Store
 
 AT_ONCE_MAX: Final = 32
@@ -146,10 +146,10 @@ class Placer:
             if not partitions.holds(job.partition, job.epoch):
                 continue
             binding, fresh = bindings.get(job.session_id, now_ms)
-            wanted = placement.classify(job, binding, index)
+            wanted = candidates.classify(job, binding, index)
             placed = None
             if job.session_id not in held and not self._waiting.must_wait(job, wanted):
-                placed = placement.place(job, wanted, binding, index, draws)
+                placed = candidates.place(job, wanted, binding, index, draws)
             if placed is None:
                 held.add(job.session_id)
             before = earlier.get(job.session_id)
@@ -157,7 +157,7 @@ class Placer:
             if before is not None:
                 binds = index.policy(wanted.pool).strategy == "affinity"
                 follows = before == wanted and binds and not job.avoid
-                together = "" if follows else placement.together(wanted, before, binds)
+                together = "" if follows else candidates.together(wanted, before, binds)
             unread = binding is None and job.session_id not in bindings
             tries.append(Try(job, wanted, None, placed, binding, fresh, unread, follows, together))
             earlier[job.session_id] = wanted
@@ -236,17 +236,17 @@ class Placer:
         """Candidates for a waiter, None when it parks or asks instead."""
         binding, fresh = self._known.bindings.get(waiter.job.session_id, self._clock.ms())
         if waiter.hint is None:
-            wanted = placement.classify(waiter.job, binding, self._known.index)
+            wanted = candidates.classify(waiter.job, binding, self._known.index)
             if wanted != waiter.wanted:
                 self._waiting.reclassify(waiter, wanted)
                 return None
             draws = Draws(self._known.loads, self._random)
-            found = placement.place(waiter.job, wanted, binding, self._known.index, draws)
+            found = candidates.place(waiter.job, wanted, binding, self._known.index, draws)
             if found is None:
                 self._waiting.park(waiter)
                 return None
         else:
-            found = placement.place_among(
+            found = candidates.place_among(
                 waiter.job, waiter.wanted, binding, self._known.index, waiter.hint, self._known.loads, self._random
             )
             if found is None:

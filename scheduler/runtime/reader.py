@@ -15,16 +15,16 @@ from typing import Final
 import msgspec
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from scheduler.calls import Entry, RejectItem
 from scheduler.clock import Clock
 from scheduler.config import Settings
 from scheduler.errors import SchedulerError, ServerRefused, ServerUnavailable
 from scheduler.loop import end_tasks
+from scheduler.protocol.messages import Entry, RejectItem
 from scheduler.runtime import intake
 from scheduler.runtime.intake import Job
 from scheduler.session.bindings import Bindings
 from scheduler.store.meanings import is_temporary
-from scheduler.store.paced import PacedReads
+from scheduler.store.paced_reads import PacedReads
 from scheduler.store.reads import Part, Reads, StreamEntry
 
 logger = logging.getLogger("scheduler.dispatcher")

@@ -12,8 +12,8 @@ from typing import Final
 
 import msgspec
 
-from scheduler import calls, keys
 from scheduler.clock import Clock
+from scheduler.protocol import keys, messages
 from scheduler.repeats import Repeats
 from scheduler.runtime.partitions import Partitions
 from scheduler.store.cell import Cell
@@ -34,17 +34,19 @@ class Refusals:
     clock, the process's own.
     """
 
-    def __init__(self, cell: Cell, partitions: Partitions, layout: calls.Layout, batch_max: int, clock: Clock) -> None:
+    def __init__(
+        self, cell: Cell, partitions: Partitions, layout: messages.Layout, batch_max: int, clock: Clock
+    ) -> None:
         self.ended = 0
         self._repeats = Repeats(logger, clock)
         self._cell = cell
         self._partitions = partitions
         self._layout = layout
         self._batch_max = batch_max
-        self._refused: list[calls.RejectItem] = []
-        self._stuck: list[calls.RejectItem] = []
+        self._refused: list[messages.RejectItem] = []
+        self._stuck: list[messages.RejectItem] = []
 
-    def add(self, items: Iterable[calls.RejectItem]) -> None:
+    def add(self, items: Iterable[messages.RejectItem]) -> None:
         """To be ended by the next `end`."""
         self._refused += items
 
@@ -75,11 +77,11 @@ class Refusals:
                 for item, answer in zip(batch, answers, strict=True):
                     self._settle(item, answer)
 
-    async def _reject(self, batch: Sequence[calls.RejectItem]) -> list[str]:
+    async def _reject(self, batch: Sequence[messages.RejectItem]) -> list[str]:
         layout = self._layout
         return await self._cell.reject(batch, layout.retention_ms, layout.dead_retention_ms, self._partitions.life)
 
-    def _settle(self, item: calls.RejectItem, answer: str) -> None:
+    def _settle(self, item: messages.RejectItem, answer: str) -> None:
         generated = keys.generated_job_id(self._cell.cell, item.partition, item.entry_id)
         if answer == "fenced":
             self._partitions.lose(item.partition)
@@ -94,7 +96,7 @@ class Refusals:
             if answer == "rejected":
                 self._tell(item)
 
-    def _tell(self, item: calls.RejectItem) -> None:
+    def _tell(self, item: messages.RejectItem) -> None:
         """A job that dies is a loss to somebody, one that was cancelled is not."""
         if item.reason == "cancelled":
             logger.info("job %s of session %s is cancelled: %s", item.job_id, item.session_id, item.detail)

@@ -8,11 +8,11 @@ from typing import Final
 
 import msgspec
 
-from scheduler import calls
 from scheduler.clock import Clock
+from scheduler.protocol import messages
+from scheduler.runtime.placement.attempt import Try
 from scheduler.runtime.timings import Histogram, Timing
-from scheduler.runtime.tries import Try
-from scheduler.runtime.waiting import Waiter
+from scheduler.runtime.waiting.waiting_jobs import Waiter
 
 logger = logging.getLogger("scheduler.dispatcher")
 
@@ -58,12 +58,12 @@ class Times:
                     TOO_LONG_MS, above.count, above.max / 1_000,
                 )  # fmt: skip
 
-    def settled(self, tries: Sequence[Try], answers: Sequence[calls.Reserved | calls.Refused | None]) -> None:
+    def settled(self, tries: Sequence[Try], answers: Sequence[messages.Reserved | messages.Refused | None]) -> None:
         """A call was answered: for how long had those that were placed waited for their session?"""
         now_ms = self._clock.ms()
         at_once = 0
         for each, answer in zip(tries, answers, strict=True):
-            if isinstance(answer, calls.Reserved):
+            if isinstance(answer, messages.Reserved):
                 waited_ms = each.waiter.first_ms - each.waiter.since_ms if each.waiter is not None else 0
                 if waited_ms < 1:
                     at_once += 1

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scheduler import calls
+from scheduler.protocol import messages
 from scheduler.runtime.calling import Answer, Call
+from scheduler.runtime.dispatch_state import Knowledge
 from scheduler.runtime.intake import Class, Job
-from scheduler.runtime.knowledge import Knowledge
+from scheduler.runtime.placement.attempt import Try, bound_by, refusal_of
 from scheduler.runtime.refusals import Refusals
 from scheduler.runtime.report import Report, Times
-from scheduler.runtime.tries import Try, bound_by, refusal_of
-from scheduler.runtime.waiting import Waiter
+from scheduler.runtime.waiting.waiting_jobs import Waiter
 
 
 class Settler:
@@ -41,9 +41,9 @@ class Settler:
         job, waiter, partitions = each.job, each.waiter, self._known.partitions
         if not partitions.holds(job.partition, job.epoch):
             return
-        if isinstance(answer, calls.Reserved):
+        if isinstance(answer, messages.Reserved):
             self._placed(each, answer, call.sent_ms)
-        elif answer is None or answer.why in calls.HOLDS_BACK:
+        elif answer is None or answer.why in messages.HOLDS_BACK:
             if answer is not None and answer.counted is not None:
                 self._known.heed(answer.counted, call.sent_ms)
             if answer is not None and answer.why == "full" and each.placement is not None:
@@ -55,7 +55,7 @@ class Settler:
         elif answer.why == "fenced":
             partitions.lose(job.partition)
         else:
-            if answer.why in calls.DEALT_WITH:  # perhaps by an earlier call of ours, whose answer never came
+            if answer.why in messages.DEALT_WITH:  # perhaps by an earlier call of ours, whose answer never came
                 self._known.bindings.forget([job.session_id])
             refusal = refusal_of(job, answer, self._cell)
             if refusal is not None:
@@ -63,7 +63,7 @@ class Settler:
             if waiter is not None:
                 self._waiting.leave(waiter)
 
-    def _placed(self, each: Try, answer: calls.Reserved, now_ms: float) -> None:
+    def _placed(self, each: Try, answer: messages.Reserved, now_ms: float) -> None:
         job, known, bindings = each.job, self._known, self._known.bindings
         moved = False
         self._report.placed += 1
@@ -86,7 +86,7 @@ class Settler:
             for waiter in self._waiting.of_session(job.session_id):  # for room and limits of another pool now
                 known.reclassify(waiter, now_ms)
 
-    def _wait(self, each: Try, answer: calls.Refused | None, call: Call) -> None:
+    def _wait(self, each: Try, answer: messages.Refused | None, call: Call) -> None:
         """A newcomer that was not placed. answer: None when it was held back behind others, or no node can serve it.
 
         What the answer says of a class is of no use if the job has another one now.
@@ -110,7 +110,7 @@ class Settler:
         binding = self._known.bindings.peek(each.job.session_id)
         return binding is not None and (each.binding is None or each.binding.pool != binding.pool)
 
-    def _skip(self, job: Job, wanted: Class, answer: calls.Refused | None) -> bool:
+    def _skip(self, job: Job, wanted: Class, answer: messages.Refused | None) -> bool:
         """Scan past a newcomer if memory has no place for it, or for an earlier job of its session."""
         skipped = self._known.skipped
         cause = self._waiting.cause(job, wanted)
@@ -124,7 +124,7 @@ class Settler:
             return False
         return True
 
-    def _wait_again(self, each: Try, waiter: Waiter, answer: calls.Refused | None, call: Call) -> None:
+    def _wait_again(self, each: Try, waiter: Waiter, answer: messages.Refused | None, call: Call) -> None:
         """One of those that wait was tried in vain."""
         assert each.placement is not None
         assert answer is not None
@@ -136,7 +136,7 @@ class Settler:
         else:
             self._waiting.still_full(waiter, each.placement.candidates)
 
-    def _count(self, answer: calls.Refused | None) -> None:
+    def _count(self, answer: messages.Refused | None) -> None:
         if answer is not None and answer.why == "limited":
             self._report.limited += 1
         elif answer is not None and answer.why != "outdated":

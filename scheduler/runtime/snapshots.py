@@ -13,8 +13,8 @@ from typing import Final
 
 from redis.exceptions import RedisError
 
-from scheduler.deltas import chain
 from scheduler.errors import SchedulerError, ServerRefused, ServerUnavailable
+from scheduler.protocol.deltas import chain
 from scheduler.runtime.index import Index
 from scheduler.store.control import Control, version_entry
 from scheduler.store.meanings import is_temporary

@@ -12,15 +12,15 @@ from collections import deque
 from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Final, Generic, TypeVar
 
-from scheduler.calls import RejectItem
 from scheduler.config import Settings
+from scheduler.protocol.messages import RejectItem
 from scheduler.runtime import intake
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Class, Job
-from scheduler.runtime.limits import has_room
 from scheduler.runtime.reader import Reader
-from scheduler.runtime.unserved import Unserved
-from scheduler.runtime.waiting import Waiter, Waiting
+from scheduler.runtime.waiting.limits import has_room
+from scheduler.runtime.waiting.unserved import Unserved
+from scheduler.runtime.waiting.waiting_jobs import Waiter, Waiting
 from scheduler.store.reads import Reads
 
 logger = logging.getLogger("scheduler.dispatcher")

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from scheduler.model import ANY_LANGUAGE
+from scheduler.protocol.documents import ANY_LANGUAGE
 
 NO_VARIANT: Final = "-"
 BALANCE_MAX: Final = 64  # answers that outweigh each other: so soon is noticed that sessions are others than before

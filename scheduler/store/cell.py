@@ -9,9 +9,10 @@ from typing import Any, Final, Literal
 import msgspec
 from redis.exceptions import OutOfMemoryError, RedisError
 
-from scheduler import calls, keys, model
 from scheduler.config import Settings
 from scheduler.errors import Fenced, ServerUnavailable
+from scheduler.protocol import keys, messages
+from scheduler.protocol.snapshot import Pool
 from scheduler.store.connection import Argument, Connection, keeping_cancellation
 from scheduler.store.reads import time_of
 
@@ -21,7 +22,7 @@ Leaves = Literal["leaves", "drained", "dead"]
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _WHY: Final = {
-    word: calls.Refused(word.decode())  # type: ignore[arg-type]
+    word: messages.Refused(word.decode())  # type: ignore[arg-type]
     for word in (b"full", b"bound", b"behind", b"fenced", b"duplicate", b"gone", b"job_id_taken", b"cancelling")
 }
 
@@ -34,7 +35,7 @@ class _Indices(dict[Any, int]):
         return index
 
 
-def _policy(name: str, pool: model.Pool, snapshot_version: int) -> str:
+def _policy(name: str, pool: Pool, snapshot_version: int) -> str:
     """The text that record and assignment carry, as `words.parse_policy` reads it."""
     return (
         f"{name} {pool.lease_ms} {pool.attempts_max} {pool.crashes_max} {pool.run_ms_max} {pool.backoff_ms}"
@@ -57,7 +58,7 @@ def _packed(values: Sequence[Any]) -> bytes:
     return _encode(values)[header_bytes:]
 
 
-def _rare(item: calls.ReserveItem, nodes: _Indices, limits: _Indices) -> dict[str, Any]:
+def _rare(item: messages.ReserveItem, nodes: _Indices, limits: _Indices) -> dict[str, Any]:
     """What few jobs have, and is left out for all others."""
     rare: dict[str, Any] = {}
     if item.preferred:
@@ -73,24 +74,24 @@ def _rare(item: calls.ReserveItem, nodes: _Indices, limits: _Indices) -> dict[st
     return rare
 
 
-def _reserved(item: calls.ReserveItem, given: bytes) -> calls.Reserved | calls.Refused:
+def _reserved(item: messages.ReserveItem, given: bytes) -> messages.Reserved | messages.Refused:
     if given in _WHY:
         return _WHY[given]
     word, *words = given.decode(errors="replace").split(" ")  # a repeat's are from a record, whoever wrote into it
     if word == "outdated":
-        return calls.Refused("outdated", counted=calls.parse_counted(" ".join(words)))
+        return messages.Refused("outdated", counted=messages.parse_counted(" ".join(words)))
     if word == "limited":
-        return calls.Refused("limited", next(f"{kind}:{name}" for kind, name, _ in item.limits if kind == words[0]))
+        return messages.Refused("limited", next(f"{kind}:{name}" for kind, name, _ in item.limits if kind == words[0]))
     if word == "mismatch":
         session, tenant, reply_to, *_ = [*words, "", ""]
-        return calls.Refused("mismatch", submitted=(session, tenant, reply_to))
+        return messages.Refused("mismatch", submitted=(session, tenant, reply_to))
     node, token, used, *rest = words
-    return calls.Reserved(node, int(token), int(used), rest[0] if rest else "", "filled" in rest[1:])
+    return messages.Reserved(node, int(token), int(used), rest[0] if rest else "", "filled" in rest[1:])
 
 
-def _not_released(given: Sequence[bytes]) -> calls.NotReleased:
+def _not_released(given: Sequence[bytes]) -> messages.NotReleased:
     why: Any = given[0].decode()
-    return calls.NotReleased(why, given[1].decode(errors="replace") if why == "invalid" else "")
+    return messages.NotReleased(why, given[1].decode(errors="replace") if why == "invalid" else "")
 
 
 def _fenced(epoch: int, seen: str) -> Fenced:
@@ -122,7 +123,7 @@ class Cell:
 
     async def claim(
         self, owner: str, take: Iterable[int], give_up: Iterable[int] = ()
-    ) -> tuple[int, list[calls.Owned | calls.HeldByOther]]:
+    ) -> tuple[int, list[messages.Owned | messages.HeldByOther]]:
         """Give partitions up, then take or renew others.
 
         Args: owner, name+boot; take and give_up, partitions of this cell; one in both gets another epoch.
@@ -135,15 +136,15 @@ class Cell:
         for partition in taken:
             arguments += [partition, "take"]
         answer = await self._connection.call("claim", [self.keys.owners, self.keys.freed], arguments)
-        answers: list[calls.Owned | calls.HeldByOther] = []
+        answers: list[messages.Owned | messages.HeldByOther] = []
         for partition, held in zip(taken, answer[1 + len(given_up) :], strict=True):
             if held[0] == b"owned":
-                answers.append(calls.Owned(partition, int(held[1])))
+                answers.append(messages.Owned(partition, int(held[1])))
             else:
-                answers.append(calls.HeldByOther(partition, held[1].decode(), held[2]))
+                answers.append(messages.HeldByOther(partition, held[1].decode(), held[2]))
         return answer[0], answers
 
-    async def capacity(self, epoch: int, items: Sequence[calls.CapacityItem]) -> list[str]:
+    async def capacity(self, epoch: int, items: Sequence[messages.CapacityItem]) -> list[str]:
         """Write capacities as the leader of `epoch`; without items it only raises the cell's epoch.
 
         Returns: an answer for each item: written, unchanged, older, refused or left. Raises: Fenced.
@@ -170,7 +171,7 @@ class Cell:
         return answer[0], int(answer[1]), {held[i].decode(): time_of(held[i + 1]) for i in range(0, len(held), 2)}
 
     async def count(
-        self, epoch: int, counted: calls.Counted, items: Sequence[calls.CountItem] = ()
+        self, epoch: int, counted: messages.Counted, items: Sequence[messages.CountItem] = ()
     ) -> tuple[bool, list[str]]:
         """Say as the leader of `epoch` what is counted, and count reservations that were made before.
 
@@ -208,7 +209,7 @@ class Cell:
 
     # ---- the way of a job ----
 
-    async def submit(self, items: Sequence[calls.SubmitItem]) -> list[calls.Submitted | calls.NotSubmitted]:
+    async def submit(self, items: Sequence[messages.SubmitItem]) -> list[messages.Submitted | messages.NotSubmitted]:
         """Accept jobs into the intake; an answer for each."""
         partitions = _Indices()
         body: list[Argument] = []
@@ -220,24 +221,24 @@ class Cell:
         names.append(self.keys.partitions)
         arguments = [len(partitions), self._settings.backlog_max, *partitions, *body]
         answer = await self._connection.call("submit", names, arguments)
-        answers: list[calls.Submitted | calls.NotSubmitted] = []
+        answers: list[messages.Submitted | messages.NotSubmitted] = []
         for item, given in zip(items, answer[1:], strict=True):
             if given[0] == b"accepted":
-                answers.append(calls.Submitted(item.job_id, given[1].decode()))
+                answers.append(messages.Submitted(item.job_id, given[1].decode()))
             else:
                 detail = given[1] if len(given) > 1 else b""
                 text = detail.decode() if isinstance(detail, bytes) else str(detail)
-                answers.append(calls.NotSubmitted(item.job_id, given[0].decode(), text))
+                answers.append(messages.NotSubmitted(item.job_id, given[0].decode(), text))
         return answers
 
     async def reserve(
         self,
-        items: Sequence[calls.ReserveItem],
+        items: Sequence[messages.ReserveItem],
         boots: Mapping[str, str],
-        pools: Mapping[str, model.Pool],
+        pools: Mapping[str, Pool],
         snapshot_version: int,
         life: str = "",
-    ) -> list[calls.Reserved | calls.Refused]:
+    ) -> list[messages.Reserved | messages.Refused]:
         """Place a batch of jobs in the order given.
 
         Args: items, one at least, at most `batch_max`; boots, of every candidate node, as the snapshot has them; pools,
@@ -286,7 +287,7 @@ class Cell:
 
     async def renew(
         self, node: str, started: Sequence[tuple[str, int]], waiting: Sequence[tuple[str, int]] = ()
-    ) -> tuple[int, float, list[calls.Renewed | calls.NotRenewed]]:
+    ) -> tuple[int, float, list[messages.Renewed | messages.NotRenewed]]:
         """Prolong leases of one node.
 
         Args: node; (job_id, token) each: started, of jobs that run or have run, and waiting, of those that did not
@@ -301,17 +302,17 @@ class Cell:
         for job_id, token in waiting:
             arguments += [job_id, token, "waiting"]
         sent_ms, answer = await self._connection.call_timed("renew", names, arguments)
-        answers: list[calls.Renewed | calls.NotRenewed] = []
+        answers: list[messages.Renewed | messages.NotRenewed] = []
         for given in answer[1:]:
             if given[0] in (b"renewed", b"cancelling"):
-                answers.append(calls.Renewed(int(given[1]), given[0] == b"cancelling"))
+                answers.append(messages.Renewed(int(given[1]), given[0] == b"cancelling"))
             else:
-                answers.append(calls.NotRenewed(given[0].decode()))
+                answers.append(messages.NotRenewed(given[0].decode()))
         return answer[0], sent_ms, answers
 
     async def release(
-        self, items: Sequence[calls.ReleaseItem], retention_ms: int, dead_retention_ms: int
-    ) -> tuple[int, list[calls.Released | calls.NotReleased]]:
+        self, items: Sequence[messages.ReleaseItem], retention_ms: int, dead_retention_ms: int
+    ) -> tuple[int, list[messages.Released | messages.NotReleased]]:
         """End reservations. Returns: (now_ms, an answer for each item)."""
         partitions, nodes = _Indices(), _Indices()
         body: list[Argument] = []
@@ -334,13 +335,13 @@ class Cell:
             settings.results_max, settings.freed_max, settings.result_inline_bytes_max, *partitions, *nodes,
         ]  # fmt: skip
         answer = await self._connection.call("release", names + job_keys, arguments + body)
-        answers: list[calls.Released | calls.NotReleased] = [
-            calls.Released(given[1].decode()) if given[0] == b"released" else _not_released(given)
+        answers: list[messages.Released | messages.NotReleased] = [
+            messages.Released(given[1].decode()) if given[0] == b"released" else _not_released(given)
             for given in answer[1:]
         ]
         return answer[0], answers
 
-    async def describe(self, items: Sequence[calls.ReleaseItem], retention_ms: int) -> list[str]:
+    async def describe(self, items: Sequence[messages.ReleaseItem], retention_ms: int) -> list[str]:
         """Keep the details of failed attempts, once they have been released. One try: nothing waits for it.
 
         Returns: described, stale, unknown or invalid for each. Raises: ServerUnavailable, also when the memory of the
@@ -359,7 +360,7 @@ class Cell:
         return [given[0].decode() for given in answer]
 
     async def reject(
-        self, items: Sequence[calls.RejectItem], retention_ms: int, dead_retention_ms: int, life: str = ""
+        self, items: Sequence[messages.RejectItem], retention_ms: int, dead_retention_ms: int, life: str = ""
     ) -> list[str]:
         """Refuse entries as their owner.
 
@@ -399,7 +400,7 @@ class Cell:
         job_ids: Sequence[bytes] = (),
         hold: tuple[int, int] | None = None,
         above_ms: int = 0,
-    ) -> calls.Rebuilding:
+    ) -> messages.Rebuilding:
         """Go on with the copy that takes the place of a stream whose ids are absurd.
 
         Args: stream; field, of a record, that names an entry of it; job_ids, of entries that get new ids, as asked for
@@ -415,8 +416,8 @@ class Cell:
         )
         word = answer[0].decode()
         if word == "records":
-            return calls.Rebuilding("records", tuple(dict.fromkeys(answer[1:])))
-        return calls.Rebuilding(word, (), *answer[1:])
+            return messages.Rebuilding("records", tuple(dict.fromkeys(answer[1:])))
+        return messages.Rebuilding(word, (), *answer[1:])
 
     # ---- what was lost ----
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from scheduler import keys
+from scheduler.protocol import keys
 from scheduler.store.store import Store
 
 SCAN_COUNT: Final = 1_000

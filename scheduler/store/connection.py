@@ -30,9 +30,9 @@ from scheduler.errors import (
 )
 from scheduler.store import retyping
 from scheduler.store.address import connection_class, connection_options, tls_context
+from scheduler.store.connection_pool import Pool
+from scheduler.store.fast_connection import PACKING, Cap
 from scheduler.store.meanings import Meaning, NotAdmitted, is_temporary, meaning_of, unfit_of, was_closed, words_of
-from scheduler.store.packing import PACKING, Cap
-from scheduler.store.pool import Pool
 from scheduler.store.probe import misfit_of, refusal_of
 from scheduler.store.scripts import load_scripts
 from scheduler.store.telling import MISSING, TOLD_MS, Call, Series, Telling

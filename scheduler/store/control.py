@@ -9,9 +9,18 @@ from typing import Any, Final
 
 import msgspec
 
-from scheduler import calls, deltas, keys, model
 from scheduler.config import Settings
 from scheduler.errors import Fenced, InvalidInput, Lost, ServerRefused
+from scheduler.protocol import deltas, keys, messages
+from scheduler.protocol.snapshot import (
+    EMPTY_SNAPSHOT,
+    Delta,
+    Snapshot,
+    decode_delta,
+    decode_snapshot,
+    encode_delta,
+    encode_snapshot,
+)
 from scheduler.store.connection import Argument, Client, Connection, keeping_cancellation
 from scheduler.store.reads import position
 from scheduler.store.scripts import load_scripts
@@ -79,7 +88,7 @@ class Control:
         self._written: tuple[int, bytes] | None = None  # size and head of the snapshot that is to be stored, if known
         self._series = connection.series()
 
-    async def write_layout(self) -> calls.Layout:
+    async def write_layout(self) -> messages.Layout:
         """Agree on the layout: written if there is none, compared if there is one.
 
         Raises: ServerRefused when the stored layout differs, or when it is of another protocol.
@@ -148,9 +157,9 @@ class Control:
             return Led(False, None)
         return Led(bool(name) and until_ms > now_ms, max(0, now_ms - until_ms + (lease_ms if name else 0)))
 
-    async def read_layout(self) -> calls.Layout | None:
+    async def read_layout(self) -> messages.Layout | None:
         """The stored layout, None while no manager has written it. Raises: ServerRefused for another protocol."""
-        names = calls.Layout.__struct_fields__
+        names = messages.Layout.__struct_fields__
 
         values = await self._command(lambda client: client.hmget(self.keys.layout, list(names)))
         stored = {
@@ -214,7 +223,7 @@ class Control:
 
     async def take(
         self, name: str, epoch: int, acknowledge: Sequence[str] = (), *, pending: bool = False, count: int = 1_000
-    ) -> calls.Taken:
+    ) -> messages.Taken:
         """Read the next heartbeats and commands, acknowledging the last heartbeats.
 
         Args: name, epoch of the leader; acknowledge, ids of the heartbeats of the last take; pending, what an earlier
@@ -236,10 +245,10 @@ class Control:
         if answer[0] == b"fenced":
             raise Fenced(f"{name} leads no more: {answer[1].decode() or 'nobody'} does")
         now_ms = int(answer[1])
-        return calls.Taken(
+        return messages.Taken(
             now_ms=now_ms,
             heartbeats=_heartbeats(answer[2], now_ms),
-            commands=tuple(calls.Command(id=entry[0].decode(), fields=_fields(entry[1])) for entry in answer[3]),
+            commands=tuple(messages.Command(id=entry[0].decode(), fields=_fields(entry[1])) for entry in answer[3]),
             more=bool(answer[4]),
             groups_made=answer[5],
         )
@@ -248,8 +257,8 @@ class Control:
         self,
         name: str,
         epoch: int,
-        snapshot: model.Snapshot | None,
-        delta: model.Delta | None = None,
+        snapshot: Snapshot | None,
+        delta: Delta | None = None,
         *,
         oldest: int = 0,
         sets: dict[str, bytes] | None = None,
@@ -264,14 +273,14 @@ class Control:
         Raises: Fenced, also when a higher version is stored already; Lost when the delta does not fit what is stored.
         """
         news = snapshot or delta
-        whole = model.encode_snapshot(snapshot) if snapshot else b""
+        whole = encode_snapshot(snapshot) if snapshot else b""
         arguments: list[Argument] = [
             name,
             epoch,
             keys.MANAGEMENT_GROUP,
             news.version if news else 0,
             delta.before if delta else 0,
-            model.encode_delta(delta) if delta and delta.size else b"",
+            encode_delta(delta) if delta and delta.size else b"",
             whole,
             oldest,
             self._settings.answers_max,
@@ -310,7 +319,7 @@ class Control:
             raise Fenced(f"{name} leads no more: {answer[1].decode() or 'nobody'} does")
         return str(answer[0].decode())
 
-    async def read_snapshot(self) -> model.Snapshot:
+    async def read_snapshot(self) -> Snapshot:
         """The published snapshot, empty while there is none: the stored one, with the deltas after it.
 
         Raises: InvalidInput when something of it is missing or cannot be read.
@@ -320,14 +329,14 @@ class Control:
                 return await self._read_snapshot()
         return await self._read_snapshot()
 
-    async def _read_snapshot(self) -> model.Snapshot:
+    async def _read_snapshot(self) -> Snapshot:
         """One try. Whole and version are of one moment; deltas after the version are left out, those before it stay
         for as long as the whole is not two publications old.
         """
         (data, stored_version), entries = await self._connection.all_of(
             [("MGET", self.keys.snapshot, self.keys.version), ("XRANGE", self.keys.deltas, "-", "+")]
         )
-        stored = model.EMPTY_SNAPSHOT if data is None else model.decode_snapshot(data)
+        stored = EMPTY_SNAPSHOT if data is None else decode_snapshot(data)
         self._written = None if data is None else (len(data), data[:HEAD_BYTES])
         version = _number(stored_version) if stored_version else stored.version
         after = [_delta(fields) for entry, fields in entries if stored.version < _version_of(entry) <= version]
@@ -397,7 +406,7 @@ class Control:
         newest = await self._last_id(self.keys.answers)
         return None, after if position(newest) >= position(after) else "0"
 
-    async def read_deltas(self, after: str) -> tuple[list[model.Delta | None], str]:
+    async def read_deltas(self, after: str) -> tuple[list[Delta | None], str]:
         """Block until something was published after an entry of the deltas, at most a second.
 
         Returns: what was, in order, None for an entry that only says that there is another version; and the id of the
@@ -452,8 +461,8 @@ class Control:
         return await connection.explaining(lambda: connection.patiently(lambda: run(connection.commands)))
 
 
-def _layout(stored: dict[str, str]) -> calls.Layout:
-    return calls.Layout(**{name: int(stored[name]) for name in calls.Layout.__struct_fields__})
+def _layout(stored: dict[str, str]) -> messages.Layout:
+    return messages.Layout(**{name: int(stored[name]) for name in messages.Layout.__struct_fields__})
 
 
 def _number(stored: bytes | None) -> int:
@@ -470,10 +479,10 @@ def _version_of(entry: bytes) -> int:
     return int(entry.partition(b"-")[0])
 
 
-def _delta(fields: dict[bytes, bytes]) -> model.Delta | None:
+def _delta(fields: dict[bytes, bytes]) -> Delta | None:
     """What an entry of the deltas tells, None when that is not all that changed, or cannot be read."""
     try:
-        return model.decode_delta(fields[b"delta"]) if b"delta" in fields else None
+        return decode_delta(fields[b"delta"]) if b"delta" in fields else None
     except InvalidInput:
         return None
 
@@ -482,12 +491,12 @@ def _fields(flat: Sequence[bytes]) -> dict[bytes, bytes]:
     return {flat[i]: flat[i + 1] for i in range(0, len(flat), 2)}
 
 
-def _heartbeats(flat: Sequence[bytes], now_ms: int) -> tuple[calls.Heartbeat, ...]:
+def _heartbeats(flat: Sequence[bytes], now_ms: int) -> tuple[messages.Heartbeat, ...]:
     """From id, document and time each; the time is that of beat.lua, else that of the id, and never in the future."""
     found = []
     each = iter(flat)
     for identifier, document, stamp in zip(each, each, each, strict=True):
         entry = identifier.decode()
         time_ms = int(stamp) if stamp.isdigit() and len(stamp) <= 16 else int(entry.partition("-")[0])
-        found.append(calls.Heartbeat(entry, document, min(time_ms, now_ms)))
+        found.append(messages.Heartbeat(entry, document, min(time_ms, now_ms)))
     return tuple(found)

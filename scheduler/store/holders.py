@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from scheduler import model
-from scheduler.calls import CapacityItem
+from scheduler.protocol.documents import boot_order
+from scheduler.protocol.messages import CapacityItem
 from scheduler.store.connection import Connection
 from scheduler.store.store import Store
 
@@ -41,6 +41,6 @@ async def _read_page(connection: Connection, cursor: int, pattern: str) -> tuple
 
 def _order(boot: bytes | None) -> int:
     try:
-        return model.boot_order((boot or b"0-").decode())
+        return boot_order((boot or b"0-").decode())
     except ValueError:
         return 0

@@ -7,10 +7,11 @@ import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from scheduler import calls, keys, model, words
 from scheduler.errors import WrongType
+from scheduler.protocol import keys, messages, record_fields
+from scheduler.protocol.lifecycle import TERMINAL
 from scheduler.store.connection import Argument, Client, Connection, ask, keeping_cancellation
-from scheduler.store.packing import Cap
+from scheduler.store.fast_connection import Cap
 from scheduler.texts import DETAIL_LENGTH_MAX, cut_middle
 
 READ_BLOCK_MS: Final = 250
@@ -26,10 +27,10 @@ StreamEntry = tuple[str, dict[bytes, bytes]]
 class Lease(NamedTuple):
     """What is known of a reservation. until_ms: the end of its lease, None when its node has no slot for it."""
 
-    holder: words.Holder | None
+    holder: record_fields.Holder | None
     until_ms: int | None
     started_ms: int | None
-    policy: words.Policy
+    policy: record_fields.Policy
 
 
 class Unslotted(NamedTuple):
@@ -48,7 +49,7 @@ class Part(NamedTuple):
     """
 
     entries: list[StreamEntry]
-    heads: list[calls.Head]
+    heads: list[messages.Head]
     last_id: str
     is_end: bool
 
@@ -194,7 +195,9 @@ class Reads:
 
     async def record(self, job_id: str) -> dict[str, str]:
         """The job record, empty when there is none; words of `holder`, `assignment`, `last_ending` are fields too."""
-        return words.split_words(_text(await self._command(lambda client: client.hgetall(self.keys.job(job_id)))))
+        return record_fields.split_words(
+            _text(await self._command(lambda client: client.hgetall(self.keys.job(job_id))))
+        )
 
     async def records(self, job_ids: Sequence[str], fields: Sequence[str]) -> list[list[str | None]]:
         """Some fields of several records, in one round trip."""
@@ -227,10 +230,10 @@ class Reads:
             holder, started_ms, policy = (_readable(value) for value in row)
             leases.append(
                 Lease(
-                    words.parse_holder(holder),
+                    record_fields.parse_holder(holder),
                     None if score is None else time_of(score),
-                    words.number_of(started_ms),
-                    words.policy_of(policy),
+                    record_fields.number_of(started_ms),
+                    record_fields.policy_of(policy),
                 )
             )
         return leases
@@ -240,31 +243,31 @@ class Reads:
         result: bytes | None = await self._command(lambda client: client.get(self.keys.result(job_id)))
         return result
 
-    async def outcome(self, job_id: str) -> calls.Outcome | None:
+    async def outcome(self, job_id: str) -> messages.Outcome | None:
         """How a job ended, from its record and its result; None while it has not ended, or when nothing is known of
         it.
         """
         return (await self.look_up(job_id))[1]
 
-    async def look_up(self, job_id: str) -> tuple[bool, calls.Outcome | None]:
+    async def look_up(self, job_id: str) -> tuple[bool, messages.Outcome | None]:
         """(Whether there is a record of a job; how it ended, None while it has not)."""
         record = await self.record(job_id)
-        if record.get("state") not in model.TERMINAL:
+        if record.get("state") not in TERMINAL:
             return bool(record), None
         return True, await self._ended(job_id, record)
 
-    async def _ended(self, job_id: str, record: Mapping[str, str]) -> calls.Outcome:
+    async def _ended(self, job_id: str, record: Mapping[str, str]) -> messages.Outcome:
         """What the record and the result of a job that has ended say."""
-        number = words.number_of
+        number = record_fields.number_of
         detail = ""
-        if dead_id := words.entry_id_of(record.get("dead_id")):
+        if dead_id := record_fields.entry_id_of(record.get("dead_id")):
             buried = await self.entries(self.keys.dead, dead_id, dead_id, 1)
             kept = buried[0][1].get(b"detail", b"").decode(errors="replace") if buried else ""
             detail = kept or await self.detail(job_id)
         result, content_type = await self.result(job_id), record.get("content_type", "")
         if record["state"] == "failed" and content_type.startswith("text/plain"):  # why is what it has for a result
             detail = cut_middle((result or b"").decode(errors="replace"), DETAIL_LENGTH_MAX)
-        return calls.Outcome(
+        return messages.Outcome(
             job_id=job_id,
             session_id=record.get("session", ""),
             life=number(record.get("life")) or 1,
@@ -286,23 +289,23 @@ class Reads:
         kept: bytes | None = await self._command(lambda client: client.get(self.keys.detail(job_id)))
         return (kept or b"").decode(errors="replace")
 
-    async def capacities(self) -> dict[str, calls.CapacityItem]:
+    async def capacities(self) -> dict[str, messages.CapacityItem]:
         """Every node's slots, boot and reason as the scripts see them."""
         stored = _text(await self._command(lambda client: client.hgetall(self.keys.capacity)))
         items = {}
         for node, value in stored.items():
             slots, _, rest = value.partition(" ")
             boot, _, reason = rest.partition(" ")
-            number = words.number_of(slots)
+            number = record_fields.number_of(slots)
             if number is None:
                 continue  # not written by us: no script takes it for a capacity either
-            items[node] = calls.CapacityItem(node, number, boot, reason)  # type: ignore[arg-type]
+            items[node] = messages.CapacityItem(node, number, boot, reason)  # type: ignore[arg-type]
         return items
 
     async def last_boot(self) -> int:
         """The highest boot that was given, 0 when there is none."""
         stored = await self._command(lambda client: client.get(self.keys.last_boot))
-        return words.number_of(_readable(stored)) or 0
+        return record_fields.number_of(_readable(stored)) or 0
 
     async def used(self, nodes: Sequence[str]) -> list[int]:
         """Slots in use on each node."""
@@ -385,10 +388,10 @@ class Reads:
             ]
             cursors = {node: int(cursor) for node, (cursor, _) in zip(cursors, rows, strict=True) if int(cursor)}
 
-    async def counted(self) -> calls.Counted:
+    async def counted(self) -> messages.Counted:
         """What the cell counts."""
         stored = await self._command(lambda client: client.get(self.keys.counted))
-        return calls.parse_counted((stored or b"").decode(errors="replace"))
+        return messages.parse_counted((stored or b"").decode(errors="replace"))
 
     async def due_ms(self, job_id: str) -> int | None:
         """When a delayed job is due, None when it is not delayed."""
@@ -508,16 +511,16 @@ def _pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:
 def _part(found: Sequence[Any]) -> Part:
     """One stream of an answer of `read`."""
     entries: list[StreamEntry] = []
-    heads: list[calls.Head] = []
+    heads: list[messages.Head] = []
     for identifier, fields, *sizes in found[1:]:
         if sizes:
-            heads.append(calls.Head(identifier.decode(), _pairs(fields), *sizes))
+            heads.append(messages.Head(identifier.decode(), _pairs(fields), *sizes))
         else:
             entries.append((identifier.decode(), _pairs(fields)))
     return Part(entries, heads, found[-1][0].decode() if len(found) > 1 else "", found[0] == b"end")
 
 
-def parse_outcome(fields: Mapping[bytes, bytes]) -> calls.Outcome:
+def parse_outcome(fields: Mapping[bytes, bytes]) -> messages.Outcome:
     """An outcome from an entry of a results stream."""
 
     def text(name: bytes) -> str:
@@ -527,7 +530,7 @@ def parse_outcome(fields: Mapping[bytes, bytes]) -> calls.Outcome:
         value = fields.get(name, b"")
         return int(value) if value.isdigit() and len(value) <= DIGITS_MAX else 0
 
-    return calls.Outcome(
+    return messages.Outcome(
         job_id=text(b"job_id"),
         session_id=text(b"session"),
         life=number(b"life") or 1,

@@ -6,15 +6,15 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from scheduler import calls, keys
 from scheduler.clock import SYSTEM_CLOCK, Clock
 from scheduler.config import DEFAULTS, Settings
 from scheduler.errors import ServerUnavailable
+from scheduler.protocol import keys, messages
 from scheduler.store.cell import Cell
 from scheduler.store.connection import PATIENCE_MS, Connection
 from scheduler.store.control import Control
 from scheduler.store.log_lines import keep_visible
-from scheduler.store.paced import PacedReads
+from scheduler.store.paced_reads import PacedReads
 from scheduler.store.reads import Reads
 from scheduler.store.telling import Call
 from scheduler.url import ServerUrl
@@ -53,7 +53,7 @@ class Store:
         """Reads of one reader whose entries can be large."""
         return PacedReads(self.reads, self.connection, self.settings, self._clock, bodies_later=bodies_later)
 
-    async def layout(self, wait_ms: int | None = None) -> calls.Layout:
+    async def layout(self, wait_ms: int | None = None) -> messages.Layout:
         """The stored layout, once a manager has written it.
 
         Args: wait_ms, for how long (None: for ever). Raises: ServerUnavailable when nobody wrote it in time.
@@ -77,7 +77,7 @@ class Store:
                 self.connection.found(waiting, is_there=layout is not None)
         return layout
 
-    def partition_of(self, session_id: str, layout: calls.Layout) -> int:
+    def partition_of(self, session_id: str, layout: messages.Layout) -> int:
         """The partition of a session."""
         return keys.partition_of(session_id, layout.partitions, layout.cells)
 

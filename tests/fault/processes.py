@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from chaos.processes import Process
+
 from scheduler.config import Settings
 from tests.system import QUICK
 

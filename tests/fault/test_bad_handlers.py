@@ -17,7 +17,7 @@ import pytest
 import redis
 
 from scheduler import Producer
-from scheduler.calls import Outcome
+from scheduler.protocol.messages import Outcome
 from tests.fault import bad_handlers
 from tests.fault.bad_handlers import BAD, ONLY_ASYNC
 from tests.integration.test_cli_processes import ROOT, up

@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import pytest
 
-from scheduler import keys
 from scheduler.config import DEFAULTS, Settings
-from scheduler.handlers import Job
+from scheduler.node.handlers import Job
+from scheduler.protocol import keys
 from scheduler.roles import start_dispatcher
 from scheduler.session import ring
 from tests.fault.processes import process

@@ -9,10 +9,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
 
-from scheduler import model
-from scheduler.calls import CapacityItem
 from scheduler.loop import Loop, end_tasks
-from scheduler.model import NodeBeat
+from scheduler.protocol.documents import NodeBeat, encode_beat
+from scheduler.protocol.messages import CapacityItem
 from scheduler.store.store import Store, open_store
 from tests.fault.processes import process
 from tests.fault.proxy import proxy
@@ -37,7 +36,7 @@ class Beating:
         """A heartbeat of each."""
         for node, slots in list(self.capacities.items()):
             beat = NodeBeat(node, self.boots[node], slots, pairs=(("en", "zh"),))
-            await self._store.control.beat(model.encode_beat(beat))
+            await self._store.control.beat(encode_beat(beat))
 
     def ready(self, node: str) -> CapacityItem:
         """The capacity that such a node is to have."""

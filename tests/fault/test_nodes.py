@@ -6,11 +6,11 @@ import asyncio
 import signal
 from pathlib import Path
 
-from scheduler import audit
-from scheduler.calls import Outcome
-from scheduler.cli.records import read_file
-from scheduler.model import JobDocument
+from scheduler.audit import audit
+from scheduler.audit.records import read_file
 from scheduler.producer import Request
+from scheduler.protocol.documents import JobDocument
+from scheduler.protocol.messages import Outcome
 from tests.fault.processes import process
 from tests.fault.proxy import proxy
 from tests.system import System, running

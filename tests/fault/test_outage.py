@@ -6,12 +6,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-
 from chaos.outage import FIRST_MS_MAX, LONG, SHORT, Result, run, sessions_of
 from chaos.settings import settings_for
-from scheduler import keys
+
 from scheduler.config import DEFAULTS
-from scheduler.store.server import Engine, available_engines
+from scheduler.protocol import keys
+from scheduler.server.embedded import Engine, available_engines
 
 AWAY_S = 2.0
 UNHARMED = Result(

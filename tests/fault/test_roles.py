@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from scheduler.handlers import Job
+from scheduler.node.handlers import Job
 from scheduler.roles import start_dispatcher, start_manager
+from scheduler.server.embedded import start_embedded
 from scheduler.store.connection import Connection
-from scheduler.store.server import start_embedded
 from tests.fault.processes import process
 from tests.fault.test_nodes import ended, submit
 from tests.system import QUICK, System, running

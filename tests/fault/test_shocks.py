@@ -6,13 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-
 from chaos.settings import settings_for
 from chaos.shocked import BURST, LONG, run
 from chaos.shocks import Shock, settings_of
 from chaos.wall_clock import COMPILER
+
 from scheduler.config import DEFAULTS
-from scheduler.store.server import Engine, available_engines
+from scheduler.server.embedded import Engine, available_engines
 
 pytestmark = pytest.mark.skipif(
     shutil.which(COMPILER) is None,

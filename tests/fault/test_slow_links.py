@@ -10,19 +10,19 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from scheduler import keys
-from scheduler.calls import NotSubmitted, SubmitItem, Submitted
 from scheduler.config import DEFAULTS
-from scheduler.handlers import Job
-from scheduler.model import JobDocument
-from scheduler.node import Node
+from scheduler.node.handlers import Job
+from scheduler.node.node import Node
 from scheduler.producer import Producer, Request
+from scheduler.protocol import keys
+from scheduler.protocol.documents import JobDocument
+from scheduler.protocol.messages import NotSubmitted, SubmitItem, Submitted
 from scheduler.roles import start_dispatcher
 from scheduler.store import connection as connection_module
-from scheduler.store import paced
+from scheduler.store import paced_reads
 from scheduler.store.connection import Connection, TooSlow, ask
 from scheduler.store.cutting import CALL_BYTES_MAX
-from scheduler.store.packing import Cap
+from scheduler.store.fast_connection import Cap
 from scheduler.store.store import Store, open_store
 from tests.fault.slow_link import slow_link
 from tests.system import PATIENCE_MS, QUICK, System, running
@@ -49,7 +49,7 @@ async def ended(system: System, ids: list[str]) -> bool:
 
 async def test_a_node_on_a_slow_link_loses_and_is_charged_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bodies take longer to come than a first lease lasts, and results longer to go than a later one."""
-    monkeypatch.setattr(paced, "CAP", Cap(0.1, 2**20))
+    monkeypatch.setattr(paced_reads, "CAP", Cap(0.1, 2**20))
     runs: Counter[str] = Counter()
 
     async def handle(job: Job) -> bytes:
@@ -91,7 +91,7 @@ async def test_results_that_take_longer_to_go_than_a_lease_lasts_are_reported(ur
 
 async def test_a_huge_entry_never_crosses_the_link(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its dispatcher refuses it by its id; a job of the same partition behind it goes on."""
-    monkeypatch.setattr(paced, "CAP", Cap(0.1, 2**20))
+    monkeypatch.setattr(paced_reads, "CAP", Cap(0.1, 2**20))
     size_bytes = 5 * 2**20
     async with slow_link(url, 1_000_000) as link, running(url, QUICK, dispatcher=False) as system:
         system.dispatchers.append(await start_dispatcher(link.url, QUICK))
@@ -117,7 +117,7 @@ async def test_jobs_with_large_payloads_get_through_a_slow_link_to_the_dispatche
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the order of their session, and small ones of other partitions need not wait for all of them."""
-    monkeypatch.setattr(paced, "CAP", Cap(0.1, 2**20))
+    monkeypatch.setattr(paced_reads, "CAP", Cap(0.1, 2**20))
     order: list[str] = []
     async with slow_link(url, 1_000_000) as link, running(url, QUICK, dispatcher=False) as system:
         requests = [Request(JobDocument("s1", f"large{i}"), bytes(200_000)) for i in range(10)]

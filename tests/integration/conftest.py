@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from scheduler.cli import common, process
+from scheduler.console import common, process
 from scheduler.runtime import dispatcher
-from scheduler.store.server import EmbeddedServer, start_embedded
+from scheduler.server.embedded import EmbeddedServer, start_embedded
 from tests.integration.commands import on_server
 
 

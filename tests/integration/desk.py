@@ -7,13 +7,13 @@ from typing import Any, Final
 
 import msgspec
 
-from scheduler import model
 from scheduler.config import Settings
 from scheduler.management import pools
 from scheduler.management.commands import Wanted, encode_command
 from scheduler.management.manager import Manager
 from scheduler.management.pools import PoolDocument
-from scheduler.model import NodeBeat
+from scheduler.protocol.documents import NodeBeat, encode_beat
+from scheduler.protocol.snapshot import Pool
 from scheduler.store.store import Store
 from tests.system import QUICK
 
@@ -47,13 +47,13 @@ class Desk:
     async def beat(self, node: str, **rest: Any) -> None:
         """A heartbeat of a new node."""
         boot = f"{await self.control.time_us()}-test"
-        await self.control.beat(model.encode_beat(NodeBeat(node, boot, 1, **rest)))
+        await self.control.beat(encode_beat(NodeBeat(node, boot, 1, **rest)))
 
     async def placed(self) -> dict[str, str]:
         """The pool of each node of the published snapshot."""
         return {node.id: node.pool for node in (await self.control.read_snapshot()).nodes}
 
-    async def in_force(self) -> dict[str, model.Pool]:
+    async def in_force(self) -> dict[str, Pool]:
         """The pools of the published snapshot."""
         return {pool.id: pool for pool in (await self.control.read_snapshot()).pools}
 

@@ -7,14 +7,14 @@ from typing import Final
 
 import pytest
 
-from scheduler.calls import CapacityItem
 from scheduler.config import DEFAULTS
 from scheduler.errors import NotAccepted
-from scheduler.handlers import Job
-from scheduler.keys import HIGHEST_ID, is_absurd
 from scheduler.management.manager import Manager
-from scheduler.model import NodeBeat, encode_beat
-from scheduler.runtime.reaper import Reaper
+from scheduler.node.handlers import Job
+from scheduler.protocol.documents import NodeBeat, encode_beat
+from scheduler.protocol.keys import HIGHEST_ID, is_absurd
+from scheduler.protocol.messages import CapacityItem
+from scheduler.reaper.reaper import Reaper
 from scheduler.store.store import Store
 from tests.clock import hand_clock
 from tests.seeds import BOOT, NODE, seed_closed

@@ -10,11 +10,11 @@ from collections import Counter
 import msgspec
 import pytest
 
-from scheduler import calls, keys, model
 from scheduler.errors import NotAccepted
-from scheduler.handlers import Job
-from scheduler.model import JobDocument, NodeBeat
+from scheduler.node.handlers import Job
 from scheduler.producer import Producer, Request
+from scheduler.protocol import keys, messages
+from scheduler.protocol.documents import JobDocument, NodeBeat, encode_beat, encode_job
 from scheduler.runtime import intake
 from tests.integration.test_dispatcher import bench
 from tests.integration.test_main_job import EN_ZH, WAIT_MS, echo, outcomes, submit_all
@@ -153,7 +153,7 @@ async def test_a_huge_capacity_is_refused_and_the_fleet_goes_on(url: str) -> Non
         for capacity in ("1" + "0" * 20, "1" + "0" * 400):
             document = b'{"kind":"node","node":"bad","boot":"1000-x","capacity":%s}' % capacity.encode()
             await client.xadd(stream, {"node": document, "time_ms": b"9" * 5_000})
-        future = model.encode_beat(NodeBeat("n1", "9999999999999999-x", 1))
+        future = encode_beat(NodeBeat("n1", "9999999999999999-x", 1))
         await client.xadd(stream, {"node": future})
         await client.hset(system.store.cell.keys.capacity, "odd", "inf 1000-x ready")
         await system.add_node("n1", echo)
@@ -202,7 +202,7 @@ async def test_a_record_that_no_script_wrote_harms_no_other_job(url: str, record
         entry = f"{partition}/9000000000000-1"
         pipeline.hset(names.job("bad"), mapping=record | {"session": "s1", "entry": entry, "submitted_ms": "1"})
         for number, job_id in enumerate(jobs, start=1):
-            document = model.encode_job(JobDocument("s1", job_id, **EN_ZH))
+            document = encode_job(JobDocument("s1", job_id, **EN_ZH))
             pipeline.xadd(names.jobs(partition), {"job": document}, id=f"9000000000000-{number}")
         await pipeline.execute()
         b.entries += len(jobs)
@@ -228,9 +228,9 @@ async def test_a_job_that_was_submitted_as_another_is_dead_and_told(url: str) ->
     async with running(url) as system, Producer(url, settings=QUICK, reply_to="mine") as producer:
         await system.add_node("n1", handle, pairs=())
         layout = await system.store.layout()
-        document = model.encode_job(JobDocument("s1", "j1", reply_to="other"))
+        document = encode_job(JobDocument("s1", "j1", reply_to="other"))
         partition = system.store.partition_of("s2", layout)
-        await system.store.cell.submit([calls.SubmitItem(partition, "j1", "s2", "", "mine", "n1", document, b"")])
+        await system.store.cell.submit([messages.SubmitItem(partition, "j1", "s2", "", "mine", "n1", document, b"")])
         outcome = await producer.outcome("j1", WAIT_MS)
         assert (outcome.state, outcome.reason, outcome.session_id) == ("dead", "invalid", "s2")
         assert "session_id = 's1' in the document, and it was submitted with 's2'" in outcome.detail
@@ -238,7 +238,7 @@ async def test_a_job_that_was_submitted_as_another_is_dead_and_told(url: str) ->
         told = await system.store.reads.entries(system.store.cell.keys.replies("mine"))
         assert [fields[b"job_id"] for _, fields in told] == [b"j1"]
 
-        both = model.encode_job(JobDocument("s3", "j2"))
+        both = encode_job(JobDocument("s3", "j2"))
         stream = system.store.cell.keys.jobs(system.store.partition_of("s3", layout))
         await system.store.connection.commands.xadd(stream, {"job": both})
         with contextlib.suppress(NotAccepted):

@@ -9,12 +9,12 @@ from typing import Any
 import msgspec
 import pytest
 import redis
-from click.testing import CliRunner, Result
-
 from benchmarks import dispatch as dispatch_module
 from benchmarks import relay as relay_module
 from benchmarks import workload
 from benchmarks.command import QUICK_JOBS, QUICK_ROUNDS, bench
+from click.testing import CliRunner, Result
+
 from scheduler.store.store import Store
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "bench"

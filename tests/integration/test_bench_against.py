@@ -216,7 +216,10 @@ def test_one_comparison_at_a_time(project: Path) -> None:
         f"command.PROJECT = Path({str(project)!r}); main()"
     )
     first = subprocess.Popen(
-        [sys.executable, "-c", code, "against", "old"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, "against", "old"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tools" / "packages")))},
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert first.stderr is not None
     while "up to 30 minutes" not in (line := first.stderr.readline()):

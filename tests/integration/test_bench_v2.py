@@ -15,15 +15,16 @@ from typing import Any
 import msgspec
 import pytest
 import redis
-from click.testing import CliRunner, Result
-
 from benchmarks.command import bench
 from benchmarks.measure import BenchmarkFailed
 from benchmarks.v2.baseline import Baseline, Request
 from benchmarks.v2.child import child
 from benchmarks.v2.rows import CACHED, OURS, ROWS, UNLOCKED, UNLOCKED_CACHED, V2, Row
+from click.testing import CliRunner, Result
+
 from scheduler.config import DEFAULTS
-from scheduler.model import JobDocument, Node, Snapshot, encode_job
+from scheduler.protocol.documents import JobDocument, encode_job
+from scheduler.protocol.snapshot import Node, Snapshot
 from scheduler.store.store import Store
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "bench"

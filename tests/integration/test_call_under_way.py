@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from scheduler import calls
-from scheduler.model import Pool, Snapshot
+from scheduler.protocol import messages
+from scheduler.protocol.snapshot import Pool, Snapshot
 from scheduler.runtime.index import Index
+from scheduler.runtime.placement.attempt import Try
 from scheduler.runtime.placer import Placer
-from scheduler.runtime.tries import Try
 from scheduler.store.cell import Cell
 from tests.integration.test_dispatcher import BOOT, bench
 from tests.integration.test_sessions import EN_DE, PLAIN, a_job, a_node, publish, submit, where
@@ -31,7 +31,7 @@ async def test_the_boots_of_a_call_are_those_that_its_candidates_were_chosen_as(
         self._known.index = Index(Snapshot(2**53, (a_node("p1", boot=LATER_BOOT, pairs=(EN_DE,)),), (PLAIN,)))
         return made
 
-    async def noted(self: Cell, items: Sequence[calls.ReserveItem], boots: Mapping[str, str], *rest: Any) -> Any:
+    async def noted(self: Cell, items: Sequence[messages.ReserveItem], boots: Mapping[str, str], *rest: Any) -> Any:
         asked.append(boots)
         return await reserve(self, items, boots, *rest)
 

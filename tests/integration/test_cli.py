@@ -14,8 +14,8 @@ import redis
 
 import scheduler
 from scheduler.cli import main
-from scheduler.cli.common import duration, moment, shown
 from scheduler.cli.main import COMMANDS
+from scheduler.console.common import duration, moment, shown
 from scheduler.errors import without_credentials
 from tests.integration.commands import refusal, run
 

@@ -12,9 +12,11 @@ import msgspec
 import pytest
 from click.testing import Result
 
-from scheduler import calls, model, words
 from scheduler.cli.jobs import body_of
 from scheduler.cli.submit import Needs, result_fields
+from scheduler.protocol import messages, record_fields
+from scheduler.protocol.documents import JobDocument, decode_job
+from scheduler.protocol.lifecycle import TRANSITIONS, Transition
 from scheduler.store.store import Store
 from tests import seeds
 from tests.integration.commands import on_server, refusal, run
@@ -66,7 +68,7 @@ def test_submitted_bodies(ready_url: str, tmp_path: Path) -> None:
         "bytes": b"\xff\x00",
         "none": None,
     }
-    assert model.decode_job(found["none"][b"job"]) == model.JobDocument("s", job_id="none", priority=3)
+    assert decode_job(found["none"][b"job"]) == JobDocument("s", job_id="none", priority=3)
 
 
 def test_lines_that_are_not_accepted(ready_url: str, tmp_path: Path) -> None:
@@ -280,7 +282,7 @@ def test_show_dead_job(ready_url: str) -> None:
     async def seed(store: Store) -> None:
         token = await seeds.seed_reserved(store)
         item = seeds.release_item(token, "dead", reason="run_time", detail="gone\x1b[2J")
-        assert await seeds.release(store, item) == [calls.Released("dead")]
+        assert await seeds.release(store, item) == [messages.Released("dead")]
 
     on_server(ready_url, seed)
     words, fields = show(ready_url)
@@ -337,10 +339,8 @@ def test_show_damaged_job(ready_url: str, junk: str) -> None:
         assert (document["state"], document["attempts"]) == (job if junk else "none", 0)
 
 
-@pytest.mark.parametrize(
-    "row", [row for row in model.TRANSITIONS if row.next_state != "none"], ids=lambda row: row.event
-)
-def test_body_as_the_transition_table_says(row: model.Transition) -> None:
+@pytest.mark.parametrize("row", [row for row in TRANSITIONS if row.next_state != "none"], ids=lambda row: row.event)
+def test_body_as_the_transition_table_says(row: Transition) -> None:
     """Where a body is said to be is where the transition table leaves it."""
     record = {"state": row.next_state, "entry": "1/1-0", "inbox_id": "2-0", "parked_id": "3-0"}
     if row.body == "dead":
@@ -355,7 +355,7 @@ def test_show_a_job_whose_body_was_deleted(ready_url: str) -> None:
         await seeds.seed_job(store, "queued", "s1")
         await seeds.seed_job(store, "kept", "s1")
         await seeds.seed_reserved(store, "reserved", "s2")
-        entry_id = words.entry_id_of((await store.reads.record("queued"))["entry"].partition("/")[2])
+        entry_id = record_fields.entry_id_of((await store.reads.record("queued"))["entry"].partition("/")[2])
         assert entry_id is not None
         client, keys = store.connection.commands, store.cell.keys
         await client.xdel(keys.jobs(seeds.PARTITION), entry_id)

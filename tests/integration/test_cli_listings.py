@@ -8,9 +8,10 @@ from typing import Any, Final
 
 import pytest
 
-from scheduler import model
 from scheduler.cli import listings
 from scheduler.management.pools import stored_field
+from scheduler.protocol.documents import NodeBeat, encode_beat
+from scheduler.protocol.snapshot import Node, Pool, Snapshot
 from scheduler.store.store import Store
 from tests import seeds
 from tests.integration.commands import on_server, refusal, run
@@ -38,7 +39,7 @@ def test_streams(ready_url: str) -> None:
         await seeds.seed_job(store, "j2", partition=1)
         await store.cell.claim("gone+1", [2])
         await store.cell.claim("gone+1", (), [2])
-        await store.control.beat(model.encode_beat(model.NodeBeat("n1", seeds.BOOT, 1)))
+        await store.control.beat(encode_beat(NodeBeat("n1", seeds.BOOT, 1)))
 
     on_server(ready_url, seed)
     rows, document = listed(ready_url, "streams", "ls")
@@ -110,9 +111,9 @@ def test_nodes(ready_url: str) -> None:
         await seeds.seed_reserved(store, node="n1", slots=4)
         await seeds.seed_node(store, "n2", slots=0, reason="draining")
         epoch = await seeds.seed_leader(store)
-        node = model.Node("n1", seeds.BOOT, 4, "a-pool-with-a-long-name", pairs, ("asr", "tts"), {"zone": "eu"}, "2.1")
-        other = model.Node("n2", seeds.LATER_BOOT, 4, "of-another-boot")
-        await store.control.publish(seeds.MANAGER, epoch, model.Snapshot(1, (node, other)))
+        node = Node("n1", seeds.BOOT, 4, "a-pool-with-a-long-name", pairs, ("asr", "tts"), {"zone": "eu"}, "2.1")
+        other = Node("n2", seeds.LATER_BOOT, 4, "of-another-boot")
+        await store.control.publish(seeds.MANAGER, epoch, Snapshot(1, (node, other)))
 
     on_server(ready_url, seed)
     rows, document = listed(ready_url, "nodes", "ls")
@@ -152,14 +153,14 @@ def test_nodes_that_take_no_work(ready_url: str, monkeypatch: pytest.MonkeyPatch
         ):
             await seeds.seed_node(store, name, slots=0, boot=boot, reason="draining")
         beats = [
-            model.NodeBeat("ruled", seeds.BOOT, 2, features=("asr",), labels={"zone": "eu"}, version="2.1"),
-            model.NodeBeat("again", seeds.BOOT, 1, pool="of-another-boot"),
-            model.NodeBeat("named", seeds.BOOT, 3, (("en", "de"),), pool="gold"),
-            model.NodeBeat("named", seeds.BOOT, 3, (("en", "zh"),), pool="gold", draining=True),
-            model.NodeBeat("busy", seeds.BOOT, 1),
+            NodeBeat("ruled", seeds.BOOT, 2, features=("asr",), labels={"zone": "eu"}, version="2.1"),
+            NodeBeat("again", seeds.BOOT, 1, pool="of-another-boot"),
+            NodeBeat("named", seeds.BOOT, 3, (("en", "de"),), pool="gold"),
+            NodeBeat("named", seeds.BOOT, 3, (("en", "zh"),), pool="gold", draining=True),
+            NodeBeat("busy", seeds.BOOT, 1),
         ]
         for beat in beats:
-            await store.control.beat(model.encode_beat(beat))
+            await store.control.beat(encode_beat(beat))
         client = store.connection.commands
         await client.xadd(store.control.keys.heartbeats, {"node": "no document"})
         document = b'{"match": {"labels": {"zone": "eu"}}}'
@@ -184,8 +185,8 @@ def test_a_picture_that_no_manager_keeps_up_says_its_age(ready_url: str) -> None
     async def seed(store: Store) -> None:
         await seeds.seed_node(store, "n1")
         epoch = await seeds.seed_leader(store)
-        node = model.Node("n1", seeds.BOOT, 4, "default", ())
-        await store.control.publish(seeds.MANAGER, epoch, model.Snapshot(1, (node,), (model.Pool("default"),)))
+        node = Node("n1", seeds.BOOT, 4, "default", ())
+        await store.control.publish(seeds.MANAGER, epoch, Snapshot(1, (node,), (Pool("default"),)))
 
     async def silent(store: Store) -> None:
         until_ms = await store.reads.now_ms() - 20_000

@@ -12,8 +12,8 @@ import pytest
 import redis
 from click.testing import Result
 
-from scheduler import model
 from scheduler.cli.pools import FILE_BYTES_MAX
+from scheduler.protocol.snapshot import EMPTY_SNAPSHOT, decode_snapshot, encode_snapshot
 from tests.integration.commands import refusal, run
 from tests.integration.test_cli_processes import answer, running, up
 
@@ -45,8 +45,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         running(directory, "node", "--id", "n2", "--capacity", "2", "--pool", "fast"),
     ):
         with redis.Redis.from_url((directory / ".scheduler" / "url").read_text().strip()) as client:
-            none = model.encode_snapshot(model.EMPTY_SNAPSHOT)
-            while len(model.decode_snapshot(client.get("{sched}:snapshot") or none).nodes) < 2:
+            none = encode_snapshot(EMPTY_SNAPSHOT)
+            while len(decode_snapshot(client.get("{sched}:snapshot") or none).nodes) < 2:
                 pass  # a node is ready when it has registered; the snapshot follows
         yield directory
         assert scheduler.end(signal.SIGTERM)[0] == 0

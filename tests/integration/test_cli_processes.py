@@ -18,9 +18,9 @@ import msgspec
 import pytest
 import redis
 
-from scheduler.audit import Capacity, Run
-from scheduler.store.location import ping
-from scheduler.store.server import start_embedded
+from scheduler.audit.audit import Capacity, Run
+from scheduler.server.embedded import start_embedded
+from scheduler.store.blocking import ping
 from scheduler.url import parse_url
 from tests.integration.commands import told_url
 

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import redis
 
-from scheduler.cli import process
 from scheduler.config import DEFAULTS
+from scheduler.console import process
 from scheduler.errors import ServerUnavailable
-from scheduler.store import server as engines
-from scheduler.store.location import ping, write_url_file
-from scheduler.store.server import start_embedded
+from scheduler.server import embedded as engines
+from scheduler.server.embedded import start_embedded
+from scheduler.server.location import write_url_file
+from scheduler.store.blocking import ping
 from scheduler.url import parse_url
 from tests.integration.commands import refusal, run, told_url
 from tests.integration.test_cli_processes import Command, answer, running

@@ -10,13 +10,13 @@ import pytest
 import redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from scheduler.cli.process import stop_roles
+from scheduler.console.process import stop_roles
 from scheduler.errors import ServerUnavailable
-from scheduler.node import Node
+from scheduler.node.node import Node
 from scheduler.producer import Producer
 from scheduler.roles import start_dispatcher, start_manager, start_reaper
 from scheduler.store.connection import Connection
-from scheduler.store.pool import Pool
+from scheduler.store.connection_pool import Pool
 from scheduler.store.store import Store, open_store
 from scheduler.url import ServerUrl, parse_url
 from tests.system import PATIENCE_MS, QUICK, running

@@ -15,11 +15,11 @@ import pytest
 from scheduler.clock import SYSTEM_CLOCK
 from scheduler.config import DEFAULTS
 from scheduler.errors import InvalidInput, SchedulerError, ServerRefused, ServerUnavailable, WrongType
-from scheduler.handlers import Job
-from scheduler.node import Node
+from scheduler.node.handlers import Job
+from scheduler.node.node import Node
+from scheduler.server.embedded import start_embedded
 from scheduler.store import connection, telling
 from scheduler.store.connection import PATIENCE_MS, Connection, ScriptFailed, or_each_alone
-from scheduler.store.server import start_embedded
 from scheduler.store.store import Store, open_store
 from scheduler.url import parse_url
 from tests.system import QUICK, running

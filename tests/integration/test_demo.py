@@ -15,11 +15,11 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 
-from scheduler import audit
+from scheduler.audit import audit
+from scheduler.audit.workloads import SpeechShape
 from scheduler.cli import demo as demo_module
 from scheduler.cli import rehearsal
 from scheduler.cli.demo import demo
-from scheduler.loads import SpeechShape
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = [

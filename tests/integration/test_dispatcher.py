@@ -10,12 +10,13 @@ from random import Random
 import msgspec
 import pytest
 
-from scheduler import calls, keys, model
-from scheduler.calls import CapacityItem
 from scheduler.clock import SYSTEM_CLOCK, Clock
 from scheduler.config import Settings
 from scheduler.loop import end_tasks
-from scheduler.model import JobDocument
+from scheduler.protocol import keys, messages
+from scheduler.protocol.documents import DispatcherBeat, JobDocument, decode_beat, encode_job
+from scheduler.protocol.messages import CapacityItem
+from scheduler.protocol.snapshot import Node, Pool, Snapshot
 from scheduler.runtime.dispatcher import Dispatcher
 from scheduler.runtime.intake import Job
 from scheduler.runtime.reader import Batch, Reader
@@ -23,7 +24,7 @@ from scheduler.session.bindings import Bindings
 from scheduler.store.cell import Cell
 from scheduler.store.connection import ScriptFailed
 from scheduler.store.control import Leading
-from scheduler.store.paced import PacedReads
+from scheduler.store.paced_reads import PacedReads
 from scheduler.store.store import Store, open_store
 from tests.system import QUICK
 
@@ -37,11 +38,11 @@ CALM = msgspec.structs.replace(QUICK, partition_lease_ms=60_000, no_node_grace_m
 class Bench:
     """A dispatcher that is driven step by step, on a fleet that exists as capacities and a snapshot only."""
 
-    def __init__(self, store: Store, dispatcher: Dispatcher, layout: calls.Layout) -> None:
+    def __init__(self, store: Store, dispatcher: Dispatcher, layout: messages.Layout) -> None:
         self.store = store
         self.dispatcher = dispatcher
         self.layout = layout
-        self.pool = model.Pool("default")
+        self.pool = Pool("default")
         self.pairs: dict[str, tuple[str, str]] = {}
         self.entries = 0
 
@@ -50,13 +51,12 @@ class Bench:
         items = [CapacityItem(name, count, BOOT, "ready") for name, count in slots.items()]
         await self.store.cell.capacity(EPOCH, items)
         nodes = tuple(
-            model.Node(name, BOOT, count, "default", (self.pairs.get(name, ("en", "zh")),))
-            for name, count in slots.items()
+            Node(name, BOOT, count, "default", (self.pairs.get(name, ("en", "zh")),)) for name, count in slots.items()
         )
         lead = await self.store.control.lead("m+1")
         assert isinstance(lead, Leading)
         version = await self.store.control.time_us()
-        await self.store.control.publish("m+1", lead.epoch, model.Snapshot(version, nodes, (self.pool,)))
+        await self.store.control.publish("m+1", lead.epoch, Snapshot(version, nodes, (self.pool,)))
         await self.dispatcher.snapshots.load()
 
     def partition_of(self, session: str) -> int:
@@ -68,7 +68,7 @@ class Bench:
     ) -> str:
         """A raw intake entry; its partition and id."""
         partition = self.partition_of(session)
-        document = model.encode_job(JobDocument(session, job_id, *pair, deadline_ms=deadline_ms))
+        document = encode_job(JobDocument(session, job_id, *pair, deadline_ms=deadline_ms))
         fields = {"job": document, "payload": b""}
         identifier = await self.store.connection.commands.xadd(self.store.cell.keys.jobs(partition), fields)
         self.entries += 1
@@ -86,7 +86,7 @@ class Bench:
         entries = [(job_id, session, pair) for job_id, session in sessions.items()]
         entries += [(job_id, session, ("en", "zh")) for job_id, session in (others or {}).items()]
         for job_id, session, languages in entries:
-            document = model.encode_job(JobDocument(session, job_id, *languages))
+            document = encode_job(JobDocument(session, job_id, *languages))
             pipeline.xadd(self.store.cell.keys.jobs(self.partition_of(session)), {"job": document, "payload": b""})
         await pipeline.execute()
         self.entries += len(entries)
@@ -119,7 +119,7 @@ class Bench:
         items = []
         for job_id, node in held.items():
             record = await self.store.reads.record(job_id)
-            item = calls.ReleaseItem(
+            item = messages.ReleaseItem(
                 job_id=job_id,
                 node=node,
                 partition=keys.partition_of_entry(record["entry"]),
@@ -131,7 +131,7 @@ class Bench:
             )
             items.append(item)
         _, answers = await self.store.cell.release(items, 60_000, 60_000)
-        assert answers == [calls.Released("completed")] * len(items)
+        assert answers == [messages.Released("completed")] * len(items)
 
 
 @asynccontextmanager
@@ -156,7 +156,7 @@ async def test_what_is_read_and_called_is_bounded(url: str, monkeypatch: pytest.
     taken: list[int] = []
     reserve, take = Cell.reserve, Dispatcher._take
 
-    async def spy(self: Cell, items: list[calls.ReserveItem], *rest: object) -> object:
+    async def spy(self: Cell, items: list[messages.ReserveItem], *rest: object) -> object:
         called.append(len(items))
         return await reserve(self, items, *rest)  # type: ignore[arg-type]
 
@@ -205,7 +205,7 @@ async def test_newcomers_of_other_classes_are_called_beside_those_who_wait(
     both, reserve = asyncio.Event(), Cell.reserve
     under_way: set[str] = set()
 
-    async def together(self: Cell, items: list[calls.ReserveItem], *rest: object) -> object:
+    async def together(self: Cell, items: list[messages.ReserveItem], *rest: object) -> object:
         under_way.update(item.job_id for item in items)
         if under_way == {"j2", "j3"}:
             both.set()
@@ -233,7 +233,7 @@ async def test_a_job_whose_script_fails_waits(url: str, monkeypatch: pytest.Monk
     """While nothing shows that it is at fault it ends by nothing; it is placed once the script does its work."""
     reserve, broken = Cell.reserve, True
 
-    async def failing(self: Cell, items: object, *rest: object) -> list[calls.Reserved | calls.Refused]:
+    async def failing(self: Cell, items: object, *rest: object) -> list[messages.Reserved | messages.Refused]:
         if broken:
             raise ScriptFailed("attempt to compare number with nil")
         return await reserve(self, items, *rest)  # type: ignore[arg-type]
@@ -427,8 +427,8 @@ async def test_decisions_and_waits_for_the_session_are_measured_and_told(url: st
         assert 0 < report.decision_us.p99 <= report.decision_us.max
         assert report.session_wait_ms.count == 3
         assert report.session_wait_ms.max > 0
-        beat = model.decode_beat(b.dispatcher._document())
-        assert isinstance(beat, model.DispatcherBeat)
+        beat = decode_beat(b.dispatcher._document())
+        assert isinstance(beat, DispatcherBeat)
         assert (beat.decision_us_p99 > 0, beat.session_wait_ms_p99 > 0) == (True, True)
 
 
@@ -437,7 +437,7 @@ async def test_a_job_in_the_wrong_partition_is_placed_all_the_same(url: str) -> 
     async with bench(url) as b:
         await b.fleet(n1=1)
         wrong = (keys.partition_of("s1", b.layout.partitions) + 1) % b.layout.partitions
-        document = model.encode_job(JobDocument("s1", "j0", "en", "zh"))
+        document = encode_job(JobDocument("s1", "j0", "en", "zh"))
         await b.store.connection.commands.xadd(b.store.cell.keys.jobs(wrong), {"job": document})
         b.entries = 1
         await b.step_until_read()

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from scheduler.errors import JobFailed, Reject, Retry, SchedulerError, UnknownJob
-from scheduler.handlers import Job
+from scheduler.node.handlers import Job
 from scheduler.producer import UNKNOWN_MS, Producer
 from tests.system import QUICK, System, running
 

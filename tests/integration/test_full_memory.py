@@ -12,13 +12,13 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
-from scheduler import model
 from scheduler.errors import ServerUnavailable
-from scheduler.handlers import Job
 from scheduler.management.commands import ApplyPools, RemovePool, encode_command
 from scheduler.management.pools import PoolDocument
-from scheduler.node import Node
+from scheduler.node.handlers import Job
+from scheduler.node.node import Node
 from scheduler.producer import Producer
+from scheduler.protocol.documents import NodeBeat, encode_beat
 from scheduler.roles import start_dispatcher, start_manager, start_reaper
 from scheduler.store.store import open_store
 from tests.integration.commands import run
@@ -100,8 +100,8 @@ async def test_a_later_life_takes_over_without_memory(url: str) -> None:
     async with running(url, lasting) as system:
         layout = await system.store.layout()
         boot = f"{await system.store.control.time_us()}-dead"
-        beat = model.NodeBeat("n1", boot, 1, pairs=(("en", "zh"),))
-        await system.store.control.beat(model.encode_beat(beat))  # and never again, as one that was killed
+        beat = NodeBeat("n1", boot, 1, pairs=(("en", "zh"),))
+        await system.store.control.beat(encode_beat(beat))  # and never again, as one that was killed
         job_id = await system.producer.submit("s1", **EN_ZH)
 
         async def is_placed() -> bool:

@@ -17,12 +17,25 @@ from typing import Any, Final
 import msgspec
 import pytest
 
-from scheduler import calls, model
 from scheduler.config import DEFAULTS
 from scheduler.management.commands import ApplyPools, RemovePool, encode_command
 from scheduler.management.manager import Manager
 from scheduler.management.pools import PoolDocument
-from scheduler.results import JSON, TEXT
+from scheduler.protocol import messages
+from scheduler.protocol.documents import (
+    Beat,
+    DispatcherBeat,
+    JobDocument,
+    NodeBeat,
+    ReaperBeat,
+    decode_beat,
+    decode_job,
+    encode_beat,
+    encode_job,
+)
+from scheduler.protocol.lifecycle import Verdict
+from scheduler.protocol.results import JSON, TEXT
+from scheduler.protocol.snapshot import Delta, Node, Pool, Snapshot
 from scheduler.store.scripts import load_scripts
 from scheduler.store.store import Store
 from tests.seeds import (
@@ -57,7 +70,7 @@ WRITE: Final = "GOLDEN_WRITE" in os.environ
 SLOTS: Final = 32
 SHAPES: Final = ((r"\b\d{13}-\d+\b", "<id>"), (r"\b\d{16}\b", "<us>"), (r"\b\d{13}\b", "<ms>"))
 
-JOB: Final = model.JobDocument(
+JOB: Final = JobDocument(
     session_id="call-7",
     job_id="job-1",
     src_lang="en",
@@ -69,7 +82,7 @@ JOB: Final = model.JobDocument(
     deadline_ms=60_000,
     reply_to="desk-9",
 )
-NODE_BEAT: Final = model.NodeBeat(
+NODE_BEAT: Final = NodeBeat(
     node="n1",
     boot="1735689600000000-a1b2c3",
     capacity=8,
@@ -82,26 +95,26 @@ NODE_BEAT: Final = model.NodeBeat(
     healthy=False,
     running=3,
 )
-BEATS: Final[dict[str, model.Beat]] = {
+BEATS: Final[dict[str, Beat]] = {
     "node": NODE_BEAT,
-    "node_smallest": model.NodeBeat(node="n2", boot="1735689600000001-d4e5f6", capacity=1),
-    "dispatcher": model.DispatcherBeat(name="d1", boot="0a1b2c3d", waiting={"speech": 4}, snapshot_version=17),
-    "reaper": model.ReaperBeat(name="r1", boot="4e5f6a7b", expired={"n1": 2}),
+    "node_smallest": NodeBeat(node="n2", boot="1735689600000001-d4e5f6", capacity=1),
+    "dispatcher": DispatcherBeat(name="d1", boot="0a1b2c3d", waiting={"speech": 4}, snapshot_version=17),
+    "reaper": ReaperBeat(name="r1", boot="4e5f6a7b", expired={"n1": 2}),
 }
-SNAPSHOT: Final = model.Snapshot(
+SNAPSHOT: Final = Snapshot(
     version=1735689600000000,
     nodes=(
-        model.Node("n1", "1735689600000000-a1b2c3", 8, "speech", (("en", "zh-Hant"),), ("asr",), {"zone": "b"}, "2.1"),
-        model.Node("n2", "1735689600000001-d4e5f6", 1, "default", suspect=True, assigned=True),
+        Node("n1", "1735689600000000-a1b2c3", 8, "speech", (("en", "zh-Hant"),), ("asr",), {"zone": "b"}, "2.1"),
+        Node("n2", "1735689600000001-d4e5f6", 1, "default", suspect=True, assigned=True),
     ),
-    pools=(model.Pool("default"), model.Pool("speech", "spread", ("default",), 1, 2, 3, 4, 6)),
+    pools=(Pool("default"), Pool("speech", "spread", ("default",), 1, 2, 3, 4, 6)),
 )
-DELTA: Final = model.Delta(
+DELTA: Final = Delta(
     version=1735689600000001,
     before=1735689600000000,
-    nodes=(model.Node("n3", "1735689600000002-a7b8c9", 2, "gpu", features=("llm",)),),
+    nodes=(Node("n3", "1735689600000002-a7b8c9", 2, "gpu", features=("llm",)),),
     removed=("n2",),
-    pools=(model.Pool("default"), model.Pool("gpu"), *SNAPSHOT.pools[1:]),
+    pools=(Pool("default"), Pool("gpu"), *SNAPSHOT.pools[1:]),
 )
 
 
@@ -148,14 +161,14 @@ async def reserved(store: Store, job_id: str, **rest: Any) -> int:
     return await seed_reserved(store, job_id, session=f"s-{job_id}", slots=SLOTS, **rest)
 
 
-async def end(store: Store, job_id: str, token: int, verdict: model.Verdict, **rest: Any) -> str:
+async def end(store: Store, job_id: str, token: int, verdict: Verdict, **rest: Any) -> str:
     """One ending; returns the state."""
     (answer,) = await release(store, release_item(token, verdict, job_id, f"s-{job_id}", **rest))
-    assert isinstance(answer, calls.Released)
+    assert isinstance(answer, messages.Released)
     return answer.state
 
 
-async def ended(store: Store, job_id: str, verdict: model.Verdict, **rest: Any) -> None:
+async def ended(store: Store, job_id: str, verdict: Verdict, **rest: Any) -> None:
     """A job that was placed and has had this ending."""
     reply_to = rest.get("reply_to", "")
     await end(store, job_id, await reserved(store, job_id, reply_to=reply_to), verdict, **rest)
@@ -176,16 +189,16 @@ async def layout(store: Store) -> dict[str, str]:
 
 async def documents(_: Store) -> dict[str, dict[str, str]]:
     """Job documents and heartbeats, as JSON and as msgpack; both decode to the same."""
-    smallest = model.JobDocument(session_id="call-7")
+    smallest = JobDocument(session_id="call-7")
     found = {}
     for name, job in {"job": JOB, "job_smallest": smallest}.items():
         packed = msgspec.msgpack.encode(job)
-        assert model.decode_job(packed) == model.decode_job(model.encode_job(job)) == job
-        found[name] = {"json": model.encode_job(job).decode(), "msgpack_hex": packed.hex()}
+        assert decode_job(packed) == decode_job(encode_job(job)) == job
+        found[name] = {"json": encode_job(job).decode(), "msgpack_hex": packed.hex()}
     for name, beat in BEATS.items():
         packed = msgspec.msgpack.encode(beat)
-        assert model.decode_beat(packed) == model.decode_beat(model.encode_beat(beat)) == beat
-        found[f"beat_{name}"] = {"json": model.encode_beat(beat).decode(), "msgpack_hex": packed.hex()}
+        assert decode_beat(packed) == decode_beat(encode_beat(beat)) == beat
+        found[f"beat_{name}"] = {"json": encode_beat(beat).decode(), "msgpack_hex": packed.hex()}
     return found
 
 
@@ -216,7 +229,7 @@ def _text(fields: dict[bytes, bytes]) -> list[tuple[str, str]]:
 
 async def heartbeats(store: Store) -> list[dict[str, str]]:
     """Entries of the stream, by beat.lua."""
-    await store.control.beat(model.encode_beat(BEATS["node_smallest"]))
+    await store.control.beat(encode_beat(BEATS["node_smallest"]))
     return [
         {"node": fields[b"node"].decode(), "time_ms": masked(fields[b"time_ms"].decode())}
         for _, fields in await store.reads.entries(store.control.keys.heartbeats)
@@ -295,7 +308,7 @@ async def records(store: Store) -> dict[str, dict[str, str]]:
     await end(store, "expired", token, "expire", reason="lease_expired")
     await ended(store, "rebooted", "reboot", boot=LATER_BOOT, reason="reboot")
     await ended(store, "dead", "dead", reason="broken")
-    token = await reserved(store, "exhausted", pool=model.Pool("default", attempts_max=1))
+    token = await reserved(store, "exhausted", pool=Pool("default", attempts_max=1))
     await end(store, "exhausted", token, "retry", reason="handler_failed")
     token = await reserved(store, "cancelled")
     await seed_record(store, "cancelled", cancel="1")
@@ -369,13 +382,13 @@ async def others(store: Store) -> dict[str, Any]:
     entry_id = await seed_job(store, "job-1", "call-7")
     item = reserve_item(entry_id, epoch, "job-1", "call-7", binding="default en:zh-Hant")
     (answer,) = await reserve(store, [item])
-    assert isinstance(answer, calls.Reserved)
-    await store.cell.capacity(LEADER_EPOCH, [calls.CapacityItem("n2", 0, BOOT, "draining")])
+    assert isinstance(answer, messages.Reserved)
+    await store.cell.capacity(LEADER_EPOCH, [messages.CapacityItem("n2", 0, BOOT, "draining")])
     slots = await client.zrange(k.slots(NODE), 0, -1, withscores=True)
     held = await hash_at(store, k.owners)
     await store.cell.claim(OWNER, [], [PARTITION])
     await release(store, release_item(answer.token, "finish", "job-1", "call-7"))
-    await store.cell.count(LEADER_EPOCH, calls.Counted(1735689600000000, frozenset({"session", "tenant"})))
+    await store.cell.count(LEADER_EPOCH, messages.Counted(1735689600000000, frozenset({"session", "tenant"})))
     return {
         "session": (await client.get(k.session("call-7"))).decode(),
         "capacity": await hash_at(store, k.capacity),

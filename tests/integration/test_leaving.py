@@ -8,9 +8,9 @@ import time
 import msgspec
 import pytest
 
-from scheduler import model
-from scheduler.calls import CapacityItem
-from scheduler.node import Node
+from scheduler.node.node import Node
+from scheduler.protocol.documents import NodeBeat, encode_beat
+from scheduler.protocol.messages import CapacityItem
 from scheduler.roles import start_manager
 from tests.integration.test_main_job import EN_ZH, WAIT_MS, Gate
 from tests.integration.test_rules_nodes import Attempts, until_folded
@@ -113,9 +113,9 @@ async def test_heartbeats_that_arrive_after_leave_register_nobody(url: str, docu
     async with running(url, PATIENT) as system:
         node = await system.add_node("n1", Attempts())
         await leave_in_time(system, "n1")
-        beat = model.NodeBeat("n1", node.boot, 4, draining=document == "draining")
+        beat = NodeBeat("n1", node.boot, 4, draining=document == "draining")
 
-        await system.store.control.beat(model.encode_beat(beat))
+        await system.store.control.beat(encode_beat(beat))
 
         await until_folded(system)
         assert await nodes_of(system) == ["probe"]

@@ -13,17 +13,17 @@ from typing import Any, Final
 import msgspec
 import pytest
 
-from scheduler import calls
 from scheduler.errors import Fenced, SchedulerError
-from scheduler.handlers import Job
 from scheduler.management import counting
 from scheduler.management.commands import ApplyPools, RemovePool
 from scheduler.management.manager import Manager
 from scheduler.management.pools import PoolDocument
-from scheduler.model import JobDocument
+from scheduler.node.handlers import Job
 from scheduler.producer import Request
+from scheduler.protocol import messages
+from scheduler.protocol.documents import JobDocument
 from scheduler.runtime.dispatcher import Dispatcher
-from scheduler.runtime.waiting import Waiter
+from scheduler.runtime.waiting.waiting_jobs import Waiter
 from scheduler.store.cell import Cell
 from scheduler.store.control import Control
 from scheduler.store.store import Store, open_store
@@ -94,7 +94,7 @@ async def test_a_limit_counts_what_was_placed_before_it_was_set(desk: Desk) -> N
 
     accepted = (await desk.answer())["accepted"]
     assert await held(desk.store) == ALL_SESSIONS
-    assert await desk.store.reads.counted() == calls.Counted(accepted["version"], SESSION)
+    assert await desk.store.reads.counted() == messages.Counted(accepted["version"], SESSION)
     await desk.ask(ApplyPools({"silver": TWO_A_TENANT}))
     await desk.manager.run_once()
     assert await held(desk.store) == ALL_SESSIONS | ALL_TENANTS
@@ -194,7 +194,7 @@ async def test_a_leader_that_dies_between_the_steps_is_finished_by_the_next(
     await other.run_once()
     assert [answer for _, answer in await desk.answers()] == ["accepted"]
     assert await held(desk.store) == ALL_SESSIONS
-    assert await desk.store.reads.counted() == calls.Counted(await desk.control.read_version(), SESSION)
+    assert await desk.store.reads.counted() == messages.Counted(await desk.control.read_version(), SESSION)
 
 
 async def test_a_command_that_was_taken_back_leaves_nothing_counted(
@@ -206,7 +206,7 @@ async def test_a_command_that_was_taken_back_leaves_nothing_counted(
     with pytest.raises(Dies):
         await desk.manager.run_once()
     monkeypatch.undo()
-    assert await desk.store.reads.counted() == calls.Counted(0, SESSION)
+    assert await desk.store.reads.counted() == messages.Counted(0, SESSION)
     await desk.store.connection.commands.xdel(desk.control.keys.commands, command)
     await desk.manager.give_up()
 
@@ -283,7 +283,7 @@ async def test_what_is_deleted_while_it_is_counted_is_begun_again(desk: Desk, mo
     """Otherwise what was placed meanwhile would not count."""
     count, keys, seen = desk.store.cell.count, desk.store.cell.keys, Counter[int]()
 
-    async def losing(epoch: int, counted: calls.Counted, items: Sequence[calls.CountItem] = ()) -> Any:
+    async def losing(epoch: int, counted: messages.Counted, items: Sequence[messages.CountItem] = ()) -> Any:
         seen[len(items)] += 1
         if seen[3] == 1:
             await desk.store.connection.commands.delete(keys.counted)
@@ -465,7 +465,7 @@ async def test_jobs_are_placed_while_the_leader_counts(url: str) -> None:
         work = Work()
         await system.add_node("n1", work)
         epoch = int(await system.store.connection.commands.get(system.store.cell.keys.leader_epoch))
-        await system.store.cell.count(epoch, calls.Counted(0, SESSION))
+        await system.store.cell.count(epoch, messages.Counted(0, SESSION))
         (job,) = await submit(system, "s1", EN_ZH)
         await system.until(lambda: job in work.pools)
         assert await held(system.store) == {"session:s1": [job]}

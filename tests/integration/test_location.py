@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 
 from scheduler.errors import InvalidInput, ServerUnavailable
-from scheduler.store.location import (
+from scheduler.server.embedded import EmbeddedServer, start_embedded
+from scheduler.server.location import (
     Found,
     NotFound,
     Place,
     find_url,
-    ping,
     remove_url_file,
     server_url,
     url_file,
     write_url_file,
 )
-from scheduler.store.server import EmbeddedServer, start_embedded
+from scheduler.store.blocking import ping
 from scheduler.url import parse_url
 
 EXPLICIT = "redis://explicit:1/0"

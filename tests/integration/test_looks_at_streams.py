@@ -1,4 +1,4 @@
-"""runtime/streams.py: which streams are asked for, and what a rebuild is told."""
+"""runtime/intake_streams.py and reaper/streams.py: which streams are asked for, and what a rebuild is told."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from scheduler.runtime.streams import INBOXES_MAX, INBOXES_MIN, MARGIN_MS, Intakes, Streams
+from scheduler.reaper.streams import INBOXES_MAX, INBOXES_MIN, Streams
+from scheduler.runtime.intake_streams import MARGIN_MS, Intakes
 from scheduler.store.cell import Cell
 from scheduler.store.reads import Reads
 from scheduler.store.store import Store

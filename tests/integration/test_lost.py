@@ -12,23 +12,24 @@ from typing import Final
 import msgspec
 import pytest
 
-from scheduler import keys
 from scheduler.config import DEFAULTS
 from scheduler.errors import ServerReplaced
-from scheduler.handlers import Job
 from scheduler.management.commands import ApplyPools, encode_command
 from scheduler.management.manager import Manager
 from scheduler.management.pools import PoolDocument
-from scheduler.model import JobDocument, Pool, Snapshot, encode_job
-from scheduler.node import Node
+from scheduler.node.handlers import Job
+from scheduler.node.node import Node
 from scheduler.producer import Producer
+from scheduler.protocol import keys
+from scheduler.protocol.documents import JobDocument, encode_job
+from scheduler.protocol.snapshot import Pool, Snapshot
+from scheduler.reaper.reaper import Reaper
 from scheduler.roles import start_manager
 from scheduler.runtime.index import Index
-from scheduler.runtime.reaper import Reaper
 from scheduler.runtime.snapshots import Snapshots
+from scheduler.server.embedded import start_embedded
 from scheduler.store.connection import Connection, ScriptFailed
 from scheduler.store.reads import Unslotted
-from scheduler.store.server import start_embedded
 from scheduler.store.store import Store
 from tests.clock import HandClock, hand_clock
 from tests.seeds import JOB, NODE, seed_delayed, seed_node, seed_record, seed_reserved

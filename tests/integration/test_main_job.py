@@ -10,12 +10,12 @@ from typing import Any, TypedDict
 import msgspec
 import pytest
 
-from scheduler import keys
-from scheduler.calls import Outcome, Submitted
 from scheduler.errors import JobFailed, NotAccepted, Reject, Retry
-from scheduler.handlers import Job
-from scheduler.model import JobDocument
+from scheduler.node.handlers import Job
 from scheduler.producer import Producer, Request
+from scheduler.protocol import keys
+from scheduler.protocol.documents import JobDocument
+from scheduler.protocol.messages import Outcome, Submitted
 from scheduler.roles import start_dispatcher
 from tests.system import HASTY, QUICK, System, running
 

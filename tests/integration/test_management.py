@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from scheduler import model
-from scheduler.calls import CapacityItem
 from scheduler.errors import Fenced
 from scheduler.management import manager as manager_module
 from scheduler.management.manager import Manager
-from scheduler.model import NodeBeat
+from scheduler.protocol.documents import NodeBeat, encode_beat
+from scheduler.protocol.messages import CapacityItem
+from scheduler.protocol.snapshot import Node, Snapshot
 from scheduler.store.store import Store, open_store
 from tests.seeds import FAR_US, NODE
 from tests.system import QUICK
@@ -31,13 +31,13 @@ class Fleet:
 
     async def beat(self, beat: NodeBeat) -> None:
         """Send a heartbeat."""
-        await self.store.control.beat(model.encode_beat(beat))
+        await self.store.control.beat(encode_beat(beat))
 
     async def capacities(self) -> dict[str, CapacityItem]:
         """What the cell holds."""
         return await self.store.reads.capacities()
 
-    async def nodes(self) -> dict[str, model.Node]:
+    async def nodes(self) -> dict[str, Node]:
         """What placement sees."""
         return {node.id: node for node in (await self.store.control.read_snapshot()).nodes}
 
@@ -66,7 +66,7 @@ async def test_a_node_joins_in_one_step(fleet: Fleet) -> None:
     await fleet.manager.run_once()
     assert await fleet.capacities() == {"n1": CapacityItem("n1", 3, boot, "ready")}
     assert await fleet.nodes() == {
-        "n1": model.Node("n1", boot, 3, "p", pairs=(("en", "zh"),), features=("asr",)),
+        "n1": Node("n1", boot, 3, "p", pairs=(("en", "zh"),), features=("asr",)),
     }
     inbox = await fleet.store.reads.entries(fleet.store.cell.keys.inbox("n1"))
     assert [fields for _, fields in inbox] == [{b"control": b"boot", b"boot": boot.encode()}]
@@ -244,8 +244,8 @@ async def test_bad_heartbeats_are_counted_and_harm_nobody(fleet: Fleet) -> None:
     await client.xadd(stream, {"node": b"{"})
     await client.xadd(stream, {"nothing": b"here"})
     boot = await fleet.boot()
-    await client.xadd(stream, {"node": model.encode_beat(NodeBeat("n1", boot, 1))})
-    await client.xadd(stream, {"node": model.encode_beat(NodeBeat("n2", "no-boot", 1))})
+    await client.xadd(stream, {"node": encode_beat(NodeBeat("n1", boot, 1))})
+    await client.xadd(stream, {"node": encode_beat(NodeBeat("n2", "no-boot", 1))})
     report = await fleet.manager.run_once()
     assert (report.heartbeats, report.invalid, list(await fleet.capacities())) == (4, 3, ["n1"])
 
@@ -260,7 +260,7 @@ async def test_a_paused_leader_is_refused_when_it_wakes(fleet: Fleet) -> None:
     with pytest.raises(Fenced):
         await fleet.store.cell.capacity(epoch, [CapacityItem("n1", 9, "1-old", "ready")])
     with pytest.raises(Fenced):
-        await fleet.store.control.publish("manager+1", epoch, model.Snapshot(version=2**52))
+        await fleet.store.control.publish("manager+1", epoch, Snapshot(version=2**52))
     with pytest.raises(Fenced):
         await fleet.manager.run_once()
     assert (fleet.manager.leading, other.leading, await fleet.capacities()) == (False, True, {})

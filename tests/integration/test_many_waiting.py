@@ -8,10 +8,10 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from scheduler import calls
 from scheduler.loop import Timers
+from scheduler.protocol import messages
 from scheduler.runtime import dispatcher, sweep
-from scheduler.runtime.waiting import Waiter, Waiting
+from scheduler.runtime.waiting.waiting_jobs import Waiter, Waiting
 from scheduler.store.cell import Cell
 from tests.integration.test_dispatcher import CALM, Bench, bench
 from tests.integration.test_rules_waiting import PATIENCE_MS, until_placed
@@ -93,7 +93,7 @@ async def test_who_is_scanned_past_costs_no_call(url: str, monkeypatch: pytest.M
     reserve = Cell.reserve
     called: list[list[str]] = []
 
-    async def spy(self: Cell, items: list[calls.ReserveItem], *rest: object) -> object:
+    async def spy(self: Cell, items: list[messages.ReserveItem], *rest: object) -> object:
         called.append([item.job_id for item in items])
         return await reserve(self, items, *rest)  # type: ignore[arg-type]
 

@@ -11,13 +11,12 @@ from typing import Final
 
 import msgspec
 import pytest
-
 from mutants.inside import ELSEWHERE
 from mutants.listed import ROOT, Mutant
 from mutants.run import Memory, Outcome, Runner, Word, _run, copy_project, run_seed
 
 TEST: Final = "tests/unit/test_retry.py::test_endings"
-NOTICED: Final = Mutant("scheduler/runtime/retry.py", "max(0, delay_ms)", "delay_ms", "A delay is below zero.", (TEST,))
+NOTICED: Final = Mutant("scheduler/node/retry.py", "max(0, delay_ms)", "delay_ms", "A delay is below zero.", (TEST,))
 SURVIVED: Final = msgspec.structs.replace(NOTICED, text="The handler returned.", replacement="It returned.")
 BROKEN: Final = msgspec.structs.replace(NOTICED, noticed_by=("tests/unit/test_retry.py::test_none",))
 LIMIT_S: Final = 50.0

@@ -16,7 +16,7 @@ from scheduler.management import pools
 from scheduler.management.commands import ApplyPools, RemovePool, encode_command
 from scheduler.management.manager import Manager
 from scheduler.management.pools import PoolDocument
-from scheduler.model import Match
+from scheduler.protocol.snapshot import Match
 from scheduler.roles import start_manager
 from scheduler.store.control import Control, Leading
 from scheduler.store.store import Store, open_store

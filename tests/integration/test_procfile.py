@@ -19,7 +19,7 @@ import pytest
 import redis
 
 from scheduler.cli.roles import name_of_process
-from scheduler.store.location import ping
+from scheduler.store.blocking import ping
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 import redis
 
-from scheduler.handlers import Job
+from scheduler.node.handlers import Job
 from tests.raw import node as raw_node
 from tests.raw.node import Assignment, Node, Work
 from tests.raw.producer import Document, Outcome, Producer

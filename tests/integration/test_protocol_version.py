@@ -10,11 +10,11 @@ from typing import Any, Final
 import pytest
 import redis
 
-from scheduler import keys
 from scheduler.errors import ServerRefused
-from scheduler.handlers import Job
-from scheduler.node import Node
+from scheduler.node.handlers import Job
+from scheduler.node.node import Node
 from scheduler.producer import Producer
+from scheduler.protocol import keys
 from scheduler.roles import start_dispatcher, start_manager, start_reaper
 from scheduler.store.store import open_store
 from scheduler.url import parse_url

@@ -11,14 +11,14 @@ from typing import Any, Final
 import msgspec
 import pytest
 
-from scheduler import model
-from scheduler.calls import Taken
 from scheduler.errors import Fenced, InvalidInput, Lost, SchedulerError
 from scheduler.management import manager as manager_module
 from scheduler.management.commands import ApplyPools, encode_command
 from scheduler.management.manager import Manager
 from scheduler.management.pools import PoolDocument
-from scheduler.model import NodeBeat, Snapshot
+from scheduler.protocol.documents import NodeBeat, encode_beat
+from scheduler.protocol.messages import Taken
+from scheduler.protocol.snapshot import Delta, Snapshot, decode_snapshot
 from scheduler.runtime.index import Index
 from scheduler.runtime.snapshots import Snapshots
 from scheduler.store.control import Control
@@ -47,7 +47,7 @@ class Scene:
         self.capacities |= capacities
         for node, slots in capacities.items():
             beat = NodeBeat(node, self.boot, max(1, slots), draining=slots == 0)
-            await self.control.beat(model.encode_beat(beat))
+            await self.control.beat(encode_beat(beat))
 
     async def change(self, **capacities: int) -> int:
         """Let it be published. Returns: the version."""
@@ -69,7 +69,7 @@ class Scene:
 
     async def whole(self) -> int:
         """The version of the snapshot that is stored as a whole."""
-        return model.decode_snapshot(await self.store.connection.commands.get(self.control.keys.snapshot)).version
+        return decode_snapshot(await self.store.connection.commands.get(self.control.keys.snapshot)).version
 
     async def catch_up(self) -> None:
         """Let the follower come to the newest version, and see that it has what the server has."""
@@ -116,7 +116,7 @@ async def test_small_changes_are_followed_without_reading_the_whole(scene: Scene
     await scene.change(n02=0)
     await scene.catch_up()
     scene.capacities["n99"] = 3
-    await scene.control.beat(model.encode_beat(NodeBeat("n99", scene.boot, 3, pool="gold")))
+    await scene.control.beat(encode_beat(NodeBeat("n99", scene.boot, 3, pool="gold")))
     await scene.step_until(scene.is_published)
     await scene.catch_up()
     assert set(scene.follower.index.pools) == {"default", "gold"}
@@ -142,7 +142,7 @@ async def test_a_whole_snapshot_that_is_stored_again_is_no_reason_to_read_it(sce
 
 async def test_a_change_of_many_is_only_said_to_be_one(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then the whole is stored, and everybody reads it."""
-    monkeypatch.setattr("scheduler.management.picture.DELTA_SIZE_MAX", 2)
+    monkeypatch.setattr("scheduler.management.publication.DELTA_SIZE_MAX", 2)
     await scene.catch_up()
     loads = scene.follower.loads
     version = await scene.change(n02=3, n03=3, n04=3)
@@ -228,7 +228,7 @@ async def test_a_paused_leader_tells_no_delta_when_it_wakes(scene: Scene) -> Non
     old, scene.manager = scene.manager, Manager(scene.store, PROMPT, "m2+1")
     await scene.control.give_up_lead("m1+1")
     await scene.change(n08=5)
-    await scene.control.beat(model.encode_beat(NodeBeat("n09", scene.boot, 7)))
+    await scene.control.beat(encode_beat(NodeBeat("n09", scene.boot, 7)))
     with pytest.raises(Fenced):
         await old.run_once()
     await scene.change(n09=7)
@@ -356,7 +356,7 @@ async def test_a_snapshot_that_is_published_while_it_is_read(store: Store, monke
     """
     epoch, control, all_of = await seed_leader(store), store.control, store.connection.all_of
     await control.publish(MANAGER, epoch, Snapshot(5))
-    await control.publish(MANAGER, epoch, None, model.Delta(6, before=5, removed=("n1",)))
+    await control.publish(MANAGER, epoch, None, Delta(6, before=5, removed=("n1",)))
     news = iter([7, 9])
 
     async def published_meanwhile(commands: list[Any]) -> list[Any]:

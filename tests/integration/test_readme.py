@@ -23,13 +23,15 @@ import click
 import msgspec
 import pytest
 
-from scheduler import keys, model
 from scheduler.cli.main import main
 from scheduler.config import DEFAULTS, NOT_SETTINGS, Settings, read_settings
-from scheduler.handlers import Job
 from scheduler.management.pools import PoolDocument
-from scheduler.model import Match
-from scheduler.store.location import write_url_file
+from scheduler.node.handlers import Job
+from scheduler.protocol import keys
+from scheduler.protocol.documents import JobDocument
+from scheduler.protocol.lifecycle import TERMINAL
+from scheduler.protocol.snapshot import Match
+from scheduler.server.location import write_url_file
 from tests.system import System, running
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -380,7 +382,7 @@ def test_commands_that_are_told_exist() -> None:
 def test_fields_of_a_document() -> None:
     """The table of fields names those of the code."""
     told = [name for cell, *_ in table(README, "| field | what it is |") for name in quoted(cell)]
-    assert sorted(told) == sorted(model.JobDocument.__struct_fields__)
+    assert sorted(told) == sorted(JobDocument.__struct_fields__)
 
 
 def test_fields_of_a_pool() -> None:
@@ -394,9 +396,9 @@ def test_fields_of_a_pool() -> None:
 def test_states_and_reasons() -> None:
     """The states in which a job ends, and every reason that a dead job can have."""
     states = [quoted(row[0])[0] for row in table(README, "| state | when | what is kept |")]
-    assert set(states) == model.TERMINAL
+    assert set(states) == TERMINAL
     told = {quoted(row[0])[0] for row in table(README, "| reason of `dead` | what happened |")}
-    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "scheduler" / "runtime").glob("*.py"))
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "scheduler" / "runtime").rglob("*.py"))
     given = set(re.findall(r'refuse(?:_job)?\(\s*(?:job|entry, cell), "(\w+)"', source))
     scripts = "".join((ROOT / "lua" / f"{name}.lua").read_text(encoding="utf-8") for name in ("release", "promote"))
     given |= set(re.findall(r"'(attempts_exhausted|body_lost)'", scripts))

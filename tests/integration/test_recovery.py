@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from scheduler import calls, keys, model
 from scheduler.errors import ServerUnavailable
-from scheduler.handlers import Job
 from scheduler.management import manager
 from scheduler.management.manager import Manager
-from scheduler.model import NodeBeat
+from scheduler.node.handlers import Job
+from scheduler.protocol import keys, messages
+from scheduler.protocol.documents import NodeBeat, encode_beat
 from scheduler.store.cell import Cell
 from scheduler.store.store import open_store
 from tests.fault.test_nodes import submit
@@ -25,17 +25,17 @@ async def test_a_backlog_of_heartbeats_is_no_silence(url: str) -> None:
         await store.control.write_layout()
         now_us = await store.control.time_us()
         first, second = f"{now_us}-a", f"{now_us + 1}-b"
-        await store.control.beat(model.encode_beat(NodeBeat("n1", first, 3)))
+        await store.control.beat(encode_beat(NodeBeat("n1", first, 3)))
         earlier = Manager(store, QUICK, "m+1")
         await earlier.run_once()
         await earlier.give_up()
 
         pipeline = store.connection.commands.pipeline(transaction=False)
         for node in ["n1"] + ["n2"] * 1_000:
-            document = model.encode_beat(NodeBeat(node, second, 3))
+            document = encode_beat(NodeBeat(node, second, 3))
             pipeline.xadd(store.control.keys.heartbeats, {"node": document, "time_ms": now_us // 1000 - 10_000})
         await pipeline.execute()
-        await store.control.beat(model.encode_beat(NodeBeat("n1", second, 3)))
+        await store.control.beat(encode_beat(NodeBeat("n1", second, 3)))
         later = Manager(store, QUICK, "m+2")
         reasons = set()
         for _ in range(4):
@@ -64,7 +64,7 @@ async def test_a_node_that_died_long_ago_gets_nothing_while_old_heartbeats_are_r
             await leader.run_once()
         for number in range(50):
             for beat in (ghost, alive):
-                fields = {"node": model.encode_beat(beat), "time_ms": now_us // 1000 - 600_000 + number}
+                fields = {"node": encode_beat(beat), "time_ms": now_us // 1000 - 600_000 + number}
                 await add(control.keys.heartbeats, fields)
         if lost == "the group":
             await store.connection.commands.xgroup_destroy(control.keys.heartbeats, keys.MANAGEMENT_GROUP)
@@ -76,7 +76,7 @@ async def test_a_node_that_died_long_ago_gets_nothing_while_old_heartbeats_are_r
             seen += [(await store.reads.capacities()).get(node) for node in ("ghost", "n1")]
             seen += (await control.read_snapshot()).nodes
         assert seen == [None] * 16
-        await control.beat(model.encode_beat(alive))
+        await control.beat(encode_beat(alive))
         for _ in range(6):
             await leader.run_once()
             monkeypatch.setattr(leader, "_published_at_ms", 0.0)
@@ -98,14 +98,14 @@ async def test_a_thread_that_does_not_stop_keeps_no_job_from_another_node(
 
     async def cut_off(
         self: Cell, node: str, started: Sequence[tuple[str, int]], waiting: Sequence[tuple[str, int]] = ()
-    ) -> tuple[int, float, list[calls.Renewed | calls.NotRenewed]]:
+    ) -> tuple[int, float, list[messages.Renewed | messages.NotRenewed]]:
         if node == "n1":
             raise ServerUnavailable("cut off")
         return await renew(self, node, started, waiting)
 
     async def spy(
-        self: Cell, items: Sequence[calls.ReleaseItem], retention_ms: int, dead_retention_ms: int
-    ) -> tuple[int, list[calls.Released | calls.NotReleased]]:
+        self: Cell, items: Sequence[messages.ReleaseItem], retention_ms: int, dead_retention_ms: int
+    ) -> tuple[int, list[messages.Released | messages.NotReleased]]:
         verdicts.extend(item.verdict for item in items)
         return await release(self, items, retention_ms, dead_retention_ms)
 

@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from scheduler import drain, model
-from scheduler.handlers import Job
-from scheduler.model import NodeBeat
-from scheduler.node import Node
+from scheduler.node import drain
+from scheduler.node.handlers import Job
+from scheduler.node.node import Node
+from scheduler.protocol.documents import NodeBeat, encode_beat
 from scheduler.roles import start_manager, start_reaper
 from scheduler.store.cell import Cell
 from tests.fault.test_nodes import ended, submit
@@ -64,7 +64,7 @@ def stubborn() -> Iterator[Stubborn]:
 async def dead_life(system: System, slots: int) -> None:
     """A boot of n1 that is known to the scheduler, and that nobody serves."""
     boot = f"{await system.store.control.time_us()}-dead"
-    await system.store.control.beat(model.encode_beat(NodeBeat("n1", boot, slots, pairs=(("en", "zh"),))))
+    await system.store.control.beat(encode_beat(NodeBeat("n1", boot, slots, pairs=(("en", "zh"),))))
     await system.until(lambda: "n1" in system.dispatcher.snapshots.index.nodes)
 
 
@@ -141,7 +141,7 @@ async def test_a_node_stops_when_a_later_boot_is_there(url: str) -> None:
         await reserved(system, job_id)
         await stop_reaper(system)
         boot = f"{await system.store.control.time_us()}-later"
-        await system.store.control.beat(model.encode_beat(NodeBeat("n1", boot, 1)))
+        await system.store.control.beat(encode_beat(NodeBeat("n1", boot, 1)))
 
         await node.stopped()
         await system.until(lambda: node.running == 0)

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from scheduler import model
-from scheduler.calls import CapacityItem
 from scheduler.clock import SYSTEM_CLOCK, Clock, ServerTime
 from scheduler.config import DEFAULTS, Settings
 from scheduler.management.manager import DEAF_MS, Manager
-from scheduler.model import NodeBeat, Snapshot
-from scheduler.runtime import reaper as reaper_module
-from scheduler.runtime.reaper import Reaper
+from scheduler.protocol.documents import DispatcherBeat, NodeBeat, ReaperBeat, decode_beat, encode_beat
+from scheduler.protocol.messages import CapacityItem
+from scheduler.protocol.snapshot import Delta, Node, Pool, Snapshot, encode_snapshot
+from scheduler.reaper import reaper as reaper_module
+from scheduler.reaper.reaper import Reaper
 from scheduler.store.cell import Cell
 from scheduler.store.control import Control, Leading
 from scheduler.store.store import Store
@@ -169,7 +169,7 @@ async def test_a_manager_that_was_deaf_lets_ages_start_anew(
 ) -> None:
     """RULES 16: a silence of the node counts, unless it fell into more than a second in which nobody listened."""
     manager = Manager(store, IMPATIENT, MANAGER, clock)
-    await store.control.beat(model.encode_beat(NodeBeat(NODE, BOOT, 1)))
+    await store.control.beat(encode_beat(NodeBeat(NODE, BOOT, 1)))
     await manager.run_once()
     heard_us = await store.control.time_us()
     while await store.control.time_us() - heard_us <= BEATEN_MS * 1_000:
@@ -183,7 +183,7 @@ async def test_a_take_over_that_takes_long_calls_nobody_silent(
     store: Store, clock: HandClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RULES 16: the server was away between the answer that made it leader and the first heartbeats it could read."""
-    await store.control.beat(model.encode_beat(NodeBeat(NODE, BOOT, 1)))
+    await store.control.beat(encode_beat(NodeBeat(NODE, BOOT, 1)))
     first = Manager(store, IMPATIENT, MANAGER, clock)
     await first.run_once()
     await first.give_up()
@@ -223,8 +223,8 @@ async def test_every_role_beats_with_a_document(url: str) -> None:
         await system.add_node("n1", lambda job: job.node)
         await system.producer.outcome(await system.producer.submit("s1", **EN_ZH), WAIT_MS)
         entries = await system.store.reads.entries(system.store.control.keys.heartbeats, count=1_000)
-        beats = {type(model.decode_beat(fields[b"node"])) for _, fields in entries}
-        assert beats == {model.NodeBeat, model.DispatcherBeat, model.ReaperBeat}
+        beats = {type(decode_beat(fields[b"node"])) for _, fields in entries}
+        assert beats == {NodeBeat, DispatcherBeat, ReaperBeat}
         assert system.managers[0][1].invalid_heartbeats == 0
 
 
@@ -236,9 +236,9 @@ async def test_a_lower_version_is_loaded_too(url: str) -> None:
     async with bench(url) as b:
         await b.fleet(n1=1, n2=1)
         control = b.store.control
-        older = Snapshot(7, (model.Node("n1", BOOT, 1, "default", (("en", "zh"),)),), (model.Pool("default"),))
+        older = Snapshot(7, (Node("n1", BOOT, 1, "default", (("en", "zh"),)),), (Pool("default"),))
         commands = b.store.connection.commands
-        await commands.set(control.keys.snapshot, model.encode_snapshot(older))
+        await commands.set(control.keys.snapshot, encode_snapshot(older))
         await commands.set(control.keys.version, 7)
         await commands.xadd(control.keys.deltas, {"version": 7})
         async with asyncio.timeout(10):
@@ -259,7 +259,7 @@ async def test_deltas_that_start_anew_are_followed(url: str, monkeypatch: pytest
         followed = asyncio.Event()
         read_deltas = Control.read_deltas
 
-        async def spy(self: Control, after: str) -> tuple[list[model.Delta | None], str]:
+        async def spy(self: Control, after: str) -> tuple[list[Delta | None], str]:
             if after == POISON_ID:
                 followed.set()
             return await read_deltas(self, after)
@@ -283,7 +283,7 @@ async def test_a_version_above_the_clock_can_be_followed_by_a_manager(store: Sto
     await store.control.publish(MANAGER, epoch, Snapshot(ahead))
     await store.control.give_up_lead(MANAGER)
     manager = Manager(store, DEFAULTS, "m2+1")
-    await store.control.beat(model.encode_beat(NodeBeat(NODE, BOOT, 1)))
+    await store.control.beat(encode_beat(NodeBeat(NODE, BOOT, 1)))
     await manager.run_once()
     stored = await store.control.read_snapshot()
     assert (stored.version, [node.id for node in stored.nodes]) == (ahead + 1, [NODE])
@@ -301,7 +301,7 @@ async def test_half_of_the_fleet_falls_silent(store: Store, caplog: pytest.LogCa
 
     async def beat(heard: list[str]) -> None:
         for name in heard:
-            await store.control.beat(model.encode_beat(NodeBeat(name, f"{start_us}-a", 2)))
+            await store.control.beat(encode_beat(NodeBeat(name, f"{start_us}-a", 2)))
 
     async def reasons() -> list[str]:
         await manager.run_once()

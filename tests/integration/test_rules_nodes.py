@@ -11,19 +11,21 @@ from typing import Any
 import msgspec
 import pytest
 
-from scheduler import calls, model
-from scheduler.attempts import Observer
-from scheduler.calls import CapacityItem
 from scheduler.clock import SYSTEM_CLOCK
 from scheduler.errors import Retry, ServerUnavailable
-from scheduler.handlers import Job
-from scheduler.node import Node
+from scheduler.node.attempts import Observer
+from scheduler.node.handlers import Job
+from scheduler.node.node import Node
+from scheduler.protocol import messages
+from scheduler.protocol.documents import NodeBeat, encode_beat
+from scheduler.protocol.messages import CapacityItem
+from scheduler.protocol.snapshot import Reason
 from scheduler.roles import REAPER_EVERY_MS, start_manager, start_reaper
+from scheduler.server.embedded import EmbeddedServer
 from scheduler.store.cell import Cell, Leaves
 from scheduler.store.control import Beaten, Control, Leading
-from scheduler.store.packing import Cap
+from scheduler.store.fast_connection import Cap
 from scheduler.store.reads import READ_BLOCK_MS, Reads, StreamEntry
-from scheduler.store.server import EmbeddedServer
 from tests.fault.test_nodes import ended, submit
 from tests.integration.test_main_job import EN_ZH, WAIT_MS, Gate
 from tests.system import QUICK, System, running
@@ -150,14 +152,14 @@ async def test_handlers_of_a_node_that_is_cut_off_stop_before_their_leases_end(
 
     async def cut_off_renew(
         self: Cell, node: str, reservations: Sequence[tuple[str, int]]
-    ) -> tuple[int, float, list[calls.Renewed | calls.NotRenewed]]:
+    ) -> tuple[int, float, list[messages.Renewed | messages.NotRenewed]]:
         if node == "n1":
             raise ServerUnavailable("cut off")
         return await renew(self, node, reservations)
 
     async def cut_off_release(
-        self: Cell, items: Sequence[calls.ReleaseItem], retention_ms: int, dead_retention_ms: int
-    ) -> tuple[int, list[calls.Released | calls.NotReleased]]:
+        self: Cell, items: Sequence[messages.ReleaseItem], retention_ms: int, dead_retention_ms: int
+    ) -> tuple[int, list[messages.Released | messages.NotReleased]]:
         if items[0].node == "n1" and items[0].verdict != "expire":
             raise ServerUnavailable("cut off")
         return await release(self, items, retention_ms, dead_retention_ms)
@@ -270,7 +272,7 @@ class Leader:
         self._node = node
         self._epoch = epoch
 
-    async def say(self, slots: int, reason: model.Reason) -> None:
+    async def say(self, slots: int, reason: Reason) -> None:
         """Write the capacity of the node."""
         item = CapacityItem(self._node.node_id, slots, self._node.boot, reason)
         assert await self._system.store.cell.capacity(self._epoch, [item]) == ["written"]
@@ -341,7 +343,7 @@ async def test_resumed_just_before_leave(url: str, monkeypatch: pytest.MonkeyPat
 async def until_folded(system: System) -> None:
     """Wait until every heartbeat that was sent before now has become a capacity, or none."""
     boot = f"{await system.store.control.time_us()}-probe"
-    await system.store.control.beat(model.encode_beat(model.NodeBeat("probe", boot, 1)))
+    await system.store.control.beat(encode_beat(NodeBeat("probe", boot, 1)))
 
     async def is_folded() -> bool:
         return "probe" in await system.store.reads.capacities()

@@ -8,9 +8,9 @@ import signal
 import msgspec
 import pytest
 
-from scheduler import calls, keys, model
-from scheduler.handlers import Job
-from scheduler.model import JobDocument
+from scheduler.node.handlers import Job
+from scheduler.protocol import keys, messages
+from scheduler.protocol.documents import JobDocument, encode_job
 from scheduler.roles import start_dispatcher
 from scheduler.store.connection import RETRY_MS_MAX
 from scheduler.store.control import Beaten, Control
@@ -43,7 +43,7 @@ async def add_at_once(b: Bench, *jobs: tuple[str, str]) -> None:
     """Intake entries (session, job_id) that one read brings together."""
     pipeline = b.store.connection.commands.pipeline(transaction=True)
     for session, job_id in jobs:
-        document = model.encode_job(JobDocument(session, job_id, "en", "zh"))
+        document = encode_job(JobDocument(session, job_id, "en", "zh"))
         pipeline.xadd(b.store.cell.keys.jobs(keys.partition_of(session, b.layout.partitions)), {"job": document})
     await pipeline.execute()
     b.entries += len(jobs)
@@ -175,7 +175,7 @@ async def test_a_stolen_partition_costs_only_its_own_jobs(url: str) -> None:
         stolen, kept = session_of(b, 3), session_of(b, 4)
         await b.pause(3)
         (_, (answer,)) = await b.store.cell.claim("d+2", [3])
-        assert isinstance(answer, calls.Owned)
+        assert isinstance(answer, messages.Owned)
         await add_at_once(b, *((session, f"{session}-{i}") for i in range(3) for session in (stolen, kept)))
         await b.step_until_read()
         assert await b.inbox("n1") == [f"{kept}-{i}" for i in range(3)]

@@ -9,14 +9,14 @@ from contextlib import asynccontextmanager
 import msgspec
 import pytest
 
-from scheduler import calls
-from scheduler.calls import CapacityItem
 from scheduler.clock import SYSTEM_CLOCK, Clock
 from scheduler.config import Settings
-from scheduler.model import Pool
-from scheduler.runtime import skipped
-from scheduler.runtime.knowledge import Knowledge
+from scheduler.protocol import messages
+from scheduler.protocol.messages import CapacityItem
+from scheduler.protocol.snapshot import Pool
+from scheduler.runtime.dispatch_state import Knowledge
 from scheduler.runtime.reader import DEAF_MS
+from scheduler.runtime.waiting import overflow
 from scheduler.store.cell import Cell
 from scheduler.store.reads import Reads
 from tests.clock import HandClock
@@ -82,10 +82,10 @@ async def test_room_that_is_there_when_open_is_asked(url: str, monkeypatch: pyte
     async with unswept(url) as b:
 
         async def refused_then_room(
-            self: Cell, items: Sequence[calls.ReserveItem], *rest: object
-        ) -> list[calls.Reserved | calls.Refused]:
+            self: Cell, items: Sequence[messages.ReserveItem], *rest: object
+        ) -> list[messages.Reserved | messages.Refused]:
             answers = await reserve(self, items, *rest)  # type: ignore[arg-type]
-            if answers == [calls.Refused("full")] and not refused:
+            if answers == [messages.Refused("full")] and not refused:
                 refused.append(items[0].job_id)
                 await make_room_silently(b)
             return answers
@@ -157,7 +157,7 @@ async def test_a_waiting_job_that_is_sent_back_to_the_snapshot_is_tried_again(ur
     """RULES 20 and 22: what is counted is another thing since it parked; the word of the free slot is not lost."""
     async with unswept(url) as b:
         await fill(b)
-        await b.store.cell.count(EPOCH, calls.Counted(0, frozenset({"session"})))
+        await b.store.cell.count(EPOCH, messages.Counted(0, frozenset({"session"})))
         await b.free("n1", "j0")
         await until_placed(b, "j1")
         held = b.store.cell.keys.held("session", "s1")
@@ -169,7 +169,7 @@ async def test_a_dispatcher_waits_for_the_snapshot_that_the_cell_asks_for(url: s
     async with unswept(url) as b:
         await b.fleet(n1=9)
         version = b.dispatcher.snapshots.index.version
-        await b.store.cell.count(EPOCH, calls.Counted(version + 1, frozenset({"session"})))
+        await b.store.cell.count(EPOCH, messages.Counted(version + 1, frozenset({"session"})))
         await b.add("s1", "j0")
         await b.step_until_read()
         assert await b.inbox("n1") == []
@@ -179,22 +179,22 @@ async def test_a_dispatcher_waits_for_the_snapshot_that_the_cell_asks_for(url: s
 
 async def reserve_within_limits(
     self: Cell,
-    items: Sequence[calls.ReserveItem],
+    items: Sequence[messages.ReserveItem],
     boots: Mapping[str, str],
     pools: Mapping[str, Pool],
     version: int,
     life: str = "",
-) -> list[calls.Reserved | calls.Refused]:
+) -> list[messages.Reserved | messages.Refused]:
     """`reserve` as it is with limits of sessions."""
     commands = self._connection.commands
-    answers: list[calls.Reserved | calls.Refused] = []
+    answers: list[messages.Reserved | messages.Refused] = []
     for item in items:
         held = self.keys.held("session", item.session_id)
         if await commands.zcard(held) >= pools[item.pool].session_concurrency:
-            answers.append(calls.Refused("limited", f"session:{item.session_id}"))
+            answers.append(messages.Refused("limited", f"session:{item.session_id}"))
         else:
             answers += await RESERVE(self, [item], boots, pools, version)
-            if isinstance(answers[-1], calls.Reserved):
+            if isinstance(answers[-1], messages.Reserved):
                 await commands.zadd(held, {item.job_id: 1})
     return answers
 
@@ -298,7 +298,7 @@ async def test_a_flood_for_one_class_keeps_nobody_else_from_being_read(url: str)
 @pytest.mark.usefixtures("frequent_sweep")
 async def test_a_skipped_job_expires_in_time(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """RULES 19: what was scanned past is read again when a deadline has passed, whether there is memory or not."""
-    monkeypatch.setattr(skipped, "LATE_EVERY_MS", 1)
+    monkeypatch.setattr(overflow, "LATE_EVERY_MS", 1)
     async with bench(url, msgspec.structs.replace(CALM, waiting_class_max=1)) as b:
         await b.fleet(n1=1)
         for job_id in ("j0", "j1", "j2"):

@@ -22,10 +22,10 @@ import pytest
 from click.testing import Result
 
 from scheduler import Node, Producer
-from scheduler.cli import common, process
 from scheduler.config import DEFAULTS
+from scheduler.console import common, process
 from scheduler.errors import SchedulerError
-from scheduler.store.location import find_url, write_url_file
+from scheduler.server.location import find_url, write_url_file
 from tests.integration.commands import run
 
 SECRETS = ("Wonder7", "t41SZq", "Xk3yXX")

@@ -19,16 +19,17 @@ import pytest
 import redis
 
 from scheduler.errors import InvalidInput, ServerUnavailable
-from scheduler.store import server as server_module
-from scheduler.store.location import ping, write_url_file
-from scheduler.store.server import EmbeddedServer, Engine, PortTaken, available_engines, start_embedded
+from scheduler.server import embedded as server_module
+from scheduler.server.embedded import EmbeddedServer, Engine, PortTaken, available_engines, start_embedded
+from scheduler.server.location import write_url_file
+from scheduler.store.blocking import ping
 from scheduler.url import parse_url
 
 ROOT = Path(__file__).resolve().parents[2]
 END_MAX_S = 20
 PARENT = """
 import pathlib, sys
-from scheduler.store.server import start_embedded
+from scheduler.server.embedded import start_embedded
 print(start_embedded(pathlib.Path(sys.argv[1]), engine=sys.argv[2]).pid, flush=True)
 sys.stdin.read()
 """

@@ -8,9 +8,10 @@ from typing import Any, Final
 import msgspec
 import pytest
 
-from scheduler import calls, keys, model
-from scheduler.model import JobDocument, Match, Node, Pool
-from scheduler.runtime.placement import rendezvous
+from scheduler.protocol import keys, messages
+from scheduler.protocol.documents import JobDocument, encode_job
+from scheduler.protocol.snapshot import Match, Node, Pool, Snapshot
+from scheduler.runtime.placement.candidates import rendezvous
 from scheduler.session.bindings import parse
 from scheduler.store.cell import Cell
 from scheduler.store.control import Leading
@@ -35,18 +36,18 @@ def a_job(session: str = "s1", pair: tuple[str, str] = EN_ZH, **rest: Any) -> Jo
 
 async def publish(b: Bench, nodes: tuple[Node, ...], pools: tuple[Pool, ...]) -> None:
     """Let these nodes and pools be what there is."""
-    items = [calls.CapacityItem(node.id, node.slots, node.boot, "ready") for node in nodes]
+    items = [messages.CapacityItem(node.id, node.slots, node.boot, "ready") for node in nodes]
     await b.store.cell.capacity(EPOCH, items)
     lead = await b.store.control.lead("m+1")
     assert isinstance(lead, Leading)
-    await b.store.control.publish("m+1", lead.epoch, model.Snapshot(await b.store.control.time_us(), nodes, pools))
+    await b.store.control.publish("m+1", lead.epoch, Snapshot(await b.store.control.time_us(), nodes, pools))
     await b.dispatcher.snapshots.load()
 
 
 async def submit(b: Bench, job: JobDocument, job_id: str) -> None:
     """Add a job to the intake, and step until the dispatcher has dealt with it."""
     partition = keys.partition_of(job.session_id, b.layout.partitions)
-    document = model.encode_job(msgspec.structs.replace(job, job_id=job_id))
+    document = encode_job(msgspec.structs.replace(job, job_id=job_id))
     await b.store.connection.commands.xadd(b.store.cell.keys.jobs(partition), {"job": document})
     b.entries += 1
     await b.step_until_read()
@@ -56,7 +57,7 @@ async def submit_together(b: Bench, *jobs: JobDocument) -> None:
     """Add jobs in one transaction, so that they share a call, and step until the dispatcher has dealt with them."""
     pipeline = b.store.connection.commands.pipeline(transaction=True)
     for job in jobs:
-        pipeline.xadd(b.store.cell.keys.jobs(b.partition_of(job.session_id)), {"job": model.encode_job(job)})
+        pipeline.xadd(b.store.cell.keys.jobs(b.partition_of(job.session_id)), {"job": encode_job(job)})
     await pipeline.execute()
     b.entries += len(jobs)
     await b.step_until_read()
@@ -300,9 +301,7 @@ async def test_bound_sessions_among_new_ones_are_placed_where_they_are_bound(url
             pipeline = after.store.connection.commands.pipeline()
             for turn in range(2):
                 for number, partition in enumerate(partitions):
-                    document = model.encode_job(
-                        msgspec.structs.replace(a_job(f"s{number}"), job_id=f"k{number}-{turn}")
-                    )
+                    document = encode_job(msgspec.structs.replace(a_job(f"s{number}"), job_id=f"k{number}-{turn}"))
                     pipeline.xadd(after.store.cell.keys.jobs(partition), {"job": document})
             await pipeline.execute()
             after.entries += 80
@@ -338,7 +337,7 @@ async def test_answer_to_a_repeat_does_not_leave_an_old_binding_in_memory(
     """It does not tell where the session is bound since the call whose answer was lost."""
     reserve = Cell.reserve
 
-    async def twice(cell: Cell, *arguments: Any) -> list[calls.Reserved | calls.Refused]:
+    async def twice(cell: Cell, *arguments: Any) -> list[messages.Reserved | messages.Refused]:
         await reserve(cell, *arguments)  # its answer is lost
         return await reserve(cell, *arguments)
 
@@ -367,9 +366,9 @@ async def test_session_of_a_job_that_is_gone_is_not_taken_for_a_new_one(
         await submit(b, a_job("s0"), "j0")
         await submit(b, a_job(), "j1")  # full; the session is known to be bound to no node
 
-        async def late(cell: Cell, *arguments: Any) -> list[calls.Reserved | calls.Refused]:
+        async def late(cell: Cell, *arguments: Any) -> list[messages.Reserved | messages.Refused]:
             await reserve(cell, *arguments)  # its answer is lost, and until it is repeated the lease has ended
-            return [calls.Refused("gone")]
+            return [messages.Refused("gone")]
 
         monkeypatch.setattr(Cell, "reserve", late)
         await publish(b, (a_node("p1", slots=1), a_node("p2", slots=3)), (PLAIN,))
@@ -388,9 +387,9 @@ async def test_job_after_a_repeat_leaves_nothing_in_memory_that_is_not_stored(
     """Of two jobs in the call whose answer was lost only the first had room; its repeat tells no binding."""
     reserve = Cell.reserve
 
-    async def twice(cell: Cell, *arguments: Any) -> list[calls.Reserved | calls.Refused]:
+    async def twice(cell: Cell, *arguments: Any) -> list[messages.Reserved | messages.Refused]:
         await reserve(cell, *arguments)  # its answer is lost, and then there is room
-        await cell.capacity(EPOCH, [calls.CapacityItem("p1", 5, BOOT, "ready")])
+        await cell.capacity(EPOCH, [messages.CapacityItem("p1", 5, BOOT, "ready")])
         return await reserve(cell, *arguments)
 
     async with bench(url) as b:
@@ -411,7 +410,7 @@ async def test_placed_job_is_not_asked_about_again_beside_one_that_nobody_serves
     """Its session is in memory from the first answer on."""
     reserve, asked = Cell.reserve, []
 
-    async def noted(cell: Cell, items: Any, *arguments: Any) -> list[calls.Reserved | calls.Refused]:
+    async def noted(cell: Cell, items: Any, *arguments: Any) -> list[messages.Reserved | messages.Refused]:
         asked.append([item.job_id for item in items])
         return await reserve(cell, items, *arguments)
 

@@ -16,16 +16,16 @@ from typing import Final
 import pytest
 import redis
 
-from scheduler.cli import common
-from scheduler.cli.process import begin_within, begun
+from scheduler.console import common
+from scheduler.console.process import begin_within, begun
 from scheduler.errors import CredentialsRefused, SchedulerError, ServerNotReady, ServerRefused
-from scheduler.handlers import Job
-from scheduler.node import Node
+from scheduler.node.handlers import Job
+from scheduler.node.node import Node
 from scheduler.producer import Producer
 from scheduler.roles import Role, start_dispatcher, start_manager, start_reaper
+from scheduler.server.embedded import available_engines
 from scheduler.store import connection, telling
 from scheduler.store.connection import Connection
-from scheduler.store.server import available_engines
 from scheduler.store.store import open_store
 from scheduler.url import parse_url
 from tests.fault.processes import process

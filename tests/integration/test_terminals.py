@@ -20,8 +20,9 @@ from typing import Final, NamedTuple
 
 import pytest
 
-from scheduler import calls, model
-from scheduler.store.server import start_embedded
+from scheduler.protocol import messages
+from scheduler.protocol.snapshot import Node, Pool, Snapshot
+from scheduler.server.embedded import start_embedded
 from scheduler.store.store import Store
 from scheduler.visible import is_hidden
 from tests import seeds
@@ -135,12 +136,12 @@ async def _seed(store: Store) -> None:
         await store.connection.commands.hset(store.cell.keys.capacity, name, f"4 {seeds.BOOT} ready")
     token = await seeds.seed_reserved(store, DEAD, "s2", node="n2")
     item = seeds.release_item(token, "dead", DEAD, "s2", node="n2", reason="run_time", detail=DETAIL)
-    assert await seeds.release(store, item) == [calls.Released("dead")]
+    assert await seeds.release(store, item) == [messages.Released("dead")]
     await seeds.seed_record(store, DEAD, session=EVIL, decision=EVIL, pool=EVIL)
     epoch = await seeds.seed_leader(store)
-    nodes = tuple(model.Node(name, seeds.BOOT, 4, "default", PAIRS, ("asr", "tts")) for name in (NODE, TWIN))
-    pools = (model.Pool("default", tenants=(EVIL, "acme"), description=EVIL), model.Pool(EVIL))
-    await store.control.publish(seeds.MANAGER, epoch, model.Snapshot(1, nodes, pools))
+    nodes = tuple(Node(name, seeds.BOOT, 4, "default", PAIRS, ("asr", "tts")) for name in (NODE, TWIN))
+    pools = (Pool("default", tenants=(EVIL, "acme"), description=EVIL), Pool(EVIL))
+    await store.control.publish(seeds.MANAGER, epoch, Snapshot(1, nodes, pools))
 
 
 def run(command: str, end: End, url: str, directory: Path) -> tuple[int, str]:

@@ -8,13 +8,13 @@ from typing import Any, Final
 
 import pytest
 
-from scheduler import keys
 from scheduler.errors import WrongType
-from scheduler.handlers import Job
 from scheduler.management.commands import ApplyPools, encode_command
 from scheduler.management.pools import PoolDocument
-from scheduler.model import JobDocument, encode_job
-from scheduler.runtime.reaper import Reaper
+from scheduler.node.handlers import Job
+from scheduler.protocol import keys
+from scheduler.protocol.documents import JobDocument, encode_job
+from scheduler.reaper.reaper import Reaper
 from scheduler.store.connection import Connection
 from scheduler.store.retyping import TYPES
 from scheduler.store.store import Store

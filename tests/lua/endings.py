@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from scheduler import calls, model
+from scheduler.protocol import messages
+from scheduler.protocol.lifecycle import Verdict
 from scheduler.store.store import Store
 from tests.seeds import (
     BOOT,
@@ -20,13 +21,13 @@ from tests.seeds import (
     seed_reserved,
 )
 
-STALE, UNKNOWN = calls.NotReleased("stale"), calls.NotReleased("unknown")
-BUSY, MOVED = calls.NotReleased("busy"), calls.NotReleased("moved")
-GOING_BACK: tuple[model.Verdict, ...] = ("retry", "expire", "reboot", "give_back")
-VERDICTS: tuple[model.Verdict, ...] = (*GOING_BACK, "finish", "dead")
+STALE, UNKNOWN = messages.NotReleased("stale"), messages.NotReleased("unknown")
+BUSY, MOVED = messages.NotReleased("busy"), messages.NotReleased("moved")
+GOING_BACK: tuple[Verdict, ...] = ("retry", "expire", "reboot", "give_back")
+VERDICTS: tuple[Verdict, ...] = (*GOING_BACK, "finish", "dead")
 
 
-def ending(token: int, verdict: model.Verdict, **rest: Any) -> calls.ReleaseItem:
+def ending(token: int, verdict: Verdict, **rest: Any) -> messages.ReleaseItem:
     """An ending; a reboot is told by a later boot."""
     return release_item(token, verdict, boot=LATER_BOOT if verdict == "reboot" else BOOT, **rest)
 
@@ -47,7 +48,7 @@ async def seed(store: Store, prepared: str = "", **fields: Any) -> int:
     return token
 
 
-async def only(store: Store, *items: calls.ReleaseItem) -> calls.Released | calls.NotReleased:
+async def only(store: Store, *items: messages.ReleaseItem) -> messages.Released | messages.NotReleased:
     """The answer of a call with one ending."""
     (answer,) = await release(store, *items)
     return answer

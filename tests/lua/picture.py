@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, Final
 
-from scheduler import keys, model
-from scheduler.words import split_words
+from scheduler.protocol import keys
+from scheduler.protocol.lifecycle import State
+from scheduler.protocol.record_fields import split_words
 from tests.dumps import Dump
 
 CELL: Final = keys.CellKeys()
@@ -125,7 +126,7 @@ class Picture:
         """The body of each job is exactly one entry, where its state says; there are no others."""
         live = {job_id: record for job_id, record in self.records.items() if job_id not in lost}
 
-        def expected(state: model.State, field: str) -> set[str]:
+        def expected(state: State, field: str) -> set[str]:
             return {record[field] for record in live.values() if record.get("state") == state and field in record}
 
         queued = expected("queued", "entry")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scheduler import calls
+from scheduler.protocol import messages
 from scheduler.store.store import Store
 from tests.seeds import (
     seed_job,
@@ -10,7 +10,7 @@ from tests.seeds import (
     seed_owner,
 )
 
-FULL, BEHIND, FENCED = calls.Refused("full"), calls.Refused("behind"), calls.Refused("fenced")
+FULL, BEHIND, FENCED = messages.Refused("full"), messages.Refused("behind"), messages.Refused("fenced")
 
 
 async def seed_all(store: Store, slots: int = 1) -> tuple[int, str]:
@@ -20,11 +20,11 @@ async def seed_all(store: Store, slots: int = 1) -> tuple[int, str]:
     return epoch, await seed_job(store)
 
 
-def placed(answers: list[calls.Reserved | calls.Refused]) -> list[str]:
+def placed(answers: list[messages.Reserved | messages.Refused]) -> list[str]:
     """Each answer as a word, or as the node it was placed on."""
-    return [answer.node if isinstance(answer, calls.Reserved) else answer.why for answer in answers]
+    return [answer.node if isinstance(answer, messages.Reserved) else answer.why for answer in answers]
 
 
-def tokens(answers: list[calls.Reserved | calls.Refused]) -> list[int]:
+def tokens(answers: list[messages.Reserved | messages.Refused]) -> list[int]:
     """The tokens given, in the order of the call."""
-    return [answer.token for answer in answers if isinstance(answer, calls.Reserved)]
+    return [answer.token for answer in answers if isinstance(answer, messages.Reserved)]

@@ -8,9 +8,11 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from scheduler import calls, model
 from scheduler.config import DEFAULTS
 from scheduler.errors import Fenced, Lost
+from scheduler.protocol import messages
+from scheduler.protocol.lifecycle import Verdict
+from scheduler.protocol.snapshot import Delta, Snapshot
 from scheduler.store.cell import Cell
 from scheduler.store.store import Store
 from tests.seeds import (
@@ -86,16 +88,16 @@ async def run_publish(store: Store) -> None:
     await store.control.publish(
         MANAGER,
         epoch,
-        model.Snapshot(5),
+        Snapshot(5),
         sets={"a": b"b"},
         deletes=["c"],
         answers=[(added.decode(), b"done")],
     )
-    await store.control.publish(MANAGER, epoch, None, model.Delta(6, before=5))
+    await store.control.publish(MANAGER, epoch, None, Delta(6, before=5))
     with contextlib.suppress(Lost):
-        await store.control.publish(MANAGER, epoch, None, model.Delta(8, before=7))
+        await store.control.publish(MANAGER, epoch, None, Delta(8, before=7))
     with contextlib.suppress(Fenced):
-        await store.control.publish(MANAGER, epoch, model.Snapshot(4))
+        await store.control.publish(MANAGER, epoch, Snapshot(4))
     with contextlib.suppress(Fenced):
         await store.control.publish("m2", epoch, None)
 
@@ -118,7 +120,7 @@ async def run_claim(store: Store) -> None:
 async def run_capacity(store: Store) -> None:
     """Written with each message, unchanged, older, refused, left. Fenced."""
     await seed_closed(store, store.cell.keys.inbox("n2"))
-    item = calls.CapacityItem
+    item = messages.CapacityItem
     for each in (
         item(NODE, 2, BOOT, "ready"),
         item(NODE, 2, BOOT, "ready"),
@@ -138,12 +140,12 @@ async def run_capacity(store: Store) -> None:
 async def run_count(store: Store) -> None:
     """Changed, unchanged, nothing; counted, stale. Fenced."""
     await seed_reserved(store, "j1", "s1", tenant="t1")
-    session = calls.Counted(5, frozenset({"session"}))
-    items = [calls.CountItem(NODE, "j1", "s1", "t1"), calls.CountItem(NODE, "j9", "s9", "")]
+    session = messages.Counted(5, frozenset({"session"}))
+    items = [messages.CountItem(NODE, "j1", "s1", "t1"), messages.CountItem(NODE, "j9", "s9", "")]
     await store.cell.count(8, session)
     await store.cell.count(8, session, items)
     await store.cell.count(8, session, items)
-    await store.cell.count(8, calls.Counted())
+    await store.cell.count(8, messages.Counted())
     with contextlib.suppress(Fenced):
         await store.cell.count(7, session)
 
@@ -211,7 +213,7 @@ async def run_reserve(store: Store) -> None:
         ],
     )
     await reserve(store, [reserve_item(await seed_job(store, "b0", "s1"), epoch, "b0", "s1", unread=True)])
-    await store.cell.count(7, calls.Counted(1, frozenset({"session"})))
+    await store.cell.count(7, messages.Counted(1, frozenset({"session"})))
     await reserve(store, [reserve_item(await seed_job(store, "o0", "s6"), epoch, "o0", "s6")])
 
 
@@ -254,7 +256,7 @@ async def run_release(store: Store) -> None:
     """Released by every verdict, to every place; stale, unknown, busy, moved, invalid."""
     tokens = [await seed_reserved(store, f"j{i}", f"s{i}", slots=9, reply_to="r1") for i in range(7)]
 
-    def item(i: int, verdict: model.Verdict, **rest: Any) -> calls.ReleaseItem:
+    def item(i: int, verdict: Verdict, **rest: Any) -> messages.ReleaseItem:
         fields: dict[str, Any] = {"reply_to": "r1"} | rest
         return release_item(tokens[i], verdict, f"j{i}", f"s{i}", **fields)
 

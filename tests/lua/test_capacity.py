@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler import calls, model
 from scheduler.errors import Fenced
+from scheduler.protocol import messages
+from scheduler.protocol.snapshot import Reason
 from scheduler.store.store import Store
 from tests.dumps import dump, unchanged
 from tests.seeds import (
@@ -22,12 +23,12 @@ from tests.seeds import (
 )
 
 
-def item(slots: int, reason: model.Reason = "ready", boot: str = BOOT, node: str = NODE) -> calls.CapacityItem:
+def item(slots: int, reason: Reason = "ready", boot: str = BOOT, node: str = NODE) -> messages.CapacityItem:
     """What the leader says of one node."""
-    return calls.CapacityItem(node, slots, boot, reason)
+    return messages.CapacityItem(node, slots, boot, reason)
 
 
-async def write(store: Store, *items: calls.CapacityItem, epoch: int = LEADER_EPOCH) -> list[str]:
+async def write(store: Store, *items: messages.CapacityItem, epoch: int = LEADER_EPOCH) -> list[str]:
     """What the leader of `epoch` is answered."""
     return await store.cell.capacity(epoch, items)
 
@@ -76,7 +77,7 @@ async def test_rule_28_repeat_is_unchanged_and_changes_nothing(store: Store) -> 
 
 
 @pytest.mark.parametrize("reason", ["draining", "quarantined", "dead"])
-async def test_rule_28_repeat_of_no_slots_changes_nothing(store: Store, reason: model.Reason) -> None:
+async def test_rule_28_repeat_of_no_slots_changes_nothing(store: Store, reason: Reason) -> None:
     """Saying again that a node takes no work does not tell it twice."""
     await write(store, item(2))
     await write(store, item(0, reason))
@@ -177,7 +178,7 @@ async def test_rule_13_resumed_takes_drained_with_it(store: Store) -> None:
 
 
 @pytest.mark.parametrize("between", ["quarantined", "dead"])
-async def test_rule_13_resumed_also_after_another_reason(store: Store, between: model.Reason) -> None:
+async def test_rule_13_resumed_also_after_another_reason(store: Store, between: Reason) -> None:
     """A node that was drained, then unhealthy or silent, is told when it takes work again."""
     await write(store, item(2))
     await write(store, item(0, "draining"))
@@ -300,7 +301,7 @@ async def test_rule_24_node_that_is_refused_has_a_capacity_by_which_it_is_found(
     await seed_closed(store, inbox)
     assert await write(store, item(2)) == ["refused"]
 
-    assert await store.reads.capacities() == {NODE: calls.CapacityItem(NODE, 0, "0-refused", "quarantined")}
+    assert await store.reads.capacities() == {NODE: messages.CapacityItem(NODE, 0, "0-refused", "quarantined")}
     async with unchanged(store):
         assert await write(store, item(2)) == ["refused"]
     await store.connection.commands.delete(inbox)

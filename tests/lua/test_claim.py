@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler import calls
+from scheduler.protocol import messages
 from scheduler.store.store import Store
 from tests.dumps import unchanged
 from tests.seeds import (
@@ -12,7 +12,7 @@ from tests.seeds import (
 )
 
 
-async def claim(store: Store, owner: str, partition: int = 1) -> calls.Owned | calls.HeldByOther:
+async def claim(store: Store, owner: str, partition: int = 1) -> messages.Owned | messages.HeldByOther:
     """What one claim of one partition is answered."""
     _, (answer,) = await store.cell.claim(owner, [partition])
     return answer
@@ -21,7 +21,7 @@ async def claim(store: Store, owner: str, partition: int = 1) -> calls.Owned | c
 async def owned(store: Store, owner: str, partition: int = 1) -> int:
     """Claim and get; returns the epoch."""
     answer = await claim(store, owner, partition)
-    assert isinstance(answer, calls.Owned)
+    assert isinstance(answer, messages.Owned)
     return answer.epoch
 
 
@@ -34,8 +34,8 @@ async def test_free_partitions_are_owned(store: Store) -> None:
     """Each free partition is owned until the end of the lease, under an epoch of the server's clock."""
     now_ms, answers = await store.cell.claim("d1", [1, 2])
 
-    (epoch,) = {answer.epoch for answer in answers if isinstance(answer, calls.Owned)}
-    assert answers == [calls.Owned(1, epoch), calls.Owned(2, epoch)]
+    (epoch,) = {answer.epoch for answer in answers if isinstance(answer, messages.Owned)}
+    assert answers == [messages.Owned(1, epoch), messages.Owned(2, epoch)]
     assert epoch // 1000 == now_ms
     until_ms = now_ms + store.settings.partition_lease_ms
     assert await store.reads.owners() == {1: (epoch, "d1", until_ms), 2: (epoch, "d1", until_ms)}
@@ -47,7 +47,7 @@ async def test_held_partition_is_refused_and_nothing_changes(store: Store) -> No
     ((_, _, until_ms),) = (await store.reads.owners()).values()
 
     async with unchanged(store):
-        assert await claim(store, "d2") == calls.HeldByOther(1, "d1", until_ms)
+        assert await claim(store, "d2") == messages.HeldByOther(1, "d1", until_ms)
 
 
 async def test_answers_are_given_one_by_one(store: Store) -> None:
@@ -56,8 +56,8 @@ async def test_answers_are_given_one_by_one(store: Store) -> None:
 
     _, (first, second) = await store.cell.claim("d2", [1, 2])
 
-    assert isinstance(first, calls.HeldByOther)
-    assert isinstance(second, calls.Owned)
+    assert isinstance(first, messages.HeldByOther)
+    assert isinstance(second, messages.Owned)
 
 
 async def test_rule_5_claiming_again_as_the_holder_renews_without_a_new_epoch(store: Store) -> None:
@@ -66,7 +66,7 @@ async def test_rule_5_claiming_again_as_the_holder_renews_without_a_new_epoch(st
 
     now_ms, answers = await store.cell.claim("d1", [1])
 
-    assert answers == [calls.Owned(1, epoch)]
+    assert answers == [messages.Owned(1, epoch)]
     assert await store.reads.owners() == {1: (epoch, "d1", now_ms + store.settings.partition_lease_ms)}
 
 
@@ -74,14 +74,14 @@ async def test_rule_5_another_boot_of_the_same_name_is_another_owner(store: Stor
     """A dispatcher that came back is not the holder: its lease from before must end first."""
     await owned(store, "d1+1")
 
-    assert isinstance(await claim(store, "d1+2"), calls.HeldByOther)
+    assert isinstance(await claim(store, "d1+2"), messages.HeldByOther)
 
 
 async def test_rule_28_lapsed_lease_that_nobody_took_is_renewed(store: Store) -> None:
     """An owner that comes late, but before any other, keeps its epoch."""
     await seed_owners(store, "1000 d1 1")
 
-    assert await claim(store, "d1") == calls.Owned(1, 1000)
+    assert await claim(store, "d1") == messages.Owned(1, 1000)
 
 
 async def test_rule_7_lapsed_lease_goes_to_another_under_a_higher_epoch(store: Store) -> None:
@@ -96,7 +96,7 @@ async def test_rule_7_clock_that_went_back_still_raises_the_epoch(store: Store) 
     """With a stored epoch ahead of the clock the next one is larger by one."""
     await seed_owners(store, f"{FAR_US} d1 1")
 
-    assert await claim(store, "d2") == calls.Owned(1, FAR_US + 1)
+    assert await claim(store, "d2") == messages.Owned(1, FAR_US + 1)
 
 
 async def test_given_up_partition_is_free_at_once(store: Store) -> None:
@@ -133,7 +133,7 @@ async def test_partition_that_is_given_up_and_taken_in_one_call_has_another_epoc
 
     _, (answer,) = await store.cell.claim("d1", [1], [1])
 
-    assert isinstance(answer, calls.Owned)
+    assert isinstance(answer, messages.Owned)
     assert answer.epoch > epoch
 
 
@@ -159,7 +159,7 @@ async def test_a_lease_from_before_the_clock_went_back_is_cut(store: Store, leng
     now_ms, answers = await store.cell.claim("d2", [1])
 
     until_ms = now_ms + (int(length_ms) if length_ms else store.settings.partition_lease_ms)
-    assert answers == [calls.HeldByOther(1, "d1", until_ms)]
+    assert answers == [messages.HeldByOther(1, "d1", until_ms)]
     assert await store.reads.owners() == {1: (7, "d1", until_ms)}
 
 

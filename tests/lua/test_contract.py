@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pytest
 
-from scheduler import keys
+from scheduler.protocol import keys
 from scheduler.store.scripts import SCRIPT_NAMES, load_scripts, script_directory
 from scheduler.store.store import Store
 from tests.lua.scenario import RUNS

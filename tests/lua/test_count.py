@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from scheduler import calls
 from scheduler.errors import Fenced
+from scheduler.protocol import messages
 from scheduler.store.store import Store
 from tests.dumps import dump, unchanged
 from tests.lua.placements import placed
@@ -28,11 +28,11 @@ from tests.seeds import (
     seed_reserved,
 )
 
-SESSIONS = calls.Counted(1, frozenset({"session"}))
-BOTH = calls.Counted(1, frozenset({"session", "tenant"}))
+SESSIONS = messages.Counted(1, frozenset({"session"}))
+BOTH = messages.Counted(1, frozenset({"session", "tenant"}))
 
 
-async def count(store: Store, counted: calls.Counted, *items: calls.CountItem) -> list[str]:
+async def count(store: Store, counted: messages.Counted, *items: messages.CountItem) -> list[str]:
     """What the leader is answered."""
     _, answers = await store.cell.count(LEADER_EPOCH, counted, items)
     return answers
@@ -48,15 +48,15 @@ async def test_rule_22_what_is_counted_is_stored_and_read(store: Store) -> None:
     changes = [(await store.cell.count(LEADER_EPOCH, each))[0] for each in (BOTH, BOTH, SESSIONS)]
     assert (changes, await store.reads.counted()) == ([True, False, True], SESSIONS)
 
-    await count(store, calls.Counted())
-    assert await store.reads.counted() == calls.Counted()
+    await count(store, messages.Counted())
+    assert await store.reads.counted() == messages.Counted()
     assert await store.connection.commands.exists(store.cell.keys.counted) == 0
 
 
 async def test_rule_22_a_reservation_that_was_made_before_counts_until_it_ends(store: Store) -> None:
     """For its session and its tenant; its record says so, so that `release` takes it out and tells it."""
     token = await seed_reserved(store, tenant="t1")
-    item = calls.CountItem(NODE, JOB, SESSION, "t1")
+    item = messages.CountItem(NODE, JOB, SESSION, "t1")
 
     assert await count(store, BOTH, item) == ["added"]
 
@@ -74,7 +74,7 @@ async def test_rule_22_a_job_without_a_tenant_counts_for_its_session_alone(store
     """There is no tenant of an empty name."""
     await seed_reserved(store)
 
-    assert await count(store, BOTH, calls.CountItem(NODE, JOB, SESSION, "")) == ["added"]
+    assert await count(store, BOTH, messages.CountItem(NODE, JOB, SESSION, "")) == ["added"]
 
     assert (await store.reads.record(JOB))["held"] == "session"
     assert await held(store, "tenant", "") == set()
@@ -83,8 +83,8 @@ async def test_rule_22_a_job_without_a_tenant_counts_for_its_session_alone(store
 async def test_rule_22_another_kind_is_added_to_what_a_record_holds(store: Store) -> None:
     """A limit that went keeps what was held for it until the jobs end."""
     token = await seed_reserved(store, tenant="t1")
-    item = calls.CountItem(NODE, JOB, SESSION, "t1")
-    await count(store, calls.Counted(1, frozenset({"tenant"})), item)
+    item = messages.CountItem(NODE, JOB, SESSION, "t1")
+    await count(store, messages.Counted(1, frozenset({"tenant"})), item)
 
     assert await count(store, SESSIONS, item) == ["added"]
 
@@ -96,7 +96,7 @@ async def test_rule_22_another_kind_is_added_to_what_a_record_holds(store: Store
 async def test_rule_22_a_member_that_was_lost_is_added_again(store: Store) -> None:
     """Whoever deleted the set."""
     await seed_reserved(store)
-    item = calls.CountItem(NODE, JOB, SESSION, "")
+    item = messages.CountItem(NODE, JOB, SESSION, "")
     await count(store, SESSIONS, item)
     await store.connection.commands.delete(store.cell.keys.held("session", SESSION))
 
@@ -110,7 +110,7 @@ async def test_rule_22_who_counts_stands_for_the_limits_of_its_pool(store: Store
     await seed_reserved(store, tenant="t1")
     answers, limits = [], []
     for most in ((2, 3), (1, 0)):
-        answers += await count(store, BOTH, calls.CountItem(NODE, JOB, SESSION, "t1", *most))
+        answers += await count(store, BOTH, messages.CountItem(NODE, JOB, SESSION, "t1", *most))
         limits.append(await store.reads.held_sizes([f"session:{SESSION}", "tenant:t1"]))
 
     assert answers == ["added", "counted"]
@@ -144,7 +144,7 @@ async def test_rule_22_who_is_not_reserved_is_taken_out_and_that_is_told(store: 
 )
 async def test_rule_22_only_what_holds_a_slot_is_added(store: Store, what: str) -> None:
     """A job that ended while it was being added would count for ever."""
-    item = calls.CountItem(NODE, JOB, SESSION, "")
+    item = messages.CountItem(NODE, JOB, SESSION, "")
     if what != "no job":
         token = await seed_reserved(store)
         if what == "ended":
@@ -157,7 +157,7 @@ async def test_rule_22_only_what_holds_a_slot_is_added(store: Store, what: str) 
         elif what == "elsewhere":
             await seed_record(store, holder=f"n2 {token}")
         elif what == "another session":
-            item = calls.CountItem(NODE, JOB, "s9", "")
+            item = messages.CountItem(NODE, JOB, "s9", "")
         else:
             await seed_record(store, tenant="t9")
     await count(store, SESSIONS)
@@ -173,7 +173,7 @@ async def test_rule_31_a_leader_that_was_paused_changes_nothing(store: Store) ->
 
     async with unchanged(store):
         with pytest.raises(Fenced):
-            await count(store, SESSIONS, calls.CountItem(NODE, JOB, SESSION, ""))
+            await count(store, SESSIONS, messages.CountItem(NODE, JOB, SESSION, ""))
 
 
 async def test_rule_31_a_higher_epoch_is_remembered(store: Store) -> None:
@@ -189,7 +189,7 @@ async def test_rule_31_a_higher_epoch_is_remembered(store: Store) -> None:
 # ---- what `reserve` makes of it ----
 
 
-async def seed_two(store: Store, **rest: Any) -> list[calls.ReserveItem]:
+async def seed_two(store: Store, **rest: Any) -> list[messages.ReserveItem]:
     """Two jobs of a session and a tenant, and a node with room for both."""
     epoch = await seed_owner(store)
     await seed_node(store, slots=9)
@@ -205,16 +205,16 @@ async def test_rule_22_who_does_not_count_is_sent_back_to_its_snapshot(store: St
     async with unchanged(store):
         first, second = await reserve(store, items)
 
-    assert (first, second) == (calls.Refused("outdated", counted=BOTH), calls.Refused("behind"))
+    assert (first, second) == (messages.Refused("outdated", counted=BOTH), messages.Refused("behind"))
 
 
 async def test_rule_22_who_has_an_earlier_snapshot_is_sent_back_to_it(store: Store) -> None:
     """Also if it counts what is counted: it does not know how much is allowed."""
     items = await seed_two(store, limits=(("session", SESSION, 5),))
-    newer = calls.Counted(2, frozenset({"session"}))
+    newer = messages.Counted(2, frozenset({"session"}))
     await count(store, newer)
 
-    assert (await reserve(store, items[:1])) == [calls.Refused("outdated", counted=newer)]
+    assert (await reserve(store, items[:1])) == [messages.Refused("outdated", counted=newer)]
 
 
 async def test_rule_22_a_repeat_is_answered_as_before_whatever_is_counted_since(store: Store) -> None:
@@ -225,7 +225,7 @@ async def test_rule_22_a_repeat_is_answered_as_before_whatever_is_counted_since(
 
     (again,) = await reserve(store, items[:1])
 
-    assert isinstance(again, calls.Reserved)
+    assert isinstance(again, messages.Reserved)
     assert again.used == -1
 
 
@@ -239,7 +239,7 @@ async def test_rule_22_a_job_of_a_pool_without_a_limit_counts_and_is_not_held_ba
     third = await seed_job(store, "j2", "s2", tenant="t1")
     limits = (("session", "s2", 1), ("tenant", "t1", 2))
     answers = await reserve(store, [reserve_item(third, epoch, "j2", "s2", tenant="t1", limits=limits)])
-    assert answers == [calls.Refused("limited", "tenant:t1")]
+    assert answers == [messages.Refused("limited", "tenant:t1")]
 
 
 async def test_rule_22_a_job_without_a_tenant_need_not_count_for_one(store: Store) -> None:

@@ -6,7 +6,9 @@ from typing import Final
 
 import pytest
 
-from scheduler import calls, model
+from scheduler.protocol import messages
+from scheduler.protocol.lifecycle import Verdict
+from scheduler.protocol.snapshot import Pool
 from scheduler.store.store import Store
 from tests.dumps import bodies
 from tests.lua.endings import VERDICTS
@@ -71,7 +73,7 @@ async def assert_no_body_is_twice(store: Store) -> None:
 
 
 @pytest.mark.parametrize("verdict", VERDICTS)
-async def test_next_job_is_released(store: Store, junk: str, verdict: model.Verdict) -> None:
+async def test_next_job_is_released(store: Store, junk: str, verdict: Verdict) -> None:
     """Whatever the verdict, its slot is free."""
     tokens = {job: await seed_reserved(store, job, session_of(job), slots=SLOTS, started=True) for job in JOBS}
     for job in JOBS:
@@ -83,7 +85,7 @@ async def test_next_job_is_released(store: Store, junk: str, verdict: model.Verd
         store, *[release_item(tokens[job], verdict, job, session_of(job), boot=LATER_BOOT) for job in JOBS]
     )
 
-    assert isinstance(answers[-1], calls.Released)
+    assert isinstance(answers[-1], messages.Released)
     assert HEALTHY not in dict(await store.reads.reservations(NODE))
     await assert_no_body_is_twice(store)
 
@@ -120,7 +122,7 @@ async def test_next_job_is_accepted(store: Store, junk: str) -> None:
 
     answers = await store.cell.submit([submit_item(job, session_of(job)) for job in (*JOBS, "new")])
 
-    assert all(isinstance(answer, calls.Submitted) for answer in answers[-2:])
+    assert all(isinstance(answer, messages.Submitted) for answer in answers[-2:])
 
 
 async def test_next_job_is_reserved(store: Store, junk: str) -> None:
@@ -133,11 +135,11 @@ async def test_next_job_is_reserved(store: Store, junk: str) -> None:
     answers = await store.cell.reserve(
         [reserve_item(entries[job], epoch, job, session_of(job)) for job in JOBS],
         {NODE: BOOT},
-        {POOL: model.Pool(POOL)},
+        {POOL: Pool(POOL)},
         1,
     )
 
-    assert isinstance(answers[-1], calls.Reserved)
+    assert isinstance(answers[-1], messages.Reserved)
     await assert_no_body_is_twice(store)
 
 
@@ -152,10 +154,10 @@ async def test_record_without_a_state_is_written_anew(store: Store, junk: str) -
     item = reserve_item(entry, epoch)
 
     (placed,) = await reserve(store, [item])
-    assert isinstance(placed, calls.Reserved)
+    assert isinstance(placed, messages.Reserved)
 
-    assert await reserve(store, [item]) == [calls.Reserved(NODE, placed.token, -1)]
-    assert await release(store, release_item(placed.token, "finish")) == [calls.Released("completed")]
+    assert await reserve(store, [item]) == [messages.Reserved(NODE, placed.token, -1)]
+    assert await release(store, release_item(placed.token, "finish")) == [messages.Released("completed")]
 
 
 async def test_next_job_is_rejected(store: Store, junk: str) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler import calls, model
 from scheduler.errors import ServerUnavailable
+from scheduler.protocol import messages
+from scheduler.protocol.snapshot import Pool
 from scheduler.store.connection import Argument, ScriptFailed
 from scheduler.store.store import Store
 from tests.dumps import unchanged
@@ -28,7 +29,7 @@ from tests.seeds import (
 DETAIL = "ValueError: bad audio (/app/h.py:6 in second)"
 
 
-def failed(token: int, detail: str = DETAIL, job_id: str = JOB) -> calls.ReleaseItem:
+def failed(token: int, detail: str = DETAIL, job_id: str = JOB) -> messages.ReleaseItem:
     """An attempt that failed."""
     return release_item(token, "retry", job_id, detail=detail)
 
@@ -53,8 +54,8 @@ async def test_a_delayed_job_says_why_it_waits(store: Store) -> None:
 
 async def test_the_detail_of_a_dead_job_goes_with_its_record(store: Store) -> None:
     """At the same time, or a hair before."""
-    token = await seed_reserved(store, pool=model.Pool("default", attempts_max=1))
-    assert await release(store, failed(token)) == [calls.Released("dead")]
+    token = await seed_reserved(store, pool=Pool("default", attempts_max=1))
+    assert await release(store, failed(token)) == [messages.Released("dead")]
 
     assert await store.cell.describe([failed(token)], RETENTION_MS) == ["described"]
 
@@ -94,7 +95,7 @@ async def test_the_next_failure_replaces_the_last(store: Store) -> None:
     assert await promote(store) == "promoted"
     entry = (await store.reads.record(JOB))["entry"].partition("/")[2]
     (answer,) = await reserve(store, [reserve_item(entry, await seed_owner(store))])
-    assert isinstance(answer, calls.Reserved)
+    assert isinstance(answer, messages.Reserved)
     await release(store, failed(answer.token))
 
     assert await store.cell.describe([failed(token, "old"), failed(answer.token, "new")], RETENTION_MS) == [
@@ -108,7 +109,7 @@ async def test_rule_34_full_memory_keeps_no_detail_and_stops_no_ending(store: St
     """The attempt ends; what is known of it is refused at once, without a second try."""
     token = await seed_reserved(store)
     async with full_memory(store):
-        assert await release(store, failed(token)) == [calls.Released("queued")]
+        assert await release(store, failed(token)) == [messages.Released("queued")]
         with pytest.raises(ServerUnavailable, match="not kept"):
             await store.cell.describe([failed(token)], RETENTION_MS)
     assert await store.reads.detail(JOB) == ""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from scheduler import calls, keys
 from scheduler.config import DEFAULTS
 from scheduler.errors import ServerRefused
+from scheduler.protocol import keys, messages
 from scheduler.store.control import Control
 from scheduler.store.scripts import load_scripts
 from scheduler.store.store import Store
@@ -33,7 +33,7 @@ async def test_first_caller_writes_fields_and_sources(store: Store) -> None:
 
     layout = await store.control.write_layout()
 
-    assert layout == calls.Layout(16, 1, keys.PROTOCOL, 3_600_000, 604_800_000)
+    assert layout == messages.Layout(16, 1, keys.PROTOCOL, 3_600_000, 604_800_000)
     assert await dump(store) == {store.control.keys.layout: ("hash", AGREED | sources, False)}
 
 

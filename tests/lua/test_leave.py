@@ -6,7 +6,8 @@ from typing import Any, Final
 
 import pytest
 
-from scheduler import calls, model
+from scheduler.protocol import messages
+from scheduler.protocol.snapshot import Reason
 from scheduler.store.cell import Leaves
 from scheduler.store.store import Store
 from tests.dumps import dump, standing, unchanged
@@ -74,7 +75,7 @@ async def test_rule_14_node_with_slots_is_busy(store: Store, why: Leaves) -> Non
 
 
 @pytest.mark.parametrize("reason", ["draining", "quarantined"])
-async def test_reaper_ends_only_the_dead(store: Store, reason: model.Reason) -> None:
+async def test_reaper_ends_only_the_dead(store: Store, reason: Reason) -> None:
     """A node without slots that is alive again since a reaper saw it dead stays."""
     await seed_node(store)
     await seed_node(store, slots=0, reason=reason)
@@ -84,9 +85,7 @@ async def test_reaper_ends_only_the_dead(store: Store, reason: model.Reason) -> 
 
 
 @pytest.mark.parametrize("reason", ["ready", "suspect"])
-async def test_rule_14_node_that_asks_leaves_with_its_slots_when_it_holds_nothing(
-    store: Store, reason: model.Reason
-) -> None:
+async def test_rule_14_node_that_asks_leaves_with_its_slots_when_it_holds_nothing(store: Store, reason: Reason) -> None:
     """Nobody has to take its slots away before: a node leaves without a leader. It is a candidate no more."""
     epoch = await seed_owner(store)
     await seed_node(store, slots=2, reason=reason)
@@ -95,7 +94,7 @@ async def test_rule_14_node_that_asks_leaves_with_its_slots_when_it_holds_nothin
     assert await store.cell.leave(NODE, BOOT) == "left"
 
     assert await store.reads.are_open([NODE]) == [False]
-    assert await reserve(store, [reserve_item(entry_id, epoch)]) == [calls.Refused("full")]
+    assert await reserve(store, [reserve_item(entry_id, epoch)]) == [messages.Refused("full")]
     assert await standing(store, JOB) == ("queued", ["intake"])
 
 
@@ -125,7 +124,7 @@ async def test_node_that_asks_gets_nothing_new_while_it_is_busy(store: Store) ->
         assert await store.connection.call("leave", names, [NODE, BOOT, "leaves"]) == [b"busy", b"0", 1]
 
     entry_id = await seed_job(store, "j2", "s2")
-    assert await reserve(store, [reserve_item(entry_id, epoch, "j2", "s2")]) == [calls.Refused("full")]
+    assert await reserve(store, [reserve_item(entry_id, epoch, "j2", "s2")]) == [messages.Refused("full")]
     assert await store.reads.are_open([NODE]) == [False]
     await release(store, release_item(token, "finish"))
     assert await store.reads.are_open([NODE]) == [False]
@@ -137,15 +136,13 @@ async def test_node_that_asks_gets_nothing_new_while_it_is_busy(store: Store) ->
 
 @pytest.mark.parametrize("was_known", [True, False])
 @pytest.mark.parametrize(("slots", "reason"), [(2, "ready"), (0, "draining"), (2, "suspect"), (0, "quarantined")])
-async def test_boot_that_left_is_not_written_again(
-    store: Store, slots: int, reason: model.Reason, was_known: bool
-) -> None:
+async def test_boot_that_left_is_not_written_again(store: Store, slots: int, reason: Reason, was_known: bool) -> None:
     """Heartbeats that are read late, and leaders that knew it before, bring nothing back: no capacity, no inbox."""
     if was_known:
         await seed_node(store, slots=2)
     assert await store.cell.leave(NODE, BOOT) == "left"
 
-    item = calls.CapacityItem(NODE, slots, BOOT, reason)
+    item = messages.CapacityItem(NODE, slots, BOOT, reason)
     before = await dump(store)
     assert await store.cell.capacity(LEADER_EPOCH, [item]) == ["left"]
 
@@ -154,16 +151,16 @@ async def test_boot_that_left_is_not_written_again(
 
 @pytest.mark.parametrize(("slots", "reason"), [(2, "ready"), (2, "suspect")])
 async def test_who_asked_to_leave_gets_no_slots_from_a_leader_that_has_not_heard(
-    store: Store, slots: int, reason: model.Reason
+    store: Store, slots: int, reason: Reason
 ) -> None:
     """It writes what it believes, and finds the node drained. That the node is dead is another thing."""
     await seed_reserved(store, slots=2)
     assert await store.cell.leave(NODE, BOOT) == "busy"
 
     async with unchanged(store):
-        await store.cell.capacity(LEADER_EPOCH, [calls.CapacityItem(NODE, slots, BOOT, reason)])
+        await store.cell.capacity(LEADER_EPOCH, [messages.CapacityItem(NODE, slots, BOOT, reason)])
 
-    dead = calls.CapacityItem(NODE, 0, BOOT, "dead")
+    dead = messages.CapacityItem(NODE, 0, BOOT, "dead")
     assert await store.cell.capacity(LEADER_EPOCH, [dead]) == ["written"]
     assert await store.reads.capacities() == {NODE: dead}
 
@@ -174,8 +171,8 @@ async def test_who_holds_something_does_not_leave_although_its_capacity_was_dele
     await store.connection.commands.delete(store.cell.keys.capacity)
     assert await store.cell.leave(NODE, BOOT) == "busy"
 
-    assert await store.cell.capacity(LEADER_EPOCH, [calls.CapacityItem(NODE, 2, BOOT, "ready")]) == ["written"]
-    assert await store.reads.capacities() == {NODE: calls.CapacityItem(NODE, 0, BOOT, "draining")}
+    assert await store.cell.capacity(LEADER_EPOCH, [messages.CapacityItem(NODE, 2, BOOT, "ready")]) == ["written"]
+    assert await store.reads.capacities() == {NODE: messages.CapacityItem(NODE, 0, BOOT, "draining")}
 
     await release(store, release_item(token, "finish"))
     assert await store.cell.leave(NODE, BOOT) == "left"
@@ -194,7 +191,9 @@ async def test_a_later_life_leaves_beside_the_capacity_of_an_earlier_one(store: 
     left = store.cell.keys.left(NODE)
     assert await dump(store) == before | {left: ("string", LATER_BOOT, True)}
     async with unchanged(store):
-        assert await store.cell.capacity(LEADER_EPOCH, [calls.CapacityItem(NODE, 2, LATER_BOOT, "ready")]) == ["left"]
+        assert await store.cell.capacity(LEADER_EPOCH, [messages.CapacityItem(NODE, 2, LATER_BOOT, "ready")]) == [
+            "left"
+        ]
         assert await store.cell.leave(NODE, LATER_BOOT, "dead") == "replaced"
     await seed_node(store, slots=0, reason="dead")
 
@@ -205,7 +204,7 @@ async def test_boots_before_the_one_that_left_are_not_written(store: Store) -> N
     assert await store.cell.leave(NODE, LATER_BOOT) == "left"
 
     async with unchanged(store):
-        assert await store.cell.capacity(LEADER_EPOCH, [calls.CapacityItem(NODE, 2, BOOT, "ready")]) == ["left"]
+        assert await store.cell.capacity(LEADER_EPOCH, [messages.CapacityItem(NODE, 2, BOOT, "ready")]) == ["left"]
     await seed_node(store, boot="2001-c")
 
 
@@ -214,7 +213,7 @@ async def test_a_boot_ahead_of_the_clock_that_left_is_over_alone(store: Store) -
     ahead = f"{FAR_US}-a"
     assert await store.cell.leave(NODE, ahead) == "left"
 
-    assert await store.cell.capacity(LEADER_EPOCH, [calls.CapacityItem(NODE, 2, ahead, "ready")]) == ["left"]
+    assert await store.cell.capacity(LEADER_EPOCH, [messages.CapacityItem(NODE, 2, ahead, "ready")]) == ["left"]
     await seed_node(store)
 
 

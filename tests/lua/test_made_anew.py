@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler import calls
+from scheduler.protocol import messages
 from scheduler.store.store import Store
 from tests.seeds import (
     MANAGER,
@@ -66,7 +66,7 @@ async def test_an_inbox_that_takes_no_entry_is_made_anew_with_what_is_in_it(stor
     if writer == "reserve":
         entry_id = await seed_job(store, "j2", "s2")
         (answer,) = await reserve(store, [reserve_item(entry_id, epoch, "j2", "s2", candidates=(NODE,))])
-        assert isinstance(answer, calls.Reserved)
+        assert isinstance(answer, messages.Reserved)
     else:
         await seed_node(store, slots=0, reason="draining")
 
@@ -74,7 +74,7 @@ async def test_an_inbox_that_takes_no_entry_is_made_anew_with_what_is_in_it(stor
     assert first == before or (writer == "capacity" and set(dict(first)) <= set(dict(before)))
     assert foreign[1] == {b"foreign": b"1"}
     assert last.get(b"job_id", last.get(b"control")) in (b"j2", b"drained")
-    assert await release(store, release_item(token, "give_back", "j1", "s1")) == [calls.Released("queued")]
+    assert await release(store, release_item(token, "give_back", "j1", "s1")) == [messages.Released("queued")]
 
 
 async def test_an_inbox_that_is_long_is_left_to_the_reaper(store: Store) -> None:
@@ -86,7 +86,7 @@ async def test_an_inbox_that_is_long_is_left_to_the_reaper(store: Store) -> None
     await seed_poison(store, store.cell.keys.inbox(NODE))
     entry_id = await seed_job(store)
 
-    assert await reserve(store, [reserve_item(entry_id, epoch, candidates=(NODE,))]) == [calls.Refused("full")]
+    assert await reserve(store, [reserve_item(entry_id, epoch, candidates=(NODE,))]) == [messages.Refused("full")]
 
 
 async def test_answers_that_take_no_entry_are_made_anew(store: Store) -> None:

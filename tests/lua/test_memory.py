@@ -9,8 +9,9 @@ from typing import Final
 import pytest
 from redis.exceptions import OutOfMemoryError
 
-from scheduler import calls, model
 from scheduler.errors import ServerUnavailable
+from scheduler.protocol import messages
+from scheduler.protocol.snapshot import Snapshot
 from scheduler.store.scripts import SCRIPT_NAMES
 from scheduler.store.store import Store
 from tests.dumps import dump, unchanged
@@ -67,13 +68,13 @@ async def prepare(store: Store, script: str) -> tuple[Act, object]:
         await store.control.beat(b"doc")
         if script == "take":
             return lambda: store.control.take(MANAGER, epoch), None
-        return lambda: store.control.publish(MANAGER, epoch, model.Snapshot(5), sets={"a": b"b"}), None
+        return lambda: store.control.publish(MANAGER, epoch, Snapshot(5), sets={"a": b"b"}), None
     if script == "command":
         return lambda: store.connection.call("command", [store.control.keys.commands], [b"document", 1000]), None
     if script == "claim":
         return lambda: store.cell.claim(OWNER, [1]), None
     if script == "capacity":
-        return lambda: store.cell.capacity(1, [calls.CapacityItem(NODE, 1, BOOT, "ready")]), ["written"]
+        return lambda: store.cell.capacity(1, [messages.CapacityItem(NODE, 1, BOOT, "ready")]), ["written"]
     if script == "leave":
         await seed_node(store, slots=0, reason="draining")
         return lambda: store.cell.leave(NODE, BOOT), "left"
@@ -95,7 +96,7 @@ async def prepare_job(store: Store, script: str) -> tuple[Act, object]:
     token = await seed_reserved(store)
     if script == "renew":
         return lambda: store.cell.renew(NODE, [(JOB, token)]), None
-    return lambda: release(store, release_item(token, "retry")), [calls.Released("queued")]
+    return lambda: release(store, release_item(token, "retry")), [messages.Released("queued")]
 
 
 MENDING: Final = ("last_ids", "unslotted", "parked", "reopen", "retype")
@@ -116,9 +117,11 @@ async def test_rule_34_what_was_deleted_is_found_and_made_again_with_full_memory
         assert len((await store.reads.parked("0", 10))[0]) == 1
         await store.connection.retype([k.open])
         assert await store.cell.reopen([NODE]) == ["opened"]
-        assert isinstance((await store.cell.renew(NODE, [(JOB, token)]))[2][0], calls.Renewed)
-        item = calls.CountItem(NODE, JOB, SESSION, "")
-        assert (await store.cell.count(LEADER_EPOCH, calls.Counted(1, frozenset({"session"})), [item]))[1] == ["added"]
+        assert isinstance((await store.cell.renew(NODE, [(JOB, token)]))[2][0], messages.Renewed)
+        item = messages.CountItem(NODE, JOB, SESSION, "")
+        assert (await store.cell.count(LEADER_EPOCH, messages.Counted(1, frozenset({"session"})), [item]))[1] == [
+            "added"
+        ]
 
 
 @pytest.mark.parametrize("script", [name for name in SCRIPT_NAMES if name not in ("submit", "describe", *MENDING)])
@@ -159,13 +162,13 @@ async def test_rule_34_submit_goes_on_when_there_is_memory_again(store: Store, o
 
         (answer,) = await impatient.cell.submit([submit_item()])
 
-    assert isinstance(answer, calls.Submitted)
+    assert isinstance(answer, messages.Submitted)
 
 
 async def test_rule_34_reads_that_belong_together_go_on_with_full_memory(store: Store) -> None:
     """Redis refuses all that stands in a MULTI, so none of them does."""
     epoch = await seed_leader(store)
-    await store.control.publish(MANAGER, epoch, model.Snapshot(5))
+    await store.control.publish(MANAGER, epoch, Snapshot(5))
     token = await seed_reserved(store)
 
     async with full_memory(store):

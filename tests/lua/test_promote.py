@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from scheduler import model
+from scheduler.protocol.lifecycle import Transition
 from scheduler.store.store import Store
 from tests.dumps import bodies, dump, standing, stands, transitions, unchanged
 from tests.seeds import (
@@ -45,7 +45,7 @@ ACTS: dict[str, Callable[[Store], Awaitable[None]]] = {"promoted": promoted, "bo
 
 
 @pytest.mark.parametrize("row", transitions("promote"), ids=lambda row: row.event)
-async def test_transition(store: Store, row: model.Transition) -> None:
+async def test_transition(store: Store, row: Transition) -> None:
     """Each row of the transition table that promote performs."""
     await seed_delayed(store)
     assert (await standing(store))[0] == row.state

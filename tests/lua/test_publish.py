@@ -6,8 +6,8 @@ from typing import Final
 
 import pytest
 
-from scheduler import model
 from scheduler.errors import Fenced, InvalidInput, Lost
+from scheduler.protocol.snapshot import Delta, Node, Pool, Snapshot, decode_delta
 from scheduler.store.store import Store
 from tests.dumps import dump, unchanged
 from tests.seeds import (
@@ -19,15 +19,15 @@ from tests.seeds import (
     seed_poison,
 )
 
-ONE: Final = model.Node("n1", BOOT, 1, POOL)
-TWO: Final = model.Node("n2", BOOT, 2, POOL)
-GROWN: Final = model.Delta(6, 5, (TWO,))
+ONE: Final = Node("n1", BOOT, 1, POOL)
+TWO: Final = Node("n2", BOOT, 2, POOL)
+GROWN: Final = Delta(6, 5, (TWO,))
 """What follows `snapshot(5)`."""
 
 
-def snapshot(version: int) -> model.Snapshot:
+def snapshot(version: int) -> Snapshot:
     """One node in one pool."""
-    return model.Snapshot(version, (ONE,), (model.Pool(POOL),))
+    return Snapshot(version, (ONE,), (Pool(POOL),))
 
 
 async def seed_taken_command(store: Store, epoch: int) -> str:
@@ -131,8 +131,8 @@ async def test_a_delta_tells_what_changed_and_the_stored_snapshot_stays(store: S
     assert {key for key in after if after[key] != before[key]} == {k.version, k.deltas}
     ((entry, fields),) = (await store.reads.entries(k.deltas))[1:]
     assert (entry, fields[b"version"], fields[b"before"]) == ("6-0", b"6", b"5")
-    assert model.decode_delta(fields[b"delta"]) == GROWN
-    assert await store.control.read_snapshot() == model.Snapshot(6, (ONE, TWO), (model.Pool(POOL),))
+    assert decode_delta(fields[b"delta"]) == GROWN
+    assert await store.control.read_snapshot() == Snapshot(6, (ONE, TWO), (Pool(POOL),))
 
 
 async def test_a_whole_snapshot_lets_older_deltas_go(store: Store) -> None:
@@ -140,9 +140,9 @@ async def test_a_whole_snapshot_lets_older_deltas_go(store: Store) -> None:
     epoch = await seed_leader(store)
     await store.control.publish(MANAGER, epoch, snapshot(5))
     for version in (6, 7, 8):
-        await store.control.publish(MANAGER, epoch, None, model.Delta(version, version - 1, removed=("n9",)))
+        await store.control.publish(MANAGER, epoch, None, Delta(version, version - 1, removed=("n9",)))
 
-    await store.control.publish(MANAGER, epoch, snapshot(9), model.Delta(9, 8, (ONE,)), oldest=7)
+    await store.control.publish(MANAGER, epoch, snapshot(9), Delta(9, 8, (ONE,)), oldest=7)
 
     entries = await store.reads.entries(store.control.keys.deltas)
     assert [entry for entry, _ in entries] == ["7-0", "8-0", "9-0"]
@@ -157,7 +157,7 @@ async def test_rule_33_delta_of_another_version_is_lost_and_changes_nothing(stor
     epoch = await seed_leader(store)
     command = await seed_taken_command(store, epoch)
     await store.control.publish(MANAGER, epoch, snapshot(stored))
-    delta = model.Delta(7, 5, (TWO,))
+    delta = Delta(7, 5, (TWO,))
 
     async with unchanged(store):
         for whole in (None, snapshot(7)):
@@ -201,7 +201,7 @@ async def test_rule_33_delta_after_a_missing_one_is_lost_and_changes_nothing(sto
 
     async with unchanged(store):
         with pytest.raises(Lost, match="version 6 is stored"):
-            await store.control.publish(MANAGER, epoch, None, model.Delta(7, 6, removed=("n1",)))
+            await store.control.publish(MANAGER, epoch, None, Delta(7, 6, removed=("n1",)))
 
 
 async def test_rule_28_repeat_of_a_delta_changes_nothing(store: Store) -> None:
@@ -221,7 +221,7 @@ async def test_rule_33_a_snapshot_whose_deltas_are_missing_is_not_read(store: St
     client, deltas = store.connection.commands, store.control.keys.deltas
     await store.control.publish(MANAGER, epoch, snapshot(5))
     await store.control.publish(MANAGER, epoch, None, GROWN)
-    await store.control.publish(MANAGER, epoch, None, model.Delta(7, 6, removed=("n1",)))
+    await store.control.publish(MANAGER, epoch, None, Delta(7, 6, removed=("n1",)))
     if harm == "deleted":
         await client.delete(deltas)
     elif harm == "trimmed":

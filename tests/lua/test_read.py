@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scheduler.calls import Head
+from scheduler.protocol.messages import Head
 from scheduler.store.reads import Part
 from scheduler.store.store import Store
 from tests.dumps import unchanged

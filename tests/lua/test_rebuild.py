@@ -7,10 +7,10 @@ import asyncio
 import pytest
 from redis.exceptions import ResponseError
 
-from scheduler import calls
-from scheduler.keys import is_absurd
-from scheduler.runtime.streams import rebuild
+from scheduler.protocol import messages
+from scheduler.protocol.keys import is_absurd
 from scheduler.store import cell
+from scheduler.store.rebuilding import rebuild
 from scheduler.store.store import Store
 from tests.dumps import dump, unchanged
 from tests.seeds import (
@@ -101,7 +101,7 @@ async def test_what_was_deleted_meanwhile_does_not_come_back(
     await store.connection.commands.xdel(parked, *deleted)
     before = await entries(store, parked)
 
-    assert await store.cell.rebuild(parked, "parked_id") == calls.Rebuilding("rebuilt", (), len(before), 0)
+    assert await store.cell.rebuild(parked, "parked_id") == messages.Rebuilding("rebuilt", (), len(before), 0)
 
     assert await entries(store, parked) == before
 
@@ -194,7 +194,7 @@ async def test_a_copy_of_what_the_stream_was_before_is_begun_anew(
     await rebuilt(store, inbox, "assignment")
 
     assert await entries(store, inbox) == before
-    assert await release(store, release_item(token, "give_back", "c", "sc")) == [calls.Released("queued")]
+    assert await release(store, release_item(token, "give_back", "c", "sc")) == [messages.Released("queued")]
 
 
 @pytest.mark.parametrize("known", ["by the server", "by the owner", "by nobody"])
@@ -240,13 +240,13 @@ async def test_records_are_asked_for_once(store: Store) -> None:
     asked: list[set[bytes]] = []
 
     class Told:
-        async def rebuild(self, _: str, __: str, job_ids: tuple[bytes, ...], *___: object) -> calls.Rebuilding:
+        async def rebuild(self, _: str, __: str, job_ids: tuple[bytes, ...], *___: object) -> messages.Rebuilding:
             asked.append(set(job_ids))
             missing = {b"j1": b"j2", b"j2": b"j1"}
             for job_id in missing:
                 if job_id not in job_ids:
-                    return calls.Rebuilding("records", (job_id,))
-            return calls.Rebuilding("rebuilt")
+                    return messages.Rebuilding("records", (job_id,))
+            return messages.Rebuilding("rebuilt")
 
     assert await rebuild(Told(), "stream", POISON_ID, "entry")  # type: ignore[arg-type]
     assert asked == [set(), {b"j1"}, {b"j1", b"j2"}]
@@ -292,7 +292,7 @@ async def test_records_name_the_new_ids(store: Store, at: str) -> None:
     for stream in (k.jobs(PARTITION), k.inbox(NODE), k.parked, k.dead):
         await store.connection.commands.xadd(stream, {"foreign": "1"}, id=absurd)
     (placed,) = await reserve(store, [reserve_item(await seed_job(store, "j1", "s1"), epoch, "j1", "s1")])
-    assert isinstance(placed, calls.Reserved)
+    assert isinstance(placed, messages.Reserved)
     tokens = [await seed_reserved(store, f"j{number}", f"s{number}", slots=9) for number in (2, 3)]
     await release(store, release_item(tokens[0], "dead", "j2", "s2", reason="given_up"))
     await release(store, release_item(tokens[1], "retry", "j3", "s3", delay_ms=1))
@@ -308,9 +308,9 @@ async def test_records_name_the_new_ids(store: Store, at: str) -> None:
     entry_id = record["entry"].partition("/")[2]
     assert entry_id in dict(await entries(store, k.jobs(PARTITION)))
     (again,) = await reserve(store, [reserve_item(entry_id, epoch, "j4", "s4")])
-    assert isinstance(again, calls.Reserved)
+    assert isinstance(again, messages.Reserved)
     (given_back,) = await release(store, release_item(placed.token, "give_back", "j1", "s1"))
-    assert given_back == calls.Released("queued")
+    assert given_back == messages.Released("queued")
     outcome = await store.reads.outcome("j2")
     assert outcome is not None
     assert outcome.reason == "given_up"
@@ -346,7 +346,7 @@ async def test_only_the_owner_rebuilds_an_intake(store: Store) -> None:
 
     async with unchanged(store):
         answer = await store.cell.rebuild(store.cell.keys.jobs(PARTITION), "entry", (), (PARTITION, epoch - 1))
-    assert answer == calls.Rebuilding("fenced")
+    assert answer == messages.Rebuilding("fenced")
 
 
 async def test_a_stream_with_ids_an_hour_ahead_is_left_alone(store: Store) -> None:
@@ -355,7 +355,7 @@ async def test_a_stream_with_ids_an_hour_ahead_is_left_alone(store: Store) -> No
     await store.connection.commands.xadd(store.cell.keys.dead, {"job": "x"}, id=f"{now_ms + 3_600_000}-0")
 
     async with unchanged(store):
-        assert await store.cell.rebuild(store.cell.keys.dead, "dead_id") == calls.Rebuilding("open")
+        assert await store.cell.rebuild(store.cell.keys.dead, "dead_id") == messages.Rebuilding("open")
 
 
 async def test_a_rebuild_that_was_left_half_way_expires(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from scheduler import calls, model
+from scheduler.protocol import messages
+from scheduler.protocol.lifecycle import Transition
 from scheduler.store.store import Store
 from tests.dumps import bodies, dump, standing, stands, transitions, unchanged
 from tests.seeds import (
@@ -49,7 +50,7 @@ async def record_without_time(store: Store, job_id: str = JOB) -> dict[str, str]
 
 
 @pytest.mark.parametrize("row", transitions("reject"), ids=lambda row: f"{row.state}-{row.event}")
-async def test_transition(store: Store, row: model.Transition) -> None:
+async def test_transition(store: Store, row: Transition) -> None:
     """Each row of the transition table that reject performs."""
     epoch, entry_id = await seed(store, row.state)
 
@@ -305,7 +306,7 @@ async def test_rule_28_late_reserve_of_a_rejected_entry_places_nothing(store: St
     await reject(store, reject_item(entry_id, epoch))
 
     async with unchanged(store):
-        assert await reserve(store, [reserve_item(entry_id, epoch)]) == [calls.Refused("gone")]
+        assert await reserve(store, [reserve_item(entry_id, epoch)]) == [messages.Refused("gone")]
 
 
 async def test_each_entry_of_a_call_has_its_own_answer(store: Store) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from scheduler import calls, model
+from scheduler.protocol import messages
+from scheduler.protocol.lifecycle import State, Transition, Verdict
+from scheduler.protocol.snapshot import Pool
 from scheduler.store.store import Store
 from tests.dumps import bodies, dump, standing, stands, transitions, unchanged
 from tests.lua.endings import BUSY, GOING_BACK, STALE, UNKNOWN, VERDICTS, ending, only, seed, text
@@ -36,7 +38,7 @@ from tests.seeds import (
 )
 
 # Every row that release performs: the endings that lead to it, each with what is prepared before.
-Ending = tuple[model.Verdict, dict[str, Any], str]
+Ending = tuple[Verdict, dict[str, Any], str]
 ENDINGS: dict[str, list[Ending]] = {
     "completed": [("finish", {}, ""), ("finish", {}, "cancelled"), ("finish", {}, "body_lost")],
     "failed": [("finish", {"state": "failed"}, "")],
@@ -60,14 +62,12 @@ CASES = [
 
 
 @pytest.mark.parametrize(("row", "verdict", "rest", "prepared"), CASES)
-async def test_transition(
-    store: Store, row: model.Transition, verdict: model.Verdict, rest: dict[str, Any], prepared: str
-) -> None:
+async def test_transition(store: Store, row: Transition, verdict: Verdict, rest: dict[str, Any], prepared: str) -> None:
     """Each row of the transition table that release performs, by every verdict that leads to it."""
     token = await seed(store, prepared)
     assert (await standing(store))[0] == row.state
 
-    assert await only(store, ending(token, verdict, **rest)) == calls.Released(row.next_state)
+    assert await only(store, ending(token, verdict, **rest)) == messages.Released(row.next_state)
 
     assert await standing(store) == stands(row)
     assert await store.reads.used([NODE]) == [0]
@@ -75,20 +75,20 @@ async def test_transition(
 
 @pytest.mark.parametrize(("row", "verdict", "rest", "prepared"), CASES)
 async def test_rule_28_repeat_gives_the_same_answer_and_changes_nothing(
-    store: Store, row: model.Transition, verdict: model.Verdict, rest: dict[str, Any], prepared: str
+    store: Store, row: Transition, verdict: Verdict, rest: dict[str, Any], prepared: str
 ) -> None:
     """The same call after a lost reply is answered the same, whatever the ending was."""
     token = await seed(store, prepared)
     await release(store, ending(token, verdict, **rest))
 
     async with unchanged(store):
-        assert await only(store, ending(token, verdict, **rest)) == calls.Released(row.next_state)
+        assert await only(store, ending(token, verdict, **rest)) == messages.Released(row.next_state)
 
 
 @pytest.mark.parametrize("late", VERDICTS)
 @pytest.mark.parametrize("first", VERDICTS)
 async def test_rule_28_only_token_and_verdict_of_the_last_ending_are_a_repeat(
-    store: Store, first: model.Verdict, late: model.Verdict
+    store: Store, first: Verdict, late: Verdict
 ) -> None:
     """After one ending every other verdict with that token is stale, a late finish after an expiry too."""
     token = await seed(store)
@@ -121,7 +121,7 @@ async def test_rule_23_terminal_record_is_small_and_the_result_has_its_own_key(s
         tenant_id="t1",
     )
 
-    assert await only(store, item) == calls.Released(state)
+    assert await only(store, item) == messages.Released(state)
 
     k = store.cell.keys
     record = await store.reads.record(JOB)
@@ -191,7 +191,7 @@ async def test_what_returned_nothing_leaves_no_result(store: Store, content_type
 
 
 @pytest.mark.parametrize("verdict", VERDICTS)
-async def test_record_without_an_assignment_keeps_no_other_from_ending(store: Store, verdict: model.Verdict) -> None:
+async def test_record_without_an_assignment_keeps_no_other_from_ending(store: Store, verdict: Verdict) -> None:
     """No script has written it; it is no reservation, and nothing of it changes."""
     first, second = await seed_reserved(store, "j1", "s1", slots=3), await seed_reserved(store, "j2", "s2", slots=3)
     await store.connection.commands.hdel(store.cell.keys.job("j1"), "assignment")
@@ -202,7 +202,7 @@ async def test_record_without_an_assignment_keeps_no_other_from_ending(store: St
         release_item(second, "finish", "j2", "s2"),
     )
 
-    assert answers == [STALE, calls.Released("completed")]
+    assert answers == [STALE, messages.Released("completed")]
     assert await store.reads.used([NODE]) == [1]
 
 
@@ -213,9 +213,9 @@ async def test_record_without_a_submission_time_gets_one_and_ends(store: Store) 
     entry_id = await seed_job(store)
     await store.connection.commands.hdel(store.cell.keys.job(JOB), "submitted_ms")
     (answer,) = await reserve(store, [reserve_item(entry_id, epoch)])
-    assert isinstance(answer, calls.Reserved)
+    assert isinstance(answer, messages.Reserved)
 
-    assert await only(store, ending(answer.token, "retry")) == calls.Released("queued")
+    assert await only(store, ending(answer.token, "retry")) == messages.Released("queued")
 
     assert (await store.reads.record(JOB))["submitted_ms"] == entry_id.partition("-")[0]
     ((_, outcome),) = await store.reads.entries(store.cell.keys.jobs(PARTITION))
@@ -227,7 +227,7 @@ async def test_record_with_thousands_of_fields_is_ended(store: Store) -> None:
     token = await seed(store)
     await store.connection.commands.hset(store.cell.keys.job(JOB), mapping={f"f{i}": i for i in range(9_000)})
 
-    assert await only(store, ending(token, "finish")) == calls.Released("completed")
+    assert await only(store, ending(token, "finish")) == messages.Released("completed")
 
     assert await store.reads.used([NODE]) == [0]
     assert len(await store.reads.record(JOB)) < 20
@@ -283,14 +283,14 @@ async def test_rule_23_long_reason_of_a_job_that_goes_back_is_cut(store: Store) 
 
 
 @pytest.mark.parametrize("verdict", GOING_BACK)
-async def test_only_a_retry_and_a_give_back_wait(store: Store, verdict: model.Verdict) -> None:
+async def test_only_a_retry_and_a_give_back_wait(store: Store, verdict: Verdict) -> None:
     """The handler or its node asked for the delay; a job that lost its node has waited for long enough. All of them
     avoid the node, a give-back too: it comes with a delay because the node cannot run the job.
     """
     token = await seed(store)
-    state: model.State = "delayed" if verdict in ("retry", "give_back") else "queued"
+    state: State = "delayed" if verdict in ("retry", "give_back") else "queued"
 
-    assert await only(store, ending(token, verdict, delay_ms=60_000)) == calls.Released(state)
+    assert await only(store, ending(token, verdict, delay_ms=60_000)) == messages.Released(state)
 
     stream = store.cell.keys.parked if state == "delayed" else store.cell.keys.jobs(PARTITION)
     assert [fields[b"avoid"].decode() for _, fields in await store.reads.entries(stream)] == [NODE]
@@ -356,7 +356,7 @@ async def test_dead_job_is_kept_with_its_body_and_history(store: Store) -> None:
     ],
 )
 async def test_rule_12_each_ending_counts_once_and_an_unstarted_job_is_no_crash(
-    store: Store, verdict: model.Verdict, started: bool, counts: tuple[str, str, str]
+    store: Store, verdict: Verdict, started: bool, counts: tuple[str, str, str]
 ) -> None:
     """Failures, crashes and jobs that were never started are counted apart; a give-back costs nothing."""
     token = await seed_reserved(store, started=started)
@@ -402,15 +402,15 @@ async def test_rule_17_reboot_of_a_suspect_node_is_a_crash(store: Store) -> None
     ],
 )
 async def test_used_up_budget_is_dead_with_the_reason(
-    store: Store, verdict: model.Verdict, started: bool, used: dict[str, Any], detail: str
+    store: Store, verdict: Verdict, started: bool, used: dict[str, Any], detail: str
 ) -> None:
     """The script itself gives up a job whose budget, as of its reservation, is used up."""
-    policy = model.Pool(POOL, attempts_max=2, crashes_max=3)
+    policy = Pool(POOL, attempts_max=2, crashes_max=3)
     token = await seed_reserved(store, started=started, pool=policy)
     await seed_lapsed(store)
     await seed_record(store, **used)
 
-    assert await only(store, ending(token, verdict, detail="boom")) == calls.Released("dead")
+    assert await only(store, ending(token, verdict, detail="boom")) == messages.Released("dead")
 
     ((_, dead),) = await store.reads.entries(store.cell.keys.dead)
     assert (dead[b"reason"].decode(), dead[b"detail"].decode()) == ("attempts_exhausted", detail)
@@ -422,7 +422,7 @@ async def test_give_back_has_no_budget(store: Store) -> None:
     token = await seed(store, "used_up")
     await seed_record(store, not_started=99)
 
-    assert await only(store, ending(token, "give_back")) == calls.Released("queued")
+    assert await only(store, ending(token, "give_back")) == messages.Released("queued")
 
 
 # ---- room and waking ---------------------------------------------------------------------------------------
@@ -478,7 +478,7 @@ async def test_rule_21_job_without_a_slot_frees_none(store: Store) -> None:
     await seed_reserved(store, "j2", "s2")
     freed = (await dump(store))[store.cell.keys.freed]
 
-    assert await release(store, release_item(first, "finish", "j1", "s1")) == [calls.Released("completed")]
+    assert await release(store, release_item(first, "finish", "j1", "s1")) == [messages.Released("completed")]
 
     assert await store.reads.used([NODE]) == [1]
     assert await store.reads.are_open([NODE]) == [False]
@@ -521,15 +521,15 @@ async def test_each_job_of_a_call_has_its_own_answer(store: Store) -> None:
         release_item(tokens["j3"], "retry", "j3", "s3", delay_ms=5),
     )
 
-    completed = calls.Released("completed")
+    completed = messages.Released("completed")
     assert answers == [
         UNKNOWN,
         completed,
         completed,
-        calls.Released("queued"),
+        messages.Released("queued"),
         STALE,
         BUSY,
-        calls.Released("delayed"),
+        messages.Released("delayed"),
     ]
     assert sorted(await bodies(store)) == [("intake", "j2"), ("parked", "j3")]
 
@@ -539,7 +539,7 @@ async def test_reservation_without_a_slot_can_be_expired(store: Store) -> None:
     token = await seed_reserved(store)
     await store.connection.commands.zrem(store.cell.keys.slots(NODE), JOB)
 
-    assert await only(store, ending(token, "expire")) == calls.Released("queued")
+    assert await only(store, ending(token, "expire")) == messages.Released("queued")
 
     assert await standing(store) == ("queued", ["intake"])
 
@@ -550,9 +550,9 @@ async def test_raw_job_ends_like_a_submitted_one(store: Store) -> None:
     await seed_node(store)
     entry_id = await seed_entry(store)
     (answer,) = await reserve(store, [reserve_item(entry_id, epoch)])
-    assert isinstance(answer, calls.Reserved)
+    assert isinstance(answer, messages.Reserved)
 
-    assert await only(store, ending(answer.token, "finish")) == calls.Released("completed")
+    assert await only(store, ending(answer.token, "finish")) == messages.Released("completed")
 
     assert await standing(store) == ("completed", [])
 
@@ -575,9 +575,9 @@ async def test_many_slots_of_deleted_records_cost_one_look_at_the_inbox(store: S
     answers = await release(store, *[release_item(0, "expire", f"j{i}", f"s{i}") for i in range(count)])
 
     assert await reads() - before < 3 * count
-    assert answers == [calls.NotReleased("unknown")] * count
+    assert answers == [messages.NotReleased("unknown")] * count
     assert await store.reads.used([NODE]) == [1]
-    assert [await release(store, release_item(kept, "finish", "kept", "kept"))] == [[calls.Released("completed")]]
+    assert [await release(store, release_item(kept, "finish", "kept", "kept"))] == [[messages.Released("completed")]]
 
 
 async def test_slot_of_a_deleted_record_is_free_when_its_lease_has_ended(store: Store) -> None:
@@ -586,10 +586,10 @@ async def test_slot_of_a_deleted_record_is_free_when_its_lease_has_ended(store: 
     await seed_held(store)
     await store.connection.commands.delete(store.cell.keys.job(JOB))
     async with unchanged(store):
-        assert await release(store, release_item(token, "expire")) == [calls.NotReleased("unknown")]
+        assert await release(store, release_item(token, "expire")) == [messages.NotReleased("unknown")]
     await seed_lapsed(store)
 
-    assert await release(store, release_item(token, "expire")) == [calls.NotReleased("unknown")]
+    assert await release(store, release_item(token, "expire")) == [messages.NotReleased("unknown")]
 
     k = store.cell.keys
     left = await dump(store)
@@ -608,13 +608,13 @@ async def test_slot_of_which_the_record_knows_nothing_is_free_when_its_lease_has
     later = await seed_reserved(store, node="n2")
     await seed_held(store)
     async with unchanged(store):
-        assert await release(store, release_item(token, "expire")) == [calls.NotReleased("stale")]
+        assert await release(store, release_item(token, "expire")) == [messages.NotReleased("stale")]
     await seed_lapsed(store)
 
-    assert await release(store, release_item(token, "expire")) == [calls.NotReleased("stale")]
+    assert await release(store, release_item(token, "expire")) == [messages.NotReleased("stale")]
 
     k = store.cell.keys
     assert await store.reads.reservations(NODE) == []
     assert [job_id for job_id, _ in await store.reads.reservations("n2")] == [JOB]
     assert (await dump(store)).get(k.held("session", SESSION)) is not None
-    assert await release(store, release_item(later, "finish", node="n2")) == [calls.Released("completed")]
+    assert await release(store, release_item(later, "finish", node="n2")) == [messages.Released("completed")]

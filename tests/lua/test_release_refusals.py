@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from scheduler import calls, model
-from scheduler.model import Pool
+from scheduler.protocol import messages
+from scheduler.protocol.lifecycle import Verdict
+from scheduler.protocol.snapshot import Pool
 from scheduler.store.store import Store
 from tests.dumps import dump, unchanged
 from tests.lua.endings import BUSY, GOING_BACK, MOVED, STALE, UNKNOWN, VERDICTS, ending, only, seed
@@ -44,7 +45,7 @@ async def test_job_without_a_record_is_unknown(store: Store) -> None:
 
 @pytest.mark.parametrize("verdict", VERDICTS)
 @pytest.mark.parametrize("shift", [-1, 1])
-async def test_another_token_is_stale_and_changes_nothing(store: Store, verdict: model.Verdict, shift: int) -> None:
+async def test_another_token_is_stale_and_changes_nothing(store: Store, verdict: Verdict, shift: int) -> None:
     """Only the holder of this very token ends the reservation."""
     token = await seed(store)
 
@@ -53,7 +54,7 @@ async def test_another_token_is_stale_and_changes_nothing(store: Store, verdict:
 
 
 @pytest.mark.parametrize("verdict", VERDICTS)
-async def test_token_from_before_is_stale_while_the_job_runs_again(store: Store, verdict: model.Verdict) -> None:
+async def test_token_from_before_is_stale_while_the_job_runs_again(store: Store, verdict: Verdict) -> None:
     """A node that was thought dead cannot end the reservation that came after its own."""
     first = await seed(store)
     await release(store, ending(first, "expire"))
@@ -64,7 +65,7 @@ async def test_token_from_before_is_stale_while_the_job_runs_again(store: Store,
     async with unchanged(store):
         answer = await only(store, ending(first, verdict))
 
-    assert answer == (calls.Released("reserved") if verdict == "expire" else STALE)
+    assert answer == (messages.Released("reserved") if verdict == "expire" else STALE)
 
 
 @pytest.mark.parametrize("state", ["queued", "delayed"])
@@ -88,7 +89,7 @@ async def test_job_that_is_not_reserved_is_stale(store: Store, state: str) -> No
 )
 @pytest.mark.parametrize("verdict", VERDICTS)
 async def test_rule_27_keys_that_disagree_with_the_record_are_moved(
-    store: Store, verdict: model.Verdict, fields: dict[str, Any]
+    store: Store, verdict: Verdict, fields: dict[str, Any]
 ) -> None:
     """A caller that names another node, partition, session, tenant or reply stream changes nothing."""
     token = await seed(store)
@@ -126,7 +127,7 @@ async def test_rule_13_reboot_needs_a_later_boot(store: Store, boot: str) -> Non
 
 @pytest.mark.parametrize(("verdict", "prepared"), [("dead", ""), ("retry", "used_up"), ("expire", "used_up")])
 async def test_rule_24_poisoned_dead_stream_is_busy_and_changes_nothing(
-    store: Store, verdict: model.Verdict, prepared: str
+    store: Store, verdict: Verdict, prepared: str
 ) -> None:
     """A body that cannot be buried stays with its reservation."""
     token = await seed(store, prepared)
@@ -137,9 +138,7 @@ async def test_rule_24_poisoned_dead_stream_is_busy_and_changes_nothing(
 
 
 @pytest.mark.parametrize("verdict", GOING_BACK)
-async def test_rule_24_poisoned_intake_and_parked_is_busy_and_changes_nothing(
-    store: Store, verdict: model.Verdict
-) -> None:
+async def test_rule_24_poisoned_intake_and_parked_is_busy_and_changes_nothing(store: Store, verdict: Verdict) -> None:
     """When no stream takes the body the reservation stands."""
     token = await seed(store, "poisoned")
     await seed_poison(store, store.cell.keys.parked)
@@ -169,7 +168,7 @@ async def test_rule_24_poisoned_intake_parks_the_job_for_a_moment(store: Store) 
 
 
 @pytest.mark.parametrize("verdict", ["finish", "dead"])
-async def test_rule_24_poisoned_feeds_do_not_stop_the_ending(store: Store, verdict: model.Verdict) -> None:
+async def test_rule_24_poisoned_feeds_do_not_stop_the_ending(store: Store, verdict: Verdict) -> None:
     """Results, reply stream and `freed` may fail: record, slot and open node are right all the same."""
     token = await seed(store, reply_to="r1")
     k = store.cell.keys
@@ -178,7 +177,7 @@ async def test_rule_24_poisoned_feeds_do_not_stop_the_ending(store: Store, verdi
 
     answer = await only(store, ending(token, verdict, reply_to="r1"))
 
-    assert isinstance(answer, calls.Released)
+    assert isinstance(answer, messages.Released)
     assert (await store.reads.record(JOB))["state"] == answer.state
     assert await store.reads.used([NODE]) == [0]
     assert await store.reads.are_open([NODE]) == [True]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler import calls, model
+from scheduler.protocol import messages
+from scheduler.protocol.snapshot import Pool
 from scheduler.store.store import Store
 from tests.dumps import dump, standing, stands, transitions, unchanged
 from tests.seeds import (
@@ -22,13 +23,13 @@ from tests.seeds import (
 )
 
 (RENEWED,) = transitions("renew")
-POLICY = model.Pool(POOL, start_ms=4_000, lease_ms=9_000, run_ms_max=70_000)
-STALE, UNKNOWN = calls.NotRenewed("stale"), calls.NotRenewed("unknown")
+POLICY = Pool(POOL, start_ms=4_000, lease_ms=9_000, run_ms_max=70_000)
+STALE, UNKNOWN = messages.NotRenewed("stale"), messages.NotRenewed("unknown")
 
 
 async def renew(
     store: Store, *reservations: tuple[str, int], node: str = NODE
-) -> list[calls.Renewed | calls.NotRenewed]:
+) -> list[messages.Renewed | messages.NotRenewed]:
     """The answer for each reservation."""
     return (await store.cell.renew(node, reservations))[2]
 
@@ -43,7 +44,7 @@ async def test_rule_12_first_renewal_marks_the_start_and_sets_the_full_lease(sto
     lease_until_ms = now_ms + POLICY.lease_ms
     k = store.cell.keys
     record = before[k.job(JOB)][1] | {"started_ms": str(now_ms)}
-    assert answers == [calls.Renewed(lease_until_ms)]
+    assert answers == [messages.Renewed(lease_until_ms)]
     assert await dump(store) == before | {
         k.job(JOB): ("hash", record, False),
         k.slots(NODE): ("zset", [[JOB, float(lease_until_ms)]], False),
@@ -59,7 +60,7 @@ async def test_rule_28_repeat_only_moves_the_lease(store: Store) -> None:
 
     now_ms, _, answers = await store.cell.renew(NODE, [(JOB, token)])
 
-    assert answers == [calls.Renewed(now_ms + 15_000)]
+    assert answers == [messages.Renewed(now_ms + 15_000)]
     assert (await store.reads.record(JOB))["started_ms"] == started_ms
     assert await store.reads.reservations(NODE) == [(JOB, now_ms + 15_000)]
 
@@ -71,7 +72,7 @@ async def test_rule_28_lapsed_lease_that_nobody_took_is_renewed(store: Store) ->
 
     now_ms, _, answers = await store.cell.renew(NODE, [(JOB, token)])
 
-    assert answers == [calls.Renewed(now_ms + 15_000)]
+    assert answers == [messages.Renewed(now_ms + 15_000)]
     assert await store.reads.reservations(NODE) == [(JOB, now_ms + 15_000)]
 
 
@@ -82,7 +83,7 @@ async def test_requested_cancel_is_told_and_the_lease_goes_on(store: Store) -> N
 
     now_ms, _, answers = await store.cell.renew(NODE, [(JOB, token)])
 
-    assert answers == [calls.Renewed(now_ms + 15_000, cancelling=True)]
+    assert answers == [messages.Renewed(now_ms + 15_000, cancelling=True)]
 
 
 async def test_job_without_a_record_is_unknown(store: Store) -> None:
@@ -139,7 +140,7 @@ async def test_a_slot_that_was_deleted_is_put_back_by_the_renewal(store: Store) 
 
     now_ms, _, answers = await store.cell.renew(NODE, [(JOB, token)])
 
-    assert answers == [calls.Renewed(now_ms + 15_000)]
+    assert answers == [messages.Renewed(now_ms + 15_000)]
     assert await store.reads.reservations(NODE) == [(JOB, now_ms + 15_000)]
 
 
@@ -150,10 +151,10 @@ async def test_a_slot_that_was_deleted_is_not_put_back_beyond_the_capacity(store
     other = await seed_reserved(store, "j2", "s2")
 
     async with unchanged(store):
-        assert await renew(store, (JOB, token)) == [calls.NotRenewed("crowded")]
+        assert await renew(store, (JOB, token)) == [messages.NotRenewed("crowded")]
     await release(store, release_item(other, "give_back", "j2", "s2"))
 
-    assert isinstance((await renew(store, (JOB, token)))[0], calls.Renewed)
+    assert isinstance((await renew(store, (JOB, token)))[0], messages.Renewed)
 
 
 async def test_rule_12_renewal_past_the_longest_run_is_refused(store: Store) -> None:
@@ -162,7 +163,7 @@ async def test_rule_12_renewal_past_the_longest_run_is_refused(store: Store) -> 
     await seed_record(store, started_ms=1)
 
     async with unchanged(store):
-        assert await renew(store, (JOB, token)) == [calls.NotRenewed("overrun")]
+        assert await renew(store, (JOB, token)) == [messages.NotRenewed("overrun")]
 
 
 async def test_each_job_of_a_call_has_its_own_answer(store: Store) -> None:
@@ -172,7 +173,7 @@ async def test_each_job_of_a_call_has_its_own_answer(store: Store) -> None:
 
     now_ms, _, answers = await store.cell.renew(NODE, [("j0", 1), ("j1", first + 1), ("j1", first), ("j2", second)])
 
-    renewed = calls.Renewed(now_ms + 15_000)
+    renewed = messages.Renewed(now_ms + 15_000)
     assert answers == [UNKNOWN, STALE, renewed, renewed]
 
 
@@ -184,7 +185,7 @@ async def test_record_without_a_policy_keeps_no_other_from_being_renewed(store: 
 
     now_ms, _, answers = await store.cell.renew(NODE, [("j1", first), ("j2", second)])
 
-    assert answers == [UNKNOWN, calls.Renewed(now_ms + 15_000)]
+    assert answers == [UNKNOWN, messages.Renewed(now_ms + 15_000)]
 
 
 @pytest.mark.parametrize(
@@ -207,7 +208,7 @@ async def test_a_step_of_the_clock_is_no_time_of_the_job(
 
     now_ms, _, answers = await store.cell.renew(NODE, [(JOB, token)])
 
-    assert answers == [calls.Renewed(now_ms + POLICY.lease_ms)]
+    assert answers == [messages.Renewed(now_ms + POLICY.lease_ms)]
     started_ms = int((await store.reads.record(JOB))["started_ms"])
     assert counted_ms <= now_ms - started_ms <= counted_ms + 1_000
 
@@ -218,7 +219,7 @@ async def test_renewal_of_a_job_whose_body_has_not_come_does_not_start_it(store:
 
     now_ms, _, answers = await store.cell.renew(NODE, [], [(JOB, token)])
 
-    assert answers == [calls.Renewed(now_ms + 15_000)]
+    assert answers == [messages.Renewed(now_ms + 15_000)]
     assert await store.reads.reservations(NODE) == [(JOB, now_ms + 15_000)]
     record = await store.reads.record(JOB)
     assert "started_ms" not in record

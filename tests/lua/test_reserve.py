@@ -5,8 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from scheduler import calls, model, words
 from scheduler.config import CANDIDATES_MAX, DEFAULTS
+from scheduler.protocol import messages, record_fields
+from scheduler.protocol.lifecycle import State
+from scheduler.protocol.snapshot import Pool, Reason
 from scheduler.store.store import Store
 from tests.dumps import dump, standing, stands, transitions, unchanged
 from tests.lua.placements import BEHIND, FULL, placed, seed_all
@@ -32,7 +34,7 @@ from tests.seeds import (
 )
 
 ROWS = {(row.state, row.event): row for row in transitions("reserve")}
-POLICY = model.Pool(POOL, start_ms=4_000, lease_ms=9_000, attempts_max=2, crashes_max=3, run_ms_max=70_000)
+POLICY = Pool(POOL, start_ms=4_000, lease_ms=9_000, attempts_max=2, crashes_max=3, run_ms_max=70_000)
 
 
 # ---- what a placement writes -------------------------------------------------------------------------------
@@ -47,8 +49,8 @@ async def test_placement_writes_slot_record_inbox_and_binding_in_one_step(store:
 
     (answer,) = await reserve(store, [item], pool=POLICY)
 
-    assert isinstance(answer, calls.Reserved)
-    assert answer == calls.Reserved(NODE, answer.token, 1, home=NODE)
+    assert isinstance(answer, messages.Reserved)
+    assert answer == messages.Reserved(NODE, answer.token, 1, home=NODE)
     k, after = store.cell.keys, await dump(store)
     ((inbox_id, assignment),) = [
         (entry_id, fields) for entry_id, fields in after[k.inbox(NODE)][1]["entries"].items() if "control" not in fields
@@ -121,14 +123,14 @@ async def test_body_whose_entry_is_gone_is_not_handed_over(store: Store) -> None
 
     answers = await reserve(store, [reserve_item(entry_id, epoch, body=(document(), b"body"))])
 
-    assert answers == [calls.Refused("gone")]
+    assert answers == [messages.Refused("gone")]
     assert await store.reads.record(JOB) == before
     assert await store.reads.used([NODE]) == [0]
     assert all(b"control" in fields for _, fields in await store.reads.entries(store.cell.keys.inbox(NODE)))
 
 
 @pytest.mark.parametrize("state", ["none", "queued"])
-async def test_transition_reserved(store: Store, state: model.State) -> None:
+async def test_transition_reserved(store: Store, state: State) -> None:
     """A job that was written by hand, and one that was submitted, moves from the intake to the inbox."""
     epoch = await seed_owner(store)
     await seed_node(store)
@@ -140,7 +142,7 @@ async def test_transition_reserved(store: Store, state: model.State) -> None:
 
 
 @pytest.mark.parametrize("state", ["none", "queued"])
-async def test_transition_refused(store: Store, state: model.State) -> None:
+async def test_transition_refused(store: Store, state: State) -> None:
     """A job that finds no room stays what it was, where it was."""
     epoch = await seed_owner(store)
     await seed_node(store, slots=0)
@@ -158,9 +160,9 @@ async def test_rule_12_first_lease_is_start_ms(store: Store) -> None:
 
     (answer,) = await reserve(store, [reserve_item(entry_id, epoch)], pool=POLICY)
 
-    assert isinstance(answer, calls.Reserved)
+    assert isinstance(answer, messages.Reserved)
     assert await store.reads.reservations(NODE) == [(JOB, answer.token // 1000 + POLICY.start_ms)]
-    assert words.parse_policy((await store.reads.record(JOB))["policy"]).lease_ms == POLICY.lease_ms
+    assert record_fields.parse_policy((await store.reads.record(JOB))["policy"]).lease_ms == POLICY.lease_ms
 
 
 async def test_attempt_counts_every_earlier_placement_that_ended(store: Store) -> None:
@@ -171,7 +173,7 @@ async def test_attempt_counts_every_earlier_placement_that_ended(store: Store) -
     await reserve(store, [reserve_item(entry_id, epoch)])
 
     entries = await store.reads.entries(store.cell.keys.inbox(NODE))
-    assigned = words.parse_reservation(entries[-1][1][b"reservation"].decode())
+    assigned = record_fields.parse_reservation(entries[-1][1][b"reservation"].decode())
     assert (assigned.attempt, assigned.life) == (7, 4)
 
 
@@ -183,7 +185,7 @@ async def test_submission_time_of_a_raw_entry_is_never_in_the_future(store: Stor
 
     (answer,) = await reserve(store, [reserve_item(POISON_ID, epoch)])
 
-    assert isinstance(answer, calls.Reserved)
+    assert isinstance(answer, messages.Reserved)
     assert (await store.reads.record(JOB))["submitted_ms"] == str(answer.token // 1000)
 
 
@@ -251,7 +253,7 @@ async def test_rule_23_no_field_makes_a_record_a_large_hash(store: Store, node: 
 
     name, version = "translate-pool-eu1", await store.control.time_us()
     item = msgspec.structs.replace(reserve_item(entry_id, epoch, candidates=(node,)), pool=name)
-    answers = await store.cell.reserve([item], {node: boot}, {name: model.Pool(name)}, version)
+    answers = await store.cell.reserve([item], {node: boot}, {name: Pool(name)}, version)
 
     assert placed(answers) == [node]
     assert await store.connection.commands.object("ENCODING", store.cell.keys.job(JOB)) == b"listpack"
@@ -285,7 +287,7 @@ async def test_batch_never_exceeds_the_capacity(store: Store) -> None:
         store, [reserve_item(entry_id, epoch, f"j{i}", f"s{i}") for i, entry_id in enumerate(entries)]
     )
 
-    assert [(a.node, a.used, a.filled) if isinstance(a, calls.Reserved) else a for a in answers] == [
+    assert [(a.node, a.used, a.filled) if isinstance(a, messages.Reserved) else a for a in answers] == [
         (NODE, 1, False),
         (NODE, 2, True),
         FULL,
@@ -300,7 +302,7 @@ async def test_a_session_that_is_bound_nowhere_is_bound_where_its_job_goes(store
 
     (answer,) = await reserve(store, [item])
 
-    assert isinstance(answer, calls.Reserved)
+    assert isinstance(answer, messages.Reserved)
     assert (answer.node, answer.home) == (NODE, NODE)
     assert await store.reads.bindings([SESSION]) == [f"default en:zh {NODE} -".encode()]
 
@@ -322,7 +324,7 @@ async def test_the_largest_call_is_placed(store: Store) -> None:
 
 
 @pytest.mark.parametrize("reason", ["draining", "quarantined", "dead"])
-async def test_node_without_slots_takes_nothing(store: Store, reason: model.Reason) -> None:
+async def test_node_without_slots_takes_nothing(store: Store, reason: Reason) -> None:
     """A drain that came after the snapshot holds at once."""
     epoch, entry_id = await seed_all(store)
     await seed_node(store, slots=0, reason=reason)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler import calls
+from scheduler.protocol import messages
 from scheduler.store.store import Store
 from tests.dumps import bodies, dump, standing, stands, transitions, unchanged
 from tests.lua.placements import BEHIND, FENCED, placed, seed_all, tokens
@@ -31,7 +31,7 @@ from tests.seeds import (
 )
 
 ROWS = {(row.state, row.event): row for row in transitions("reserve")}
-GONE, DUPLICATE, TAKEN = calls.Refused("gone"), calls.Refused("duplicate"), calls.Refused("job_id_taken")
+GONE, DUPLICATE, TAKEN = messages.Refused("gone"), messages.Refused("duplicate"), messages.Refused("job_id_taken")
 
 
 # ---- order -------------------------------------------------------------------------------------------------
@@ -183,12 +183,12 @@ async def test_rule_3_same_entry_same_answer(store: Store) -> None:
     """The same call after a lost reply is answered with the stored node and token and changes nothing."""
     epoch, entry_id = await seed_all(store)
     (first,) = await reserve(store, [reserve_item(entry_id, epoch)])
-    assert isinstance(first, calls.Reserved)
+    assert isinstance(first, messages.Reserved)
 
     async with unchanged(store):
         again = await reserve(store, [reserve_item(entry_id, epoch)])
 
-    assert again == [calls.Reserved(first.node, first.token, -1)]
+    assert again == [messages.Reserved(first.node, first.token, -1)]
 
 
 async def test_rule_3_same_entry_same_answer_after_the_end(store: Store) -> None:
@@ -198,7 +198,7 @@ async def test_rule_3_same_entry_same_answer_after_the_end(store: Store) -> None
     await release(store, release_item(token, "finish"))
 
     async with unchanged(store):
-        assert await reserve(store, [reserve_item(entry_id, epoch)]) == [calls.Reserved(NODE, token, -1)]
+        assert await reserve(store, [reserve_item(entry_id, epoch)]) == [messages.Reserved(NODE, token, -1)]
 
 
 async def test_holder_that_is_no_text_keeps_no_other_job_from_its_answer(store: Store) -> None:
@@ -232,7 +232,7 @@ async def test_rule_3_same_entry_while_the_job_is_delayed(store: Store) -> None:
     entry_id = (await store.reads.record(JOB))["entry"].partition("/")[2]
 
     async with unchanged(store):
-        assert await reserve(store, [reserve_item(entry_id, epoch)]) == [calls.Reserved(NODE, token, -1)]
+        assert await reserve(store, [reserve_item(entry_id, epoch)]) == [messages.Reserved(NODE, token, -1)]
 
 
 async def test_rule_28_repeat_after_the_job_went_back_is_a_duplicate(store: Store) -> None:
@@ -349,7 +349,7 @@ async def test_rule_25_requested_cancel_is_for_the_owner_to_reject(store: Store,
     await seed_record(store, cancel=1)
 
     async with unchanged(store):
-        assert await reserve(store, [reserve_item(entry_id, epoch)]) == [calls.Refused("cancelling")]
+        assert await reserve(store, [reserve_item(entry_id, epoch)]) == [messages.Refused("cancelling")]
 
 
 # ---- fencing numbers ---------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 import pytest
 
-from scheduler import calls
+from scheduler.protocol import messages
 from scheduler.store.store import Store
 from tests.lua.placements import placed
 from tests.seeds import (
@@ -136,7 +136,7 @@ async def test_decision_outlives_the_job(store: Store) -> None:
     """The record of a job that has ended still says why it was where it was."""
     epoch = await seed_fleet(store, 1)
     (answer,) = await reserve(store, [reserve_item(await seed_job(store), epoch, **BOUND)])
-    assert isinstance(answer, calls.Reserved)
+    assert isinstance(answer, messages.Reserved)
 
     await release(store, release_item(answer.token, "finish"))
 
@@ -164,7 +164,7 @@ async def test_a_session_that_spills_is_bound_as_its_pool_says(store: Store, kee
 
     (answer,) = await reserve(store, [item])
 
-    assert isinstance(answer, calls.Reserved)
+    assert isinstance(answer, messages.Reserved)
     assert (answer.node, answer.home) == ("n2", home)
     assert await binding(store) == f"default en:zh {home} -".encode()
 
@@ -277,8 +277,8 @@ async def test_rule_22_a_full_limit_holds_a_job_back_until_one_of_it_ends(store:
 
     first, second = await reserve(store, items)
 
-    assert isinstance(first, calls.Reserved)
-    assert second == calls.Refused("limited", f"{kind}:{name}")
+    assert isinstance(first, messages.Reserved)
+    assert second == messages.Refused("limited", f"{kind}:{name}")
     assert await store.connection.commands.zrange(k.held(kind, name), 0, -1) == [b"j0"]
     before = await store.reads.last_id(k.freed)
     await release(store, release_item(first.token, "finish", "j0", tenant_id="t1"))
@@ -323,8 +323,8 @@ async def test_rule_22_who_is_placed_stands_for_the_limit_of_its_pool(store: Sto
 
     first, *others = await reserve(store, items)
 
-    assert isinstance(first, calls.Reserved)
-    assert others == [calls.Refused("limited", f"session:{SESSION}"), calls.Refused("behind")]
+    assert isinstance(first, messages.Reserved)
+    assert others == [messages.Refused("limited", f"session:{SESSION}"), messages.Refused("behind")]
     await release(store, release_item(first.token, "finish", "j0"))
     assert placed(await reserve(store, items[1:])) == [NODE, NODE]
 
@@ -361,7 +361,7 @@ async def test_rule_22_every_ending_frees_what_is_held(store: Store, verdict: An
     epoch = await seed_fleet(store, 9)
     item = reserve_item(await seed_job(store), epoch, limits=(("session", SESSION, 1),))
     (answer,) = await reserve(store, [item])
-    assert isinstance(answer, calls.Reserved)
+    assert isinstance(answer, messages.Reserved)
     await store.connection.commands.zadd(store.cell.keys.slots(NODE), {JOB: 1}, xx=True)
 
     await release(store, release_item(answer.token, verdict, boot=LATER_BOOT))
@@ -391,7 +391,7 @@ async def test_rule_22_a_limit_that_several_endings_free_is_told_once(store: Sto
         *[
             release_item(answer.token, "finish", f"j{i}", f"s{i}", tenant_id="t1")
             for i, answer in enumerate(answers)
-            if isinstance(answer, calls.Reserved)
+            if isinstance(answer, messages.Reserved)
         ],
     )
 
@@ -430,4 +430,4 @@ async def test_rule_22_a_cancelled_job_needs_no_place(store: Store) -> None:
     await store.connection.commands.zadd(store.cell.keys.held("session", SESSION), {"j9": 1})
     item = reserve_item(entry_id, epoch, limits=(("session", SESSION, 1),))
 
-    assert await reserve(store, [item]) == [calls.Refused("cancelling")]
+    assert await reserve(store, [item]) == [messages.Refused("cancelling")]

@@ -15,7 +15,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from scheduler import calls, keys, model
+from scheduler.protocol import keys, messages
+from scheduler.protocol.documents import decode_job
+from scheduler.protocol.lifecycle import TERMINAL, TRANSITIONS
+from scheduler.protocol.snapshot import Reason
 from scheduler.store.store import Store
 from tests.dumps import dump, job_id_of
 from tests.lua.picture import CELL, Picture
@@ -42,7 +45,7 @@ CANDIDATES: Final = (NODES, ("n1",), ("n2",))
 FAULTS: Final = {
     "cancel": {"none", "queued", "reserved"},
     "lost_body": {"reserved", "delayed"},
-    "retention": model.TERMINAL,
+    "retention": TERMINAL,
     "time": {"reserved"},
 }
 WAITS: Final = ("full", "limited", "behind", "fenced")
@@ -84,7 +87,7 @@ class Machine(RuleBasedStateMachine):
         self.boots = dict.fromkeys(NODES, 1)
         self.known_boots = dict.fromkeys(NODES, "1-x")
         self.entries: list[tuple[str, str, str]] = []  # (entry, job_id, session) of everything ever read
-        self.reservations: list[tuple[calls.ReserveItem, str, int]] = []  # with node and token
+        self.reservations: list[tuple[messages.ReserveItem, str, int]] = []  # with node and token
         self.raw: set[str] = set()
         self.lost: set[str] = set()
         self.tokens: dict[str, int] = {}
@@ -137,11 +140,11 @@ class Machine(RuleBasedStateMachine):
 
     def check_transitions(self, script: str, before: Picture) -> None:
         """Every change of a state is a row of the table; tokens rise; each end is told once."""
-        rows = {(row.state, row.next_state) for row in model.TRANSITIONS if row.script == script}
+        rows = {(row.state, row.next_state) for row in TRANSITIONS if row.script == script}
         for job in {*before.records, *self.now.records}:
             old, new = before.state(job), self.now.state(job)
             assert old == new or (old, new) in rows, f"{script}: {job} from {old} to {new}"
-            if new in model.TERMINAL and old != new:
+            if new in TERMINAL and old != new:
                 self.ended[job] = self.ended.get(job, 0) + 1
             token = int(self.now.records.get(job, {}).get("token", 0))
             if new == "reserved" and old != new:
@@ -174,7 +177,7 @@ class Machine(RuleBasedStateMachine):
         for (job, session), answer in zip(wanted, answers, strict=True):
             new = job not in owned
             assert (word(answer) == "job_id_taken") == (owned.setdefault(job, session) != session)
-            assert not new or isinstance(answer, calls.Submitted)
+            assert not new or isinstance(answer, messages.Submitted)
 
     @rule(wanted=job_and_session, misplaced=rarely)
     def add_by_hand(self, wanted: tuple[str, str], misplaced: bool) -> None:
@@ -195,7 +198,7 @@ class Machine(RuleBasedStateMachine):
             return (await self.store.cell.claim(owner, [partition]))[1]
 
         (answer,) = self.act("claim", call)
-        if isinstance(answer, calls.Owned):
+        if isinstance(answer, messages.Owned):
             held = self.epochs.get((owner, partition))
             others = [epoch for (_, p), epoch in self.epochs.items() if p == partition]
             assert answer.epoch == held or answer.epoch > max(others, default=0)
@@ -254,9 +257,9 @@ class Machine(RuleBasedStateMachine):
 
     def session_of(self, entry: str) -> str:
         """The session that an intake entry's document names."""
-        return model.decode_job(self.now.intake[entry]["job"].encode()).session_id
+        return decode_job(self.now.intake[entry]["job"].encode()).session_id
 
-    def settle(self, items: list[calls.ReserveItem], answers: Sequence[Any]) -> None:
+    def settle(self, items: list[messages.ReserveItem], answers: Sequence[Any]) -> None:
         """Reject what reserve said to reject, as its owner does."""
         refused = [
             reject_item(item.entry_id, item.epoch, reason, job, item.session_id, partition=item.partition)
@@ -270,12 +273,12 @@ class Machine(RuleBasedStateMachine):
         if refused:
             self.act("reject", lambda: reject(self.store, *refused))
 
-    def reserve(self, items: list[calls.ReserveItem]) -> Sequence[Any]:
+    def reserve(self, items: list[messages.ReserveItem]) -> Sequence[Any]:
         """One call, and what must hold of its answers as a whole."""
         before, boots = self.now, dict(self.known_boots)
         answers = self.act("reserve", lambda: reserve(self.store, items, boots))
         told = [
-            (item, answer) for item, answer in zip(items, answers, strict=True) if isinstance(answer, calls.Reserved)
+            (item, answer) for item, answer in zip(items, answers, strict=True) if isinstance(answer, messages.Reserved)
         ]
         placed = [(item, answer) for item, answer in told if answer.used >= 0]
         left = set(before.intake) - set(self.now.intake)
@@ -303,7 +306,7 @@ class Machine(RuleBasedStateMachine):
         return () if most is None else (("session", session, most),)
 
     def check_order(
-        self, items: list[calls.ReserveItem], answers: Sequence[Any], boots: dict[str, str], before: Picture
+        self, items: list[messages.ReserveItem], answers: Sequence[Any], boots: dict[str, str], before: Picture
     ) -> None:
         """Only the owner places; after a job that waits no later one of its session is placed; full means full."""
         waiting: set[str] = set()
@@ -333,7 +336,7 @@ class Machine(RuleBasedStateMachine):
 
     # ---- nodes and the reaper ----
 
-    def chosen(self, index: int, late: bool) -> tuple[calls.ReserveItem, str, int]:
+    def chosen(self, index: int, late: bool) -> tuple[messages.ReserveItem, str, int]:
         """A live reservation if there is one, or any that was ever given."""
         live = [each for each in self.reservations if self.is_live(each[0].job_id, each[1], each[2])]
         several = self.reservations if late or not live else live
@@ -350,7 +353,7 @@ class Machine(RuleBasedStateMachine):
             return (await self.store.cell.renew(node, [(item.job_id, token)]))[2]
 
         (answer,) = self.act("renew", call)
-        assert isinstance(answer, calls.Renewed) == live
+        assert isinstance(answer, messages.Renewed) == live
 
     def is_live(self, job: str, node: str, token: int) -> bool:
         """Whether this token is the reservation of its job."""
@@ -374,7 +377,9 @@ class Machine(RuleBasedStateMachine):
         answers = self.act("release", lambda: release(self.store, *endings))
         assert [word(answer) for answer in answers] == expected
 
-    def ending(self, item: calls.ReserveItem, node: str, token: int, verdict: str, early: bool) -> calls.ReleaseItem:
+    def ending(
+        self, item: messages.ReserveItem, node: str, token: int, verdict: str, early: bool
+    ) -> messages.ReleaseItem:
         """An ending of a reservation; a reboot is told by the boot after that of the record, or by the same."""
         boot = int(self.now.records.get(item.job_id, {}).get("boot", "0-x").split("-")[0])
         return release_item(
@@ -388,7 +393,7 @@ class Machine(RuleBasedStateMachine):
             delay_ms=60_000 if verdict == "retry_later" else 0,
         )
 
-    def verdict_on(self, ending: calls.ReleaseItem, early: bool) -> str:
+    def verdict_on(self, ending: messages.ReleaseItem, early: bool) -> str:
         """The answer that an ending must get."""
         record = self.now.records.get(ending.job_id, {})
         if not record.get("state"):
@@ -423,10 +428,10 @@ class Machine(RuleBasedStateMachine):
 
     # ---- the leader ----
 
-    async def tell(self, node: str, slots: int, reason: model.Reason) -> list[str]:
+    async def tell(self, node: str, slots: int, reason: Reason) -> list[str]:
         """What the leader says of a node in its present boot."""
         boot = f"{self.boots[node]}-x"
-        return await self.store.cell.capacity(1, [calls.CapacityItem(node, slots, boot, reason)])
+        return await self.store.cell.capacity(1, [messages.CapacityItem(node, slots, boot, reason)])
 
     @rule(node=nodes, slots=st.integers(0, 3), news=st.sampled_from(["capacity", "boot", "snapshot"]))
     def manage(self, node: str, slots: int, news: str) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from scheduler import calls
 from scheduler.config import DEFAULTS
+from scheduler.protocol import messages
 from scheduler.store.cell import Cell
 from scheduler.store.store import Store
 from tests.dumps import dump, standing, stands, transitions, unchanged
@@ -32,7 +32,7 @@ async def test_accepted_job_has_a_record_and_an_intake_entry(store: Store) -> No
     now_us = await store.control.time_us()
     (answer,) = await store.cell.submit([submit_item(tenant="t1", reply_to="r1")])
 
-    assert isinstance(answer, calls.Submitted)
+    assert isinstance(answer, messages.Submitted)
     entry_id = answer.entry.partition("/")[2]
     after = await dump(store)
     k = store.cell.keys
@@ -79,7 +79,7 @@ async def test_rule_9_same_nonce_is_accepted_while_the_job_runs(store: Store) ->
     async with unchanged(store):
         (answer,) = await store.cell.submit([submit_item()])
 
-    assert isinstance(answer, calls.Submitted)
+    assert isinstance(answer, messages.Submitted)
 
 
 async def test_rule_9_same_nonce_after_the_end_is_still_accepted(store: Store) -> None:
@@ -89,7 +89,7 @@ async def test_rule_9_same_nonce_after_the_end_is_still_accepted(store: Store) -
     await release(store, release_item(token, "finish"))
 
     async with unchanged(store):
-        assert await store.cell.submit([submit_item()]) == [calls.Submitted(JOB, entry)]
+        assert await store.cell.submit([submit_item()]) == [messages.Submitted(JOB, entry)]
 
 
 async def test_another_nonce_is_a_duplicate_and_changes_nothing(store: Store) -> None:
@@ -99,7 +99,7 @@ async def test_another_nonce_is_a_duplicate_and_changes_nothing(store: Store) ->
     async with unchanged(store):
         answers = await store.cell.submit([submit_item(nonce="other")])
 
-    assert answers == [calls.NotSubmitted(JOB, "duplicate", "queued")]
+    assert answers == [messages.NotSubmitted(JOB, "duplicate", "queued")]
 
 
 async def test_rule_8_id_of_another_session_is_taken_and_changes_nothing(store: Store) -> None:
@@ -109,7 +109,7 @@ async def test_rule_8_id_of_another_session_is_taken_and_changes_nothing(store: 
     async with unchanged(store):
         answers = await store.cell.submit([submit_item(session="s2")])
 
-    assert answers == [calls.NotSubmitted(JOB, "job_id_taken")]
+    assert answers == [messages.NotSubmitted(JOB, "job_id_taken")]
 
 
 async def test_full_backlog_is_busy_and_changes_nothing(store: Store) -> None:
@@ -119,7 +119,7 @@ async def test_full_backlog_is_busy_and_changes_nothing(store: Store) -> None:
     await seed_job(store)
 
     async with unchanged(store):
-        assert await cell.submit([submit_item("j2")]) == [calls.NotSubmitted("j2", "busy", "2")]
+        assert await cell.submit([submit_item("j2")]) == [messages.NotSubmitted("j2", "busy", "2")]
         assert await cell.submit([submit_item()]) == await cell.submit([submit_item()])
 
 
@@ -130,7 +130,7 @@ async def test_rule_24_poisoned_intake_is_refused_and_changes_nothing(store: Sto
     async with unchanged(store):
         (answer,) = await store.cell.submit([submit_item()])
 
-    assert isinstance(answer, calls.NotSubmitted)
+    assert isinstance(answer, messages.NotSubmitted)
     assert (answer.why, "stream" in answer.detail) == ("refused", True)
 
 
@@ -149,7 +149,7 @@ async def test_each_job_of_a_call_has_its_own_answer(store: Store) -> None:
         ]
     )
 
-    words = ["accepted" if isinstance(answer, calls.Submitted) else answer.why for answer in answers]
+    words = ["accepted" if isinstance(answer, messages.Submitted) else answer.why for answer in answers]
     assert words == ["accepted", "refused", "job_id_taken", "accepted", "job_id_taken"]
     assert await store.reads.length(store.cell.keys.jobs(1)) == 1
     assert await store.reads.length(store.cell.keys.jobs(3)) == 2

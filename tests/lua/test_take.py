@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler import calls, keys
 from scheduler.errors import Fenced, WrongType
+from scheduler.protocol import keys, messages
 from scheduler.store.store import Store
 from tests.dumps import dump, unchanged
 from tests.seeds import (
@@ -36,10 +36,10 @@ async def test_first_take_makes_the_groups_and_reads_what_was_there(store: Store
     taken = await store.control.take(MANAGER, epoch)
 
     (heartbeat,) = taken.heartbeats
-    assert taken == calls.Taken(
+    assert taken == messages.Taken(
         now_ms=taken.now_ms,
-        heartbeats=(calls.Heartbeat(heartbeat.id, b"doc", beaten.now_ms),),
-        commands=(calls.Command(command, {b"command": b"drain n1"}),),
+        heartbeats=(messages.Heartbeat(heartbeat.id, b"doc", beaten.now_ms),),
+        commands=(messages.Command(command, {b"command": b"drain n1"}),),
         groups_made=2,
     )
 

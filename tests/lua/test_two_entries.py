@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from scheduler import calls
+from scheduler.protocol import messages
 from scheduler.store.store import Store
 from tests.dumps import bodies, standing, unchanged
 from tests.lua.endings import text
@@ -70,7 +70,7 @@ async def test_rule_8_of_two_entries_the_one_that_is_read_first_is_placed(
     assert (record["entry"], await bodies(store)) == (entries[read_first], [("inbox", JOB)])
     token = int(record["token"])
     (ended,) = await release(store, release_item(token, "finish", partition=first.partition))
-    assert (ended, await bodies(store)) == (calls.Released("completed"), [])
+    assert (ended, await bodies(store)) == (messages.Released("completed"), [])
     async with unchanged(store):
         assert placed(await reserve(store, [second])) == ["duplicate"]
 
@@ -85,8 +85,10 @@ async def test_record_follows_the_document_of_the_entry_that_was_read_first(stor
 
     (answer,) = await reserve(store, [reserve_item(added, epoch, tenant=tenant)])
 
-    assert isinstance(answer, calls.Reserved)
-    assert await release(store, release_item(answer.token, "finish", tenant_id=tenant)) == [calls.Released("completed")]
+    assert isinstance(answer, messages.Reserved)
+    assert await release(store, release_item(answer.token, "finish", tenant_id=tenant)) == [
+        messages.Released("completed")
+    ]
 
 
 async def test_rule_28_repeat_of_the_entry_that_was_read_first(store: Store) -> None:
@@ -95,10 +97,10 @@ async def test_rule_28_repeat_of_the_entry_that_was_read_first(store: Store) -> 
     epoch = await seed_owner(store)
     await seed_node(store, slots=9)
     (first,) = await reserve(store, [reserve_item(added, epoch)])
-    assert isinstance(first, calls.Reserved)
+    assert isinstance(first, messages.Reserved)
 
     async with unchanged(store):
-        assert await reserve(store, [reserve_item(added, epoch)]) == [calls.Reserved(NODE, first.token, -1)]
+        assert await reserve(store, [reserve_item(added, epoch)]) == [messages.Reserved(NODE, first.token, -1)]
 
 
 async def test_submission_is_accepted_again_when_the_record_followed_another_entry(store: Store) -> None:
@@ -108,7 +110,7 @@ async def test_submission_is_accepted_again_when_the_record_followed_another_ent
     await seed_node(store, slots=9)
     await reserve(store, [reserve_item(added, epoch)])
 
-    assert await store.cell.submit([submit_item()]) == [calls.Submitted(JOB, f"{PARTITION}/{added}")]
+    assert await store.cell.submit([submit_item()]) == [messages.Submitted(JOB, f"{PARTITION}/{added}")]
 
 
 async def test_entry_that_waits_stays_first(store: Store) -> None:
@@ -184,7 +186,7 @@ async def test_job_that_was_submitted_as_another_is_told_apart(
         (answer,) = await reserve(store, [reserve_item(entry_id, epoch, JOB, SESSION, **said)])
 
     told = (given["session"], submitted.get("tenant", ""), submitted.get("reply_to", ""))
-    assert answer == calls.Refused("mismatch", submitted=told)
+    assert answer == messages.Refused("mismatch", submitted=told)
 
 
 @pytest.mark.parametrize("said", [{"tenant": "t1"}, {"reply_to": "r1"}])
@@ -196,9 +198,9 @@ async def test_what_was_left_out_at_the_submission_is_as_the_document_says(store
 
     (answer,) = await reserve(store, [reserve_item(entry_id, epoch, **said)])
 
-    assert isinstance(answer, calls.Reserved)
+    assert isinstance(answer, messages.Reserved)
     item = release_item(answer.token, "finish", tenant_id=said.get("tenant", ""), reply_to=said.get("reply_to", ""))
-    assert await release(store, item) == [calls.Released("completed")]
+    assert await release(store, item) == [messages.Released("completed")]
 
 
 async def test_what_was_submitted_as_another_ends_under_its_own_id(store: Store) -> None:
@@ -221,7 +223,7 @@ async def test_job_that_went_back_is_as_it_was_placed(store: Store) -> None:
     await seed_node(store, slots=9)
     entry_id = await seed_entry(store)
     (answer,) = await reserve(store, [reserve_item(entry_id, epoch, tenant="t1", reply_to="r1")])
-    assert isinstance(answer, calls.Reserved)
+    assert isinstance(answer, messages.Reserved)
     await release(store, release_item(answer.token, "retry", tenant_id="t1", reply_to="r1"))
     went_back = (await store.reads.record(JOB))["entry"].partition("/")[2]
 
@@ -238,4 +240,4 @@ async def test_record_without_a_session_is_no_ones_else(store: Store) -> None:
 
     (answer,) = await reserve(store, [reserve_item(entry_id, epoch)])
 
-    assert answer == calls.Refused("mismatch", submitted=("", "", ""))
+    assert answer == messages.Refused("mismatch", submitted=("", "", ""))

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.config import DEFAULTS
-from scheduler.deltas import chain, followed
-from scheduler.management import picture as picture_module
-from scheduler.management.fold import Fleet, age, configure, fold, settled
-from scheduler.management.picture import Picture, Stored, revise, snapshot_of, store, told
+from scheduler.management import publication as picture_module
+from scheduler.management.fleet import Fleet, age, configure, fold, settled
 from scheduler.management.pools import PoolDocument
-from scheduler.model import ANY_LANGUAGE, EMPTY_SNAPSHOT, Delta, Match, NodeBeat, Snapshot
+from scheduler.management.publication import Picture, Stored, revise, snapshot_of, store, told
+from scheduler.protocol.deltas import chain, followed
+from scheduler.protocol.documents import ANY_LANGUAGE, NodeBeat
+from scheduler.protocol.snapshot import EMPTY_SNAPSHOT, Delta, Match, Snapshot
 from scheduler.runtime import index as index_module
 from scheduler.runtime.index import Group, Index
 from tests.unit.arrange import EN_DE, EN_ZH, picture

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.config import DEFAULTS
-from scheduler.management.fold import SUSPECTS_MIN, Fleet, age, capacity_of, fold, recover, settled
-from scheduler.management.picture import node_of
-from scheduler.model import NodeBeat, boot_order
+from scheduler.management.fleet import SUSPECTS_MIN, Fleet, age, capacity_of, fold, recover, settled
+from scheduler.management.publication import node_of
+from scheduler.protocol.documents import NodeBeat, boot_order
 from tests.unit.arrange import EN_DE, EN_ZH, a_beat, picture, same_picture
 
 SILENCE_MS = 5_000

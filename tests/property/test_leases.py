@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.leases import Reservation, may_run, to_stop
+from scheduler.node.leases import Reservation, may_run, to_stop
 
 MARGIN_MS: Final = 100
 START_MS: Final = 500

@@ -8,10 +8,10 @@ from typing import Final
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from scheduler.model import Node, Pool, Snapshot
+from scheduler.protocol.snapshot import Node, Pool, Snapshot
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Job
-from scheduler.runtime.placement import Draws, classify, place, place_among, rendezvous
+from scheduler.runtime.placement.candidates import Draws, classify, place, place_among, rendezvous
 from scheduler.session.bindings import Binding
 from tests.unit.arrange import EN_DE, EN_ZH, a_job
 

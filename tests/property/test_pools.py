@@ -10,13 +10,14 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler import calls
 from scheduler.config import DEFAULTS
 from scheduler.errors import InvalidInput
-from scheduler.management import fold, pools
+from scheduler.management import fleet, pools
 from scheduler.management.commands import decide
 from scheduler.management.pools import DEFAULT_POOL, Documents, PoolDocument
-from scheduler.model import Match, NodeBeat
+from scheduler.protocol import messages
+from scheduler.protocol.documents import NodeBeat
+from scheduler.protocol.snapshot import Match
 from tests.unit.arrange import EN_DE, EN_ZH, picture
 
 letters = st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="{}")
@@ -98,7 +99,7 @@ def test_a_file_is_good_or_is_refused_with_a_reason(file: dict[str, Any], stored
 @given(st.lists(st.binary(max_size=30) | st.text(max_size=30).map(str.encode), max_size=3), configurations)
 def test_every_command_is_answered(entries: list[bytes], stored: Documents) -> None:
     """Whatever it is; what cannot be read changes nothing."""
-    asked = [calls.Command(f"{number}-0", {b"command": entry}) for number, entry in enumerate(entries)]
+    asked = [messages.Command(f"{number}-0", {b"command": entry}) for number, entry in enumerate(entries)]
     decided = decide(stored, asked, {}, DEFAULTS)
     assert [command for command, _ in decided.answers] == [each.id for each in asked]
     assert (decided.documents, decided.changes) == (stored, {})
@@ -151,23 +152,23 @@ beats = st.builds(
     st.sampled_from([(), ("asr",)]),
     st.sampled_from(["", "", "a", "z"]),
 )
-fleets = st.lists(beats, max_size=6).map(lambda heard: fold.fold(fold.Fleet(), [(beat, 1) for beat in heard])[0])
+fleets = st.lists(beats, max_size=6).map(lambda heard: fleet.fold(fleet.Fleet(), [(beat, 1) for beat in heard])[0])
 
 
 @settings(deadline=None)
 @given(fleets, ruled, ruled)
 def test_where_a_node_is_depends_on_the_rules_in_force_alone(
-    fleet: fold.Fleet, before: Documents, after: Documents
+    known_fleet: fleet.Fleet, before: Documents, after: Documents
 ) -> None:
     """Not on those before, not on whether it joined before or after them, and not on a take-over in between."""
-    joined_later, _ = fold.fold(
-        fold.configure(fold.Fleet(), after), [(known.beat, known.heard_ms) for known in fleet.nodes.values()]
+    joined_later, _ = fleet.fold(
+        fleet.configure(fleet.Fleet(), after), [(known.beat, known.heard_ms) for known in known_fleet.nodes.values()]
     )
-    moved = fold.configure(fold.configure(fleet, before), after)
+    moved = fleet.configure(fleet.configure(known_fleet, before), after)
     assert (moved.nodes, moved.pools) == (joined_later.nodes, joined_later.pools)
-    stored = picture(fold.configure(fleet, before), 5, DEFAULTS)
-    written = {name: fold.capacity_of(known) for name, known in fleet.nodes.items()}
-    taken_over = fold.configure(fold.recover(stored, written, 1), after)
+    stored = picture(fleet.configure(known_fleet, before), 5, DEFAULTS)
+    written = {name: fleet.capacity_of(known) for name, known in known_fleet.nodes.items()}
+    taken_over = fleet.configure(fleet.recover(stored, written, 1), after)
     assert picture(taken_over, 6, DEFAULTS) == picture(moved, 6, DEFAULTS)
     for known in moved.nodes.values():
         assert known.pool in ({known.beat.pool} if known.beat.pool else {DEFAULT_POOL, *after})

@@ -18,11 +18,13 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from scheduler import keys, model, words
-from scheduler.affinity import judge_sessions
+from scheduler.audit.affinity import judge_sessions
+from scheduler.audit.evidence import Outcome, Submission
 from scheduler.errors import InvalidInput
-from scheduler.evidence import Outcome, Submission
-from scheduler.handlers import Job
+from scheduler.node.handlers import Job
+from scheduler.protocol import keys, record_fields
+from scheduler.protocol.documents import decode_job
+from scheduler.protocol.lifecycle import TERMINAL, TRANSITIONS
 from tests.simulation.fleet import CAPACITY, SETTINGS, can_run
 from tests.simulation.history import History
 from tests.simulation.limits import LimitChecker
@@ -32,7 +34,7 @@ from tests.simulation.server import Server
 from tests.simulation.world import Process, World
 
 _HAPPENS: Final = {*SCRIPTS.values(), "XADD", "retention"}
-_LEGAL: Final = {(row.state, row.next_state) for row in model.TRANSITIONS if row.script in _HAPPENS} | {
+_LEGAL: Final = {(row.state, row.next_state) for row in TRANSITIONS if row.script in _HAPPENS} | {
     (state, state) for state in ("queued", "reserved", "delayed")
 }
 _CELL: Final = keys.CellKeys(SETTINGS.namespace)
@@ -190,7 +192,7 @@ class Checker:
         """A record as it is stored, with its words; state `none` when there is none."""
         flat = self.server.ask("HGETALL", _CELL.job(job_id))
         fields = {flat[i].decode(): flat[i + 1].decode(errors="replace") for i in range(0, len(flat), 2)}
-        return words.split_words(fields) if fields else _GONE
+        return record_fields.split_words(fields) if fields else _GONE
 
     def _note_slots(self, node: str) -> None:
         before = self.slots.get(node, {})
@@ -220,10 +222,10 @@ class Checker:
 
     def _check_record(self, job_id: str, before: dict[str, str], after: dict[str, str]) -> None:
         old, new = before["state"], after.get("state", "none")
-        if old in model.TERMINAL and self.world.now_s >= self._expires_s.get(job_id, math.inf):
+        if old in TERMINAL and self.world.now_s >= self._expires_s.get(job_id, math.inf):
             old = "none"  # it expired unseen
         self.history.add("record", job_id, new, after.get("token", ""), after.get("reason", ""))
-        if new in model.TERMINAL:
+        if new in TERMINAL:
             self.ended.add(job_id)
         if (old, new) not in _LEGAL:
             self.blame("transition", f"job {job_id} went from {old} to {new}")
@@ -388,7 +390,7 @@ class Checker:
             if record != known or (known["state"] == _GONE["state"] and job_id not in entries):
                 self.exempt.add(job_id)
             self.records[job_id] = record
-        self.ended = {job_id for job_id, record in self.records.items() if record["state"] in model.TERMINAL}
+        self.ended = {job_id for job_id, record in self.records.items() if record["state"] in TERMINAL}
         self.data_faults += len(self.exempt) > exempt or slots != self.slots
         self.limits.published(self.records, self.exempt)
 
@@ -414,7 +416,7 @@ class Checker:
             self.data_faults += 1
             self.unbound |= {record.get("session", "") for record in self.records.values()}
         for job_id, record in self.records.items():
-            left_ms = self.server.ask("PTTL", _CELL.job(job_id)) if record["state"] in model.TERMINAL else -1
+            left_ms = self.server.ask("PTTL", _CELL.job(job_id)) if record["state"] in TERMINAL else -1
             if left_ms != -1 and left_ms < RUN_MS_MAX:
                 self.exempt.add(job_id)
                 self._expires_s[job_id] = self.world.now_s + max(left_ms, 0) / 1000
@@ -499,7 +501,7 @@ class Checker:
         outcomes = [
             Outcome(job_id, 1, record["state"], self._ordered(job_id, int(record.get("token", 0))))  # type: ignore[arg-type]
             for job_id, record in self.records.items()
-            if record["state"] in model.TERMINAL
+            if record["state"] in TERMINAL
         ]
         runs = [
             msgspec.structs.replace(run, token=self._ordered(run.job_id, run.token))
@@ -544,7 +546,7 @@ def _entry(partition: int, entry_id: str, flat: list[bytes]) -> Entry:
     fields = dict(zip(flat[::2], flat[1::2], strict=True))
     job_id = fields.get(b"job_id", b"").decode(errors="replace")
     try:
-        document = model.decode_job(fields.get(b"job", b""))
+        document = decode_job(fields.get(b"job", b""))
         job_id = keys.check_id("job_id", job_id) if job_id else document.job_id
     except InvalidInput:
         document, job_id = None, ""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from scheduler import keys, model
+from scheduler.protocol import keys
+from scheduler.protocol.lifecycle import TERMINAL
 from tests.simulation.checker import Checker
 from tests.simulation.fleet import SETTINGS
 from tests.simulation.rest import RestChecker
@@ -56,9 +57,7 @@ def _names(what: str, server: Server, checker: Checker) -> list[str]:
 
 def _first_live(checker: Checker) -> list[str]:
     """The first job whose record is there and has not ended."""
-    live = (
-        job_id for job_id, each in sorted(checker.records.items()) if each["state"] not in (*model.TERMINAL, "none")
-    )
+    live = (job_id for job_id, each in sorted(checker.records.items()) if each["state"] not in (*TERMINAL, "none"))
     return list(live)[:1]
 
 

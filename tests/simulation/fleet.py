@@ -15,15 +15,15 @@ from typing import Any, Final, TypeVar
 import msgspec
 from redis.exceptions import RedisError
 
-from scheduler.attempts import Observer
 from scheduler.config import DEFAULTS, Settings
 from scheduler.errors import SchedulerError, ServerRefused
-from scheduler.handlers import Job
 from scheduler.host import Host
 from scheduler.management.commands import ApplyPools, encode_command
 from scheduler.management.pools import PoolDocument
-from scheduler.model import Match
-from scheduler.node import Node
+from scheduler.node.attempts import Observer
+from scheduler.node.handlers import Job
+from scheduler.node.node import Node
+from scheduler.protocol.snapshot import Match
 from scheduler.roles import start_dispatcher, start_manager, start_reaper
 from scheduler.store.connection import Connection
 from scheduler.store.store import open_store

@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Callable
 from typing import Final
 
-from scheduler.evidence import Run
-from scheduler.handlers import Job
+from scheduler.audit.evidence import Run
+from scheduler.node.handlers import Job
 from tests.simulation.world import Process, World
 
 _DIGITS: Final = 6  # of seconds

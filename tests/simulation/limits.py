@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
-from scheduler import calls, keys, model
-from scheduler.deltas import chain, followed
 from scheduler.errors import InvalidInput
+from scheduler.protocol import keys, messages
+from scheduler.protocol.deltas import chain, followed
+from scheduler.protocol.snapshot import LIMITS, Snapshot, decode_delta, decode_snapshot, limited_kinds, limits_of_pool
 from tests.simulation.fleet import SETTINGS
 from tests.simulation.server import Server
 
@@ -28,16 +29,16 @@ Limits = dict[str, dict[str, int]]
 """pool -> kind -> how many may run; pools without a limit are not there."""
 
 
-def read_published(server: Server) -> model.Snapshot | None:
+def read_published(server: Server) -> Snapshot | None:
     """The published snapshot; None while there is none that can be read."""
     version = int(server.ask("GET", _CONTROL.version) or 0)
     try:
-        stored = model.decode_snapshot(server.ask("GET", _CONTROL.snapshot) or b"")
+        stored = decode_snapshot(server.ask("GET", _CONTROL.snapshot) or b"")
         deltas = []
         for identifier, flat in server.ask("XRANGE", _CONTROL.deltas, f"({stored.version}-0", "+"):
             fields = dict(zip(flat[::2], flat[1::2], strict=True))
             if int(identifier.partition(b"-")[0]) <= version:
-                deltas.append(model.decode_delta(fields[b"delta"]) if b"delta" in fields else None)
+                deltas.append(decode_delta(fields[b"delta"]) if b"delta" in fields else None)
     except InvalidInput:
         return None
     found = chain(stored.version, deltas)
@@ -59,7 +60,7 @@ class LimitChecker:
         """There may be another snapshot. What is limited from now on was counted before."""
         snapshot = read_published(self._server)
         pools = snapshot.pools if snapshot is not None else ()
-        limits = {pool.id: dict(model.limits_of_pool(pool)) for pool in pools if model.limited_kinds([pool])}
+        limits = {pool.id: dict(limits_of_pool(pool)) for pool in pools if limited_kinds([pool])}
         if limits != self._limits[-1][1]:
             self._limits.append((snapshot.version if snapshot is not None else 0, limits))
             self._beside = {
@@ -67,7 +68,7 @@ class LimitChecker:
                 for job_id, record in records.items()
                 if (most := self._beside.get((job_id, record.get("token", "")))) is not None
             }
-        kinds = model.limited_kinds(pools)
+        kinds = limited_kinds(pools)
         if not kinds <= self._kinds:
             for job_id, record in records.items():
                 if record["state"] == "reserved" and job_id not in exempt:
@@ -84,12 +85,12 @@ class LimitChecker:
         """What is counted is what is published."""
         snapshot, stored = read_published(self._server), self._stored()
         if snapshot is not None:
-            kinds = model.limited_kinds(snapshot.pools)
+            kinds = limited_kinds(snapshot.pools)
             if stored.kinds != kinds or stored.version > snapshot.version:
                 self._blame("limit", f"version {snapshot.version} has limits of {sorted(kinds)}, counted is {stored}")
 
-    def _stored(self) -> calls.Counted:
-        return calls.parse_counted((self._server.ask("GET", _CELL.counted) or b"").decode())
+    def _stored(self) -> messages.Counted:
+        return messages.parse_counted((self._server.ask("GET", _CELL.counted) or b"").decode())
 
     def reserved(self, job_id: str, records: Records, exempt: Collection[str]) -> None:
         """A job was placed."""
@@ -117,8 +118,7 @@ class LimitChecker:
         """kind -> how many may run: the most that a snapshot says of the pool that may be in use."""
         pool = record.get("policy", "").partition(" ")[0]
         return {
-            kind: max(limits.get(pool, {}).get(kind, 0) or _UNLIMITED for _, limits in self._limits)
-            for kind in model.LIMITS
+            kind: max(limits.get(pool, {}).get(kind, 0) or _UNLIMITED for _, limits in self._limits) for kind in LIMITS
         }
 
     def _check_counted(self, job_id: str, record: Mapping[str, str], kinds: frozenset[str]) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import msgspec
 from redis.asyncio.connection import Connection as RedisConnection
 
-from scheduler.store.packing import HiredisMixin
+from scheduler.store.fast_connection import HiredisMixin
 from scheduler.store.scripts import load_scripts
 from tests.simulation.server import Server
 from tests.simulation.world import Process, World

@@ -9,11 +9,11 @@ from typing import Final
 import msgspec
 from redis.exceptions import RedisError
 
-from scheduler import keys, model
-from scheduler.calls import Outcome
 from scheduler.errors import NotAccepted, SchedulerError, UnknownJob
-from scheduler.model import JobDocument
 from scheduler.producer import Producer, Request
+from scheduler.protocol import keys
+from scheduler.protocol.documents import JobDocument, encode_job
+from scheduler.protocol.messages import Outcome
 from scheduler.store.connection import Connection
 from tests.simulation.checker import Checker
 from tests.simulation.fleet import SETTINGS, URL, Fleet, supervised
@@ -44,7 +44,7 @@ def document_of(job: JobPlan) -> JobDocument:
 
 def fields_of(job: JobPlan) -> dict[str, bytes]:
     """The entry of a job that is written without the SDK; broken in the way that its plan says."""
-    document = model.encode_job(document_of(job))
+    document = encode_job(document_of(job))
     payload = job.does.encode()
     match job.way:
         case "no_job":

@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from scheduler import calls, keys
-from scheduler.runtime import intake, placement
+from scheduler.protocol import keys, messages
+from scheduler.runtime import intake
 from scheduler.runtime.index import Index
-from scheduler.runtime.limits import has_room, limits_of
+from scheduler.runtime.placement import candidates
+from scheduler.runtime.waiting.limits import has_room, limits_of
 from scheduler.session.bindings import parse
 from tests.simulation.checker import Checker
 from tests.simulation.fleet import SETTINGS, Fleet, can_run
@@ -191,7 +192,7 @@ class RestChecker:
         found = []
         for identifier, flat in self._server.ask("XRANGE", _CELL.jobs(partition), "-", "+"):
             fields = dict(zip(flat[::2], flat[1::2], strict=True))
-            job = intake.decode(calls.Entry(partition, 0, identifier.decode(), fields), 0, SETTINGS)
+            job = intake.decode(messages.Entry(partition, 0, identifier.decode(), fields), 0, SETTINGS)
             if isinstance(job, intake.Job):
                 found.append(job)
         return found
@@ -230,7 +231,7 @@ class RestChecker:
         binding = parse(self._server.ask("GET", _CELL.session(job.session_id)))
         if binding is None and job.session_id in self._checker.unbound:
             return False  # its owner may remember one, and have it wait by that
-        wanted = placement.classify(job, binding, self._index)
+        wanted = candidates.classify(job, binding, self._index)
         for limit in limits_of(job, wanted, self._index):
             kind, _, name = limit.partition(":")
             flat = self._server.ask("ZRANGE", _CELL.held(kind, name), 0, -1, "WITHSCORES")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from scheduler.errors import Reject, Retry
-from scheduler.handlers import Handler, Job
+from scheduler.node.handlers import Handler, Job
 from scheduler.threads import Threads
 from tests.simulation.world import Process
 

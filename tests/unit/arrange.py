@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Final
 
 from scheduler.config import Settings
-from scheduler.management.fold import Fleet
-from scheduler.management.picture import Picture, revise, snapshot_of
-from scheduler.model import Node, NodeBeat, Pool, Snapshot
+from scheduler.management.fleet import Fleet
+from scheduler.management.publication import Picture, revise, snapshot_of
+from scheduler.protocol.documents import NodeBeat
+from scheduler.protocol.snapshot import Node, Pool, Snapshot
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Class, Job
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.affinity import SERVED_MS, STEADY_MS, Sessions
-from scheduler.audit import Capacity, Evidence, Outcome, Report, Run, Submission, audit
+from scheduler.audit.affinity import SERVED_MS, STEADY_MS, Sessions
+from scheduler.audit.audit import Capacity, Evidence, Outcome, Report, Run, Submission, audit
 from scheduler.config import DEFAULTS
 
 NODES = ("n0", "n1", "n2", "n3")

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import re
 
-from scheduler import model
-from scheduler.keys import CellKeys, ControlKeys
+from scheduler.protocol.keys import CellKeys, ControlKeys
+from scheduler.protocol.lifecycle import TRANSITIONS
 from scheduler.store.scripts import SCRIPT_NAMES
 from tests.integration.test_readme import ARCHITECTURE, ROOT, quoted, table
 
 
-def test_every_file_has_a_sentence() -> None:
-    """Each file of the package and its tools, and each script, stands in the tables once, and nothing else does."""
-    places = ("lua", "scheduler", "benchmarks", "chaos", "mutants")
-    sources = [path for place in places for path in (ROOT / place).rglob("*")]
-    there = {path.relative_to(ROOT).as_posix() for path in sources if path.suffix in (".py", ".lua", ".typed")}
-    rows = re.findall(rf"^\| (`(?:{'|'.join(places)})/.*?) \| .+ \|$", ARCHITECTURE, re.MULTILINE)
-    told = [name for row in rows for name in quoted(row)]
-    assert sorted(told) == sorted(there)
+def test_the_tree_has_every_package() -> None:
+    """Each folder of the package stands in the tree, and each name in it exists."""
+    tree = ARCHITECTURE.partition("## Where things are")[2].partition("```text\n")[2].partition("```")[0]
+    told, above = set(), ""
+    for line in tree.splitlines():
+        indent, words = len(line) - len(line.lstrip()), re.split(r" {2,}", line.strip())
+        if words[0].endswith("/"):
+            above = {0: "", 2: above.split("/")[0] + "/", 4: "/".join(above.split("/")[:2]) + "/"}[indent] + words[0]
+            told.add(above.strip("/"))
+        else:
+            assert all((ROOT / "scheduler" / f"{name}.py").is_file() for name in words[0].split(", ")), line
+    there = {
+        path.parent.relative_to(ROOT).as_posix()
+        for place in ("lua", "scheduler")
+        for path in (ROOT / place).rglob("*.*")
+        if path.suffix in (".py", ".lua")
+    }
+    assert told == there | {"tests", "tools", "docs"}
 
 
 def test_files_that_are_mentioned_exist() -> None:
     """A path in backquotes is one of the project, of the package, or the name of a script."""
     mentioned = {name for name in quoted(ARCHITECTURE) if re.fullmatch(r"[\w/]+(\.py|\.lua|/)", name)}
-    assert "runtime/waiting.py" in mentioned
+    assert "runtime/waiting/waiting_jobs.py" in mentioned
     places = (ROOT, ROOT / "scheduler", ROOT / "lua")
     assert [name for name in sorted(mentioned) if not any((place / name).exists() for place in places)] == []
 
@@ -36,7 +46,7 @@ def test_transitions() -> None:
         assert (mark == "(later)") == (name not in (*SCRIPT_NAMES, "XADD", "retention")), script
         for state in states.split(", "):
             told.append((state, events, name, state if following == "same" else following, body))
-    assert sorted(told) == sorted(tuple(row) for row in model.TRANSITIONS)
+    assert sorted(told) == sorted(tuple(row) for row in TRANSITIONS)
 
 
 def test_keys() -> None:

@@ -14,9 +14,9 @@ import pytest
 from scheduler import Node, Producer
 from scheduler.config import DEFAULTS, Settings
 from scheduler.errors import InvalidInput, Retry
-from scheduler.handlers import Job
-from scheduler.model import JobDocument
+from scheduler.node.handlers import Job
 from scheduler.producer import Request
+from scheduler.protocol.documents import JobDocument
 from scheduler.url import parse_url
 
 URL = "redis://me:s3cret@127.0.0.1:1"

@@ -7,13 +7,13 @@ from random import Random
 import msgspec
 import pytest
 
-from scheduler.attempt_log import AttemptLog
-from scheduler.calls import ReleaseItem
 from scheduler.config import DEFAULTS
 from scheduler.errors import Reject, Retry
-from scheduler.handlers import Job, attempt
+from scheduler.node import retry
+from scheduler.node.attempt_log import AttemptLog
+from scheduler.node.handlers import Job, attempt
+from scheduler.protocol.messages import ReleaseItem
 from scheduler.repeats import TOLD_MAX, WINDOW_MS
-from scheduler.runtime import retry
 from scheduler.threads import Threads
 from tests.clock import HandClock
 

@@ -8,14 +8,14 @@ from typing import cast
 
 import pytest
 
-from scheduler.attempt_log import AttemptLog
-from scheduler.attempts import Attempts, Observer
-from scheduler.calls import NotRenewed, Renewed
 from scheduler.config import DEFAULTS
 from scheduler.errors import ServerUnavailable
-from scheduler.handlers import Job
 from scheduler.host import Host
-from scheduler.runtime.retry import Ending
+from scheduler.node.attempt_log import AttemptLog
+from scheduler.node.attempts import Attempts, Observer
+from scheduler.node.handlers import Job
+from scheduler.node.retry import Ending
+from scheduler.protocol.messages import NotRenewed, Renewed
 from scheduler.store.cell import Cell
 from scheduler.threads import Threads
 from tests.unit.test_handlers import a_job

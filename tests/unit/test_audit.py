@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.audit import (
+from scheduler.audit.audit import (  # fmt: skip
     EXAMPLES_MAX,
     Capacity,
     Evidence,
@@ -22,7 +22,7 @@ from scheduler.audit import (
     Submission,
     audit,
     percentile,
-)  # fmt: skip
+)
 from scheduler.errors import InvalidInput
 
 JOBS = 300

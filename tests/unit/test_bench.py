@@ -8,9 +8,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from benchmarks import snapshot
 from benchmarks.beats import Told, figures
 from benchmarks.evenness import Evenness, averaged, sampled
@@ -20,8 +17,11 @@ from benchmarks.history import Hold, Percentiles, Placed, Submitted, Wait, Windo
 from benchmarks.snapshot_cost import Cost
 from benchmarks.traffic import HOLD_SPREAD, JOBS_A_SESSION, Traffic
 from benchmarks.verdict import Claim, Shown
-from scheduler.loads import LanguagePair
-from scheduler.model import DispatcherBeat, NodeBeat, encode_beat
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scheduler.audit.workloads import LanguagePair
+from scheduler.protocol.documents import DispatcherBeat, NodeBeat, encode_beat
 
 END_MS = 24
 SLOTS = {"a": 1, "b": 2, "none": 0}

@@ -7,15 +7,15 @@ from random import Random
 
 import msgspec
 import pytest
-
 from chaos.acts import KINDS, ROLES, Act, Role, Seat, State, draw
 from chaos.command import repeat, rounds_for
 from chaos.evidence import RAN_ON_US_MAX, longest_gap_ms, longest_partition_gap_ms, without_pauses
 from chaos.processes import variables
 from chaos.settings import settings_for
-from scheduler.audit import Capacity, Evidence, Run, Submission, audit
+
+from scheduler.audit.audit import Capacity, Evidence, Run, Submission, audit
+from scheduler.audit.workloads import Arrival
 from scheduler.config import DEFAULTS, read_settings
-from scheduler.loads import Arrival
 
 PAUSE = (2_000_000, 9_000_000)
 

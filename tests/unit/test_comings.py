@@ -7,13 +7,14 @@ import logging
 import msgspec
 import pytest
 
-from scheduler.calls import CapacityItem
-from scheduler.idle import IDLE_AGAIN_MS, IDLE_TOLD_MS, Idle
-from scheduler.management.comings import PAIRS_SHOWN_MAX, in_words, news_of
-from scheduler.management.fold import Known
-from scheduler.model import NodeBeat, Reason
+from scheduler.management.arrivals import PAIRS_SHOWN_MAX, in_words, news_of
+from scheduler.management.fleet import Known
+from scheduler.node.idle import IDLE_AGAIN_MS, IDLE_TOLD_MS, Idle
+from scheduler.protocol.documents import NodeBeat
+from scheduler.protocol.messages import CapacityItem
+from scheduler.protocol.snapshot import Reason
 from scheduler.runtime.intake import Class
-from scheduler.runtime.unserved import TOLD_MS, Unserved
+from scheduler.runtime.waiting.unserved import TOLD_MS, Unserved
 
 BEAT = NodeBeat("n1", "7-b", 4, pairs=(("en", "zh"),), features=("asr",), running=2)
 KNOWN = Known(BEAT, 0)

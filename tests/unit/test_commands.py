@@ -5,7 +5,6 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from scheduler import calls
 from scheduler.config import DEFAULTS
 from scheduler.errors import InvalidInput
 from scheduler.management.commands import (
@@ -24,7 +23,8 @@ from scheduler.management.commands import (
     encode_command,
 )
 from scheduler.management.pools import NAMES_MAX, Documents, PoolDocument
-from scheduler.model import Match
+from scheduler.protocol import messages
+from scheduler.protocol.snapshot import Match
 
 GOLD = PoolDocument(strategy="spread", match=Match(pairs=(("en", "zh"),)))
 SILENT = PoolDocument()
@@ -33,7 +33,7 @@ SILENT = PoolDocument()
 def decided(documents: Documents, *asked: Wanted | bytes, named: dict[str, int] | None = None) -> Decided:
     """What becomes of commands; their ids are 1-0, 2-0 and so on."""
     commands = [
-        calls.Command(f"{number}-0", {b"command": each if isinstance(each, bytes) else encode_command(each)})
+        messages.Command(f"{number}-0", {b"command": each if isinstance(each, bytes) else encode_command(each)})
         for number, each in enumerate(asked, 1)
     ]
     return decide(documents, commands, named or {}, DEFAULTS)

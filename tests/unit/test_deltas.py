@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler.deltas import applied, chain, followed, newest_pools
-from scheduler.model import Delta, Pool, Snapshot
+from scheduler.protocol.deltas import applied, chain, followed, newest_pools
+from scheduler.protocol.snapshot import Delta, Pool, Snapshot
 from tests.unit.arrange import a_node
 
 ONE, TWO = a_node("n1"), a_node("n2")

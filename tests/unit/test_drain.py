@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from scheduler.clock import Clock
-from scheduler.drain import DRAIN_MS_MAX, REPORT_MS_MIN, STOP_MS_MIN, Drain
+from scheduler.node.drain import DRAIN_MS_MAX, REPORT_MS_MIN, STOP_MS_MIN, Drain
 
 KILLED_MS = 30_000  # after the first signal, by Kubernetes and Heroku
 

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from scheduler.calls import CapacityItem
 from scheduler.config import DEFAULTS
-from scheduler.management.fold import (
+from scheduler.management.fleet import (
     Fleet,
     Ignored,
     Known,
@@ -22,7 +21,9 @@ from scheduler.management.fold import (
     settled,
 )
 from scheduler.management.pools import DEFAULT_POOL, PoolDocument, complete
-from scheduler.model import Node, NodeBeat, Reason, Snapshot
+from scheduler.protocol.documents import NodeBeat
+from scheduler.protocol.messages import CapacityItem
+from scheduler.protocol.snapshot import Node, Reason, Snapshot
 from tests.unit.arrange import BOOT, EN_DE, EN_ZH, LATER_BOOT, a_beat, picture, same_picture
 
 SILENCE_MS = 5_000

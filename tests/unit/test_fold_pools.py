@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from scheduler.calls import CapacityItem
 from scheduler.config import DEFAULTS
-from scheduler.management.fold import Fleet, age, configure, fold, named_pools, recover
+from scheduler.management.fleet import Fleet, age, configure, fold, named_pools, recover
 from scheduler.management.pools import DEFAULT_POOL, PoolDocument
-from scheduler.model import Match, NodeBeat
+from scheduler.protocol.documents import NodeBeat
+from scheduler.protocol.messages import CapacityItem
+from scheduler.protocol.snapshot import Match
 from tests.unit.arrange import EN_DE, EN_ZH, LATER_BOOT, a_beat, picture
 
 SILENCE_MS = 5_000

@@ -13,7 +13,7 @@ import asyncio, multiprocessing, os, signal, sys, time
 from random import Random
 from scheduler import forks
 from scheduler.config import DEFAULTS
-from scheduler.handlers import attempt
+from scheduler.node.handlers import attempt
 from scheduler.threads import Threads
 from tests.unit.test_handlers import a_job
 

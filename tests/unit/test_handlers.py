@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 from scheduler.config import DEFAULTS
 from scheduler.errors import InvalidInput, Reject, Retry
-from scheduler.handlers import Job, attempt, check_handler, is_async
-from scheduler.node import Node
-from scheduler.results import BYTES, JSON, TEXT, decode_result, encode_result
-from scheduler.runtime.retry import Ending
+from scheduler.node.handlers import Job, attempt, check_handler, is_async
+from scheduler.node.node import Node
+from scheduler.node.retry import Ending
+from scheduler.protocol.record_fields import Policy, Reservation
+from scheduler.protocol.results import BYTES, JSON, TEXT, decode_result, encode_result
 from scheduler.threads import Threads
-from scheduler.words import Policy, Reservation
 
 FIELDS = {b"job": b'{"session_id":"s1"}', b"job_id": b"j1", b"reservation": b"7 1-a 5000 3/1-1 1 1 1 4000"}
 SIGNAL_S = 10  # how long a thread waits for what a test is about to do

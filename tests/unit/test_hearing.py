@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.errors import InvalidInput
-from scheduler.management import hearing as hearing_module
-from scheduler.management.hearing import BOOT_MAX, Hearing, NotGiven, without_running
-from scheduler.model import DispatcherBeat, decode_beat, encode_beat
+from scheduler.management import heartbeats as hearing_module
+from scheduler.management.heartbeats import BOOT_MAX, Hearing, NotGiven, without_running
+from scheduler.protocol.documents import DispatcherBeat, decode_beat, encode_beat
 from tests.unit.arrange import a_beat
 
 HEARD_MS = 5

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from scheduler.clock import Clock
-from scheduler.handlers import Job
-from scheduler.holds import Holds
+from scheduler.node.handlers import Job
+from scheduler.node.holds import Holds
 from tests.unit.test_handlers import a_job
 
 

@@ -10,50 +10,53 @@ import pytest
 
 PACKAGE: Final = Path(__file__).resolve().parents[2] / "scheduler"
 BASE: Final = {
-    "scheduler.model",
-    "scheduler.calls",
-    "scheduler.keys",
-    "scheduler.errors",
     "scheduler.config",
-    "scheduler.deltas",
+    "scheduler.errors",
+    "scheduler.protocol.deltas",
+    "scheduler.protocol.documents",
+    "scheduler.protocol.keys",
+    "scheduler.protocol.lifecycle",
+    "scheduler.protocol.messages",
+    "scheduler.protocol.record_fields",
+    "scheduler.protocol.results",
+    "scheduler.protocol.snapshot",
     "scheduler.texts",
     "scheduler.url",
     "scheduler.visible",
-    "scheduler.words",
 }
 PURE: Final = {
-    "scheduler.affinity",
-    "scheduler.audit",
-    "scheduler.deltas",
-    "scheduler.evidence",
-    "scheduler.leases",
-    "scheduler.loads",
+    "scheduler.audit.affinity",
+    "scheduler.audit.audit",
+    "scheduler.audit.evidence",
+    "scheduler.audit.workloads",
+    "scheduler.management.arrivals",
     "scheduler.management.checks",
-    "scheduler.management.comings",
     "scheduler.management.commands",
-    "scheduler.management.fold",
-    "scheduler.management.hearing",
+    "scheduler.management.fleet",
+    "scheduler.management.heartbeats",
     "scheduler.management.memory",
-    "scheduler.management.picture",
     "scheduler.management.pools",
-    "scheduler.runtime.tries",
-    "scheduler.runtime.undecided",
+    "scheduler.management.publication",
+    "scheduler.node.leases",
+    "scheduler.node.retry",
+    "scheduler.protocol.deltas",
+    "scheduler.protocol.record_fields",
     "scheduler.runtime.index",
     "scheduler.runtime.intake",
-    "scheduler.runtime.limits",
-    "scheduler.runtime.lines",
-    "scheduler.runtime.placement",
-    "scheduler.runtime.retry",
-    "scheduler.runtime.skipped",
+    "scheduler.runtime.placement.attempt",
+    "scheduler.runtime.placement.candidates",
     "scheduler.runtime.timings",
-    "scheduler.runtime.waiting",
+    "scheduler.runtime.waiting.limits",
+    "scheduler.runtime.waiting.overflow",
+    "scheduler.runtime.waiting.queues",
+    "scheduler.runtime.waiting.undecided",
+    "scheduler.runtime.waiting.waiting_jobs",
     "scheduler.session.bindings",
     "scheduler.session.decisions",
     "scheduler.session.ring",
     "scheduler.store.pace",
     "scheduler.texts",
     "scheduler.visible",
-    "scheduler.words",
 }
 # Libraries that perform, wait, read a clock or hold what is shared.
 IMPURE: Final = {
@@ -65,16 +68,19 @@ IMPURE: Final = {
 CLOCK: Final = "scheduler.clock"
 LOOK_AT_THE_MACHINE: Final = {CLOCK, "scheduler.host", "scheduler.forks"}
 BELONG_TO_THE_MACHINE: Final = (
+    "scheduler.audit.records",
+    "scheduler.audit.submission",
     "scheduler.cli",
-    "scheduler.store.location",
-    "scheduler.store.private",
-    "scheduler.store.server",
+    "scheduler.console",
+    "scheduler.server.location",
+    "scheduler.server.private",
+    "scheduler.server.embedded",
 )
 TERMINAL_OUTPUT: Final = {"click", "rich"}
 # The only thing of redis that shells may know are its exceptions, and only these shells.
 SHELLS_THAT_CATCH_REDIS_ERRORS: Final = {
-    "scheduler.cli.common",
-    "scheduler.node",
+    "scheduler.console.common",
+    "scheduler.node.node",
     "scheduler.producer",
     "scheduler.runtime.reader",
     "scheduler.runtime.snapshots",
@@ -82,7 +88,7 @@ SHELLS_THAT_CATCH_REDIS_ERRORS: Final = {
 
 
 class Import(NamedTuple):
-    """One name that a module imports: `from scheduler.runtime import retry` is scheduler.runtime.retry."""
+    """One name that a module imports: `from scheduler.node import retry` is scheduler.node.retry."""
 
     importer: str
     imported: str
@@ -244,9 +250,13 @@ def test_nobody_imports_the_command_line() -> None:
 
 
 def test_only_the_command_line_writes_to_the_terminal() -> None:
-    """click and rich stay there."""
+    """click and rich stay there and in what commands and tools share."""
     assert [
-        each for each in IMPORTS if top(each.imported) in TERMINAL_OUTPUT and not within(each.importer, "scheduler.cli")
+        each
+        for each in IMPORTS
+        if top(each.imported) in TERMINAL_OUTPUT
+        and not within(each.importer, "scheduler.cli")
+        and not within(each.importer, "scheduler.console")
     ] == []
 
 

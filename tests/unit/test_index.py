@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from scheduler.deltas import followed
-from scheduler.model import Delta, Match, Node, Pool, Snapshot
+from scheduler.protocol.deltas import followed
+from scheduler.protocol.snapshot import Delta, Match, Node, Pool, Snapshot
 from scheduler.runtime import index as index_module
 from scheduler.runtime.index import Group, Index
 from scheduler.runtime.intake import Class

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.calls import Entry, Head, RejectItem
 from scheduler.config import DEFAULTS
+from scheduler.protocol.messages import Entry, Head, RejectItem
 from scheduler.runtime.intake import BODY_BYTES_MAX, Job, by_own_clock, decode, refuse_head, refuse_job
 from tests.unit.arrange import a_job
 

@@ -9,15 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.errors import InvalidInput
-from scheduler.keys import (
-    CellKeys,
-    ControlKeys,
-    cell_of,
-    check_id,
-    check_name,
-    generated_job_id,
-    partition_of,
-)
+from scheduler.protocol.keys import CellKeys, ControlKeys, cell_of, check_id, check_name, generated_job_id, partition_of
 
 
 def test_the_keys_of_the_control_plane_share_a_tag() -> None:

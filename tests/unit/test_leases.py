@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from scheduler.leases import Reservation, is_left_behind, may_run, renewal_due, to_stop
+from scheduler.node.leases import Reservation, is_left_behind, may_run, renewal_due, to_stop
 
 MARGIN_MS = 1_000
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from scheduler.model import Pool
+from scheduler.protocol.snapshot import Pool
 from scheduler.runtime.intake import Class, Job
-from scheduler.runtime.limits import changed_limits, has_room, limits_of
-from scheduler.runtime.waiting import Waiter, Waiting
+from scheduler.runtime.waiting.limits import changed_limits, has_room, limits_of
+from scheduler.runtime.waiting.waiting_jobs import Waiter, Waiting
 from tests.unit.arrange import EN_DE, a_class, a_job, an_index
 from tests.unit.test_waiting import DE, ZH, everywhere, names, picture, settle
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler.runtime.lines import shared_out
+from scheduler.runtime.waiting.queues import shared_out
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.errors import InvalidInput
-from scheduler.loads import (
+from scheduler.audit.workloads import (
     SPEECH,
     Arrival,
     LanguagePair,
@@ -26,6 +25,7 @@ from scheduler.loads import (
     read_trace,
     speech_arrivals,
 )
+from scheduler.errors import InvalidInput
 
 PROJECT = Path(__file__).resolve().parents[2]
 GOOD = b'{"at_ms":3000,"session_id":"c1","input_tokens":7,"output_tokens":40}'

@@ -10,7 +10,7 @@ from datetime import datetime
 
 import pytest
 
-from scheduler.cli.logs import configurable_by_import, log_to_stderr
+from scheduler.console.logs import configurable_by_import, log_to_stderr
 
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d"
 

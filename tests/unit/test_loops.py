@@ -10,12 +10,12 @@ from typing import Any, Final
 
 import pytest
 
-from scheduler import guard
+from scheduler.node import guard
 
 BEGIN: Final = """
 import asyncio, signal, sys, threading, time
-from scheduler.cli.failures import CutOff
-from scheduler.cli.loops import run_through, threads_run_on
+from scheduler.console.failures import CutOff
+from scheduler.console.loops import run_through, threads_run_on
 
 def leave(error):
     raise error

@@ -9,25 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler import model
 from scheduler.errors import InvalidInput
-from scheduler.model import (
+from scheduler.protocol.documents import (
+    Beat,
     DispatcherBeat,
     JobDocument,
-    Node,
     NodeBeat,
-    Pool,
     ReaperBeat,
-    Snapshot,
     boot_order,
     check_boot,
     decode_beat,
     decode_job,
-    decode_snapshot,
     encode_beat,
     encode_job,
-    encode_snapshot,
 )
+from scheduler.protocol.snapshot import Node, Pool, Snapshot, decode_snapshot, encode_snapshot
 
 JOB: dict[str, Any] = {"session_id": "s1", "src_lang": "en", "tgt_lang": "zh"}
 BEAT: dict[str, Any] = {"kind": "node", "node": "n1", "boot": "1735689600000000-a1", "capacity": 4}
@@ -172,7 +168,7 @@ def test_noise_raises_nothing_else(data: bytes) -> None:
     | st.builds(DispatcherBeat, words, words, st.dictionaries(words, st.integers(0, 9)), st.integers(0, 2**50))
     | st.builds(ReaperBeat, words, words, st.dictionaries(words, st.integers(0, 9)))
 )
-def test_a_heartbeat_survives_json_and_msgpack(beat: model.Beat) -> None:
+def test_a_heartbeat_survives_json_and_msgpack(beat: Beat) -> None:
     """Each kind of it."""
     assert (decode_beat(encode_beat(beat)), decode_beat(msgspec.msgpack.encode(beat))) == (beat, beat)
 

@@ -7,8 +7,8 @@ from typing import Final, cast
 
 import pytest
 
-from scheduler import calls
 from scheduler.config import DEFAULTS
+from scheduler.protocol import messages
 from scheduler.runtime.partitions import Partitions, counted
 from scheduler.session import ring
 from scheduler.store.cell import Cell
@@ -42,14 +42,14 @@ class Desk:
 
     async def claim(
         self, owner: str, take: Iterable[int], give_up: Iterable[int] = ()
-    ) -> tuple[int, list[calls.Owned | calls.HeldByOther]]:
+    ) -> tuple[int, list[messages.Owned | messages.HeldByOther]]:
         """As the cell: everything is free, but for what others hold."""
         taken = list(take)
         self.asked.append((taken, list(give_up)))
         return SERVER_MS, [
-            calls.HeldByOther(each, "d2", self.others[each])
+            messages.HeldByOther(each, "d2", self.others[each])
             if each in self.others
-            else calls.Owned(each, self.epochs[each])
+            else messages.Owned(each, self.epochs[each])
             for each in taken
         ]
 

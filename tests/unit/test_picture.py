@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from scheduler.config import DEFAULTS
-from scheduler.management.fold import Fleet, configure, fold, settled
-from scheduler.management.picture import (
+from scheduler.management.fleet import Fleet, configure, fold, settled
+from scheduler.management.pools import DEFAULT_POOL, PoolDocument
+from scheduler.management.publication import (
     DELTA_SIZE_MAX,
     WHOLE_SHARE,
     Picture,
@@ -17,8 +18,8 @@ from scheduler.management.picture import (
     store,
     told,
 )
-from scheduler.management.pools import DEFAULT_POOL, PoolDocument
-from scheduler.model import Delta, Node, NodeBeat
+from scheduler.protocol.documents import NodeBeat
+from scheduler.protocol.snapshot import Delta, Node
 from tests.unit.arrange import BOOT, EN_ZH, a_beat, a_node, picture
 
 

@@ -9,10 +9,10 @@ from random import Random
 import msgspec
 import pytest
 
-from scheduler.model import Node, Pool, Strategy
+from scheduler.protocol.snapshot import Node, Pool, Strategy
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Class, Job
-from scheduler.runtime.placement import Draws, Groups, classify, place, place_among, rendezvous
+from scheduler.runtime.placement.candidates import Draws, Groups, classify, place, place_among, rendezvous
 from scheduler.session.bindings import Binding
 from tests.unit.arrange import EN_DE, EN_ZH, a_class, a_job, a_node, an_index
 

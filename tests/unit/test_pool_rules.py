@@ -7,7 +7,8 @@ import pytest
 
 from scheduler.config import DEFAULTS
 from scheduler.management.pools import DEFAULT_POOL, PoolDocument, complete, in_force, node_rules, pool_of, to_table
-from scheduler.model import Match, NodeBeat, Pool
+from scheduler.protocol.documents import NodeBeat
+from scheduler.protocol.snapshot import Match, Pool
 from tests.unit.arrange import BOOT, EN_DE, EN_ZH
 from tests.unit.test_pools import GOLD
 

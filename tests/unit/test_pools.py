@@ -26,7 +26,7 @@ from scheduler.management.pools import (
     to_table,
     to_toml,
 )
-from scheduler.model import Match, Pool
+from scheduler.protocol.snapshot import Match, Pool
 from tests.unit.arrange import EN_ZH
 
 EVERYTHING = """

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from scheduler.cli import process
+from scheduler.console import process
 from scheduler.url import parse_url
 from tests.unit.test_threads import refuse
 

@@ -16,12 +16,23 @@ from typing import Any, Final
 import msgspec
 import pytest
 
-from scheduler import calls, keys, model
 from scheduler.config import CANDIDATES_MAX, DEFAULTS, NUMBER_MAX
-from scheduler.keys import CellKeys, ControlKeys
 from scheduler.management import pools
 from scheduler.management.commands import COMMAND_BYTES_MAX, Accepted
 from scheduler.management.pools import PoolDocument
+from scheduler.protocol import keys, messages
+from scheduler.protocol.documents import (
+    _FEATURES_MAX,
+    _LANGUAGE_LENGTH_MAX,
+    CAPACITY_MAX,
+    DispatcherBeat,
+    JobDocument,
+    NodeBeat,
+    ReaperBeat,
+)
+from scheduler.protocol.keys import CellKeys, ControlKeys
+from scheduler.protocol.lifecycle import TRANSITIONS, Verdict
+from scheduler.protocol.snapshot import Delta, Match, Node, Pool, Reason, Snapshot
 from scheduler.store import meanings
 from scheduler.store.control import COMMANDS_MAX
 from scheduler.store.scripts import SCRIPT_NAMES, load_scripts
@@ -132,19 +143,19 @@ def test_every_key_is_on_the_page() -> None:
 @pytest.mark.parametrize(
     ("struct", "title"),
     [
-        (model.JobDocument, "Jobs"),
-        (model.NodeBeat, "Heartbeats"),
-        (model.DispatcherBeat, "Heartbeats"),
-        (model.ReaperBeat, "Heartbeats"),
-        (model.Snapshot, "Snapshot"),
-        (model.Delta, "Snapshot"),
-        (model.Node, "Snapshot"),
-        (model.Pool, "Snapshot"),
-        (model.Match, "Snapshot"),
-        (model.Match, "Pools"),
+        (JobDocument, "Jobs"),
+        (NodeBeat, "Heartbeats"),
+        (DispatcherBeat, "Heartbeats"),
+        (ReaperBeat, "Heartbeats"),
+        (Snapshot, "Snapshot"),
+        (Delta, "Snapshot"),
+        (Node, "Snapshot"),
+        (Pool, "Snapshot"),
+        (Match, "Snapshot"),
+        (Match, "Pools"),
         (PoolDocument, "Pools"),
         (Accepted, "Commands"),
-        (calls.Layout, "First: the layout"),
+        (messages.Layout, "First: the layout"),
     ],
 )
 def test_every_field_of_a_document_is_on_the_page(struct: type[msgspec.Struct], title: str) -> None:
@@ -175,14 +186,14 @@ def test_every_field_that_the_server_showed_is_on_the_page() -> None:
 
 def test_every_state_and_verdict_is_on_the_page() -> None:
     """States in the records, verdicts in the section of release."""
-    assert {row.state for row in model.TRANSITIONS} - {"none"} <= quoted(section("Records"))
-    assert set(model.Verdict.__args__) <= quoted(section("`release`"))  # type: ignore[attr-defined]
-    assert set(model.Reason.__args__) <= quoted(section("Keys"))  # type: ignore[attr-defined]
+    assert {row.state for row in TRANSITIONS} - {"none"} <= quoted(section("Records"))
+    assert set(Verdict.__args__) <= quoted(section("`release`"))  # type: ignore[attr-defined]
+    assert set(Reason.__args__) <= quoted(section("Keys"))  # type: ignore[attr-defined]
 
 
 def test_every_reason_of_a_refusal_is_on_the_page() -> None:
     """What the scripts themselves give, and what dispatchers say in `refuse` and `refuse_job`."""
-    texts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "scheduler" / "runtime").glob("*.py"))]
+    texts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "scheduler" / "runtime").rglob("*.py"))]
     given = {word for text in texts for word in reasons_of(text)}
 
     assert {"invalid", "too_large", "expired", "no_compatible_node", "job_id_taken"} <= given
@@ -213,8 +224,8 @@ def test_the_limits_on_the_page_are_those_of_the_code() -> None:
     documents, node, ids = chapter("Documents"), chapter("A node"), chapter("Ids, partitions, time")
     assert f"at most {DEFAULTS.document_bytes_max:,} bytes" in documents
     assert f"any {DEFAULTS.payload_bytes_max:,} bytes at most" in documents
-    assert f"{model._FEATURES_MAX} at most" in documents
-    assert f"0 to {model.CAPACITY_MAX:,}" in documents
+    assert f"{_FEATURES_MAX} at most" in documents
+    assert f"0 to {CAPACITY_MAX:,}" in documents
     assert f"1 to {CANDIDATES_MAX} |" in documents
     assert f"list of pools, {pools.FALLBACK_MAX} at most" in documents
     assert f"{pools.DESCRIPTION_LENGTH_MAX} characters at most" in documents
@@ -225,7 +236,7 @@ def test_the_limits_on_the_page_are_those_of_the_code() -> None:
     assert f"those without an answer, {COMMANDS_MAX} at most |" in chapter("Keys")
     assert f"| 1 to {keys.ID_LENGTH_MAX} |" in ids
     assert f"| 1 to {keys.NAME_LENGTH_MAX} |" in ids
-    assert f"| 1 to {model._LANGUAGE_LENGTH_MAX} |" in ids
+    assert f"| 1 to {_LANGUAGE_LENGTH_MAX} |" in ids
     assert f"`margin_ms` is {DEFAULTS.margin_ms} unless" in node
     assert f"silent for {DEFAULTS.silence_ms // 1000} s" in node
     assert f"(`lease_ms`, {DEFAULTS.lease_ms // 1000} s)" in node

@@ -11,7 +11,7 @@ import pytest
 
 from scheduler.config import DEFAULTS
 from scheduler.errors import Reject, Retry
-from scheduler.handlers import Job, attempt
+from scheduler.node.handlers import Job, attempt
 from scheduler.threads import Threads
 from tests.unit.test_handlers import a_job
 

@@ -9,14 +9,14 @@ from typing import cast
 
 import pytest
 
-from scheduler.attempt_log import AttemptLog
-from scheduler.calls import Layout, NotReleased, Released, ReleaseItem
 from scheduler.clock import Clock
 from scheduler.config import DEFAULTS
 from scheduler.errors import ServerUnavailable
-from scheduler.handlers import Job
-from scheduler.reporting import Reporter
-from scheduler.runtime import retry
+from scheduler.node import retry
+from scheduler.node.attempt_log import AttemptLog
+from scheduler.node.handlers import Job
+from scheduler.node.reporting import Reporter
+from scheduler.protocol.messages import Layout, NotReleased, Released, ReleaseItem
 from scheduler.store.cell import Cell
 
 

@@ -17,9 +17,9 @@ import pytest
 
 from scheduler.config import DEFAULTS
 from scheduler.errors import Unencodable
-from scheduler.handlers import Job, attempt
-from scheduler.results import JSON, TEXT, decode_result, encode_result
-from scheduler.runtime.retry import Ending
+from scheduler.node.handlers import Job, attempt
+from scheduler.node.retry import Ending
+from scheduler.protocol.results import JSON, TEXT, decode_result, encode_result
 from scheduler.threads import Threads
 
 PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "RESULTS.md"

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from scheduler.runtime.retry import Ending, completed, failed, given_back, overrun, rejected
+from scheduler.node.retry import Ending, completed, failed, given_back, overrun, rejected
 
 
 def delays(attempt: int, backoff_ms: int = 1_000, backoff_ms_max: int = 60_000) -> list[int]:

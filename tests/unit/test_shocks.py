@@ -6,11 +6,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
-
 from chaos.grants import Grants, overlaps, starts_past_lease, without_steps
 from chaos.shocks import SPARE_MS, Result, Shock, limit_ms_of, managed_ms_max_of, matrix
 from chaos.wall_clock import WallClock
-from scheduler.audit import Run
+
+from scheduler.audit.audit import Run
 from scheduler.config import DEFAULTS
 from scheduler.errors import SchedulerError
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import msgspec
 import pytest
 
-from scheduler.runtime import skipped
 from scheduler.runtime.intake import Job
-from scheduler.runtime.lines import Cause, order_of
-from scheduler.runtime.skipped import Skipped
+from scheduler.runtime.waiting import overflow
+from scheduler.runtime.waiting.overflow import Skipped
+from scheduler.runtime.waiting.queues import Cause, order_of
 from tests.unit.arrange import EN_DE, a_class, a_job
 
 ZH = a_class()
@@ -112,10 +112,10 @@ def test_all_together_have_a_bound_too() -> None:
 def test_too_many_reasons_are_one_reason() -> None:
     """What is remembered does not grow with what jobs can name."""
     memory = Skipped(1, 1, bits=4096)
-    for i in range(skipped.CAUSES_MAX + 1):
+    for i in range(overflow.CAUSES_MAX + 1):
         memory.skip(entry(i, "s1"), a_class(f"pool{i}"))
     assert memory.passes_over("s2", [a_class("yet another")])
-    assert len(memory._causes) == skipped.CAUSES_MAX + 1
+    assert len(memory._causes) == overflow.CAUSES_MAX + 1
 
 
 # ---- when it is read again ---------------------------------------------------------------------------------
@@ -303,7 +303,7 @@ def test_a_deadline_that_was_dealt_with_makes_no_further_pass() -> None:
     assert memory.is_due()
     memory.intake.pop()
     assert memory.part({}) == []
-    memory.now_ms += skipped.LATE_EVERY_MS
+    memory.now_ms += overflow.LATE_EVERY_MS
     assert (memory.is_due(), bool(memory.skipped)) == (False, True)
 
 
@@ -319,14 +319,14 @@ def test_a_deadline_makes_a_pass_go_to_its_end() -> None:
     assert (memory.part({}), memory.is_due()) == ([], False)
     memory.add(entry(7, deadline_at_ms=memory.now_ms))
     assert not memory.is_due()
-    memory.now_ms += skipped.LATE_EVERY_MS
+    memory.now_ms += overflow.LATE_EVERY_MS
     assert memory.is_due()
 
 
 def test_classes_without_end_fill_no_memory() -> None:
     """Clients can name as many as they like; what no node serves leaves half of the last places to the others."""
     memory = Memory(bits=2**20)
-    beyond = skipped.BEYOND_MIN
+    beyond = overflow.BEYOND_MIN
     unserved = [memory.add(entry(i), a_class("", features=(f"f{i}",))) for i in range(2 * beyond)]
     assert unserved == [True] * (10 + beyond // 2) + [False] * (2 * beyond - 10 - beyond // 2)
     served = [memory.add(entry(i, f"t{i}"), a_class(features=(f"f{i}",))) for i in range(beyond)]

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from scheduler.model import Node, Pool
-from scheduler.runtime.placement import Draws, Placement, classify, place
+from scheduler.protocol.snapshot import Node, Pool
+from scheduler.runtime.placement.candidates import Draws, Placement, classify, place
 from scheduler.session.bindings import Binding
 from tests.unit.arrange import EN_DE, EN_ZH, a_class, a_job, a_node, an_index
 from tests.unit.test_placement import A123, bound

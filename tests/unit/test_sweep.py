@@ -9,11 +9,11 @@ import msgspec
 import pytest
 
 from scheduler.config import DEFAULTS
-from scheduler.model import Pool
+from scheduler.protocol.snapshot import Pool
 from scheduler.runtime import sweep as sweep_module
 from scheduler.runtime.reader import Reader, Told
 from scheduler.runtime.sweep import Sweep, _Turn
-from scheduler.runtime.waiting import Waiting
+from scheduler.runtime.waiting.waiting_jobs import Waiting
 from scheduler.store.reads import Reads
 from tests.unit.arrange import a_job, a_node, an_index
 from tests.unit.test_limits import TENANT, seed_limited

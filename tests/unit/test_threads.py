@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from scheduler.handlers import Job
+from scheduler.node.handlers import Job
 from scheduler.threads import Threads
 from tests.unit.test_handlers import SIGNAL_S, a_job, tell
 

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.calls import Refused, Reserved
 from scheduler.clock import SYSTEM_CLOCK
-from scheduler.runtime.placement import Placement
+from scheduler.protocol.messages import Refused, Reserved
+from scheduler.runtime.placement.attempt import Try
+from scheduler.runtime.placement.candidates import Placement
 from scheduler.runtime.report import Report, Times
 from scheduler.runtime.timings import TOLD_EVERY_MS, WINDOW_MS, Histogram, Timing, merged
-from scheduler.runtime.tries import Try
-from scheduler.runtime.waiting import Waiter, Waiting
+from scheduler.runtime.waiting.waiting_jobs import Waiter, Waiting
 from tests.unit.arrange import a_class, a_job
 
 FOUND = Placement((("n1",),))

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from scheduler.errors import Retry
+from scheduler.node.tracebacks import ERRORS_MAX, TRACEBACK_LENGTH_MAX, describe, format_traceback, place_of, unfold
 from scheduler.texts import DETAIL_LENGTH_MAX, cut_middle
-from scheduler.tracebacks import ERRORS_MAX, TRACEBACK_LENGTH_MAX, describe, format_traceback, place_of, unfold
 
 HANDLER = """
 def first(job):

@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from scheduler.errors import IllegalTransition
-from scheduler.model import TERMINAL, TRANSITIONS, State, Transition, transition
+from scheduler.protocol.lifecycle import TERMINAL, TRANSITIONS, State, Transition, transition
 
 STATES: tuple[State, ...] = get_args(State)
 EVENTS = sorted({row.event for row in TRANSITIONS})

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 from hypothesis import given
 
-from scheduler.calls import Refused, RejectItem, Reserved, ReserveItem
-from scheduler.model import Pool
-from scheduler.runtime.placement import Placement
-from scheduler.runtime.tries import Try, bound_by, chunks, refusal_of, reserve_item
+from scheduler.protocol.messages import Refused, RejectItem, Reserved, ReserveItem
+from scheduler.protocol.snapshot import Pool
+from scheduler.runtime.placement.attempt import Try, bound_by, chunks, refusal_of, reserve_item
+from scheduler.runtime.placement.candidates import Placement
 from scheduler.session.bindings import Binding
 from tests.unit.arrange import EN_DE, EN_ZH, a_class, a_job
 

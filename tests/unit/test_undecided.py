@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from scheduler.runtime.lines import Waiter
-from scheduler.runtime.undecided import Undecided
-from scheduler.runtime.waiting import Waiting
+from scheduler.runtime.waiting.queues import Waiter
+from scheduler.runtime.waiting.undecided import Undecided
+from scheduler.runtime.waiting.waiting_jobs import Waiting
 from tests.unit.arrange import EN_DE, a_class, a_job
 
 ZH = a_class()

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from benchmarks.complexity import PARTS, ROOT, measure
 from benchmarks.measure import BenchmarkFailed
 from benchmarks.v2.account import Errors, Measured, arrivals, completed, errors, latencies_us
 from benchmarks.v2.figures import claims, figures
 from benchmarks.v2.registry import Registry
 from benchmarks.verdict import Claim
-from scheduler.model import JobDocument, Node, Snapshot
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scheduler.protocol.documents import JobDocument
+from scheduler.protocol.snapshot import Node, Snapshot
 
 EN_ZH = (("en", "zh"),)
 JOB = JobDocument("s1", "j1", "en", "zh")
@@ -213,7 +214,7 @@ def test_a_claim_is_reached_up_to_its_limit(value: float, least: bool, ok: bool)
 
 def test_complexity_counts_functions_and_branches_of_python_and_lua() -> None:
     """One a function and one more a branch, by lizard."""
-    registry_alone = measure(("benchmarks/v2/registry.py",))
+    registry_alone = measure(("tools/packages/benchmarks/v2/registry.py",))
     assert (registry_alone.files, registry_alone.functions, registry_alone.worst_name) == (1, 6, "choose")
     assert registry_alone.total > registry_alone.worst > 1
     assert measure(("lua/reserve.lua",)).worst_name == "reserve"

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 import msgspec
 import pytest
 
-from scheduler.model import Delta, Match, Node, Pool
+from scheduler.protocol.snapshot import Delta, Match, Node, Pool
 from scheduler.runtime.intake import Class
-from scheduler.runtime.lines import DEADLINES_SPARE, any_may_move, gains, may_move, tier_of
-from scheduler.runtime.waiting import WAKE_CANDIDATES_MAX, Waiter, Waiting
+from scheduler.runtime.waiting.queues import DEADLINES_SPARE, any_may_move, gains, may_move, tier_of
+from scheduler.runtime.waiting.waiting_jobs import WAKE_CANDIDATES_MAX, Waiter, Waiting
 from tests.unit.arrange import EN_DE, LATER_BOOT, a_class, a_job, a_node, an_index
 
 ZH = a_class()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler.words import (
+from scheduler.protocol.record_fields import (
     Holder,
     Policy,
     Reservation,

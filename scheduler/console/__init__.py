@@ -1,0 +1,1 @@
+"""What every command needs of its process and terminal. The commands of `cli` and the tools share it."""

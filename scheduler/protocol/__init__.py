@@ -1,0 +1,1 @@
+"""What travels and what is stored: documents, the snapshot, states, messages of the scripts, keys and codecs."""

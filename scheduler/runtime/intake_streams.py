@@ -1,0 +1,48 @@
+"""Looks after the intakes that a dispatcher owns: one that takes no entry any more is rebuilt and claimed anew."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from scheduler.protocol.keys import is_absurd
+from scheduler.runtime.partitions import Partitions
+from scheduler.store.cell import Cell
+from scheduler.store.reads import Reads, position
+from scheduler.store.rebuilding import rebuild
+
+MARGIN_MS: Final = 10_000  # ids that a stream gives between two looks are no further ahead
+
+
+class Intakes:
+    """Looks after the partitions that a dispatcher holds, beside its steps."""
+
+    def __init__(self, cell: Cell, reads: Reads, partitions: Partitions) -> None:
+        self._cell = cell
+        self._reads = reads
+        self._partitions = partitions
+        self._rebuilt: set[int] = set()
+        self._above_ms: dict[int, int] = {}
+
+    async def look(self) -> bool:
+        """Rebuild what takes no entry any more. Returns whether something is to be claimed anew."""
+        held = sorted(self._partitions.epochs.items())
+        streams = [self._cell.keys.jobs(partition) for partition, _ in held]
+        last_ids = await self._reads.last_ids(streams) if streams else []
+        now_ms = self._partitions.server_ms()
+        for hold, stream, last_id in zip(held, streams, last_ids, strict=True):
+            partition = hold[0]
+            if not last_id:
+                continue
+            if not is_absurd(last_id, now_ms):
+                self._above_ms[partition] = max(self._above_ms.get(partition, 0), position(last_id)[0] + MARGIN_MS)
+            elif await rebuild(self._cell, stream, last_id, "entry", hold, self._above_ms.get(partition, 0)):
+                self._rebuilt.add(partition)
+        # Whoever holds it meanwhile may give more.
+        self._above_ms = {each: ms for each, ms in self._above_ms.items() if each in self._partitions.epochs}
+        return bool(self._rebuilt)
+
+    def begin_anew(self) -> None:
+        """Claim anew what was rebuilt: what was read of it may have other ids now, and cursors stand above them."""
+        rebuilt, self._rebuilt = frozenset(self._rebuilt), set()
+        if rebuilt:
+            self._partitions.begin_anew(rebuilt)

@@ -1,0 +1,1 @@
+"""Which nodes a job may go to, in which order, and what `reserve` is asked for it."""

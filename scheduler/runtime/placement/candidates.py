@@ -1,0 +1,368 @@
+"""Pure. Decides; never performs. Job, binding, snapshot -> candidates, best first, few.
+
+A session keeps its pool while its language pair is unchanged and the pool can serve it; otherwise the pool is that of
+its tenant, or is found by weighted rendezvous hashing of the routing key (Thaler and Ravishankar 1998; weights by
+-w / ln h, Schindelhauer and Schomaker 2005). Within the pool the strategy orders nodes; with more nodes than
+candidates, those are the least loaded of a few drawn at random (Mitzenmacher 2001, the power of two choices), drawn
+once for all jobs of a call (Ousterhout et al. 2013, batch sampling). `reserve` decides by the slots really held, and
+writes down why a job is not where its session is bound.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from random import Random
+from typing import Final
+
+import msgspec
+
+from scheduler.protocol.snapshot import Node, Pool, Strategy
+from scheduler.runtime.index import Group, Index, Members, group
+from scheduler.runtime.intake import Class, Job
+from scheduler.session.bindings import Binding
+
+Groups = tuple[tuple[str, ...], ...]
+Loads = Mapping[str, int]
+_SAMPLE_FACTOR: Final = 2  # nodes drawn for each that may be taken
+_WIDER_MAX: Final = 8  # times so many are looked at where those drawn first are believed to be full
+_SPARE: Final = 3  # the bound node, the preferred one, and one that an attempt failed on may be among those drawn
+_HASH_RANGE: Final = float(2**64)
+
+
+class _Drawn:
+    """Names drawn from a group, and whose turn it is. The group is kept, so that its id is nobody else's meanwhile.
+
+    full: a few that are believed to be full, for want of better. scarce: there were such. enough: no more are to be
+    drawn.
+    """
+
+    __slots__ = ("enough", "full", "group", "names", "scarce", "turn")
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self.names: list[str] = []
+        self.full: list[str] = []
+        self.turn = 0
+        self.scarce = False
+        self.enough = False
+
+
+class Draws:
+    """Nodes drawn at random, once for all jobs of one call, and dealt out in turn.
+
+    A call of many jobs so names few nodes, and each of them is one that was believed to be little used. Of a group that
+    few of the jobs are for only a few are drawn.
+
+    Args: loads, node -> slots believed in use; random, for drawing; jobs of the call.
+    """
+
+    def __init__(self, loads: Loads, random: Random, jobs: int = 1) -> None:
+        self._loads = loads
+        self._random = random
+        self._jobs = jobs
+        self._drawn: dict[int, _Drawn] = {}
+
+    def take(self, nodes: Group, count: int, *without: str) -> tuple[str, ...]:
+        """At most `count` of a group, least used first; another job gets others. without: names, or ""."""
+        if len(nodes.nodes) == 1:
+            only = nodes.nodes[0].id
+            return () if only in without else (only,)
+        without = tuple([name for name in without if name])
+        drawn = self._drawn.get(id(nodes))
+        if drawn is None:
+            drawn = self._drawn[id(nodes)] = _Drawn(nodes)
+        served = drawn.turn if drawn.scarce else drawn.turn // _SAMPLE_FACTOR
+        if not drawn.enough and served + count + len(without) > len(drawn.names):
+            self._draw(drawn, count)
+        names = drawn.names
+        start = drawn.turn % (len(names) or 1)
+        drawn.turn += 1
+        if without:
+            dealt = [name for name in names[start : start + count + len(without)] if name not in without]
+        else:
+            dealt = names[start : start + count]
+        if len(dealt) < count and start:
+            dealt += [name for name in names[:start] if name not in without]
+        if len(dealt) < count and drawn.full:
+            dealt += [name for name in drawn.full if name not in without]
+        return tuple(dealt if len(dealt) <= count else dealt[:count])
+
+    def _draw(self, drawn: _Drawn, count: int) -> None:
+        """As many again as there are, of which the less used of twice as many are taken; at first enough for one job.
+
+        At most one for every two jobs of the call, beside those for one; where room is scarce, one for each, and more
+        are looked at.
+        """
+        nodes, names = drawn.group.nodes, drawn.names
+        jobs = self._jobs if drawn.scarce else self._jobs // _SAMPLE_FACTOR
+        wanted = min(max(count + _SPARE, 2 * len(names)), count + max(_SPARE, jobs)) - len(names)
+        if wanted <= 0 or len(names) + len(drawn.full) == len(nodes):
+            drawn.enough = True
+            return
+        size = min(len(nodes), _SAMPLE_FACTOR * wanted + len(names) if names else _SAMPLE_FACTOR * count + 1)
+        found, room = self._look(drawn, size)
+        if room < len(found):
+            drawn.scarce = True
+            if room < wanted and size < len(nodes):
+                wider = min(_WIDER_MAX, -(-wanted // max(1, room)) + 1)
+                found, room = self._look(drawn, min(len(nodes), wider * size))
+                drawn.enough = not room
+            drawn.full = drawn.full or found[room:][: count + _SPARE]
+        names += found[: min(room, wanted)]
+
+    def _look(self, drawn: _Drawn, size: int) -> tuple[list[str], int]:
+        """So many of a group that are not drawn yet, least used first, and how many of them may have room."""
+        loads = self._loads
+        used = [
+            (loads.get(node.id, 0) / node.slots, node.id) for node in _sample(drawn.group.nodes, size, self._random)
+        ]
+        if drawn.names or drawn.full:
+            known = {*drawn.names, *drawn.full}
+            used = [each for each in used if each[1] not in known]
+        used.sort(key=_use)
+        room = len(used) if not used or used[-1][0] < 1 else sum([use < 1 for use, _ in used])
+        return [name for _, name in used], room
+
+
+def _sample(nodes: Sequence[Node], size: int, random: Random) -> list[Node]:
+    """As `random.sample`, in two thirds of the time where few are drawn of many, and hardly one twice."""
+    count, draw = len(nodes), random.random
+    if 2 * size > count:
+        return random.sample(nodes, size)
+    places: dict[int, None] = {}
+    while len(places) < size:
+        places[int(draw() * count)] = None
+    return [nodes[place] for place in places]
+
+
+def _use(drawn: tuple[float, str]) -> float:
+    return drawn[0]
+
+
+class Placement(msgspec.Struct, frozen=True, gc=False):
+    """Candidates for one job: the freest of the first group that has room is taken.
+
+    bound: the node that the session is bound to, where its slots at the decision are of interest; why: one word, should
+    the job go elsewhere; preferred: the node that it asked for; note: why it cannot go there; keeps: the session stays
+    bound to `bound` all the same, if that is why. See calls.ReserveItem.
+    """
+
+    groups: Groups
+    bound: str = ""
+    why: str = "new"
+    preferred: str = ""
+    note: str = ""
+    keeps: str = ""
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """All of them, best first."""
+        return tuple([name for group in self.groups for name in group])
+
+
+class Standing(msgspec.Struct, frozen=True, gc=False):
+    """Where a session stands. node: that it is bound to, "" for none that matters; first: whether the job is tried
+    there before all others; why, should it go elsewhere.
+    """
+
+    node: str
+    first: bool
+    why: str
+
+
+_NEW: Final = Standing("", False, "new")
+
+
+# ---- the pool -------------------------------------------------------------------------------------------------------
+
+
+def classify(job: Job, binding: Binding | None, index: Index) -> Class:
+    """The class of a job under a snapshot: what it needs, and the pool that its session prefers."""
+    tenant = index.scope_of(job.tenant_id)
+    members = index.members(job.src_lang, job.tgt_lang, job.features, tenant)
+    pool = preferred_pool(job, binding, members, index.overrides)
+    return Class(job.src_lang, job.tgt_lang, job.features, pool, tenant)
+
+
+def preferred_pool(job: Job, binding: Binding | None, members: Members, overrides: Mapping[str, str]) -> str:
+    """The pool of a session: the bound one while it fits and can serve, else its tenant's, else by the routing key;
+    "" when none can serve. overrides: tenant -> pool.
+    """
+    if binding is not None and binding.pool in members and binding.fits(job.src_lang, job.tgt_lang):
+        return binding.pool
+    if overrides.get(job.tenant_id) in members:
+        return overrides[job.tenant_id]
+    if len(members) <= 1:
+        return next(iter(members), "")
+    return rendezvous(job.routing_key, {pool: each.slots for pool, each in members.items()})
+
+
+def rendezvous(key: str, weights: Mapping[str, int]) -> str:
+    """The name with the highest weighted score for a key; names that come or go move only their own keys."""
+
+    def score(name: str) -> tuple[float, str]:
+        digest = hashlib.blake2b(f"{key} {name}".encode(), digest_size=8).digest()
+        drawn = (int.from_bytes(digest) + 0.5) / _HASH_RANGE
+        return -weights[name] / math.log(drawn), name
+
+    return max(weights, key=score)
+
+
+# ---- the nodes ------------------------------------------------------------------------------------------------------
+
+
+def place(job: Job, wanted: Class, binding: Binding | None, index: Index, draws: Draws) -> Placement | None:
+    """Candidates of the preferred pool, and the node that the session is bound to, or that the job asked for, wherever
+    among the eligible it is.
+
+    Args: job; wanted, from classify; binding; index; draws of the call.
+    Returns: None when no node of the pool can serve the job.
+    """
+    nodes = index.members_of(wanted).get(wanted.pool)
+    if nodes is None:
+        return None
+    standing = stand(job, wanted, binding, index)
+    preferred, note = prefer(job, wanted, index) if job.preferred_node else ("", "")
+    nodes = nodes.trusted or nodes
+    policy = index.policy(wanted.pool)
+    lead = _lead(preferred, standing)
+    avoid = _avoided(job, nodes)
+    found = STRATEGIES[policy.strategy](standing.node, avoid, preferred, nodes, draws, policy.candidates - len(lead))
+    return _placement((*lead, found) if found else lead, standing, preferred, note, policy)
+
+
+def place_among(
+    job: Job, wanted: Class, binding: Binding | None, index: Index, names: Sequence[str], loads: Loads, random: Random
+) -> Placement | None:
+    """Every named node that may take the job, those of the preferred pool before those of its fallback pools; before
+    them the node that the session is bound to, or that the job asked for, named or not.
+
+    Room is known to be scarce, so what the strategy or an earlier failure would rather avoid comes last, but it comes.
+    Returns: None when no named node may take it.
+    """
+    standing = stand(job, wanted, binding, index)
+    preferred, note = prefer(job, wanted, index)
+    policy = index.policy(wanted.pool)
+    draws = Draws(loads, random)
+    by_tier: dict[str, list[Node]] = {}
+    for name in names:
+        node = index.nodes.get(name)
+        if node is not None and index.serves(wanted, name):
+            by_tier.setdefault(node.pool, []).append(node)
+    if not by_tier:
+        return None
+    groups = _lead(preferred, standing)
+    for tier in index.tiers(wanted.pool):
+        if tier in by_tier:
+            everyone = group(by_tier[tier])
+            nodes = everyone.trusted or everyone
+            count = len(nodes.nodes) + _SPARE
+            avoid = _avoided(job, nodes)
+            groups += (STRATEGIES[policy.strategy](standing.node, avoid, preferred, nodes, draws, count),)
+            groups += (tuple(sorted(everyone.ids)),)
+    return _placement(_each_once(groups), standing, preferred, note, policy)
+
+
+def stand(job: Job, wanted: Class, binding: Binding | None, index: Index) -> Standing:
+    """Where the session of a job stands under a snapshot, and why it would have to move."""
+    if binding is None:
+        return _NEW
+    node = index.nodes.get(binding.node)
+    policy = index.policy(wanted.pool)
+    if policy.strategy != "affinity":
+        return Standing(binding.node if node is not None else "", False, "strategy")
+    if not binding.fits(job.src_lang, job.tgt_lang):
+        return Standing("", False, "pair")
+    if node is None:
+        return Standing("", False, f"gone {binding.node}")
+    if not index.serves(wanted, node.id):
+        return Standing("", False, "unfit" if node.pool in index.tiers(wanted.pool) else "pool")
+    if node.pool != wanted.pool and policy.pressure == "return":
+        return Standing("", False, "pool")
+    if node.id == job.avoid and len(index.eligible(wanted)) > 1:
+        return Standing(node.id, False, "avoid")
+    if node.suspect and index.members_of(wanted)[node.pool].trusted is not None:
+        return Standing(node.id, False, "suspect")
+    return Standing(node.id, True, "full")
+
+
+def together(wanted: Class, before: Class, binds: bool) -> str:
+    """Why a job is not tried where the job before it goes, with which it is placed in one call.
+
+    Args: wanted and before, the classes of both; binds, whether the strategy binds sessions to nodes.
+    """
+    if not binds:
+        return "strategy"
+    same_pair = (wanted.src_lang, wanted.tgt_lang) == (before.src_lang, before.tgt_lang)
+    return "together" if same_pair else "pair"
+
+
+def prefer(job: Job, wanted: Class, index: Index) -> tuple[str, str]:
+    """The node that a job asks for, "" when it asks for none or cannot have it, and then why."""
+    name = job.preferred_node
+    if not name or name == job.avoid:
+        return "", ""
+    if index.serves(wanted, name):
+        return name, ""
+    return "", f"preferred {name} {'unfit' if name in index.nodes else 'gone'}"
+
+
+def _lead(preferred: str, standing: Standing) -> Groups:
+    """What is tried before all others: the node that the job asks for, then the one that the session is bound to."""
+    if standing.first and standing.node != preferred:
+        return ((preferred,), (standing.node,)) if preferred else ((standing.node,),)
+    return ((preferred,),) if preferred else ()
+
+
+def _avoided(job: Job, nodes: Group) -> str:
+    """The node that an earlier attempt failed on, where there is another one."""
+    return job.avoid if len(nodes.nodes) > 1 else ""
+
+
+def _each_once(groups: Groups) -> Groups:
+    """Every node where it comes first."""
+    seen: set[str] = set()
+    kept = []
+    for names in groups:
+        fresh = tuple([name for name in names if name not in seen])
+        if fresh:
+            seen.update(fresh)
+            kept.append(fresh)
+    return tuple(kept)
+
+
+def _placement(groups: Groups, standing: Standing, preferred: str, note: str, policy: Pool) -> Placement:
+    why = standing.why
+    keeps = "avoid" if why == "avoid" else "full" if policy.pressure == "return" else ""
+    return Placement(groups, standing.node if why != "strategy" else "", why, preferred, note, keeps)
+
+
+# ---- strategies -----------------------------------------------------------------------------------------------------
+
+
+def affinity(last: str, avoid: str, preferred: str, nodes: Group, draws: Draws, count: int) -> tuple[str, ...]:
+    """Behind the bound node, which is tried first: the least loaded of a few."""
+    return draws.take(nodes, count, avoid, last, preferred)
+
+
+def spread(last: str, avoid: str, preferred: str, nodes: Group, draws: Draws, count: int) -> tuple[str, ...]:
+    """Not the session's last node, unless it is the only one."""
+    return draws.take(nodes, count, avoid, last, preferred) or ((last,) if last in nodes.ids else ())
+
+
+def least_loaded(_: str, avoid: str, preferred: str, nodes: Group, draws: Draws, count: int) -> tuple[str, ...]:
+    """The least loaded of a few, whatever the session did before."""
+    return draws.take(nodes, count, avoid, preferred)
+
+
+_Strategy = Callable[[str, str, str, Group, Draws, int], tuple[str, ...]]
+"""The session's last node, the one to avoid, the one that is asked for (each "" for none), nodes that are alike, draws,
+and how many to name -> nodes of one group, none of the other three unless there is no other.
+"""
+STRATEGIES: Final[Mapping[Strategy, _Strategy]] = {
+    "affinity": affinity,
+    "spread": spread,
+    "least_loaded": least_loaded,
+}
