@@ -98,7 +98,7 @@ class Caller:
         kinds = self._known.kinds(index)
         for each in tries:
             if each.placement is not None:
-                items.append(reserve_item(each, each.placement, index.policy(each.wanted.pool), kinds))
+                items.append(reserve_item(each, each.placement, index.policy(each.job_class.pool), kinds))
         blocked: set[str] = set()
 
         async def reserve(batch: Sequence[messages.ReserveItem]) -> list[Answer]:

@@ -12,7 +12,7 @@ from typing import Final
 from scheduler.clock import Clock
 from scheduler.protocol import messages
 from scheduler.runtime.index import Index
-from scheduler.runtime.intake import Class, Job
+from scheduler.runtime.intake import Job, JobClass
 from scheduler.runtime.partitions import Partitions
 from scheduler.runtime.placement import candidates
 from scheduler.runtime.waiting.limits import limits_of
@@ -96,21 +96,21 @@ class Knowledge:
 
     # ---- classes ----
 
-    def classify(self, job: Job, now_ms: float) -> Class:
+    def classify(self, job: Job, now_ms: float) -> JobClass:
         """The class of a job by what is known now; now_ms: monotonic."""
         binding, _ = self.bindings.get(job.session_id, now_ms)
         return candidates.classify(job, binding, self.index)
 
     def reclassify(self, waiter: Waiter, now_ms: float) -> None:
         """Decide the class of a waiting job anew; now_ms: monotonic. What is bound must have been read."""
-        wanted = self.classify(waiter.job, now_ms)
-        if wanted != waiter.wanted:
-            self.waiting.reclassify(waiter, wanted)
+        job_class = self.classify(waiter.job, now_ms)
+        if job_class != waiter.job_class:
+            self.waiting.reclassify(waiter, job_class)
 
-    def passes_over(self, job: Job, wanted: Class) -> bool:
+    def passes_over(self, job: Job, job_class: JobClass) -> bool:
         """Whether a job would pass one that was scanned past: of its session, its class, or one of its limits."""
-        causes: list[Cause] = [wanted]
-        causes += [(limit, wanted.pool) for limit in limits_of(job, wanted, self.index)]
+        causes: list[Cause] = [job_class]
+        causes += [(limit, job_class.pool) for limit in limits_of(job, job_class, self.index)]
         return self.skipped.passes_over(job.session_id, causes)
 
     def believe(self, is_open: Mapping[str, bool]) -> None:

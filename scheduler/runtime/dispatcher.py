@@ -21,7 +21,7 @@ from scheduler.protocol import keys, messages
 from scheduler.protocol.documents import DispatcherBeat, encode_beat
 from scheduler.runtime.behind import LOOK_MS, Behind
 from scheduler.runtime.dispatch_state import Knowledge
-from scheduler.runtime.intake import Class, Job
+from scheduler.runtime.intake import Job, JobClass
 from scheduler.runtime.intake_streams import Intakes
 from scheduler.runtime.partitions import Partitions
 from scheduler.runtime.placer import Placer
@@ -186,11 +186,11 @@ class Dispatcher:
         deadline_ms = self.waiting.deadlines.next_ms()
         return idle_ms if deadline_ms is None else min(idle_ms, deadline_ms - self._clock.ms() + 1)
 
-    def _limits_of(self, job: Job, wanted: Class) -> tuple[str, ...]:
-        return limits_of(job, wanted, self._known.index)
+    def _limits_of(self, job: Job, job_class: JobClass) -> tuple[str, ...]:
+        return limits_of(job, job_class, self._known.index)
 
-    def _tier_of(self, wanted: Class, node: str) -> int:
-        return tier_of(self._known.index, wanted, node)
+    def _tier_of(self, job_class: JobClass, node: str) -> int:
+        return tier_of(self._known.index, job_class, node)
 
     # ---- what was read, and what the world tells ----
 
@@ -276,11 +276,11 @@ class Dispatcher:
             return
         self._known.index = new
         self._known.forget_counted(self._clock.ms())
-        for wanted, gained in gains(self.waiting.classes(), old, new):
-            self.waiting.wake_class(wanted, gained)
+        for job_class, gained in gains(self.waiting.classes(), old, new):
+            self.waiting.wake_class(job_class, gained)
         self.waiting.limits.tell_pools(changed_limits(old.pools, new.pools))
-        for wanted in may_move(self.waiting.members.classes(), old, new):
-            self._undecided.add(wanted)
+        for job_class in may_move(self.waiting.members.classes(), old, new):
+            self._undecided.add(job_class)
         if self.skipped and any_may_move(old, new):
             self.skipped.look_again()
 

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from scheduler.protocol.deltas import applied, newest_pools
 from scheduler.protocol.documents import ANY_LANGUAGE
 from scheduler.protocol.snapshot import EMPTY_SNAPSHOT, Delta, Node, Pool, Snapshot, limited_kinds
-from scheduler.runtime.intake import Class
+from scheduler.runtime.intake import JobClass
 
 CLASSES_MAX: Final = 10_000  # answers that are remembered; jobs can name any languages and features
 REVISED_MAX: Final = 50_000  # (change, answer) pairs of one version; with more, all answers are made anew when needed
@@ -129,8 +129,8 @@ class Index:
         self.version = version
         self.nodes = nodes
         self._members: dict[_Needs, Members] = {}
-        self._eligible: dict[Class, tuple[Node, ...]] = {}
-        self._serving: dict[Class, frozenset[str]] = {}
+        self._eligible: dict[JobClass, tuple[Node, ...]] = {}
+        self._serving: dict[JobClass, frozenset[str]] = {}
         self._postings: Mapping[Term, Posting] = {}
         self._posted: Posting = {}
         self._moved: dict[str, Node | None] = {}
@@ -175,12 +175,12 @@ class Index:
             lost = [node for node in gone if node.pool in found and node.id in found[node.pool].ids]
             self._members[needs] = _revised(found, lost, fits) if fits or lost else found
 
-        def is_shared(wanted: Class) -> bool:
-            needs = (wanted.src_lang, wanted.tgt_lang, wanted.features, wanted.tenant)
+        def is_shared(job_class: JobClass) -> bool:
+            needs = (job_class.src_lang, job_class.tgt_lang, job_class.features, job_class.tenant)
             return self._members.get(needs) is before._members.get(needs)
 
-        self._eligible = {wanted: found for wanted, found in before._eligible.items() if is_shared(wanted)}
-        self._serving = {wanted: found for wanted, found in before._serving.items() if is_shared(wanted)}
+        self._eligible = {job_class: found for job_class, found in before._eligible.items() if is_shared(job_class)}
+        self._serving = {job_class: found for job_class, found in before._serving.items() if is_shared(job_class)}
 
     # ---- answers ----
 
@@ -225,28 +225,28 @@ class Index:
         policy = self.pools.get(pool)
         return policy is None or not policy.match.tenants or tenant in policy.match.tenants
 
-    def eligible(self, wanted: Class) -> tuple[Node, ...]:
+    def eligible(self, job_class: JobClass) -> tuple[Node, ...]:
         """Every node that may take jobs of a class: of its pool first, then of the fallback pools in their order."""
-        found = self._eligible.get(wanted)
+        found = self._eligible.get(job_class)
         if found is None:
             if len(self._eligible) >= CLASSES_MAX:
                 self._eligible.clear()
                 self._serving.clear()
-            members = self.members_of(wanted)
-            found = self._eligible[wanted] = tuple(
-                node for tier in self.tiers(wanted.pool) if tier in members for node in members[tier].nodes
+            members = self.members_of(job_class)
+            found = self._eligible[job_class] = tuple(
+                node for tier in self.tiers(job_class.pool) if tier in members for node in members[tier].nodes
             )
         return found
 
-    def members_of(self, wanted: Class) -> Members:
+    def members_of(self, job_class: JobClass) -> Members:
         """The members of a class."""
-        return self.members(wanted.src_lang, wanted.tgt_lang, wanted.features, wanted.tenant)
+        return self.members(job_class.src_lang, job_class.tgt_lang, job_class.features, job_class.tenant)
 
-    def serves(self, wanted: Class, node: str) -> bool:
+    def serves(self, job_class: JobClass, node: str) -> bool:
         """Whether a node may take jobs of a class."""
-        if wanted not in self._serving:
-            self._serving[wanted] = frozenset(each.id for each in self.eligible(wanted))
-        return node in self._serving[wanted]
+        if job_class not in self._serving:
+            self._serving[job_class] = frozenset(each.id for each in self.eligible(job_class))
+        return node in self._serving[job_class]
 
     def policy(self, pool: str) -> Pool:
         """The policy of a pool; of one that is not in the snapshot, that of a pool of which nobody said anything."""

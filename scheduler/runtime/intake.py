@@ -25,7 +25,7 @@ _NAMED: Final = re.compile(rb'"(job_id|session_id)"\s*:\s*"([!-z|~]{1,128})"')  
 _DEADLINE_MS_MAX: Final = 10**12  # no process lasts so long; documents can have numbers that no clock can be added to
 
 
-class Class(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
+class JobClass(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
     """What a job needs. Waiting is by class.
 
     pool: the session's preferred pool, empty when no pool could serve it. tenant: whose job it is where a pool is for

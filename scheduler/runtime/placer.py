@@ -18,7 +18,7 @@ from scheduler.config import Settings
 from scheduler.runtime.calling import Call, Caller
 from scheduler.runtime.dispatch_state import Knowledge
 from scheduler.runtime.index import Index
-from scheduler.runtime.intake import Class, Job
+from scheduler.runtime.intake import Job, JobClass
 from scheduler.runtime.placement import candidates
 from scheduler.runtime.placement.attempt import Try, chunks
 from scheduler.runtime.placement.candidates import Draws
@@ -141,26 +141,26 @@ class Placer:
         draws = Draws(self._known.loads, self._random, len(jobs))
         tries: list[Try] = []
         held: set[str] = set()
-        earlier: dict[str, Class] = {}
+        earlier: dict[str, JobClass] = {}
         for job in jobs:
             if not partitions.holds(job.partition, job.epoch):
                 continue
             binding, fresh = bindings.get(job.session_id, now_ms)
-            wanted = candidates.classify(job, binding, index)
+            job_class = candidates.classify(job, binding, index)
             placed = None
-            if job.session_id not in held and not self._waiting.must_wait(job, wanted):
-                placed = candidates.place(job, wanted, binding, index, draws)
+            if job.session_id not in held and not self._waiting.must_wait(job, job_class):
+                placed = candidates.place(job, job_class, binding, index, draws)
             if placed is None:
                 held.add(job.session_id)
             before = earlier.get(job.session_id)
             follows, together = False, ""
             if before is not None:
-                binds = index.policy(wanted.pool).strategy == "affinity"
-                follows = before == wanted and binds and not job.avoid
-                together = "" if follows else candidates.together(wanted, before, binds)
+                binds = index.policy(job_class.pool).strategy == "affinity"
+                follows = before == job_class and binds and not job.avoid
+                together = "" if follows else candidates.together(job_class, before, binds)
             unread = binding is None and job.session_id not in bindings
-            tries.append(Try(job, wanted, None, placed, binding, fresh, unread, follows, together))
-            earlier[job.session_id] = wanted
+            tries.append(Try(job, job_class, None, placed, binding, fresh, unread, follows, together))
+            earlier[job.session_id] = job_class
         return tries
 
     # ---- those that wait ----
@@ -207,9 +207,9 @@ class Placer:
         held: set[str] = set()
         now_ms = self._clock.ms()
         for job in jobs:
-            wanted = self._known.classify(job, now_ms)
-            waits = job.session_id in held or self._waiting.must_wait(job, wanted)
-            if waits or self._known.passes_over(job, wanted):
+            job_class = self._known.classify(job, now_ms)
+            waits = job.session_id in held or self._waiting.must_wait(job, job_class)
+            if waits or self._known.passes_over(job, job_class):
                 held.add(job.session_id)
                 later.append(job)
             else:
@@ -236,41 +236,41 @@ class Placer:
         """Candidates for a waiter, None when it parks or asks instead."""
         binding, fresh = self._known.bindings.get(waiter.job.session_id, self._clock.ms())
         if waiter.hint is None:
-            wanted = candidates.classify(waiter.job, binding, self._known.index)
-            if wanted != waiter.wanted:
-                self._waiting.reclassify(waiter, wanted)
+            job_class = candidates.classify(waiter.job, binding, self._known.index)
+            if job_class != waiter.job_class:
+                self._waiting.reclassify(waiter, job_class)
                 return None
             draws = Draws(self._known.loads, self._random)
-            found = candidates.place(waiter.job, wanted, binding, self._known.index, draws)
+            found = candidates.place(waiter.job, job_class, binding, self._known.index, draws)
             if found is None:
                 self._waiting.park(waiter)
                 return None
         else:
             found = candidates.place_among(
-                waiter.job, waiter.wanted, binding, self._known.index, waiter.hint, self._known.loads, self._random
+                waiter.job, waiter.job_class, binding, self._known.index, waiter.hint, self._known.loads, self._random
             )
             if found is None:
                 waiter.complete = False
                 self._waiting.still_full(waiter, waiter.hint)
                 return None
-        return Try(waiter.job, waiter.wanted, waiter, found, binding, fresh)
+        return Try(waiter.job, waiter.job_class, waiter, found, binding, fresh)
 
     async def _ask(self, waiters: list[Waiter]) -> None:
         """Ask `open` for the eligible nodes of every asking class, in one question; the first of a class is told them
         for all of it.
         """
         names: dict[str, bool] = {}
-        for wanted in dict.fromkeys(waiter.wanted for waiter in waiters):
-            names.update(dict.fromkeys((node.id for node in self._known.index.eligible(wanted)), False))
+        for job_class in dict.fromkeys(waiter.job_class for waiter in waiters):
+            names.update(dict.fromkeys((node.id for node in self._known.index.eligible(job_class)), False))
         if names:
             names = dict(zip(names, await self._reads.are_open(list(names)), strict=True))
             self._known.believe(names)
-        told: set[Class] = set()
+        told: set[JobClass] = set()
         for waiter in waiters:
             nodes: list[str] = []
-            if waiter.wanted not in told and waiter.status != "left":
-                told.add(waiter.wanted)
-                nodes = [node.id for node in self._known.index.eligible(waiter.wanted) if names.get(node.id)]
+            if waiter.job_class not in told and waiter.status != "left":
+                told.add(waiter.job_class)
+                nodes = [node.id for node in self._known.index.eligible(waiter.job_class) if names.get(node.id)]
                 self._random.shuffle(nodes)
             self._waiting.answer_open(waiter, tuple(nodes))
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from scheduler.protocol import messages
 from scheduler.runtime.calling import Answer, Call
 from scheduler.runtime.dispatch_state import Knowledge
-from scheduler.runtime.intake import Class, Job
+from scheduler.runtime.intake import Job, JobClass
 from scheduler.runtime.placement.attempt import Try, bound_by, refusal_of
 from scheduler.runtime.refusals import Refusals
 from scheduler.runtime.report import Report, Times
@@ -91,34 +91,34 @@ class Settler:
 
         What the answer says of a class is of no use if the job has another one now.
         """
-        job, wanted, waiting = each.job.without_body(), each.wanted, self._waiting
+        job, job_class, waiting = each.job.without_body(), each.job_class, self._waiting
         self._count(answer)
         if call.index is not self._known.index or self._has_another_pool(each):
-            wanted = self._known.classify(job, call.sent_ms)
-            answer = answer if wanted == each.wanted else None
-        if not call.again and self._skip(job, wanted, answer):
+            job_class = self._known.classify(job, call.sent_ms)
+            answer = answer if job_class == each.job_class else None
+        if not call.again and self._skip(job, job_class, answer):
             return
         if answer is not None and answer.why == "limited":
-            waiting.newly_limited(job, wanted, call.sent_ms, answer.limit, call.mark)
-        elif answer is None and waiting.must_wait(job, wanted):
-            waiting.queue(job, wanted, call.sent_ms)
+            waiting.newly_limited(job, job_class, call.sent_ms, answer.limit, call.mark)
+        elif answer is None and waiting.must_wait(job, job_class):
+            waiting.queue(job, job_class, call.sent_ms)
         else:
-            waiting.tried_in_vain(job, wanted, call.sent_ms)
+            waiting.tried_in_vain(job, job_class, call.sent_ms)
 
     def _has_another_pool(self, each: Try) -> bool:
         """Whether an earlier job of the session was placed since this try was made, and bound it to another pool."""
         binding = self._known.bindings.peek(each.job.session_id)
         return binding is not None and (each.binding is None or each.binding.pool != binding.pool)
 
-    def _skip(self, job: Job, wanted: Class, answer: messages.Refused | None) -> bool:
+    def _skip(self, job: Job, job_class: JobClass, answer: messages.Refused | None) -> bool:
         """Scan past a newcomer if memory has no place for it, or for an earlier job of its session."""
         skipped = self._known.skipped
-        cause = self._waiting.cause(job, wanted)
-        if answer is not None and answer.why == "limited" and cause == wanted:
-            cause = (answer.limit, wanted.pool)
+        cause = self._waiting.cause(job, job_class)
+        if answer is not None and answer.why == "limited" and cause == job_class:
+            cause = (answer.limit, job_class.pool)
         if skipped.is_full(cause, self._waiting.count(cause), len(self._waiting)):
             skipped.skip(job, cause)
-        elif skipped and self._known.passes_over(job, wanted):
+        elif skipped and self._known.passes_over(job, job_class):
             skipped.skip(job)
         else:
             return False

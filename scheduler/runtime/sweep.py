@@ -16,7 +16,7 @@ from scheduler.config import Settings
 from scheduler.protocol.messages import RejectItem
 from scheduler.runtime import intake
 from scheduler.runtime.index import Index
-from scheduler.runtime.intake import Class, Job
+from scheduler.runtime.intake import Job, JobClass
 from scheduler.runtime.reader import Reader
 from scheduler.runtime.waiting.limits import has_room
 from scheduler.runtime.waiting.unserved import Unserved
@@ -39,11 +39,11 @@ class Sweep:
     def __init__(self, waiting: Waiting, settings: Settings) -> None:
         self._waiting = waiting
         self._settings = settings
-        self._no_node_since_ms: dict[Class, float] = {}
+        self._no_node_since_ms: dict[JobClass, float] = {}
         self._marks: deque[tuple[float, int]] = deque()  # (when, how many had come to their class by then)
-        self._given_up: dict[Class, int] = {}  # and the number up to which its jobs are
+        self._given_up: dict[JobClass, int] = {}  # and the number up to which its jobs are
         self._unserved = Unserved(settings.no_node_grace_ms)
-        self._classes = _Turn[Class]()
+        self._classes = _Turn[JobClass]()
         self._limits = _Turn[tuple[str, str]]()
 
     # ---- what ends ----
@@ -57,14 +57,14 @@ class Sweep:
         """Whether more is to be taken out by `unservable`."""
         return bool(self._given_up)
 
-    def judge(self, index: Index, undecided: Container[Class], now_ms: float) -> None:
+    def judge(self, index: Index, undecided: Container[JobClass], now_ms: float) -> None:
         """Give up the jobs of classes that no node served for the time of grace, since they came to them; now_ms:
         monotonic.
 
         undecided: those of which jobs are about to be decided anew.
         """
-        wanted = self._waiting.members.classes()
-        unservable = [each for each in wanted if not index.eligible(each) and each not in undecided]
+        job_class = self._waiting.members.classes()
+        unservable = [each for each in job_class if not index.eligible(each) and each not in undecided]
         self._no_node_since_ms = {each: self._no_node_since_ms.get(each, now_ms) for each in unservable}
         members = self._waiting.members
         self._unserved.look(
@@ -92,13 +92,13 @@ class Sweep:
         before it goes too.
         """
         refused: list[RejectItem] = []
-        for wanted, number in list(self._given_up.items()):
-            if not index.eligible(wanted):
-                first = self._waiting.members.first(wanted, number, ENDED_AT_ONCE_MAX - len(refused))
+        for job_class, number in list(self._given_up.items()):
+            if not index.eligible(job_class):
+                first = self._waiting.members.first(job_class, number, ENDED_AT_ONCE_MAX - len(refused))
                 refused += self._leave(reversed(first), no_node)[::-1]
                 if len(refused) >= ENDED_AT_ONCE_MAX:
                     break
-            del self._given_up[wanted]
+            del self._given_up[job_class]
         return refused
 
     def _leave(self, waiters: Iterable[Waiter], refuse: Callable[[Job], RejectItem]) -> list[RejectItem]:
@@ -112,8 +112,8 @@ class Sweep:
 
     async def look(self, index: Index, reads: Reads, reader: Reader) -> None:
         """Wake those who wait although there is room, and no event on its way says so."""
-        wanted = [each for each in self._waiting.settled_classes() if index.eligible(each)]
-        classes = self._classes.take(wanted, NODES_AT_ONCE_MAX, lambda each: len(index.eligible(each)))
+        job_class = [each for each in self._waiting.settled_classes() if index.eligible(each)]
+        classes = self._classes.take(job_class, NODES_AT_ONCE_MAX, lambda each: len(index.eligible(each)))
         limits = self._limits.take(self._waiting.limits.settled(), LIMITS_AT_ONCE_MAX, lambda _: 1)
         nodes = list(dict.fromkeys(node.id for each in classes for node in index.eligible(each)))
         flags = await reads.are_open(nodes) if nodes else []
@@ -133,10 +133,10 @@ class Sweep:
                 self._waiting.limits.sweep(limit, pool)
 
 
-def _is_served(wanted: Class, index: Index) -> bool:
+def _is_served(job_class: JobClass, index: Index) -> bool:
     """Whether a node of any pool could serve a class."""
-    scope = index.scope_of(wanted.tenant)
-    return bool(index.members(wanted.src_lang, wanted.tgt_lang, wanted.features, scope))
+    scope = index.scope_of(job_class.tenant)
+    return bool(index.members(job_class.src_lang, job_class.tgt_lang, job_class.features, scope))
 
 
 class _Turn(Generic[T]):
@@ -175,7 +175,7 @@ def expired(job: Job) -> RejectItem:
 
 
 def no_node(job: Job) -> RejectItem:
-    """The refusal of a job that no node can serve; it says what was wanted."""
+    """The refusal of a job that no node can serve; it says what it needs."""
     languages = f"{job.src_lang}:{job.tgt_lang}" if job.src_lang else "a job without languages"
     features = f", features {', '.join(job.features)}" if job.features else ""
     return intake.refuse_job(job, "no_compatible_node", f"no node serves {languages}{features}")

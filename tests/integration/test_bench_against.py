@@ -17,13 +17,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from click.testing import CliRunner, Result
-
 from benchmarks.against import command, held
 from benchmarks.against.held import run_heat
 from benchmarks.against.measures import benchmarks, check_same_work, figures_of
 from benchmarks.against.sides import TREES_MAX, Side, remove_others
 from benchmarks.command import bench
+from click.testing import CliRunner, Result
 
 ROOT = Path(__file__).resolve().parents[2]
 GIT = ["git", "-c", "user.name=bench", "-c", "user.email=bench@example.invalid", "-c", "commit.gpgsign=false"]

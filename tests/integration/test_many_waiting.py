@@ -71,7 +71,7 @@ async def test_a_class_that_lost_its_nodes_is_decided_anew_in_parts(url: str, mo
         await b.fleet(n1=9_999)
         sizes = await sizes_of_steps(b, lambda: len(classified) >= 50, lambda: len(classified))
         assert (max(sizes), len(b.dispatcher.waiting)) == (8, 50)
-        assert [wanted.pool for wanted in b.dispatcher.waiting.members.classes()] == [""]
+        assert [job_class.pool for job_class in b.dispatcher.waiting.members.classes()] == [""]
 
 
 @pytest.mark.usefixtures("frequent_sweep")

@@ -328,7 +328,10 @@ async def test_unknown_session_behind_a_job_that_nobody_serves_keeps_its_node(ur
 
         await submit_together(b, a_job(session, job_id="unserved", features=("gpu",)), a_job(session, job_id="j1"))
 
-        assert {waiter.job.job_id: waiter.wanted.pool for waiter in b.dispatcher.waiting} == {"unserved": "", "j1": "a"}
+        assert {waiter.job.job_id: waiter.job_class.pool for waiter in b.dispatcher.waiting} == {
+            "unserved": "",
+            "j1": "a",
+        }
 
 
 async def test_answer_to_a_repeat_does_not_leave_an_old_binding_in_memory(

@@ -93,17 +93,17 @@ def test_candidates_are_few_can_serve_the_job_and_are_of_its_pool(
     """And there are some as soon as anybody can serve the job."""
     index = Index(snapshot)
     able = {node.id for node in snapshot.nodes if serves(node, job)}
-    wanted = classify(job, binding, index)
-    found = place(job, wanted, binding, index, Draws({}, Random(seed)))
+    job_class = classify(job, binding, index)
+    found = place(job, job_class, binding, index, Draws({}, Random(seed)))
     if found is None:
         assert not able
         return
     candidates = found.candidates
-    assert 1 <= len(candidates) <= index.policy(wanted.pool).candidates
+    assert 1 <= len(candidates) <= index.policy(job_class.pool).candidates
     assert len(set(candidates)) == len(candidates)
-    assert set(candidates) <= able & {node.id for node in index.eligible(wanted)}
+    assert set(candidates) <= able & {node.id for node in index.eligible(job_class)}
     bound = {binding.node} if binding else set()
-    assert {index.nodes[name].pool for name in set(candidates) - bound} <= {wanted.pool}
+    assert {index.nodes[name].pool for name in set(candidates) - bound} <= {job_class.pool}
 
 
 @settings(deadline=None)
@@ -113,14 +113,14 @@ def test_of_the_named_nodes_every_eligible_one_is_a_candidate_tier_by_tier(
 ) -> None:
     """A node with room is not left out because of load, strategy or an earlier failure."""
     index = Index(snapshot)
-    wanted = classify(job, binding, index)
-    eligible = {node.id for node in index.eligible(wanted)}
-    found = place_among(job, wanted, binding, index, sorted(named), {}, Random(seed))
+    job_class = classify(job, binding, index)
+    eligible = {node.id for node in index.eligible(job_class)}
+    found = place_among(job, job_class, binding, index, sorted(named), {}, Random(seed))
     candidates = found.candidates if found else ()
     bound = {binding.node} if binding else set()
     assert named & eligible <= set(candidates) <= eligible
     assert set(candidates) - named <= bound
-    tiers = [index.tiers(wanted.pool).index(index.nodes[name].pool) for name in candidates if name not in bound]
+    tiers = [index.tiers(job_class.pool).index(index.nodes[name].pool) for name in candidates if name not in bound]
     assert tiers == sorted(tiers)
 
 
@@ -131,12 +131,12 @@ def test_a_session_stays_where_it_is_bound(snapshot: Snapshot, job: Job, pool: s
     index = Index(snapshot)
     binding = Binding(pool, job.src_lang, job.tgt_lang, node)
     members = {each.id for each in snapshot.nodes if each.pool == pool and serves(each, job)}
-    wanted = classify(job, binding, index)
+    job_class = classify(job, binding, index)
     if not members:
-        assert wanted.pool != pool
+        assert job_class.pool != pool
         return
-    assert wanted.pool == pool
-    found = place(job, wanted, binding, index, Draws({}, Random(seed)))
+    assert job_class.pool == pool
+    found = place(job, job_class, binding, index, Draws({}, Random(seed)))
     assert found is not None
     strategy = index.pools[pool].strategy if pool in index.pools else "affinity"
     if node in members - {job.avoid} and strategy == "affinity":
@@ -156,8 +156,8 @@ def test_an_index_made_from_another_answers_as_one_made_anew(
         earlier.serves(classify(job, None, earlier), "n0")
     index, anew = Index(after, earlier), Index(after)
     for job in asked:
-        wanted = classify(job, None, index)
-        assert wanted == classify(job, None, anew)
+        job_class = classify(job, None, index)
+        assert job_class == classify(job, None, anew)
         assert answers(index, job) == answers(anew, job)
     assert index._postings == anew._postings
 

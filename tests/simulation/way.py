@@ -1,9 +1,9 @@
 """The way of one batch through the dispatcher: `python -m tests.simulation.way [--calls]`.
 
 A dispatcher on the server of the simulation reads one batch: a job that is placed, one that finds no room, one that
-finds its tenant's limit full, and one that is rejected. `sys.setprofile` notes each call of a function in `runtime/` and
-`session/`, subpackages included; functions of one line that call nothing there are left out. Printed are the files that
-the batch enters, and how often it enters one that it had left before: a reader who follows it turns as many pages.
+finds its tenant's limit full, and one that is rejected. `sys.setprofile` notes each call of a function in `runtime/`
+and `session/`, subpackages included; functions of one line that call nothing there are left out. It prints the files
+that the batch enters, and how often it enters one that it had left before: so many pages does a reader turn.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Way:
     def begin(self) -> None:
         """Note what this task and the one that reads do from now on, and those that they start."""
         reading = {task for task in asyncio.all_tasks() if getattr(task.get_coro(), "__qualname__", "") == "Reader.run"}
-        self._others = asyncio.all_tasks() - reading - {asyncio.current_task()}  # type: ignore[operator]
+        self._others = asyncio.all_tasks() - reading - {asyncio.current_task()}
         sys.setprofile(self.note)
 
     def note(self, frame: FrameType, event: str, _: object) -> None:

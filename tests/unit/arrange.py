@@ -11,7 +11,7 @@ from scheduler.management.publication import Picture, revise, snapshot_of
 from scheduler.protocol.documents import NodeBeat
 from scheduler.protocol.snapshot import Node, Pool, Snapshot
 from scheduler.runtime.index import Index
-from scheduler.runtime.intake import Class, Job
+from scheduler.runtime.intake import Job, JobClass
 
 EN_ZH: Final = ("en", "zh")
 EN_DE: Final = ("en", "de")
@@ -53,9 +53,9 @@ def a_job(
     )
 
 
-def a_class(pool: str = "a", pair: tuple[str, str] = EN_ZH, features: tuple[str, ...] = ()) -> Class:
+def a_class(pool: str = "a", pair: tuple[str, str] = EN_ZH, features: tuple[str, ...] = ()) -> JobClass:
     """What a job needs."""
-    return Class(*pair, features, pool)
+    return JobClass(*pair, features, pool)
 
 
 def a_node(

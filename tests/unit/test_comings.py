@@ -13,7 +13,7 @@ from scheduler.node.idle import IDLE_AGAIN_MS, IDLE_TOLD_MS, Idle
 from scheduler.protocol.documents import NodeBeat
 from scheduler.protocol.messages import CapacityItem
 from scheduler.protocol.snapshot import Reason
-from scheduler.runtime.intake import Class
+from scheduler.runtime.intake import JobClass
 from scheduler.runtime.waiting.unserved import TOLD_MS, Unserved
 
 BEAT = NodeBeat("n1", "7-b", 4, pairs=(("en", "zh"),), features=("asr",), running=2)
@@ -61,8 +61,8 @@ def test_a_class_without_a_node_is_told_before_its_jobs_die(caplog: pytest.LogCa
     """Once, and when a node comes; not of one that was only started again, nor again when the jobs are dead."""
     caplog.set_level(logging.INFO, "scheduler.dispatcher")
     unserved = Unserved(60_000)
-    german = Class("en", "de", ("asr",), "", "")
-    served: set[Class] = set()
+    german = JobClass("en", "de", ("asr",), "", "")
+    served: set[JobClass] = set()
     for now_ms in (0, TOLD_MS - 1, TOLD_MS, 5_000):
         unserved.look({german: 0}, lambda _: 3, served.__contains__, now_ms)
     words = "no node serves en:de with asr: jobs that wait for one: 3; each is dead when none has come for 60 s"

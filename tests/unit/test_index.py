@@ -9,7 +9,7 @@ from scheduler.protocol.deltas import followed
 from scheduler.protocol.snapshot import Delta, Match, Node, Pool, Snapshot
 from scheduler.runtime import index as index_module
 from scheduler.runtime.index import Group, Index
-from scheduler.runtime.intake import Class
+from scheduler.runtime.intake import JobClass
 from tests.unit.arrange import EN_DE, EN_ZH, LATER_BOOT, a_class, a_node, an_index
 
 NOBODY: tuple[str, str] = ("", "")
@@ -75,11 +75,13 @@ def test_eligible(fallback: tuple[str, ...], expected: list[str]) -> None:
     assert serving == set(expected)
 
 
-@pytest.mark.parametrize("wanted", [a_class(""), a_class("a", EN_DE), a_class("unknown"), a_class("a", EN_ZH, ("x",))])
-def test_a_class_that_nobody_serves_has_no_eligible_node(wanted: Class) -> None:
+@pytest.mark.parametrize(
+    "job_class", [a_class(""), a_class("a", EN_DE), a_class("unknown"), a_class("a", EN_ZH, ("x",))]
+)
+def test_a_class_that_nobody_serves_has_no_eligible_node(job_class: JobClass) -> None:
     """No pool, no pair, no such pool, no feature."""
     index = an_index(a_node("a1"))
-    assert (index.eligible(wanted), index.serves(wanted, "a1")) == ((), False)
+    assert (index.eligible(job_class), index.serves(job_class, "a1")) == ((), False)
 
 
 def test_a_pair_that_a_node_names_twice_counts_once() -> None:

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from scheduler.protocol.snapshot import Pool
-from scheduler.runtime.intake import Class, Job
+from scheduler.runtime.intake import Job, JobClass
 from scheduler.runtime.waiting.limits import changed_limits, has_room, limits_of
 from scheduler.runtime.waiting.waiting_jobs import Waiter, Waiting
 from tests.unit.arrange import EN_DE, a_class, a_job, an_index
@@ -15,7 +15,7 @@ from tests.unit.test_waiting import DE, ZH, everywhere, names, picture, settle
 TENANT = "tenant:t1"
 
 
-def tenants_limit(job: Job, wanted: Class) -> tuple[str, ...]:
+def tenants_limit(job: Job, job_class: JobClass) -> tuple[str, ...]:
     """Every job counts against its tenant."""
     return (f"tenant:{job.tenant_id}",)
 
@@ -25,11 +25,11 @@ def a_tenants_job(job_id: str, session_id: str = "", tenant_id: str = "t1", prio
     return msgspec.structs.replace(a_job(job_id, session_id or job_id, priority=priority), tenant_id=tenant_id)
 
 
-def seed_limited(*job_ids: str, wanted: Class = ZH) -> Waiting:
+def seed_limited(*job_ids: str, job_class: JobClass = ZH) -> Waiting:
     """These jobs, each of a session of its own, wait for the limit of their tenant."""
     waiting = Waiting(tenants_limit)
     for job_id in job_ids:
-        waiting.newly_limited(a_tenants_job(job_id), wanted, 0, TENANT, waiting.limits.mark)
+        waiting.newly_limited(a_tenants_job(job_id), job_class, 0, TENANT, waiting.limits.mark)
     return waiting
 
 

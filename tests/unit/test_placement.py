@@ -11,7 +11,7 @@ import pytest
 
 from scheduler.protocol.snapshot import Node, Pool, Strategy
 from scheduler.runtime.index import Index
-from scheduler.runtime.intake import Class, Job
+from scheduler.runtime.intake import Job, JobClass
 from scheduler.runtime.placement.candidates import Draws, Groups, classify, place, place_among, rendezvous
 from scheduler.session.bindings import Binding
 from tests.unit.arrange import EN_DE, EN_ZH, a_class, a_job, a_node, an_index
@@ -76,7 +76,7 @@ KEY_A, KEY_B = two_pool_keys()
 )
 def test_preferred_pool(job: Job, binding: Binding | None, expected: str) -> None:
     """The bound pool while the pair is the same and it can serve; else by the routing key over those that can."""
-    assert classify(job, binding, fleet()) == Class(job.src_lang, job.tgt_lang, job.features, expected)
+    assert classify(job, binding, fleet()) == JobClass(job.src_lang, job.tgt_lang, job.features, expected)
 
 
 def test_a_pool_has_as_many_keys_as_its_slots() -> None:
@@ -133,7 +133,7 @@ def test_load_is_relative_to_the_slots() -> None:
 
 
 def test_of_many_nodes_the_best_of_a_few_drawn_are_taken() -> None:
-    """Twice as many are drawn as are wanted, and one more; the less loaded are offered."""
+    """Twice as many are drawn as are job_class, and one more; the less loaded are offered."""
     nodes = tuple(a_node(f"a{i:02}", slots=100) for i in range(100))
     loads = {node.id: i for i, node in enumerate(nodes)}
     index = an_index(*nodes)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from scheduler.protocol.snapshot import Delta, Match, Node, Pool
-from scheduler.runtime.intake import Class
+from scheduler.runtime.intake import JobClass
 from scheduler.runtime.waiting.queues import DEADLINES_SPARE, any_may_move, gains, may_move, tier_of
 from scheduler.runtime.waiting.waiting_jobs import WAKE_CANDIDATES_MAX, Waiter, Waiting
 from tests.unit.arrange import EN_DE, LATER_BOOT, a_class, a_job, a_node, an_index
@@ -18,26 +18,26 @@ ZH = a_class()
 DE = a_class(pair=EN_DE)
 
 
-def everywhere(wanted: Class, node: str) -> bool:
+def everywhere(job_class: JobClass, node: str) -> bool:
     """Every node serves every class."""
     return True
 
 
-def seed_waiting(*job_ids: str, wanted: Class = ZH) -> Waiting:
+def seed_waiting(*job_ids: str, job_class: JobClass = ZH) -> Waiting:
     """These jobs, each of a session of its own, wait for room; no node of the class had any."""
     waiting = Waiting()
     for job_id in job_ids:
-        add(waiting, job_id, job_id, wanted)
+        add(waiting, job_id, job_id, job_class)
     settle(waiting)
     return waiting
 
 
-def add(waiting: Waiting, job_id: str, session_id: str, wanted: Class = ZH, priority: int = 0) -> Waiter:
+def add(waiting: Waiting, job_id: str, session_id: str, job_class: JobClass = ZH, priority: int = 0) -> Waiter:
     """A newcomer that finds no room, or must queue."""
     job = a_job(job_id, session_id, priority=priority)
-    if waiting.must_wait(job, wanted):
-        return waiting.queue(job, wanted, 0)
-    return waiting.tried_in_vain(job, wanted, 0)
+    if waiting.must_wait(job, job_class):
+        return waiting.queue(job, job_class, 0)
+    return waiting.tried_in_vain(job, job_class, 0)
 
 
 def settle(waiting: Waiting, open_nodes: tuple[str, ...] = ()) -> None:
@@ -107,7 +107,7 @@ def test_room_wakes_those_whom_the_node_serves() -> None:
     waiting = seed_waiting("j1")
     add(waiting, "j2", "s2", DE)
     settle(waiting)
-    waiting.wake(["n1"], lambda wanted, node: wanted == DE)
+    waiting.wake(["n1"], lambda job_class, node: job_class == DE)
     assert tried(waiting) == {"j2": ("n1",)}
 
 
@@ -253,7 +253,7 @@ def test_more_open_nodes_than_a_try_takes_end_all_the_same() -> None:
 
 def test_more_open_nodes_than_a_try_takes_are_tried_pool_by_pool() -> None:
     """Those of the preferred pool before those of its fallback pools, whatever the order in which they were named."""
-    waiting = Waiting(tier_of=lambda wanted, node: 1 if node.startswith("fallback") else 0)
+    waiting = Waiting(tier_of=lambda job_class, node: 1 if node.startswith("fallback") else 0)
     add(waiting, "j1", "s1")
     nodes = [f"{tier}{i}" for i in range(WAKE_CANDIDATES_MAX) for tier in ("fallback", "own")]
     settle(waiting, tuple(nodes))
@@ -265,7 +265,7 @@ def test_more_open_nodes_than_a_try_takes_are_tried_pool_by_pool() -> None:
 
 def test_many_open_nodes_are_tried_by_many_at_once() -> None:
     """Each part of the nodes by its share of the jobs, and none of them by all; fallback pools wait for their turn."""
-    waiting = Waiting(tier_of=lambda wanted, node: 1 if node.startswith("fallback") else 0)
+    waiting = Waiting(tier_of=lambda job_class, node: 1 if node.startswith("fallback") else 0)
     for number in range(100):
         add(waiting, f"j{number}", f"s{number}")
     own = [f"own{i}" for i in range(2 * WAKE_CANDIDATES_MAX + 1)]

@@ -8,7 +8,7 @@ import msgspec
 
 from scheduler.protocol import keys, messages
 from scheduler.protocol.snapshot import Pool
-from scheduler.runtime.intake import Class, Job, refuse_job
+from scheduler.runtime.intake import Job, JobClass, refuse_job
 from scheduler.runtime.placement.candidates import Placement
 from scheduler.runtime.waiting.limits import counted_by
 from scheduler.runtime.waiting.waiting_jobs import Waiter
@@ -23,7 +23,7 @@ class Try(msgspec.Struct, frozen=True, gc=False):
     """
 
     job: Job
-    wanted: Class
+    job_class: JobClass
     waiter: Waiter | None
     placement: Placement | None
     binding: Binding | None = None
@@ -56,7 +56,7 @@ def reserve_item(each: Try, placement: Placement, policy: Pool, kinds: Container
 
     Args: each; placement, its candidates; policy of the pool; kinds of limits that it counts for.
     """
-    job, binding, pool = each.job, each.binding, each.wanted.pool
+    job, binding, pool = each.job, each.binding, each.job_class.pool
     source = source_to_bind(binding, job.src_lang, job.tgt_lang)
     same = (
         binding is not None and binding.pool == pool and binding.src_lang == source and binding.tgt_lang == job.tgt_lang
@@ -91,7 +91,7 @@ def bound_by(each: Try, binding: Binding | None, answer: messages.Reserved) -> B
     """The binding of a session after a job of it was placed. binding: before that."""
     job = each.job
     source = source_to_bind(binding, job.src_lang, job.tgt_lang)
-    return Binding(each.wanted.pool, source, job.tgt_lang, answer.home)
+    return Binding(each.job_class.pool, source, job.tgt_lang, answer.home)
 
 
 def refusal_of(job: Job, answer: messages.Refused, cell: int) -> messages.RejectItem | None:

@@ -20,7 +20,7 @@ import msgspec
 
 from scheduler.protocol.snapshot import Node, Pool, Strategy
 from scheduler.runtime.index import Group, Index, Members, group
-from scheduler.runtime.intake import Class, Job
+from scheduler.runtime.intake import Job, JobClass
 from scheduler.session.bindings import Binding
 
 Groups = tuple[tuple[str, ...], ...]
@@ -97,20 +97,20 @@ class Draws:
         """
         nodes, names = drawn.group.nodes, drawn.names
         jobs = self._jobs if drawn.scarce else self._jobs // _SAMPLE_FACTOR
-        wanted = min(max(count + _SPARE, 2 * len(names)), count + max(_SPARE, jobs)) - len(names)
-        if wanted <= 0 or len(names) + len(drawn.full) == len(nodes):
+        job_class = min(max(count + _SPARE, 2 * len(names)), count + max(_SPARE, jobs)) - len(names)
+        if job_class <= 0 or len(names) + len(drawn.full) == len(nodes):
             drawn.enough = True
             return
-        size = min(len(nodes), _SAMPLE_FACTOR * wanted + len(names) if names else _SAMPLE_FACTOR * count + 1)
+        size = min(len(nodes), _SAMPLE_FACTOR * job_class + len(names) if names else _SAMPLE_FACTOR * count + 1)
         found, room = self._look(drawn, size)
         if room < len(found):
             drawn.scarce = True
-            if room < wanted and size < len(nodes):
-                wider = min(_WIDER_MAX, -(-wanted // max(1, room)) + 1)
+            if room < job_class and size < len(nodes):
+                wider = min(_WIDER_MAX, -(-job_class // max(1, room)) + 1)
                 found, room = self._look(drawn, min(len(nodes), wider * size))
                 drawn.enough = not room
             drawn.full = drawn.full or found[room:][: count + _SPARE]
-        names += found[: min(room, wanted)]
+        names += found[: min(room, job_class)]
 
     def _look(self, drawn: _Drawn, size: int) -> tuple[list[str], int]:
         """So many of a group that are not drawn yet, least used first, and how many of them may have room."""
@@ -178,12 +178,12 @@ _NEW: Final = Standing("", False, "new")
 # ---- the pool -------------------------------------------------------------------------------------------------------
 
 
-def classify(job: Job, binding: Binding | None, index: Index) -> Class:
+def classify(job: Job, binding: Binding | None, index: Index) -> JobClass:
     """The class of a job under a snapshot: what it needs, and the pool that its session prefers."""
     tenant = index.scope_of(job.tenant_id)
     members = index.members(job.src_lang, job.tgt_lang, job.features, tenant)
     pool = preferred_pool(job, binding, members, index.overrides)
-    return Class(job.src_lang, job.tgt_lang, job.features, pool, tenant)
+    return JobClass(job.src_lang, job.tgt_lang, job.features, pool, tenant)
 
 
 def preferred_pool(job: Job, binding: Binding | None, members: Members, overrides: Mapping[str, str]) -> str:
@@ -213,20 +213,20 @@ def rendezvous(key: str, weights: Mapping[str, int]) -> str:
 # ---- the nodes ------------------------------------------------------------------------------------------------------
 
 
-def place(job: Job, wanted: Class, binding: Binding | None, index: Index, draws: Draws) -> Placement | None:
+def place(job: Job, job_class: JobClass, binding: Binding | None, index: Index, draws: Draws) -> Placement | None:
     """Candidates of the preferred pool, and the node that the session is bound to, or that the job asked for, wherever
     among the eligible it is.
 
-    Args: job; wanted, from classify; binding; index; draws of the call.
+    Args: job; job_class, from classify; binding; index; draws of the call.
     Returns: None when no node of the pool can serve the job.
     """
-    nodes = index.members_of(wanted).get(wanted.pool)
+    nodes = index.members_of(job_class).get(job_class.pool)
     if nodes is None:
         return None
-    standing = stand(job, wanted, binding, index)
-    preferred, note = prefer(job, wanted, index) if job.preferred_node else ("", "")
+    standing = stand(job, job_class, binding, index)
+    preferred, note = prefer(job, job_class, index) if job.preferred_node else ("", "")
     nodes = nodes.trusted or nodes
-    policy = index.policy(wanted.pool)
+    policy = index.policy(job_class.pool)
     lead = _lead(preferred, standing)
     avoid = _avoided(job, nodes)
     found = STRATEGIES[policy.strategy](standing.node, avoid, preferred, nodes, draws, policy.candidates - len(lead))
@@ -234,7 +234,13 @@ def place(job: Job, wanted: Class, binding: Binding | None, index: Index, draws:
 
 
 def place_among(
-    job: Job, wanted: Class, binding: Binding | None, index: Index, names: Sequence[str], loads: Loads, random: Random
+    job: Job,
+    job_class: JobClass,
+    binding: Binding | None,
+    index: Index,
+    names: Sequence[str],
+    loads: Loads,
+    random: Random,
 ) -> Placement | None:
     """Every named node that may take the job, those of the preferred pool before those of its fallback pools; before
     them the node that the session is bound to, or that the job asked for, named or not.
@@ -242,19 +248,19 @@ def place_among(
     Room is known to be scarce, so what the strategy or an earlier failure would rather avoid comes last, but it comes.
     Returns: None when no named node may take it.
     """
-    standing = stand(job, wanted, binding, index)
-    preferred, note = prefer(job, wanted, index)
-    policy = index.policy(wanted.pool)
+    standing = stand(job, job_class, binding, index)
+    preferred, note = prefer(job, job_class, index)
+    policy = index.policy(job_class.pool)
     draws = Draws(loads, random)
     by_tier: dict[str, list[Node]] = {}
     for name in names:
         node = index.nodes.get(name)
-        if node is not None and index.serves(wanted, name):
+        if node is not None and index.serves(job_class, name):
             by_tier.setdefault(node.pool, []).append(node)
     if not by_tier:
         return None
     groups = _lead(preferred, standing)
-    for tier in index.tiers(wanted.pool):
+    for tier in index.tiers(job_class.pool):
         if tier in by_tier:
             everyone = group(by_tier[tier])
             nodes = everyone.trusted or everyone
@@ -265,46 +271,46 @@ def place_among(
     return _placement(_each_once(groups), standing, preferred, note, policy)
 
 
-def stand(job: Job, wanted: Class, binding: Binding | None, index: Index) -> Standing:
+def stand(job: Job, job_class: JobClass, binding: Binding | None, index: Index) -> Standing:
     """Where the session of a job stands under a snapshot, and why it would have to move."""
     if binding is None:
         return _NEW
     node = index.nodes.get(binding.node)
-    policy = index.policy(wanted.pool)
+    policy = index.policy(job_class.pool)
     if policy.strategy != "affinity":
         return Standing(binding.node if node is not None else "", False, "strategy")
     if not binding.fits(job.src_lang, job.tgt_lang):
         return Standing("", False, "pair")
     if node is None:
         return Standing("", False, f"gone {binding.node}")
-    if not index.serves(wanted, node.id):
-        return Standing("", False, "unfit" if node.pool in index.tiers(wanted.pool) else "pool")
-    if node.pool != wanted.pool and policy.pressure == "return":
+    if not index.serves(job_class, node.id):
+        return Standing("", False, "unfit" if node.pool in index.tiers(job_class.pool) else "pool")
+    if node.pool != job_class.pool and policy.pressure == "return":
         return Standing("", False, "pool")
-    if node.id == job.avoid and len(index.eligible(wanted)) > 1:
+    if node.id == job.avoid and len(index.eligible(job_class)) > 1:
         return Standing(node.id, False, "avoid")
-    if node.suspect and index.members_of(wanted)[node.pool].trusted is not None:
+    if node.suspect and index.members_of(job_class)[node.pool].trusted is not None:
         return Standing(node.id, False, "suspect")
     return Standing(node.id, True, "full")
 
 
-def together(wanted: Class, before: Class, binds: bool) -> str:
+def together(job_class: JobClass, before: JobClass, binds: bool) -> str:
     """Why a job is not tried where the job before it goes, with which it is placed in one call.
 
-    Args: wanted and before, the classes of both; binds, whether the strategy binds sessions to nodes.
+    Args: job_class and before, the classes of both; binds, whether the strategy binds sessions to nodes.
     """
     if not binds:
         return "strategy"
-    same_pair = (wanted.src_lang, wanted.tgt_lang) == (before.src_lang, before.tgt_lang)
+    same_pair = (job_class.src_lang, job_class.tgt_lang) == (before.src_lang, before.tgt_lang)
     return "together" if same_pair else "pair"
 
 
-def prefer(job: Job, wanted: Class, index: Index) -> tuple[str, str]:
+def prefer(job: Job, job_class: JobClass, index: Index) -> tuple[str, str]:
     """The node that a job asks for, "" when it asks for none or cannot have it, and then why."""
     name = job.preferred_node
     if not name or name == job.avoid:
         return "", ""
-    if index.serves(wanted, name):
+    if index.serves(job_class, name):
         return name, ""
     return "", f"preferred {name} {'unfit' if name in index.nodes else 'gone'}"
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from scheduler.protocol.snapshot import Pool
 from scheduler.runtime.index import Index
-from scheduler.runtime.intake import Class, Job
+from scheduler.runtime.intake import Job, JobClass
 from scheduler.runtime.waiting.queues import LimitLine, Waiter
 
 SESSION: Final = "session:"
@@ -34,11 +34,11 @@ def counted_by(job: Job, pool: Pool, kinds: Container[str]) -> tuple[tuple[str, 
     return counted
 
 
-def limits_of(job: Job, wanted: Class, index: Index) -> tuple[str, ...]:
+def limits_of(job: Job, job_class: JobClass, index: Index) -> tuple[str, ...]:
     """Those that may hold a job back, as `<kind>:<id>`: of its session if any pool limits sessions, and of its tenant
     by the policy of the pool that its session prefers.
     """
-    policy = index.pools.get(wanted.pool)
+    policy = index.pools.get(job_class.pool)
     if policy is None or not index.counted:
         return ()
     counted = counted_by(job, policy, index.counted)
@@ -92,7 +92,7 @@ class Limits:
         line = self._line(limit)
         line.add(waiter)
         waiter.status, waiter.parked_at = "limited", line
-        if waiter.wanted.pool in line.woken:
+        if waiter.job_class.pool in line.woken:
             self._woken[limit] = None
 
     def refuse(self, waiter: Waiter, limit: str, mark: int) -> None:
@@ -104,9 +104,9 @@ class Limits:
         line = self._line(limit)
         line.pace = 1
         if self._was_told(limit, mark):
-            self._wake(line, (waiter.wanted.pool,))
+            self._wake(line, (waiter.job_class.pool,))
         else:
-            line.woken.discard(waiter.wanted.pool)
+            line.woken.discard(waiter.job_class.pool)
 
     def remove(self, waiter: Waiter) -> None:
         """A waiter is limited no more."""
@@ -119,7 +119,7 @@ class Limits:
         """If a waiter was let go by a limit, that is over, and perhaps the next one's turn."""
         line, waiter.let_go = waiter.let_go, None
         if line is not None:
-            line.ended(waiter.wanted, placed)
+            line.ended(waiter.job_class, placed)
             if line.queues and line.woken:
                 self._woken[line.limit] = None
 
@@ -175,7 +175,7 @@ class Limits:
             line = self._lines[limit]
             while len(chosen) < count and (waiter := line.next()) is not None:
                 line.remove(waiter)
-                line.out[waiter.wanted] = line.out.get(waiter.wanted, 0) + 1
+                line.out[waiter.job_class] = line.out.get(waiter.job_class, 0) + 1
                 waiter.let_go, waiter.parked_at, waiter.swept = line, None, line.swept
                 chosen.append(waiter)
             self._drop_empty(line)

@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
-from scheduler.runtime.intake import Class, Job
+from scheduler.runtime.intake import Job, JobClass
 from scheduler.runtime.waiting.queues import Cause, Order, order_of
 
 SESSION_BITS: Final = 2**23  # 1 MiB; with 100,000 skipped sessions, 1 of 200,000 others is taken for one
@@ -149,13 +149,13 @@ class Skipped:
 
     def _least(self, cause: Cause) -> int:
         """How many may wait for the same however many others do: a few of a class or limit, the first of a session."""
-        if isinstance(cause, Class):
+        if isinstance(cause, JobClass):
             return self._few if cause.pool else 1
         return self._few if cause[0] else 1
 
     def _most_beyond(self, cause: Cause) -> int:
         """How many may wait in all when one with this cause comes. What no node serves leaves room for the others."""
-        is_unserved = isinstance(cause, Class) and not cause.pool
+        is_unserved = isinstance(cause, JobClass) and not cause.pool
         return self._waiting_max + (self._beyond_max // 2 if is_unserved else self._beyond_max)
 
     def skip(self, job: Job, cause: Cause | None = None) -> None:

@@ -9,11 +9,11 @@ from itertools import islice
 from typing import Final, Literal
 
 from scheduler.runtime.index import Index, Members
-from scheduler.runtime.intake import Class, Job
+from scheduler.runtime.intake import Job, JobClass
 
 DEADLINES_SPARE: Final = 1_000  # deadlines of those who left that may be kept beside as many as there are waiters
 
-Cause = Class | tuple[str, str]
+Cause = JobClass | tuple[str, str]
 """What a job waits for: room for its class; a limit, in a pool; or ("", session_id), an earlier job of its session."""
 
 Status = Literal["behind", "limited", "parked", "ready", "trying", "asking", "left"]
@@ -38,13 +38,25 @@ class Waiter:
     """
 
     __slots__ = (
-        "competes", "complete", "first_ms", "hint", "job", "key", "let_go", "order", "parked_at", "since_ms", "status",
-        "swept", "wanted", "woken",
+        "competes",
+        "complete",
+        "first_ms",
+        "hint",
+        "job",
+        "job_class",
+        "key",
+        "let_go",
+        "order",
+        "parked_at",
+        "since_ms",
+        "status",
+        "swept",
+        "woken",
     )  # fmt: skip
 
-    def __init__(self, job: Job, wanted: Class, order: int, since_ms: float) -> None:
+    def __init__(self, job: Job, job_class: JobClass, order: int, since_ms: float) -> None:
         self.job = job
-        self.wanted = wanted
+        self.job_class = job_class
         self.order = order
         self.key = (-job.priority, order)
         self.since_ms = since_ms
@@ -98,68 +110,68 @@ class LimitLine:
 
     def __init__(self, limit: str) -> None:
         self.limit = limit
-        self.queues: dict[Class, list[Waiter]] = {}
+        self.queues: dict[JobClass, list[Waiter]] = {}
         self.counts: dict[str, int] = {}
         self.woken: set[str] = set()
-        self.out: dict[Class, int] = {}
+        self.out: dict[JobClass, int] = {}
         self.pace = 1
         self.swept = False
 
     def add(self, waiter: Waiter) -> None:
         """Keep a waiter at its place."""
-        pool = waiter.wanted.pool
+        pool = waiter.job_class.pool
         self.counts[pool] = self.counts.get(pool, 0) + 1
-        bisect.insort(self.queues.setdefault(waiter.wanted, []), waiter)
+        bisect.insort(self.queues.setdefault(waiter.job_class, []), waiter)
 
     def remove(self, waiter: Waiter) -> None:
         """Take a waiter out."""
-        wanted = waiter.wanted
-        queue = self.queues[wanted]
+        job_class = waiter.job_class
+        queue = self.queues[job_class]
         del queue[bisect.bisect_left(queue, waiter)]
         if not queue:
-            del self.queues[wanted]
-        self.counts[wanted.pool] -= 1
-        if not self.counts[wanted.pool]:
-            del self.counts[wanted.pool]
+            del self.queues[job_class]
+        self.counts[job_class.pool] -= 1
+        if not self.counts[job_class.pool]:
+            del self.counts[job_class.pool]
 
     def next(self) -> Waiter | None:
         """The first of those who may be let go now."""
-        heads = [queue[0] for wanted, queue in self.queues.items() if self._may_go(wanted)]
+        heads = [queue[0] for job_class, queue in self.queues.items() if self._may_go(job_class)]
         return min(heads) if heads else None
 
-    def _may_go(self, wanted: Class) -> bool:
-        return wanted.pool in self.woken and self.out.get(wanted, 0) < self.pace
+    def _may_go(self, job_class: JobClass) -> bool:
+        return job_class.pool in self.woken and self.out.get(job_class, 0) < self.pace
 
-    def ended(self, wanted: Class, placed: bool) -> None:
+    def ended(self, job_class: JobClass, placed: bool) -> None:
         """A try of one who was let go has an end."""
-        self.out[wanted] -= 1
-        if not self.out[wanted]:
-            del self.out[wanted]
+        self.out[job_class] -= 1
+        if not self.out[job_class]:
+            del self.out[job_class]
         self.pace += placed
 
 
-def tier_of(index: Index, wanted: Class, node: str) -> int:
+def tier_of(index: Index, job_class: JobClass, node: str) -> int:
     """Which place the pool of a node has among those that may serve a class: 0 for its own, then its fallback pools."""
-    tiers = index.tiers(wanted.pool)
+    tiers = index.tiers(job_class.pool)
     known = index.nodes.get(node)
     return tiers.index(known.pool) if known is not None and known.pool in tiers else len(tiers)
 
 
-def gains(classes: Iterable[Class], old: Index, new: Index) -> Iterator[tuple[Class, list[str]]]:
+def gains(classes: Iterable[JobClass], old: Index, new: Index) -> Iterator[tuple[JobClass, list[str]]]:
     """What each class has to be tried on in a new snapshot: nodes that did not serve it before, or in another boot."""
     if old.pools == new.pools:
         changed = [node.id for node in new.nodes.values() if node != old.nodes.get(node.id)]
     else:
         changed = list(new.nodes)
-    for wanted in classes:
-        served = [node for node in changed if new.serves(wanted, node)]
+    for job_class in classes:
+        served = [node for node in changed if new.serves(job_class, node)]
         yield (
-            wanted,
-            [node for node in served if old.boots.get(node) != new.boots[node] or not old.serves(wanted, node)],
+            job_class,
+            [node for node in served if old.boots.get(node) != new.boots[node] or not old.serves(job_class, node)],
         )
 
 
-def may_move(classes: Iterable[Class], old: Index, new: Index) -> Iterator[Class]:
+def may_move(classes: Iterable[JobClass], old: Index, new: Index) -> Iterator[JobClass]:
     """Classes whose jobs may belong to another pool in a new snapshot.
 
     Their own pool cannot serve them any more, another one can, or counts for more beside it, or tenants prefer other
@@ -168,10 +180,10 @@ def may_move(classes: Iterable[Class], old: Index, new: Index) -> Iterator[Class
     if (old.overrides, old.scopes) != (new.overrides, new.scopes):
         yield from classes
         return
-    for wanted in classes:
-        before, after = old.members_of(wanted), new.members_of(wanted)
-        if after is not before and after.keys() != {wanted.pool} and _weights(before) != _weights(after):
-            yield wanted
+    for job_class in classes:
+        before, after = old.members_of(job_class), new.members_of(job_class)
+        if after is not before and after.keys() != {job_class.pool} and _weights(before) != _weights(after):
+            yield job_class
 
 
 def any_may_move(old: Index, new: Index) -> bool:
@@ -200,31 +212,31 @@ class WaitersByClass:
 
     def __init__(self) -> None:
         self.came = 0
-        self._classes: dict[Class, dict[Waiter, int]] = {}
+        self._classes: dict[JobClass, dict[Waiter, int]] = {}
 
-    def classes(self) -> list[Class]:
+    def classes(self) -> list[JobClass]:
         """Every class of which a job waits."""
         return list(self._classes)
 
     def add(self, waiter: Waiter) -> None:
         """A waiter has this class now."""
         self.came += 1
-        self._classes.setdefault(waiter.wanted, {})[waiter] = self.came
+        self._classes.setdefault(waiter.job_class, {})[waiter] = self.came
 
     def remove(self, waiter: Waiter) -> None:
         """A waiter left, or is about to have another class."""
-        members = self._classes[waiter.wanted]
+        members = self._classes[waiter.job_class]
         del members[waiter]
         if not members:
-            del self._classes[waiter.wanted]
+            del self._classes[waiter.job_class]
 
-    def of(self, wanted: Class) -> Collection[Waiter]:
+    def of(self, job_class: JobClass) -> Collection[Waiter]:
         """All of a class."""
-        return self._classes.get(wanted, {})
+        return self._classes.get(job_class, {})
 
-    def first(self, wanted: Class, number: int, count: int) -> list[Waiter]:
+    def first(self, job_class: JobClass, number: int, count: int) -> list[Waiter]:
         """The first of a class, `count` at most, as far as they came with this number or before."""
-        members = self._classes.get(wanted, {}).items()
+        members = self._classes.get(job_class, {}).items()
         return [waiter for waiter, own in islice(members, count) if own <= number]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from itertools import islice
 
-from scheduler.runtime.intake import Class
+from scheduler.runtime.intake import JobClass
 from scheduler.runtime.waiting.queues import Waiter, WaitersByClass
 
 
@@ -19,43 +19,43 @@ class Undecided:
 
     def __init__(self, waiters: WaitersByClass) -> None:
         self._waiters = waiters
-        self._left: dict[Class, deque[Waiter]] = {}
-        self._again: set[Class] = set()
-        self._named: dict[Class, int] = {}
+        self._left: dict[JobClass, deque[Waiter]] = {}
+        self._again: set[JobClass] = set()
+        self._named: dict[JobClass, int] = {}
 
     def __bool__(self) -> bool:
         return bool(self._left)
 
-    def __contains__(self, wanted: object) -> bool:
+    def __contains__(self, job_class: object) -> bool:
         """Whether some jobs of a class are not decided yet."""
-        return wanted in self._left
+        return job_class in self._left
 
-    def add(self, wanted: Class) -> None:
+    def add(self, job_class: JobClass) -> None:
         """All that wait in a class now are to be decided anew."""
-        if wanted in self._left:
-            self._again.add(wanted)
+        if job_class in self._left:
+            self._again.add(job_class)
         else:
-            self._left[wanted] = deque(self._waiters.of(wanted))
+            self._left[job_class] = deque(self._waiters.of(job_class))
 
     def next(self, count: int) -> list[Waiter]:
         """Those who are next, `count` at most, and still in their class. They are named again until `decided`."""
         named: list[Waiter] = []
         self._named = {}
-        for wanted, left in self._left.items():
+        for job_class, left in self._left.items():
             first = list(islice(left, count - sum(self._named.values())))
-            self._named[wanted] = len(first)
-            named += [waiter for waiter in first if waiter.wanted == wanted and waiter.status != "left"]
+            self._named[job_class] = len(first)
+            named += [waiter for waiter in first if waiter.job_class == job_class and waiter.status != "left"]
         return named
 
     def decided(self) -> None:
         """Those who were named last are decided."""
-        for wanted, count in self._named.items():
-            left = self._left[wanted]
+        for job_class, count in self._named.items():
+            left = self._left[job_class]
             for _ in range(count):
                 left.popleft()
             if not left:
-                del self._left[wanted]
-                if wanted in self._again:
-                    self._again.remove(wanted)
-                    self.add(wanted)
+                del self._left[job_class]
+                if job_class in self._again:
+                    self._again.remove(job_class)
+                    self.add(job_class)
         self._named = {}

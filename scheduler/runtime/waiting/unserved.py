@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from scheduler.runtime.intake import Class
+from scheduler.runtime.intake import JobClass
 
 logger = logging.getLogger("scheduler.dispatcher")
 
@@ -19,13 +19,13 @@ class Unserved:
 
     def __init__(self, grace_ms: int) -> None:
         self._grace_ms = grace_ms
-        self._told: set[Class] = set()
+        self._told: set[JobClass] = set()
 
     def look(
         self,
-        since_ms: Mapping[Class, float],
-        count: Callable[[Class], int],
-        is_served: Callable[[Class], bool],
+        since_ms: Mapping[JobClass, float],
+        count: Callable[[JobClass], int],
+        is_served: Callable[[JobClass], bool],
         now_ms: float,
     ) -> None:
         """Tell what is new.
@@ -33,25 +33,25 @@ class Unserved:
         Args: since_ms, since when no node serves each class of which jobs wait; count, of a class; is_served, whether
         a node serves one now.
         """
-        for wanted, began_ms in since_ms.items():
-            if wanted in self._told or len(self._told) >= TOLD_MAX:
+        for job_class, began_ms in since_ms.items():
+            if job_class in self._told or len(self._told) >= TOLD_MAX:
                 continue
             if now_ms - began_ms >= min(TOLD_MS, self._grace_ms / 2):
-                self._told.add(wanted)
+                self._told.add(job_class)
                 logger.warning(
                     "no node serves %s: jobs that wait for one: %d; each is dead when none has come for %g s",
-                    in_words(wanted), count(wanted), self._grace_ms / 1000,
+                    in_words(job_class), count(job_class), self._grace_ms / 1000,
                 )  # fmt: skip
-        for wanted in [each for each in self._told if each not in since_ms]:
-            self._told.discard(wanted)
-            if is_served(wanted):
-                logger.info("a node serves %s now", in_words(wanted))
+        for job_class in [each for each in self._told if each not in since_ms]:
+            self._told.discard(job_class)
+            if is_served(job_class):
+                logger.info("a node serves %s now", in_words(job_class))
 
 
-def in_words(wanted: Class) -> str:
+def in_words(job_class: JobClass) -> str:
     """What a job needs, for people."""
-    languages = f"{wanted.src_lang}:{wanted.tgt_lang}" if wanted.src_lang else "jobs without languages"
-    features = f" with {', '.join(wanted.features)}" if wanted.features else ""
-    tenant = f", of tenant {wanted.tenant}" if wanted.tenant else ""
-    pool = f" in pool {wanted.pool}" if wanted.pool else ""
+    languages = f"{job_class.src_lang}:{job_class.tgt_lang}" if job_class.src_lang else "jobs without languages"
+    features = f" with {', '.join(job_class.features)}" if job_class.features else ""
+    tenant = f", of tenant {job_class.tenant}" if job_class.tenant else ""
+    pool = f" in pool {job_class.pool}" if job_class.pool else ""
     return f"{languages}{features}{pool}{tenant}"

@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final
 
-from scheduler.runtime.intake import Class, Job
+from scheduler.runtime.intake import Job, JobClass
 from scheduler.runtime.waiting.limits import Limits
 from scheduler.runtime.waiting.queues import Cause, Deadlines, Line, WaitersByClass, order_of, shared_out
 from scheduler.runtime.waiting.queues import Waiter as Waiter
@@ -42,8 +42,8 @@ class Waiting:
 
     def __init__(
         self,
-        limits_of: Callable[[Job, Class], tuple[str, ...]] = lambda job, wanted: (),
-        tier_of: Callable[[Class, str], int] = lambda wanted, node: 0,
+        limits_of: Callable[[Job, JobClass], tuple[str, ...]] = lambda job, job_class: (),
+        tier_of: Callable[[JobClass, str], int] = lambda job_class, node: 0,
     ) -> None:
         self.sweep_hits = 0
         self.waited = 0
@@ -54,7 +54,7 @@ class Waiting:
         self._limits_of = limits_of
         self._tier_of = tier_of
         self._sessions: dict[str, deque[Waiter]] = {}
-        self._lines: dict[Class, Line] = {}
+        self._lines: dict[JobClass, Line] = {}
         self._ready: deque[Waiter] = deque()
         self._asking: list[Waiter] = []
         self._order = 0
@@ -66,34 +66,34 @@ class Waiting:
     def __iter__(self) -> Iterator[Waiter]:
         return (waiter for line in self._sessions.values() for waiter in line)
 
-    def classes(self) -> list[Class]:
+    def classes(self) -> list[JobClass]:
         """Every class in which a job competes."""
         return list(self._lines)
 
     def by_pool(self) -> dict[str, int]:
         """Competing jobs by preferred pool, for reports."""
         counts: dict[str, int] = {}
-        for wanted, line in self._lines.items():
-            counts[wanted.pool] = counts.get(wanted.pool, 0) + line.competing
+        for job_class, line in self._lines.items():
+            counts[job_class.pool] = counts.get(job_class.pool, 0) + line.competing
         return counts
 
     # ---- newcomers ----
 
-    def must_wait(self, job: Job, wanted: Class) -> bool:
+    def must_wait(self, job: Job, job_class: JobClass) -> bool:
         """Whether a newcomer has to queue: behind its session, for a limit, or behind competing jobs of its class."""
-        before = job.session_id in self._sessions or (bool(self._lines) and wanted in self._lines)
-        return before or (bool(self.limits) and self._limit_before(job, wanted) is not None)
+        before = job.session_id in self._sessions or (bool(self._lines) and job_class in self._lines)
+        return before or (bool(self.limits) and self._limit_before(job, job_class) is not None)
 
-    def cause(self, job: Job, wanted: Class) -> Cause:
+    def cause(self, job: Job, job_class: JobClass) -> Cause:
         """What a newcomer would wait for, if it had to."""
         if job.session_id in self._sessions:
             return "", job.session_id
-        limit = self._limit_before(job, wanted) if self.limits else None
-        return (limit, wanted.pool) if limit is not None else wanted
+        limit = self._limit_before(job, job_class) if self.limits else None
+        return (limit, job_class.pool) if limit is not None else job_class
 
     def count(self, cause: Cause) -> int:
         """How many wait for the same."""
-        if isinstance(cause, Class):
+        if isinstance(cause, JobClass):
             line = self._lines.get(cause)
             return line.competing if line is not None else 0
         limit, pool = cause
@@ -110,11 +110,11 @@ class Waiting:
                 return order_of(job.entry_id) <= order_of(waiter.job.entry_id)
         return False
 
-    def queue(self, job: Job, wanted: Class, now_ms: float) -> Waiter:
+    def queue(self, job: Job, job_class: JobClass, now_ms: float) -> Waiter:
         """A newcomer that must wait without being tried: behind its session, else for a limit, else in its class."""
-        waiter = self._add(job, wanted, now_ms)
+        waiter = self._add(job, job_class, now_ms)
         if waiter.status != "behind":
-            limit = self._limit_before(job, wanted)
+            limit = self._limit_before(job, job_class)
             if limit is not None:
                 self.limits.park(waiter, limit)
             else:
@@ -122,27 +122,27 @@ class Waiting:
                 self._park(waiter)
         return waiter
 
-    def tried_in_vain(self, job: Job, wanted: Class, now_ms: float) -> Waiter:
+    def tried_in_vain(self, job: Job, job_class: JobClass, now_ms: float) -> Waiter:
         """A newcomer that was tried and not placed: the first of its session asks `open`, later ones queue behind
         it.
         """
-        waiter = self._add(job, wanted, now_ms)
+        waiter = self._add(job, job_class, now_ms)
         if waiter.status != "behind":
             self._compete(waiter)
             self._ask(waiter)
         return waiter
 
-    def newly_limited(self, job: Job, wanted: Class, now_ms: float, limit: str, mark: int) -> Waiter:
+    def newly_limited(self, job: Job, job_class: JobClass, now_ms: float, limit: str, mark: int) -> Waiter:
         """A newcomer that was answered `limited` by a call that was sent at `mark`."""
-        waiter = self._add(job, wanted, now_ms)
+        waiter = self._add(job, job_class, now_ms)
         if waiter.status != "behind":
             self.limits.refuse(waiter, limit, mark)
         return waiter
 
-    def _add(self, job: Job, wanted: Class, now_ms: float) -> Waiter:
+    def _add(self, job: Job, job_class: JobClass, now_ms: float) -> Waiter:
         self._order += 1
         self.waited += 1
-        waiter = Waiter(job, wanted, self._order, now_ms)
+        waiter = Waiter(job, job_class, self._order, now_ms)
         self._size += 1
         self.members.add(waiter)
         line = self._sessions.get(job.session_id)
@@ -154,25 +154,25 @@ class Waiting:
         self.deadlines.add(waiter, self._size)
         return waiter
 
-    def _limit_before(self, job: Job, wanted: Class) -> str | None:
+    def _limit_before(self, job: Job, job_class: JobClass) -> str | None:
         """The limit for which others wait, before a job that falls under it."""
-        for limit in self._limits_of(job, wanted):
-            if self.limits.count(limit, wanted.pool):
+        for limit in self._limits_of(job, job_class):
+            if self.limits.count(limit, job_class.pool):
                 return limit
         return None
 
     # ---- tries ----
 
-    def wake(self, nodes: Iterable[str], serves: Callable[[Class, str], bool]) -> None:
+    def wake(self, nodes: Iterable[str], serves: Callable[[JobClass, str], bool]) -> None:
         """Nodes got room. serves: whether a node may take jobs of a class."""
         freed = list(dict.fromkeys(nodes))
         if freed:
-            for wanted, line in self._lines.items():
-                line.announce([node for node in freed if serves(wanted, node)])
+            for job_class, line in self._lines.items():
+                line.announce([node for node in freed if serves(job_class, node)])
 
-    def wake_class(self, wanted: Class, nodes: Iterable[str], swept: bool = False) -> None:
+    def wake_class(self, job_class: JobClass, nodes: Iterable[str], swept: bool = False) -> None:
         """Nodes have room for one class: they are new to it, or (swept) a look found what no event told."""
-        line = self._lines.get(wanted)
+        line = self._lines.get(job_class)
         if line is not None:
             line.announce(nodes, swept)
 
@@ -190,16 +190,16 @@ class Waiting:
             if waiter.status == "ready":
                 waiter.status = "trying"
                 chosen.append(waiter)
-        for wanted in [wanted for wanted, line in self._lines.items() if line.wakes and line.parked]:
+        for job_class in [job_class for job_class, line in self._lines.items() if line.wakes and line.parked]:
             if len(chosen) < limit:
-                chosen += self._wake_up(wanted, limit - len(chosen))
+                chosen += self._wake_up(job_class, limit - len(chosen))
         if self.limits.busy:
             chosen += self._let_go(limit - len(chosen))
         return chosen
 
-    def _wake_up(self, wanted: Class, limit: int) -> list[Waiter]:
-        line = self._lines[wanted]
-        hints = shared_out(list(line.wakes), lambda node: self._tier_of(wanted, node), WAKE_CANDIDATES_MAX)
+    def _wake_up(self, job_class: JobClass, limit: int) -> list[Waiter]:
+        line = self._lines[job_class]
+        hints = shared_out(list(line.wakes), lambda node: self._tier_of(job_class, node), WAKE_CANDIDATES_MAX)
         line.pace = max(2 * line.pace, sum(map(len, hints)))
         woken: list[Waiter] = []
         while line.parked and (room := min(line.pace, limit) - len(woken)) > 0:
@@ -209,7 +209,7 @@ class Waiting:
                 hint = hints[len(woken) // WAKE_CANDIDATES_MAX % len(hints)]
                 waiter.status, waiter.hint, waiter.complete = "trying", hint, True
                 waiter.woken, waiter.swept = True, line.swept
-                full = self._limit_before(waiter.job, wanted) if self.limits and waiter.let_go is None else None
+                full = self._limit_before(waiter.job, job_class) if self.limits and waiter.let_go is None else None
                 if full is None:
                     woken.append(waiter)
                 else:
@@ -221,7 +221,7 @@ class Waiting:
         """Those whose turn it is at a limit: tried afresh, or parked behind others of their class."""
         chosen = []
         for waiter in self.limits.let_go(limit):
-            if waiter.wanted in self._lines:
+            if waiter.job_class in self._lines:
                 self._compete(waiter)
                 self._park(waiter)
             else:
@@ -248,7 +248,7 @@ class Waiting:
         """What `open` said of a waiter's eligible nodes: they wake its class, and it parks until its turn."""
         if waiter.status == "left":
             return
-        line = self._lines[waiter.wanted]
+        line = self._lines[waiter.job_class]
         line.asks = False
         line.announce(open_nodes)
         self._park(waiter)
@@ -258,7 +258,7 @@ class Waiting:
         if waiter.status == "left":
             return
         self._compete(waiter)
-        line = self._lines[waiter.wanted]
+        line = self._lines[waiter.job_class]
         for node in candidates:
             line.wakes.pop(node, None)
         line.pace = 0
@@ -319,7 +319,7 @@ class Waiting:
 
     # ---- changes of the world ----
 
-    def reclassify(self, waiter: Waiter, wanted: Class) -> None:
+    def reclassify(self, waiter: Waiter, job_class: JobClass) -> None:
         """Another snapshot, another class: who waited in the old one takes its place in the new one."""
         if waiter.status == "left":
             return
@@ -327,7 +327,7 @@ class Waiting:
         if waits:
             self._step_aside(waiter)
         self.members.remove(waiter)
-        waiter.wanted = wanted
+        waiter.job_class = job_class
         self.members.add(waiter)
         if waits:
             self._start_competing(waiter)
@@ -340,24 +340,28 @@ class Waiting:
         for waiter in [waiter for waiter in self if waiter.job.partition in partitions][::-1]:
             self.leave(waiter)
 
-    def parked(self, wanted: Class) -> list[Waiter]:
+    def parked(self, job_class: JobClass) -> list[Waiter]:
         """The parked waiters of a class, first come first."""
-        line = self._lines.get(wanted)
+        line = self._lines.get(job_class)
         return list(line.parked) if line else []
 
-    def settled_classes(self) -> list[Class]:
+    def settled_classes(self) -> list[JobClass]:
         """Classes whose jobs all wait for an event: what the sweep looks at."""
-        return [wanted for wanted, line in self._lines.items() if len(line.parked) == line.competing and not line.wakes]
+        return [
+            job_class
+            for job_class, line in self._lines.items()
+            if len(line.parked) == line.competing and not line.wakes
+        ]
 
     # ---- inside ----
 
     def _start_competing(self, waiter: Waiter) -> None:
         """The first of its session now. It waits without a try only behind others: of its class, or of a limit."""
-        limit = self._limit_before(waiter.job, waiter.wanted) if self.limits else None
+        limit = self._limit_before(waiter.job, waiter.job_class) if self.limits else None
         if limit is not None:
             self.limits.park(waiter, limit)
             return
-        passes = waiter.wanted not in self._lines
+        passes = waiter.job_class not in self._lines
         self._compete(waiter)
         if passes:
             self._make_ready(waiter)
@@ -375,15 +379,15 @@ class Waiting:
     def _compete(self, waiter: Waiter) -> None:
         if not waiter.competes:
             waiter.competes = True
-            self._lines.setdefault(waiter.wanted, Line()).competing += 1
+            self._lines.setdefault(waiter.job_class, Line()).competing += 1
 
     def _stop_competing(self, waiter: Waiter) -> None:
         """A waiter leaves its class. If others parked behind its try or its question, the next of them asks."""
-        line = self._lines[waiter.wanted]
+        line = self._lines[waiter.job_class]
         waiter.competes = False
         line.competing -= 1
         if line.competing == 0:
-            del self._lines[waiter.wanted]
+            del self._lines[waiter.job_class]
         elif waiter.status == "parked":
             del line.parked[bisect.bisect_left(line.parked, waiter)]
         elif not waiter.woken:
@@ -400,7 +404,7 @@ class Waiting:
             self._ask(line.parked.pop(0))
 
     def _park(self, waiter: Waiter) -> None:
-        line = self._lines[waiter.wanted]
+        line = self._lines[waiter.job_class]
         waiter.status, waiter.hint, waiter.woken = "parked", None, False
         if line.asks:
             line.asks = False

@@ -86,8 +86,8 @@ class Fleet:
             draws = Draws(self.loads, self.random, BATCH)
             for position in range(start, min(start + BATCH, len(self.jobs))):
                 job, binding = self.jobs[position], self.bindings[position]
-                wanted = classify(job, binding, index)
-                placed += place(job, wanted, binding, index, draws) is not None
+                job_class = classify(job, binding, index)
+                placed += place(job, job_class, binding, index, draws) is not None
         spent_ns = time.process_time_ns() - from_ns
         self.placed = placed
         return spent_ns / 1_000 / len(self.jobs)
