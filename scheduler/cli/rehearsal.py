@@ -227,7 +227,7 @@ async def _rehearse(url: str, plan: Plan, watch: Watch | None) -> Result:
     return Result(
         report=report,
         sweep_hits=stage.dispatcher.report.sweep_hits,
-        waited=stage.dispatcher.waiting.waited,
+        waited=stage.dispatcher.state.waiting.arrivals,
         seconds=stage.records.last_ended_s - stage.records.first_submission_s,
         lag_ms=stage.records.lag_ms,
     )

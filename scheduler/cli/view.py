@@ -133,8 +133,8 @@ def _figures(stage: Stage, reading: Reading) -> Table:
     table.add_row(
         _figure("submitted", f"{len(records.submissions):,}/{len(stage.plan.arrivals):,}"),
         _figure("in intake", f"{reading.intake:,}"),
-        _figure("waiting now", f"{len(stage.dispatcher.waiting):,}"),
-        _figure("waited", f"{stage.dispatcher.waiting.waited:,}"),
+        _figure("waiting now", f"{len(stage.dispatcher.state.waiting):,}"),
+        _figure("waited", f"{stage.dispatcher.state.waiting.arrivals:,}"),
     )
     table.add_row(
         _figure("placed", f"{stage.dispatcher.report.placed:,}"),
@@ -198,7 +198,7 @@ class ProgressBars:
                 records = stage.records
                 running = sum((await read(stage)).used)
                 progress.update(
-                    submitted, completed=len(records.submissions), note=f"{len(stage.dispatcher.waiting)} waiting"
+                    submitted, completed=len(records.submissions), note=f"{len(stage.dispatcher.state.waiting)} waiting"
                 )
                 progress.update(ended, completed=len(records.ended), note=f"{running} running")
                 progress.refresh()

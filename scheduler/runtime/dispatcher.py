@@ -1,8 +1,13 @@
-"""The dispatcher shell: read -> decode -> place -> reserve -> settle. No lock, no round trip a job.
+"""The dispatcher: places the jobs of its partitions on nodes. No lock, no round trip per job.
 
-A batch costs one blocking read, made ahead by reader.py, and one script call, made by placer.py. Sessions that turn out
-to be bound cost one read of their bindings a batch, and jobs that find no room one question to `open`. What this shell
-remembers of a partition is dropped when the partition is lost or gained.
+A step takes a batch that was read ahead (reader.py), applies what it says, decides attempts (attempts.py), reserves,
+applies the answers (dispatch_state.py) and rejects. A batch costs one blocking read and one script call of up to
+`batch_max` jobs. Sessions that turn out to be bound cost one read of their bindings per batch, and jobs that find no
+room one question about the nodes that could serve them.
+
+While a call is under way the next one is made ready, of other partitions than those in the call: a session is in one
+partition, so what is sent before the answer can pass no job of its session. Jobs that wait are tried in calls of their
+own, one after the other; beside the first of these, newcomers that need not wait have theirs.
 """
 
 from __future__ import annotations
@@ -13,30 +18,22 @@ from collections.abc import Iterable, Sequence
 from random import Random
 from typing import Final
 
-from scheduler.clock import SYSTEM_CLOCK, Clock, ServerTime
+from scheduler.clock import SYSTEM_CLOCK, Clock
 from scheduler.config import Settings
 from scheduler.errors import InvalidInput, ServerReplaced
 from scheduler.loop import Loop, Timers, end_tasks
-from scheduler.protocol import keys, messages
-from scheduler.protocol.documents import DispatcherBeat, encode_beat
-from scheduler.runtime.behind import LOOK_MS, Behind
-from scheduler.runtime.dispatch_state import Knowledge
-from scheduler.runtime.intake import Job, JobClass
-from scheduler.runtime.intake_streams import Intakes
+from scheduler.protocol import messages
+from scheduler.runtime import attempts
+from scheduler.runtime.behind import LOOK_MS
+from scheduler.runtime.dispatch_state import DispatchState
+from scheduler.runtime.intake import Job
 from scheduler.runtime.partitions import Partitions
-from scheduler.runtime.placer import Placer
+from scheduler.runtime.placement.attempt import Answer, Call
 from scheduler.runtime.reader import Batch, Reader
-from scheduler.runtime.refusals import Refusals
 from scheduler.runtime.report import Report
+from scheduler.runtime.server_calls import ServerCalls
 from scheduler.runtime.snapshots import Snapshots
-from scheduler.runtime.strays import uncount_strays
-from scheduler.runtime.sweep import Sweep, expired
-from scheduler.runtime.waiting.limits import changed_limits, limits_of
-from scheduler.runtime.waiting.overflow import Skipped
-from scheduler.runtime.waiting.queues import Cause, any_may_move, gains, may_move, tier_of
-from scheduler.runtime.waiting.undecided import Undecided
-from scheduler.runtime.waiting.waiting_jobs import Waiting
-from scheduler.session.bindings import Bindings, parse
+from scheduler.runtime.upkeep import Upkeep
 from scheduler.store.store import Store
 
 logger = logging.getLogger("scheduler.dispatcher")
@@ -44,14 +41,23 @@ logger = logging.getLogger("scheduler.dispatcher")
 SWEEP_MS: Final = 1_000
 INTAKES_MS: Final = 500  # between two looks whether the intakes take entries
 CATCH_UP_MS: Final = 50  # between two reads of a snapshot that is to be another one
-RECLASSIFIED_AT_ONCE_MAX: Final = 256  # waiting jobs whose pool may be another one now, decided anew in one step
+RECLASSIFY_BATCH_MAX: Final = 256  # waiting jobs whose pool may be another one now, decided anew in one step
+AWAITED_MAX: Final = 32
+"""Attempts of a call that is not worth a task of its own, beside which the next one would be made ready."""
+
+UnderWay = list[tuple[Call, asyncio.Task[list[Answer | None]]]]
 
 
 class Dispatcher:
     """One dispatcher of a cell. `open` first, then `run_once` again and again, then `close`.
 
-    Args: store; settings; layout, as stored; owner, name+boot, unique to this life of the process; random, for
-    drawing nodes and for jitter; clock, its own.
+    Args:
+        store: the server.
+        settings: of the process.
+        layout: as stored.
+        owner: name+boot, unique to this life of the process.
+        random: for drawing nodes and for jitter.
+        clock: the process's own.
     """
 
     def __init__(
@@ -64,35 +70,32 @@ class Dispatcher:
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.owner = owner
-        self.waiting = Waiting(self._limits_of, self._tier_of)
-        self.skipped = Skipped(settings.waiting_class_max, settings.waiting_max)
-        self.bindings = Bindings(settings.sessions_max, settings.session_ttl_ms)
-        self.snapshots = Snapshots(store.control, self.wake)
-        self.partitions = Partitions(store.cell, owner, layout.partitions, settings, clock, self._forget, self._gained)
-        self._behind = Behind(store, self.partitions, self.snapshots)
+        self._work = asyncio.Event()
+        self.partitions = Partitions(store.cell, owner, layout.partitions, settings, clock)
+        self.snapshots = Snapshots(store.control, self._work)
+        self.state = DispatchState(settings, layout, store.cell.cell, self.partitions, clock)
+        self._server = ServerCalls(store.cell, store.reads, layout, settings.batch_max)
+        self._upkeep = Upkeep(store, settings, self.state, self.snapshots, owner, random, self._work)
         self._store = store
         self._settings = settings
         self._clock = clock
         self._random = random
-        self._layout = layout
-        self._refusals = Refusals(store.cell, self.partitions, layout, settings.batch_max, clock)
-        self._known = Knowledge(store.reads, clock, self.partitions, self.waiting, self.skipped, self.bindings)
-        self._placer = Placer(store, settings, self._known, self._refusals, random, clock)
-        self._sweep = Sweep(self.waiting, settings)
-        self._undecided = Undecided(self.waiting.members)
         self._reader: Reader | None = None
-        self._intakes = Intakes(store.cell, store.reads, self.partitions)
-        self._looks = Loop("streams", self._look_at_streams, INTAKES_MS, random)
-        self._beats = Loop("heartbeat", self._beat, settings.heartbeat_ms, random)
+        self._looks = Loop("streams", self._upkeep.look_at_streams, INTAKES_MS, random)
+        self._heartbeats = Loop("heartbeat", self._upkeep.heartbeat, settings.heartbeat_ms, random)
         self._tasks: list[asyncio.Task[None]] = []
         self._timers = Timers("sweep", "behind")
-        self._server_time = ServerTime()
-        self._stepped_ms = clock.ms()
 
     @property
     def report(self) -> Report:
         """What it has done so far."""
-        return self._placer.report
+        return self.state.report
+
+    @property
+    def reader(self) -> Reader:
+        """What reads ahead. Only after `open`."""
+        assert self._reader is not None
+        return self._reader
 
     async def open(self) -> None:
         """Take the cursor of `freed`, the snapshot and our share of the partitions, and begin to read ahead."""
@@ -103,29 +106,30 @@ class Dispatcher:
             self._settings,
             self._clock,
             freed_cursor,
-            self.bindings,
-            lambda: self._known.must_read,
+            self.state.bindings,
+            self._work,
         )
+        self._reader.reads_bindings = self.state.must_read_bindings
         try:
             await self.snapshots.load()
         except InvalidInput as error:
             logger.error("the published snapshot is ignored until the leader has written it again: %s", error)
-        await self._beat()
+        await self._upkeep.heartbeat()
         await self._keep()
         # Heartbeats last, see close.
-        running = (self._reader.run(), self.snapshots.run(), self._looks.run(), self._beats.run())
+        running = (self._reader.run(), self.snapshots.run(), self._looks.run(), self._heartbeats.run())
         self._tasks = [asyncio.create_task(each) for each in running]
 
     async def close(self) -> None:
         """Leave, and give up every partition at once; what was read and not placed stays in the intake.
 
-        In this order: who hears that partitions were given up must see that they are not wished to be ours. A heartbeat
-        that is under way comes first too, for after the last one it would make us seem alive.
+        In this order: a dispatcher that hears that partitions were given up must see that they are not wished to be
+        ours. A heartbeat that is under way comes first too, for after the last one it would make us seem alive.
         """
-        self._beats.stop()
+        self._heartbeats.stop()
         await asyncio.gather(*self._tasks[-1:], return_exceptions=True)
         await self.end()
-        await self._store.control.beat(self._document(), self.owner, leaves=True)
+        await self._upkeep.heartbeat(leaves=True)
         await self.partitions.give_up()
 
     async def end(self) -> None:
@@ -134,17 +138,26 @@ class Dispatcher:
             self._reader.stop()
         self.snapshots.stop()
         self._looks.stop()
-        self._beats.stop()
+        self._heartbeats.stop()
         await end_tasks(self._tasks)
 
+    def wake(self) -> None:
+        """Let a step that waits for work end now."""
+        self._work.set()
+
+    # ---- a step ----
+
     async def run_once(self) -> Report:
-        """One step: keep what is ours, take the next batch, and place what can be placed. Returns the counts so far."""
-        assert self._reader is not None
-        self._stepped_ms = self._clock.ms()
-        if self._behind.is_other() or self._reader.doubted or self._timers.is_due("behind", LOOK_MS):
-            await self._behind.look(self._reader)
+        """One step: take a batch -> apply what it says -> decide attempts -> reserve -> apply answers -> reject.
+
+        Returns: the counts so far.
+        """
+        state, reader = self.state, self.reader
+        self._upkeep.stepped_ms = self._clock.ms()
+        if self._upkeep.behind.is_other() or reader.doubted or self._timers.is_due("behind", LOOK_MS):
+            await self._upkeep.behind.look(reader)
         await self._keep()
-        batch = await self._reader.next(self._idle_ms())
+        batch = await reader.next(self._idle_ms())
         try:
             await self._handle(batch)
         except ServerReplaced:
@@ -153,227 +166,259 @@ class Dispatcher:
             # What is in memory may be half done, and the intake has everything: begin again from there.
             await self.partitions.give_up()
             raise
-        self.report.waiting = len(self.waiting)
-        self.report.skipped = self.skipped.skipped
-        self.report.rejected = self._refusals.ended
-        self.report.sweep_hits = self.waiting.sweep_hits
-        return self.report
+        finally:
+            self._apply_partitions()
+        state.report.waiting = len(state.waiting)
+        state.report.deferred = state.overflow.deferred
+        state.report.calls = self._server.reserve_calls
+        state.report.sweep_hits = state.waiting.sweep_hits
+        reader.reads_bindings = state.must_read_bindings
+        return state.report
 
     async def _handle(self, batch: Batch) -> None:
-        """Place what waits and was woken, then what is new."""
-        self._swap()
-        await self._reclassify()
-        newcomers = self._take(batch)
-        self._refusals.add(self._sweep.overdue(self._clock.ms()))
-        self._refusals.add(self._sweep.unservable(self._known.index))
-        self._wake(batch)
-        others: Sequence[Job] = newcomers
-        if self.waiting.busy and newcomers:
-            others = await self._placer.waiters_beside(newcomers)
-        await self._placer.waiters(self._keep)
-        await self._placer.newcomers(others, self._keep, self._more)
-        await self._placer.waiters(self._keep)
-        if self._is_due:
+        """Place jobs that wait and may have room now, then those that are new."""
+        state, index = self.state, self.snapshots.index
+        if state.index is not index:
+            state.apply_snapshot(index)
+        if state.undecided:
+            await self._reclassify()
+        newcomers: Sequence[Job] = self._apply(batch)
+        if state.waiting.deadlines:
+            state.reject(self._upkeep.sweep.overdue(self._clock.ms()))
+        if self._upkeep.sweep.busy:
+            state.reject(self._upkeep.sweep.unservable(state.index))
+        if state.waiting.busy and newcomers:
+            newcomers = await self._place_waiting_beside(newcomers)
+        await self._place_waiting()
+        await self._place_newcomers(newcomers)
+        await self._place_waiting()
+        if state.must_read_again:
             await self._read_again()
-            await self._placer.waiters(self._keep)
-        await self._refusals.end()
+            await self._place_waiting()
+        await self._reject()
+
+    def _apply(self, batch: Batch) -> list[Job]:
+        """Apply what a batch says. Returns: its jobs that are still ours and in time."""
+        if batch.handed_over or batch.gap:
+            self.partitions.claim_now()
+            self._heartbeats.wake()  # perhaps its owner has left, and what it had should be ours now
+        return self.state.apply_batch(batch)
 
     def _idle_ms(self) -> float:
         """For how long there is nothing to do, unless something is read: until the next timer or deadline."""
-        if self.waiting.busy or self._sweep.busy or self._undecided or self._is_due:
+        state = self.state
+        if state.waiting.busy or self._upkeep.sweep.busy or state.undecided or state.must_read_again:
             return 0
         idle_ms = min(self._timers.next_ms(), self.partitions.next_ms())
-        deadline_ms = self.waiting.deadlines.next_ms()
+        deadline_ms = state.waiting.deadlines.next_ms() if state.waiting.deadlines else None
         return idle_ms if deadline_ms is None else min(idle_ms, deadline_ms - self._clock.ms() + 1)
 
-    def _limits_of(self, job: Job, job_class: JobClass) -> tuple[str, ...]:
-        return limits_of(job, job_class, self._known.index)
+    # ---- newcomers ----
 
-    def _tier_of(self, job_class: JobClass, node: str) -> int:
-        return tier_of(self._known.index, job_class, node)
+    async def _place_newcomers(self, jobs: Sequence[Job], is_again: bool = False) -> None:
+        """Place jobs that were just read, and those that are read meanwhile. Jobs that must wait keep their place
+        behind the earlier ones of their session.
 
-    # ---- what was read, and what the world tells ----
+        Args: jobs, in the order of their partitions; is_again, whether these were deferred before.
+        """
+        under_way: UnderWay = []
+        try:
+            while jobs:
+                if self.state.overflow and not is_again:
+                    # Now already, so that what remains shares few calls; what is deferred meanwhile is seen later.
+                    await self._read_bindings(jobs)
+                    jobs = attempts.defer(self.state, jobs, self._clock.ms())
+                for chunk in attempts.chunks(jobs, self._settings.batch_max, self.partitions.lane):
+                    await self._place(chunk, under_way, is_again)
+                jobs = [] if is_again else self._next_jobs()
+            await self._land(under_way)
+        finally:
+            await _drop(under_way)
 
-    def _more(self) -> list[Job]:
+    def _next_jobs(self) -> Sequence[Job]:
         """The jobs of the next batch, if there is one in hand and nothing else is due: a backlog is no reason to wait
         for the last answers of each batch.
         """
-        assert self._reader is not None
-        if self._idle_ms() <= 0 or (batch := self._reader.next_ready()) is None:
+        if self._idle_ms() <= 0 or (batch := self.reader.next_ready()) is None:
             return []
-        self._swap()
-        newcomers = self._take(batch)
-        self._wake(batch)
-        return newcomers
+        self.state.apply_snapshot(self.snapshots.index)
+        return self._apply(batch)
 
-    @property
-    def _is_due(self) -> bool:
-        """Whether a part of what was scanned past is to be read again."""
-        return self.skipped.is_due(self.waiting.count, len(self.waiting), self._clock.ms())
+    async def _place(self, jobs: Sequence[Job], under_way: UnderWay, is_again: bool) -> None:
+        """Send a call for these jobs, and apply the answers to the one before it meanwhile."""
+        state = self.state
+        if under_way and any(job.partition in under_way[0][0].partitions for job in jobs):
+            await self._land(under_way)
+        if state.waiting.busy:
+            await self._land(under_way)
+            await self._place_waiting()
+        if state.must_read_bindings:
+            await self._read_bindings(jobs)
+        started_ms = self._clock.ms()
+        kept = jobs if is_again else attempts.defer(state, jobs, started_ms)
+        call = attempts.call_for(state, attempts.decide(state, kept, self._random, started_ms), started_ms, is_again)
+        state.decided(started_ms, len(jobs))
+        if not under_way and len(call.attempts) <= AWAITED_MAX:
+            await self._apply_answers(call, await self._reserve(call))
+            return
+        self._begin(call, under_way)
+        if len(under_way) > 1:
+            await self._land(under_way, 1)
 
     async def _read_again(self) -> None:
-        """Read a part of what was scanned past, and place those that there is memory for now."""
-        assert self._reader is not None
-        read, read_to = await self._reader.again(self.skipped.cursors())
-        refused = self._refusals.entries()
-        found = [
-            job
-            for job in read
-            if self.skipped.is_skipped(job)
-            and not self.waiting.holds(job)
-            and (job.partition, job.entry_id) not in refused
-        ]
-        await self._known.read([job.session_id for job in found])
-        jobs = self.skipped.admit(self._in_time(found), self._cause_of, self.waiting.count, len(self.waiting))
-        await self._placer.newcomers(jobs, self._keep, again=True)
-        self.skipped.went_on(read_to, self.waiting.count, len(self.waiting), self._clock.ms())
+        """Read a part of what was deferred, and place those that there is memory for now."""
+        state = self.state
+        jobs, read_to = await self.reader.again(state.overflow.cursors())
+        deferred = state.deferred_of(jobs)
+        await self._read_bindings(deferred)
+        await self._place_newcomers(state.admit(deferred), is_again=True)
+        state.overflow.advance(read_to, state.waiting.count, len(state.waiting), self._clock.ms())
 
-    def _cause_of(self, job: Job) -> Cause:
-        return self.waiting.cause(job, self._known.classify(job, self._clock.ms()))
+    # ---- jobs that wait ----
 
-    def _take(self, batch: Batch) -> list[Job]:
-        """The jobs of a batch that are still ours and in time, with what is known of their sessions."""
-        self.report.read += len(batch.jobs) + len(batch.refused)
-        self._refusals.add(batch.refused)
-        # Once memory is full, what was read ahead may be older than what was written and forgotten since.
-        is_news = len(self.bindings) < self._settings.sessions_max
-        jobs = [job for job in batch.jobs if self.partitions.holds(job.partition, job.epoch)]
-        for job in jobs if is_news else ():
-            if job.session_id in batch.bindings and job.session_id not in self.bindings:
-                self.bindings.learn(job.session_id, parse(batch.bindings[job.session_id]))
-        return self._in_time(jobs)
-
-    def _in_time(self, jobs: Iterable[Job]) -> list[Job]:
-        """Those whose deadline has not passed; the others are refused."""
-        now_ms = self._clock.ms()
-        in_time = []
-        for job in jobs:
-            if job.deadline_at_ms is not None and job.deadline_at_ms <= now_ms:
-                self._refusals.add([expired(job)])
-            else:
-                in_time.append(job)
-        return in_time
-
-    def _wake(self, batch: Batch) -> None:
-        loads = self._known.loads
-        for node in batch.freed:
-            if node in loads:
-                loads[node] = max(0, loads[node] - 1)
-        self.waiting.wake(batch.freed, self._known.index.serves)
-        self.waiting.limits.tell(batch.limits)
-        if batch.gap:
-            self.waiting.ask_all()
-        if batch.handed_over or batch.gap:
-            self.partitions.hasten()
-            self._beats.wake()  # perhaps its owner has left, and what it had should be ours now
-
-    def _swap(self) -> None:
-        """Take the newest snapshot: a class that gained a node is tried, and jobs whose pool may be another one now are
-        decided anew.
+    async def _place_waiting(self) -> None:
+        """Try jobs that wait and may have room, until none is left to be tried now. None is tried while the cell asks
+        for a snapshot that is not there yet.
         """
-        new, old = self.snapshots.index, self._known.index
-        if new is old:
-            return
-        self._known.index = new
-        self._known.forget_counted(self._clock.ms())
-        for job_class, gained in gains(self.waiting.classes(), old, new):
-            self.waiting.wake_class(job_class, gained)
-        self.waiting.limits.tell_pools(changed_limits(old.pools, new.pools))
-        for job_class in may_move(self.waiting.members.classes(), old, new):
-            self._undecided.add(job_class)
-        if self.skipped and any_may_move(old, new):
-            self.skipped.look_again()
+        while self.state.waiting.busy:
+            await self._keep()
+            if self.state.is_outdated:
+                return
+            under_way: UnderWay = []
+            try:
+                await self._send_waiting(under_way)
+                await self._land(under_way)
+            finally:
+                await _drop(under_way)
+
+    async def _place_waiting_beside(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """Try jobs that wait, once, and beside them newcomers that need not wait: a class for which there is hardly any
+        room must not delay the others by an answer each time. Returns: the other newcomers.
+        """
+        first, rest = jobs[: self._settings.batch_max], jobs[self._settings.batch_max :]
+        await self._read_bindings(first)
+        now, later = attempts.split(self.state, first, self._clock.ms())
+        under_way: UnderWay = []
+        try:
+            if now:
+                started_ms = self._clock.ms()
+                decided = attempts.decide(self.state, now, self._random, started_ms)
+                self.state.decided(started_ms, len(now))
+                self._begin(attempts.call_for(self.state, decided, self._clock.ms()), under_way)
+            await self._send_waiting(under_way)
+            await self._land(under_way)
+        finally:
+            await _drop(under_way)
+        return [*later, *rest]
+
+    async def _send_waiting(self, under_way: UnderWay) -> None:
+        """Ask for the jobs that ask, and send a call for those whose turn it is."""
+        state = self.state
+        if asking := state.waiting.asking():
+            has_room = await self._server.have_room(attempts.nodes_to_ask(state, asking))
+            state.apply_open(asking, attempts.open_nodes(state, asking, has_room, self._random), has_room)
+        waiters = state.waiting.next_attempts(self._settings.batch_max)
+        await self._read_bindings(waiter.job for waiter in waiters)
+        started_ms = self._clock.ms()
+        decided = attempts.decide_waiting(state, waiters, self._random, started_ms)
+        state.decided(started_ms, len(waiters))
+        self._begin(attempts.call_for(state, decided, self._clock.ms()), under_way)
 
     async def _reclassify(self) -> None:
-        """Decide some jobs anew whose pool may be another one now, also those that wait behind others: when their turn
+        """Decide some jobs anew whose pool may be another one now, even those that wait behind others: when their turn
         comes, their class must be the one by which they would be placed.
         """
-        if not self._undecided:
-            return
-        waiters = self._undecided.next(RECLASSIFIED_AT_ONCE_MAX)
-        await self._known.read([waiter.job.session_id for waiter in waiters])
-        now_ms = self._clock.ms()
-        for waiter in waiters:
-            self._known.reclassify(waiter, now_ms)
-        self._undecided.decided()
+        waiters = self.state.undecided.next(RECLASSIFY_BATCH_MAX)
+        await self._read_bindings(waiter.job for waiter in waiters)
+        self.state.reclassify(waiters, self._clock.ms())
+        self.state.undecided.decided()
+
+    # ---- calls ----
+
+    async def _reserve(self, call: Call) -> list[Answer | None]:
+        """The answer to each attempt of a call, None for one that was held back.
+
+        Sessions that are not known are taken for new ones, because most of them are, and the script says which are not:
+        their attempts are replaced by others, where they are bound. That spares a read of bindings before each call.
+        """
+        state, life = self.state, self.partitions.life
+        answers = await self._server.reserve(call.attempts, call.index, state.kinds(call.index), life)
+        bound = state.apply_lookups(call, answers)
+        if bound:
+            jobs = [call.attempts[number].job for number in bound]
+            await self._read_bindings(jobs)
+            decided = attempts.decide(state, jobs, self._random, self._clock.ms())
+            numbers = {call.attempts[number].job.key: number for number in bound}
+            again = await self._server.reserve(decided, state.index, state.kinds(state.index), life)
+            for attempt, answer in zip(decided, again, strict=True):
+                number = numbers[attempt.job.key]
+                call.attempts[number], answers[number] = attempt, answer
+        return answers
+
+    def _begin(self, call: Call, under_way: UnderWay) -> None:
+        """Send a call, whose answers are applied later."""
+        under_way.append((call, asyncio.create_task(self._reserve(call))))
+
+    async def _land(self, under_way: UnderWay, count: int | None = None) -> None:
+        """Apply the answers to the first `count` calls, all by default, in the order in which they were sent."""
+        for _ in range(len(under_way) if count is None else count):
+            await asyncio.wait([under_way[0][1]])
+            call, answers = under_way.pop(0)
+            await self._apply_answers(call, answers.result())
+
+    async def _apply_answers(self, call: Call, answers: Sequence[Answer | None]) -> None:
+        self.state.apply_answers(call, answers)
+        self._apply_partitions()
+        await self._reject()
+
+    async def _reject(self) -> None:
+        """End the jobs that are to be rejected."""
+        for part in self._server.cut(self.state.take_rejections()):
+            items = [item for item in part if self.partitions.holds(item.partition, item.epoch)]
+            if items:
+                self.state.apply_rejected(items, await self._server.reject(items, self.partitions.life))
+
+    async def _read_bindings(self, jobs: Iterable[Job]) -> None:
+        """Read what the sessions of these jobs are bound to, where that is not known."""
+        sessions = [job.session_id for job in jobs]
+        if unread := self.state.unread(sessions):
+            self.state.apply_bindings(sessions, unread, await self._server.bindings(unread))
 
     # ---- what runs on timers ----
 
     async def _keep(self) -> None:
         """Claims, another snapshot if the cell asks for one, and the sweep, each when it is due."""
-        self._intakes.begin_anew()
-        await self.partitions.keep()
-        if self._known.is_outdated:
+        if self._upkeep.intakes.rebuilt:
+            self._upkeep.intakes.begin_anew()
+        if self.partitions.next_ms() <= 0:
+            await self.partitions.claim()
+        self._apply_partitions()
+        if self.state.is_outdated:
             await self._catch_up()
         if self._timers.is_due("sweep", SWEEP_MS):
-            await self._look()
+            await self._upkeep.look(self.reader)
+
+    def _apply_partitions(self) -> None:
+        """Forget what is known of partitions that were lost or gained, and read those that were gained."""
+        if self.partitions.has_changes:
+            dropped, gained = self.partitions.take_changes()
+            self.state.forget(dropped)
+            self.reader.change(dropped, gained)
 
     async def _catch_up(self) -> None:
-        """Read the snapshot that the cell asks for. Called between calls of those who wait, as `_swap` has to be."""
+        """Read the snapshot that the cell asks for. No call of jobs that wait is under way, as for any snapshot."""
         try:
             await self.snapshots.load()
         except InvalidInput as error:
             logger.warning("the published snapshot cannot be read: %s", error)
-        self._swap()
-        if self._known.is_outdated:  # it is about to be published again
+        self.state.apply_snapshot(self.snapshots.index)
+        if self.state.is_outdated:  # it is about to be published again
             await asyncio.sleep(CATCH_UP_MS / 1000)
 
-    def _gained(self, partition: int, epoch: int) -> None:
-        assert self._reader is not None
-        self._reader.own(partition, epoch)
 
-    def _forget(self, partitions: frozenset[int]) -> None:
-        """Forget everything about partitions; their sessions are another owner's, or are read anew."""
-        if self._reader is not None:
-            for partition in partitions:
-                self._reader.drop(partition)
-        self.waiting.drop_partitions(partitions)
-        self.skipped.forget(partitions)
-        self._refusals.forget(partitions)
-        count, cells = self._layout.partitions, self._layout.cells
-        sessions = self.bindings.sessions()
-        self.bindings.forget([each for each in sessions if keys.partition_of(each, count, cells) in partitions])
-
-    async def _beat(self) -> None:
-        """Say that we live, and learn who else does. Who takes no step for a whole lease must not seem alive."""
-        if self._clock.ms() - self._stepped_ms > self._settings.partition_lease_ms:
-            return
-        sent_ms = self._clock.ms()
-        beaten = await self._store.control.beat(self._document(), self.owner)
-        step_ms = self._server_time.told(beaten.now_ms, sent_ms, self._clock.ms())
-        if self.partitions.see(beaten.live, stepped=step_ms != 0):
-            self.wake()
-
-    def _document(self) -> bytes:
-        name, _, boot = self.owner.partition("+")
-        times, now_ms = self._placer.times, self._clock.ms()
-        beat = DispatcherBeat(
-            name,
-            boot,
-            self.waiting.by_pool(),
-            self._known.index.version,
-            times.decisions.p99_of_late(now_ms),
-            times.session_waits.p99_of_late(now_ms),
-        )
-        return encode_beat(beat)
-
-    async def _look_at_streams(self) -> None:
-        """Partitions that take no entry any more are rebuilt beside the steps, and claimed anew by the next one."""
-        if await self._intakes.look():
-            self.wake()
-
-    async def _look(self) -> None:
-        """The sweep. What the nodes were believed to hold is forgotten too: it grows stale."""
-        self._known.loads.clear()
-        self._known.forget_counted(self._clock.ms())
-        self._refusals.retry()
-        self._sweep.judge(self._known.index, self._undecided, self._clock.ms())
-        if self._reader is not None:
-            await self._sweep.look(self._known.index, self._store.reads, self._reader)
-        limits = list(dict.fromkeys(limit for limit, _ in self.waiting.limits.settled()))
-        await uncount_strays(limits, self._store.reads, self._store.cell, self._random)
-
-    def wake(self) -> None:
-        """Let a step that waits for work end now."""
-        if self._reader is not None:
-            self._reader.nudge()
+async def _drop(under_way: UnderWay) -> None:
+    """End the calls whose answers are not applied any more: what they did is found in the records."""
+    tasks = [task for _, task in under_way]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

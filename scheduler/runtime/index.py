@@ -258,6 +258,12 @@ class Index:
         fallback = policy.fallback if policy else ()
         return tuple(dict.fromkeys((pool, *fallback)))
 
+    def tier_of(self, job_class: JobClass, node: str) -> int:
+        """The place of a node's pool among those that may serve a class: 0 for its own, then its fallback pools."""
+        tiers = self.tiers(job_class.pool)
+        known = self.nodes.get(node)
+        return tiers.index(known.pool) if known is not None and known.pool in tiers else len(tiers)
+
 
 def serves(node: Node, src_lang: str, tgt_lang: str, features: tuple[str, ...]) -> bool:
     """Whether a node can serve a pair with all features."""

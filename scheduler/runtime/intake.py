@@ -192,6 +192,11 @@ def refuse_job(job: Job, reason: str, detail: str, job_id: str | None = None) ->
     )
 
 
+def expired(job: Job) -> messages.RejectItem:
+    """The rejection of a job whose deadline has passed."""
+    return refuse_job(job, "expired", "its deadline passed while it waited")
+
+
 def _other_bytes(fields: Mapping[bytes, bytes]) -> int:
     """Of all names, and of all values but those that have limits of their own."""
     return sum(map(len, fields)) + sum(len(value) for name, value in fields.items() if name not in _WITHOUT_OTHERS)

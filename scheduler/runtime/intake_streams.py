@@ -14,13 +14,16 @@ MARGIN_MS: Final = 10_000  # ids that a stream gives between two looks are no fu
 
 
 class Intakes:
-    """Looks after the partitions that a dispatcher holds, beside its steps."""
+    """Looks after the partitions that a dispatcher holds, beside its steps.
+
+    rebuilt: partitions that are to be claimed anew.
+    """
 
     def __init__(self, cell: Cell, reads: Reads, partitions: Partitions) -> None:
         self._cell = cell
         self._reads = reads
         self._partitions = partitions
-        self._rebuilt: set[int] = set()
+        self.rebuilt: set[int] = set()
         self._above_ms: dict[int, int] = {}
 
     async def look(self) -> bool:
@@ -36,13 +39,12 @@ class Intakes:
             if not is_absurd(last_id, now_ms):
                 self._above_ms[partition] = max(self._above_ms.get(partition, 0), position(last_id)[0] + MARGIN_MS)
             elif await rebuild(self._cell, stream, last_id, "entry", hold, self._above_ms.get(partition, 0)):
-                self._rebuilt.add(partition)
+                self.rebuilt.add(partition)
         # Whoever holds it meanwhile may give more.
         self._above_ms = {each: ms for each, ms in self._above_ms.items() if each in self._partitions.epochs}
-        return bool(self._rebuilt)
+        return bool(self.rebuilt)
 
     def begin_anew(self) -> None:
         """Claim anew what was rebuilt: what was read of it may have other ids now, and cursors stand above them."""
-        rebuilt, self._rebuilt = frozenset(self._rebuilt), set()
-        if rebuilt:
-            self._partitions.begin_anew(rebuilt)
+        rebuilt, self.rebuilt = frozenset(self.rebuilt), set()
+        self._partitions.begin_anew(rebuilt)

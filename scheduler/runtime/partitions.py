@@ -8,7 +8,7 @@ holder says that it gave it up. Nobody is asked: without a word of the others an
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 
 from scheduler.clock import Clock
 from scheduler.config import Settings
@@ -23,9 +23,10 @@ logger = logging.getLogger("scheduler.dispatcher")
 class Partitions:
     """What is held, and under which epoch.
 
-    Args: cell; owner, name+boot; count of partitions; settings; clock, the process's own; forget(partitions), called
-    when they are lost or gained, and then gained(partition, epoch) for each that is.
-    Attributes: life, of the server process that all of that is read from; calls about it go to no other one.
+    Whoever remembers something of partitions asks `take_changes` before it acts on what it remembers.
+
+    Args: cell; owner, name+boot; count of partitions; settings; clock, the process's own.
+    life: of the server process that all of that is read from; calls about it go to no other one.
     """
 
     def __init__(
@@ -35,8 +36,6 @@ class Partitions:
         count: int,
         settings: Settings,
         clock: Clock,
-        forget: Callable[[frozenset[int]], None],
-        gained: Callable[[int, int], None],
     ) -> None:
         self.owner = owner
         self.life = ""
@@ -44,10 +43,10 @@ class Partitions:
         self._clock = clock
         self._count = count
         self._lease_ms = settings.partition_lease_ms
-        self._deaf_ms = min(settings.silence_ms, settings.partition_lease_ms) / 2
+        self._stall_ms = min(settings.silence_ms, settings.partition_lease_ms) / 2
         self._return_ms = settings.heartbeat_ms + RETRY_MS_MAX
-        self._forget = forget
-        self._gained = gained
+        self._dropped: set[int] = set()
+        self._gained: dict[int, int] = {}
         self._live: frozenset[str] = frozenset()
         self._seen_ms = self._clock.ms()
         self._returning_until_ms = 0.0
@@ -83,9 +82,22 @@ class Partitions:
         """The server's time, as the last claim told it; a step of its clock since is not in it."""
         return int(self._clock.ms() + self._ahead_ms)
 
+    @property
+    def has_changes(self) -> bool:
+        """Whether partitions were lost or gained since that was taken."""
+        return bool(self._dropped)
+
+    def take_changes(self) -> tuple[frozenset[int], dict[int, int]]:
+        """What was lost or gained since the last time: partitions to forget everything about, and partition -> epoch of
+        those to begin with.
+        """
+        dropped, gained = frozenset(self._dropped), self._gained
+        self._dropped, self._gained = set(), {}
+        return dropped, gained
+
     # ---- when to claim ----
 
-    def see(self, live: Iterable[str], *, stepped: bool = False) -> bool:
+    def update_members(self, live: Iterable[str], *, stepped: bool = False) -> bool:
         """The dispatchers that are alive, as a heartbeat was told; stepped, the server's clock was since the last one.
 
         The first that is heard after an outage, or after a step of the clock, is told of nobody else. So it leaves the
@@ -94,10 +106,10 @@ class Partitions:
         Returns: whether there is something to claim now.
         """
         now_ms = self._clock.ms()
-        if stepped or now_ms - self._seen_ms > self._deaf_ms:
+        if stepped or now_ms - self._seen_ms > self._stall_ms:
             self._returning_until_ms = now_ms + self._return_ms
         if stepped:
-            self.hasten()
+            self.claim_now()
         self._seen_ms = now_ms
         seen = frozenset({self.owner, *live})
         if now_ms < self._returning_until_ms:
@@ -112,21 +124,16 @@ class Partitions:
         if wished == self._wished:
             return stepped
         self._wished = wished
-        self.hasten()
+        self.claim_now()
         return True
 
-    def hasten(self) -> None:
+    def claim_now(self) -> None:
         """Claim at the next step."""
         self._claim_due_ms = 0.0
 
     def next_ms(self) -> float:
         """For how long there is nothing to claim."""
         return self._claim_due_ms - self._clock.ms()
-
-    async def keep(self) -> None:
-        """Claim if it is time to."""
-        if self.next_ms() <= 0:
-            await self.claim()
 
     async def claim(self) -> None:
         """Hand over what others should own, take what is wished and free, renew what is ours, learn what was lost."""
@@ -152,11 +159,10 @@ class Partitions:
         if lost:
             logger.warning("`owners` has lost our partitions %s: they are claimed anew", _listed(lost))
         if new:
-            self._forget(frozenset(new))
+            self._dropped |= set(new)
             self._epochs |= new
+            self._gained |= new
             self._lanes = {partition: rank % 2 for rank, partition in enumerate(sorted(self._epochs))}
-            for partition, epoch in new.items():
-                self._gained(partition, epoch)
             logger.info("%s ours", _named(new))
 
     # ---- what ends ----
@@ -164,7 +170,7 @@ class Partitions:
     def begin_anew(self, partitions: frozenset[int]) -> None:
         """What is remembered of these is not what the server has: hold them under another epoch, with empty memory."""
         self._to_give_up |= self._drop(partitions)
-        self.hasten()
+        self.claim_now()
 
     def lose(self, partition: int) -> bool:
         """Hold a partition no more. Returns whether it was held."""
@@ -176,10 +182,11 @@ class Partitions:
         if held:
             for partition in held:
                 del self._epochs[partition]
+                self._gained.pop(partition, None)
+            self._dropped |= held
             logger.info("%s not ours any more", _named(held))
-            self._forget(held)
         if held & self._wished:
-            self.hasten()
+            self.claim_now()
         return held
 
     async def give_up(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import msgspec
@@ -29,7 +29,7 @@ from scheduler.store.reads import Part, Reads, StreamEntry
 
 logger = logging.getLogger("scheduler.dispatcher")
 
-DEAF_MS: Final = 1_000
+STALL_MS: Final = 1_000
 DECODED_AT_ONCE_MAX: Final = 32
 _PAUSE_AFTER_ERROR_MS: Final = 100
 
@@ -64,9 +64,17 @@ NOTHING: Final = Batch()
 class Reader:
     """Cursors over the owned partitions and over `freed`, and in hand what was read and not taken yet.
 
-    Args: reads; paced, the same for what can be large; settings; clock, the process's own; freed_cursor, taken before
-    the first reserve; known, the bindings that are remembered; must_know, whether those that are not are to be read.
-    Attributes: doubted, a read failed, so that the server may have less now than it had.
+    Args:
+        reads: of the cell.
+        paced: the same for what can be large.
+        settings: of the dispatcher.
+        clock: the process's own.
+        freed_cursor: taken before the first reserve.
+        bindings: that are remembered.
+        work: is set when something is in hand; others may set it too, so that `next` returns.
+
+    doubted: a read failed, so that the server may have less now than it had.
+    reads_bindings: whether bindings that are not remembered are read with the jobs.
     """
 
     def __init__(
@@ -76,22 +84,21 @@ class Reader:
         settings: Settings,
         clock: Clock,
         freed_cursor: str,
-        known: Bindings,
-        must_know: Callable[[], bool],
+        bindings: Bindings,
+        work: asyncio.Event | None = None,
     ) -> None:
         self._reads = reads
         self._paced = paced
         self._settings = settings
         self._clock = clock
-        self._known = known
-        self._must_know = must_know
+        self._known = bindings
         self._epochs: dict[int, int] = {}
         self._cursors: dict[int, str] = {}
         self._freed = freed_cursor
         self._handed_freed = freed_cursor
         self._hand = NOTHING
         self._hand_freed = freed_cursor
-        self._filled = asyncio.Event()
+        self._work = work or asyncio.Event()
         self._taken = asyncio.Event()
         self._reading: set[asyncio.Task[dict[str, Part]]] = set()
         self._read_or_changed: asyncio.Future[None] | None = None
@@ -99,6 +106,7 @@ class Reader:
         self._missed = False
         self._stopping = False
         self.doubted = False
+        self.reads_bindings = True
 
     def own(self, partition: int, epoch: int) -> None:
         """Read a partition, from its start when the epoch is new. A read that blocks is begun again with it."""
@@ -111,6 +119,13 @@ class Reader:
         """Read a partition no more."""
         self._epochs.pop(partition, None)
         self._cursors.pop(partition, None)
+
+    def change(self, dropped: Iterable[int], gained: Mapping[int, int]) -> None:
+        """Read some partitions no more, and others (partition -> epoch) from their start."""
+        for partition in dropped:
+            self.drop(partition)
+        for partition, epoch in gained.items():
+            self.own(partition, epoch)
 
     def cursors(self) -> dict[str, str]:
         """Up to where each stream was read: intake of what is owned, and `freed`."""
@@ -129,16 +144,16 @@ class Reader:
 
     def nudge(self) -> None:
         """Let `next` return now, with nothing if nothing was read."""
-        self._filled.set()
+        self._work.set()
 
     async def next(self, timeout_ms: float) -> Batch:
         """What is in hand, or comes within `timeout_ms`; nothing after that."""
         if timeout_ms <= 0:
             await asyncio.sleep(0)
-        elif not self._filled.is_set():
+        elif not self._work.is_set():
             late = asyncio.get_running_loop().call_later(timeout_ms / 1000, self.nudge)
             try:
-                await self._filled.wait()
+                await self._work.wait()
             finally:
                 late.cancel()
         return self.next_ready() or NOTHING
@@ -147,7 +162,7 @@ class Reader:
         """What is in hand, None when that is nothing."""
         batch, self._hand = self._hand, NOTHING
         self._handed_freed = self._hand_freed
-        self._filled.clear()
+        self._work.clear()
         self._taken.set()
         return batch if batch is not NOTHING else None
 
@@ -158,7 +173,7 @@ class Reader:
             await self._taken.wait()
         self._hand = batch if self._hand is NOTHING else _both(self._hand, batch)
         self._hand_freed = self._freed
-        self._filled.set()
+        self._work.set()
 
     async def peek_freed(self) -> Told:
         """What is told by events that are in the stream but not handed over yet; for the sweep."""
@@ -225,7 +240,7 @@ class Reader:
         read = await self._wait_for_entries(cursors, count)
         # Looked at after the read, because a process is most likely paused while it blocks in one.
         now_ms = self._clock.ms()
-        if now_ms - self._heard_at_ms > DEAF_MS:
+        if now_ms - self._heard_at_ms > STALL_MS:
             self._missed = True
         self._heard_at_ms = now_ms
 
@@ -339,7 +354,7 @@ class Reader:
         """As owner of their partitions nobody but we can change them after this. Once memory is full, what we change
         may be forgotten before the batch is placed: then they are read when it is.
         """
-        if len(self._known) >= self._settings.sessions_max or not self._must_know():
+        if len(self._known) >= self._settings.sessions_max or not self.reads_bindings:
             return {}
         unknown = list(dict.fromkeys(job.session_id for job in jobs if job.session_id not in self._known))
         return dict(zip(unknown, await self._reads.bindings(unknown), strict=True)) if unknown else {}

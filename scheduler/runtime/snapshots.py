@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from typing import Final
 
 from redis.exceptions import RedisError
@@ -28,14 +27,16 @@ _PAUSE_AFTER_ERROR_MS: Final = 200
 class Snapshots:
     """Follows the published version.
 
-    Attributes: index, the newest; loads, how often the whole was read. `changed` is called after each replacement.
+    Args: control; replaced, which is set after each replacement.
+    index: the newest.
+    loads: how often the whole was read.
     """
 
-    def __init__(self, control: Control, changed: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, control: Control, replaced: asyncio.Event | None = None) -> None:
         self.index = Index()
         self.loads = 0
         self._control = control
-        self._changed = changed
+        self._replaced = replaced or asyncio.Event()
         self._seen = version_entry(0)
         self._doubted = False
         self._stopping = False
@@ -69,8 +70,8 @@ class Snapshots:
             self._seen = version_entry(0)
         cursor = max(self._seen, version_entry(self.index.version), key=position)
         deltas, seen = await self._control.read_deltas(cursor)
-        if leading_on := chain(self.index.version, deltas):
-            self.swap(self.index.revised(leading_on))
+        if next_deltas := chain(self.index.version, deltas):
+            self.swap(self.index.revised(next_deltas))
         elif deltas:
             await self.load()
         elif await self._control.read_version() != self.index.version:
@@ -96,4 +97,4 @@ class Snapshots:
     def swap(self, index: Index) -> None:
         """Replace the index: whoever reads it gets the one or the other."""
         self.index = index
-        self._changed()
+        self._replaced.set()

@@ -19,8 +19,9 @@ from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Job, JobClass
 from scheduler.runtime.reader import Reader
 from scheduler.runtime.waiting.limits import has_room
+from scheduler.runtime.waiting.queues import Waiter
 from scheduler.runtime.waiting.unserved import Unserved
-from scheduler.runtime.waiting.waiting_jobs import Waiter, Waiting
+from scheduler.runtime.waiting.waiting_jobs import Waiting
 from scheduler.store.reads import Reads
 
 logger = logging.getLogger("scheduler.dispatcher")
@@ -50,7 +51,7 @@ class Sweep:
 
     def overdue(self, now_ms: float) -> list[RejectItem]:
         """Take some of those out of the waiting whose deadline has passed, by our own clock."""
-        return self._leave(self._waiting.deadlines.overdue(now_ms, ENDED_AT_ONCE_MAX), expired)
+        return self._leave(self._waiting.deadlines.overdue(now_ms, ENDED_AT_ONCE_MAX), intake.expired)
 
     @property
     def busy(self) -> bool:
@@ -79,7 +80,7 @@ class Sweep:
     def _came_before(self, then_ms: float, now_ms: float) -> int:
         """The number of the last waiter that had come to its class by `then_ms`; and a mark is set now."""
         if not self._marks or (now_ms - self._marks[-1][0]) * MARKS_MAX >= now_ms - then_ms:
-            self._marks.append((now_ms, self._waiting.members.came))
+            self._marks.append((now_ms, self._waiting.members.arrivals))
         while len(self._marks) > 1 and self._marks[1][0] <= then_ms:
             self._marks.popleft()
         when_ms, number = self._marks[0]
@@ -126,7 +127,7 @@ class Sweep:
             untold = [node.id for node in index.eligible(each) if node.id in are_open and node.id not in told.nodes]
             if untold:
                 logger.debug("the sweep found room for %s on %s", each, untold)
-                self._waiting.wake_class(each, untold, swept=True)
+                self._waiting.unblock_class(each, untold, is_swept=True)
         for limit, pool in roomy:
             if limit not in told.limits:
                 logger.debug("the sweep found room in the limit %s", limit)
@@ -167,11 +168,6 @@ async def _with_room(limits: Sequence[tuple[str, str]], index: Index, reads: Rea
         for each, (count, least) in zip(limits, used, strict=True)
         if has_room(each[0], count, least, each[1], index)
     ]
-
-
-def expired(job: Job) -> RejectItem:
-    """The refusal of a job whose deadline has passed."""
-    return intake.refuse_job(job, "expired", "its deadline passed while it waited")
 
 
 def no_node(job: Job) -> RejectItem:

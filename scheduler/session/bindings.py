@@ -14,7 +14,7 @@ import msgspec
 from scheduler.protocol.documents import ANY_LANGUAGE
 
 NO_VARIANT: Final = "-"
-BALANCE_MAX: Final = 64  # answers that outweigh each other: so soon is noticed that sessions are others than before
+HIT_SCORE_MAX: Final = 64  # answers that outweigh each other: so soon is noticed that sessions are others than before
 
 
 class Binding(msgspec.Struct, frozen=True, gc=False):
@@ -38,6 +38,11 @@ def source_to_bind(binding: Binding | None, src_lang: str, tgt_lang: str) -> str
     if src_lang == ANY_LANGUAGE and binding is not None and binding.fits(src_lang, tgt_lang):
         return binding.src_lang
     return src_lang
+
+
+def binding_after(before: Binding | None, pool: str, src_lang: str, tgt_lang: str, node: str) -> Binding:
+    """The binding of a session after a job was placed. before: until then; node: that the session is bound to now."""
+    return Binding(pool, source_to_bind(before, src_lang, tgt_lang), tgt_lang, node)
 
 
 def prefix(pool: str, src_lang: str, tgt_lang: str) -> str:
@@ -71,12 +76,12 @@ class Bindings:
         self._sessions_max = sessions_max
         self._ttl_ms = ttl_ms
         self._known: OrderedDict[str, _Remembered] = OrderedDict()
-        self._balance = 0
+        self._hit_score = 0
 
     @property
-    def likely_stored(self) -> bool:
+    def should_prefetch(self) -> bool:
         """Whether of the sessions that were asked about of late more were bound than not, as after a take-over."""
-        return self._balance > 0
+        return self._hit_score > 0
 
     def __len__(self) -> int:
         return len(self._known)
@@ -100,14 +105,14 @@ class Bindings:
     def learn(self, session_id: str, binding: Binding | None) -> None:
         """Remember what was read from the server; how old it is is not known."""
         self._put(session_id, _Remembered(binding, float("-inf")))
-        self.weigh(binding is not None)
+        self.record_lookup(binding is not None)
 
-    def weigh(self, is_stored: bool) -> None:
-        """Count a session that was not known, for `likely_stored`."""
-        if is_stored and self._balance < BALANCE_MAX:
-            self._balance += 1
-        elif not is_stored and self._balance > -BALANCE_MAX:
-            self._balance -= 1
+    def record_lookup(self, is_stored: bool) -> None:
+        """Count a session that was not known, for `should_prefetch`."""
+        if is_stored and self._hit_score < HIT_SCORE_MAX:
+            self._hit_score += 1
+        elif not is_stored and self._hit_score > -HIT_SCORE_MAX:
+            self._hit_score -= 1
 
     def wrote(self, session_id: str, binding: Binding, now_ms: float) -> None:
         """Remember what `reserve` wrote, or what it found unchanged."""

@@ -224,7 +224,7 @@ async def test_a_dispatcher_that_is_abandoned_leaves_no_call_under_way(
         await system.add_node("n1", handle, capacity=1)
         for _ in range(2):
             await system.producer.submit("s1", src_lang="en", tgt_lang="zh")
-        await system.until(lambda: len(system.dispatcher.waiting) == 1)
+        await system.until(lambda: len(system.dispatcher.state.waiting) == 1)
         role, dispatcher = system.dispatchers.pop()
         monkeypatch.setattr(dispatcher._store.cell, "reserve", reserve)
         gate.set()

@@ -17,6 +17,7 @@ from scheduler.protocol import keys, messages
 from scheduler.protocol.documents import DispatcherBeat, JobDocument, decode_beat, encode_job
 from scheduler.protocol.messages import CapacityItem
 from scheduler.protocol.snapshot import Node, Pool, Snapshot
+from scheduler.runtime.dispatch_state import DispatchState
 from scheduler.runtime.dispatcher import Dispatcher
 from scheduler.runtime.intake import Job
 from scheduler.runtime.reader import Batch, Reader
@@ -98,7 +99,7 @@ class Bench:
 
     async def pause(self, *partitions: int) -> None:
         """Let it seem dead: no heartbeat, and the lease of these partitions over (of all, if none is named)."""
-        self.dispatcher._beats.stop()
+        self.dispatcher._heartbeats.stop()
         await self.store.connection.commands.delete(self.store.control.keys.dispatchers)
         owners = await self.store.reads.owners()
         for partition in partitions or owners:
@@ -154,18 +155,18 @@ async def test_what_is_read_and_called_is_bounded(url: str, monkeypatch: pytest.
     settings = msgspec.structs.replace(CALM, read_ahead_max=64, batch_max=16)
     called: list[int] = []
     taken: list[int] = []
-    reserve, take = Cell.reserve, Dispatcher._take
+    reserve, apply = Cell.reserve, DispatchState.apply_batch
 
     async def spy(self: Cell, items: list[messages.ReserveItem], *rest: object) -> object:
         called.append(len(items))
         return await reserve(self, items, *rest)  # type: ignore[arg-type]
 
-    def spy_on_batches(self: Dispatcher, batch: Batch) -> list[Job]:
+    def spy_on_batches(self: DispatchState, batch: Batch) -> list[Job]:
         taken.append(len(batch.jobs))
-        return take(self, batch)
+        return apply(self, batch)
 
     monkeypatch.setattr(Cell, "reserve", spy)
-    monkeypatch.setattr(Dispatcher, "_take", spy_on_batches)
+    monkeypatch.setattr(DispatchState, "apply_batch", spy_on_batches)
     async with bench(url, settings) as b:
         await b.fleet(n1=2_000)
         for i in range(600):
@@ -185,7 +186,7 @@ async def test_a_partition_that_is_gained_is_read_at_once(url: str, monkeypatch:
 
         monkeypatch.setattr(reads, "streams", for_long)
         paced = PacedReads(reads, b.store.connection, CALM, SYSTEM_CLOCK)
-        reader = Reader(reads, paced, CALM, SYSTEM_CLOCK, "0", Bindings(10, 60_000), lambda: True)
+        reader = Reader(reads, paced, CALM, SYSTEM_CLOCK, "0", Bindings(10, 60_000))
         reader.own(b.partition_of("s1") ^ 1, 1)
         reading = asyncio.create_task(reader.run())
         while not reader._reading:
@@ -287,7 +288,7 @@ async def test_losing_a_partition_drops_what_is_remembered(url: str) -> None:
         await b.add("s1", "j0")
         await b.add("s1", "j1")
         await b.step_until_read()
-        assert (len(b.dispatcher.waiting), "s1" in b.dispatcher.bindings) == (1, True)
+        assert (len(b.dispatcher.state.waiting), "s1" in b.dispatcher.state.bindings) == (1, True)
         partition = keys.partition_of("s1", b.layout.partitions)
         (epoch, _, _) = (await b.store.reads.owners())[partition]
         await b.pause(partition)
@@ -298,7 +299,7 @@ async def test_losing_a_partition_drops_what_is_remembered(url: str) -> None:
                 await b.dispatcher.run_once()
                 await other.dispatcher.run_once()
             await b.dispatcher.partitions.claim()
-            assert (len(b.dispatcher.waiting), "s1" in b.dispatcher.bindings) == (0, False)
+            assert (len(b.dispatcher.state.waiting), "s1" in b.dispatcher.state.bindings) == (0, False)
 
 
 async def test_a_gap_in_freed_tries_every_waiting_class(url: str) -> None:
@@ -316,7 +317,7 @@ async def test_a_gap_in_freed_tries_every_waiting_class(url: str) -> None:
         reader._missed = True
         while await b.inbox("n1") != ["j1"]:
             await b.dispatcher.run_once()
-        assert b.dispatcher.waiting.sweep_hits == 0
+        assert b.dispatcher.state.waiting.sweep_hits == 0
 
 
 @pytest.mark.usefixtures("frequent_sweep")
@@ -332,7 +333,7 @@ async def test_the_sweep_finds_room_that_no_event_told_and_counts_it(url: str) -
         await b.store.connection.commands.sadd(cell_keys.open, "n1")
         while "j1" not in await b.inbox("n1"):
             await b.dispatcher.run_once()
-        assert b.dispatcher.waiting.sweep_hits == 1
+        assert b.dispatcher.state.waiting.sweep_hits == 1
 
 
 async def test_freed_is_read_from_before_the_first_reserve(url: str) -> None:
@@ -345,7 +346,7 @@ async def test_freed_is_read_from_before_the_first_reserve(url: str) -> None:
         await b.free("n1", "j0")
         while "j1" not in await b.inbox("n1"):
             await b.dispatcher.run_once()
-        assert b.dispatcher.waiting.sweep_hits == 0
+        assert b.dispatcher.state.waiting.sweep_hits == 0
 
 
 async def test_reading_has_no_effect_on_the_intake(url: str) -> None:
@@ -361,7 +362,7 @@ async def test_reading_has_no_effect_on_the_intake(url: str) -> None:
         async with bench(url, owner="d+2") as other:
             other.entries = 9
             await other.step_until_read()
-            assert len(other.dispatcher.waiting) == 9
+            assert len(other.dispatcher.state.waiting) == 9
 
 
 async def bind_to_n1_and_forget(b: Bench) -> None:
@@ -375,7 +376,7 @@ async def bind_to_n1_and_forget(b: Bench) -> None:
         await b.add(session, f"of-{session}")
         await b.step_until_read()
         await b.free((await b.store.reads.record(f"of-{session}"))["node"], f"of-{session}")
-    assert "s1" not in b.dispatcher.bindings
+    assert "s1" not in b.dispatcher.state.bindings
 
 
 async def test_a_session_whose_binding_was_forgotten_does_not_move(url: str) -> None:
@@ -401,7 +402,7 @@ async def test_a_session_that_is_forgotten_while_its_job_waits_does_not_move(url
         for session, job_id in (("s2", "k0"), ("s3", "k1"), ("s1", "j4"), *((f"s{i}", f"k{i}") for i in range(4, 8))):
             await b.add(session, job_id)
             await b.step_until_read()
-        assert (len(b.dispatcher.waiting), "s1" in b.dispatcher.bindings) == (5, False)
+        assert (len(b.dispatcher.state.waiting), "s1" in b.dispatcher.state.bindings) == (5, False)
         await b.free_all({"j0": "n1", "k0": "n2", "k1": "n2"})
         while "node" not in await b.store.reads.record("j4"):
             await b.dispatcher.run_once()
@@ -427,7 +428,7 @@ async def test_decisions_and_waits_for_the_session_are_measured_and_told(url: st
         assert 0 < report.decision_us.p99 <= report.decision_us.max
         assert report.session_wait_ms.count == 3
         assert report.session_wait_ms.max > 0
-        beat = decode_beat(b.dispatcher._document())
+        beat = decode_beat(b.dispatcher._upkeep.document())
         assert isinstance(beat, DispatcherBeat)
         assert (beat.decision_us_p99 > 0, beat.session_wait_ms_p99 > 0) == (True, True)
 

@@ -23,7 +23,7 @@ from scheduler.producer import Request
 from scheduler.protocol import messages
 from scheduler.protocol.documents import JobDocument
 from scheduler.runtime.dispatcher import Dispatcher
-from scheduler.runtime.waiting.waiting_jobs import Waiter
+from scheduler.runtime.waiting.queues import Waiter
 from scheduler.store.cell import Cell
 from scheduler.store.control import Control
 from scheduler.store.store import Store, open_store
@@ -369,8 +369,8 @@ async def submit(system: System, session: str, *pairs: tuple[str, str]) -> list[
 
 def is_limited(dispatcher: Dispatcher, job_id: str) -> Callable[[], bool]:
     """Whether a job waits for a limit."""
-    waiting: Callable[[], list[Waiter]] = lambda: list(dispatcher.waiting)  # noqa: E731
-    return lambda: any(each.job.job_id == job_id and each.status == "limited" for each in waiting())
+    waiting: Callable[[], list[Waiter]] = lambda: list(dispatcher.state.waiting)  # noqa: E731
+    return lambda: any(each.job.job_id == job_id and each.state == "limited" for each in waiting())
 
 
 async def test_a_limit_that_is_set_while_jobs_run_counts_them(url: str, tmp_path: Path) -> None:

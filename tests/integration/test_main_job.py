@@ -256,7 +256,7 @@ async def test_a_job_waits_for_a_node_that_comes_later(url: str) -> None:
     """A fleet that starts after its first jobs serves them."""
     async with running(url) as system:
         ids = await submit_all(system, [JobDocument(f"s{i % 3}", f"j{i}", **EN_ZH) for i in range(30)])
-        await system.until(lambda: len(system.dispatcher.waiting) == 30)
+        await system.until(lambda: len(system.dispatcher.state.waiting) == 30)
         await system.add_node("n1", echo)
         assert {outcome.state for outcome in await outcomes(system, ids)} == {"completed"}
         assert system.dispatcher.report.sweep_hits == 0

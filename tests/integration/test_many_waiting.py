@@ -11,7 +11,8 @@ import pytest
 from scheduler.loop import Timers
 from scheduler.protocol import messages
 from scheduler.runtime import dispatcher, sweep
-from scheduler.runtime.waiting.waiting_jobs import Waiter, Waiting
+from scheduler.runtime.waiting.queues import Waiter
+from scheduler.runtime.waiting.waiting_jobs import Waiting
 from scheduler.store.cell import Cell
 from tests.integration.test_dispatcher import CALM, Bench, bench
 from tests.integration.test_rules_waiting import PATIENCE_MS, until_placed
@@ -25,7 +26,7 @@ async def seed_waiting(b: Bench, count: int) -> None:
     await b.fleet(n1=9_999, n2=1)
     await b.add_all({f"rare{i}": f"r{i}" for i in range(count + 1)}, pair=RARE)
     await b.step_until_read()
-    assert len(b.dispatcher.waiting) == count
+    assert len(b.dispatcher.state.waiting) == count
 
 
 async def sizes_of_steps(b: Bench, is_over: Callable[[], bool], size: Callable[[], int]) -> list[int]:
@@ -48,7 +49,7 @@ async def test_no_step_looks_at_all_who_wait(url: str, monkeypatch: pytest.Monke
             await b.fleet(n1=9_999, n2=1, n3=1)
             await b.free("n2", (await b.inbox("n2"))[0])
             b.dispatcher._timers = Timers("sweep", "behind")  # which are due
-            while len(b.dispatcher.waiting) == 50:
+            while len(b.dispatcher.state.waiting) == 50:
                 await b.dispatcher.run_once()
             await b.fleet(n1=9_999)
             await b.add("s1", "other")
@@ -70,8 +71,8 @@ async def test_a_class_that_lost_its_nodes_is_decided_anew_in_parts(url: str, mo
         monkeypatch.setattr(Waiting, "reclassify", spy)
         await b.fleet(n1=9_999)
         sizes = await sizes_of_steps(b, lambda: len(classified) >= 50, lambda: len(classified))
-        assert (max(sizes), len(b.dispatcher.waiting)) == (8, 50)
-        assert [job_class.pool for job_class in b.dispatcher.waiting.members.classes()] == [""]
+        assert (max(sizes), len(b.dispatcher.state.waiting)) == (8, 50)
+        assert [job_class.pool for job_class in b.dispatcher.state.waiting.members.classes()] == [""]
 
 
 @pytest.mark.usefixtures("frequent_sweep")
@@ -85,7 +86,7 @@ async def test_jobs_that_no_node_serves_are_refused_in_parts(url: str, monkeypat
         b.dispatcher._timers = Timers("sweep", "behind")  # which are due
         await b.dispatcher.run_once()
         sizes = await sizes_of_steps(b, lambda: report.rejected >= 30, lambda: report.rejected)
-        assert (max(sizes), len(b.dispatcher.waiting)) == (8, 0)
+        assert (max(sizes), len(b.dispatcher.state.waiting)) == (8, 0)
 
 
 async def test_who_is_scanned_past_costs_no_call(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,4 +112,4 @@ async def seed_waiting_and_skip(b: Bench) -> None:
     await seed_waiting(b, 4)
     await b.add("r99", "rare99", pair=RARE)
     await b.step_until_read()
-    assert b.dispatcher.skipped
+    assert b.dispatcher.state.overflow

@@ -28,7 +28,7 @@ async def until_read_ahead(b: Bench) -> None:
     reader = b.dispatcher._reader
     assert reader is not None
     async with asyncio.timeout(PATIENCE_MS / 1000):
-        while not reader._filled.is_set():
+        while not reader._work.is_set():
             await b.store.control.time_us()
 
 
@@ -91,8 +91,8 @@ async def test_an_owner_that_wakes_late_gets_through_with_nothing(url: str) -> N
             while await other.inbox("n1") != ["j1"]:
                 await other.dispatcher.run_once()
             assert paused.dispatcher.report.read > 0
-            assert (paused.dispatcher.report.placed, len(paused.dispatcher.waiting)) == (0, 0)
-            assert [waiter.job.job_id for waiter in other.dispatcher.waiting] == ["j2"]
+            assert (paused.dispatcher.report.placed, len(paused.dispatcher.state.waiting)) == (0, 0)
+            assert [waiter.job.job_id for waiter in other.dispatcher.state.waiting] == ["j2"]
 
 
 async def test_sigstop_of_the_dispatcher_during_its_blocked_read(url: str) -> None:
@@ -130,18 +130,18 @@ async def test_gaining_a_partition_again_forgets_what_was_known_of_it(url: str) 
         await b.add("s1", "j1")
         await b.step_until_read()
         partition = keys.partition_of("s1", b.layout.partitions)
-        (before,) = list(b.dispatcher.waiting)
+        (before,) = list(b.dispatcher.state.waiting)
         await b.pause(partition)
         await b.store.cell.claim("d+2", [partition])
         await b.store.connection.commands.set(b.store.cell.keys.session("s1"), "default en:zh n2 -")
         await b.store.cell.claim("d+2", [], [partition])
 
         await b.dispatcher.partitions.claim()
-        assert (len(b.dispatcher.waiting), "s1" in b.dispatcher.bindings) == (0, False)
+        assert (len(b.dispatcher.state.waiting), "s1" in b.dispatcher.state.bindings) == (0, False)
         b.entries += 1
         await b.step_until_read()
-        (after,) = list(b.dispatcher.waiting)
-        binding, _ = b.dispatcher.bindings.get("s1", 0)
+        (after,) = list(b.dispatcher.state.waiting)
+        binding, _ = b.dispatcher.state.bindings.get("s1", 0)
         assert (after.job.job_id, after.job.epoch > before.job.epoch) == ("j1", True)
         assert binding is not None
         assert binding.node == "n2"
@@ -155,13 +155,13 @@ async def test_claiming_again_as_the_holder_keeps_what_is_known(url: str) -> Non
         await b.add("s1", "j1")
         await b.step_until_read()
         before = await b.store.reads.owners()
-        waiting = list(b.dispatcher.waiting)
+        waiting = list(b.dispatcher.state.waiting)
         await b.pause()
 
         await b.dispatcher.partitions.claim()
         after = await b.store.reads.owners()
         assert {p: hold[:2] for p, hold in after.items()} == {p: hold[:2] for p, hold in before.items()}
-        assert (list(b.dispatcher.waiting), "s1" in b.dispatcher.bindings) == (waiting, True)
+        assert (list(b.dispatcher.state.waiting), "s1" in b.dispatcher.state.bindings) == (waiting, True)
         await b.free("n1", "j0")
         while await b.inbox("n1") != ["j1"]:
             await b.dispatcher.run_once()
@@ -180,7 +180,7 @@ async def test_a_stolen_partition_costs_only_its_own_jobs(url: str) -> None:
         await b.step_until_read()
         assert await b.inbox("n1") == [f"{kept}-{i}" for i in range(3)]
         assert await b.store.reads.lengths([b.store.cell.keys.jobs(3), b.store.cell.keys.jobs(4)]) == [3, 0]
-        assert (len(b.dispatcher.partitions), len(b.dispatcher.waiting)) == (15, 0)
+        assert (len(b.dispatcher.partitions), len(b.dispatcher.state.waiting)) == (15, 0)
 
 
 @pytest.fixture
@@ -200,7 +200,7 @@ async def test_the_first_dispatcher_after_an_outage_takes_nothing_from_the_other
     """RULES 16: it is told of nobody else, but nobody was listening; each keeps what it holds, under its epochs."""
     async with bench(url, clock=clock) as first, bench(url, owner="d+2", clock=clock) as second:
         for b in (first, second, first, second):
-            await b.dispatcher._beat()
+            await b.dispatcher._upkeep.heartbeat()
             await b.dispatcher.partitions.claim()
         before = await first.store.reads.owners()
         assert {owner for _, owner, _ in before.values()} == {"d+1", "d+2"}
@@ -208,7 +208,7 @@ async def test_the_first_dispatcher_after_an_outage_takes_nothing_from_the_other
 
         assert (await first.store.control.beat(b"doc", "d+1")).live == ("d+1",)
         for b in (first, second, first, second):
-            await b.dispatcher._beat()
+            await b.dispatcher._upkeep.heartbeat()
             await b.dispatcher.partitions.claim()
         after = await first.store.reads.owners()
         assert {p: hold[:2] for p, hold in after.items()} == {p: hold[:2] for p, hold in before.items()}
@@ -218,17 +218,17 @@ async def test_a_dispatcher_that_does_not_come_back_after_an_outage_is_given_up(
     """RULES 16: the others had time for a heartbeat; whoever did not use it is silent, and its share is taken."""
     async with bench(url, clock=clock) as first, bench(url, owner="d+2", clock=clock) as second:
         for b in (first, second, first):
-            await b.dispatcher._beat()
+            await b.dispatcher._upkeep.heartbeat()
         shared = first.dispatcher.partitions._wished
         await seed_outage(clock, first, second)
 
-        await first.dispatcher._beat()
+        await first.dispatcher._upkeep.heartbeat()
         for _ in range(RETRY_MS_MAX // CALM.heartbeat_ms):
             clock.go(CALM.heartbeat_ms)
-            await first.dispatcher._beat()
+            await first.dispatcher._upkeep.heartbeat()
             assert first.dispatcher.partitions._wished == shared
         clock.go(CALM.heartbeat_ms)
-        await first.dispatcher._beat()
+        await first.dispatcher._upkeep.heartbeat()
         assert len(first.dispatcher.partitions._wished) == first.layout.partitions
 
 
@@ -250,7 +250,7 @@ async def test_a_heartbeat_under_way_comes_before_the_last_one(url: str, monkeyp
 
     async with bench(url) as b:
         monkeypatch.setattr(Control, "beat", slow)
-        b.dispatcher._beats.wake()
+        b.dispatcher._heartbeats.wake()
         await sent.wait()
         asyncio.get_running_loop().call_later(0.05, may_arrive.set)
         await b.dispatcher.close()

@@ -14,9 +14,10 @@ from scheduler.config import Settings
 from scheduler.protocol import messages
 from scheduler.protocol.messages import CapacityItem
 from scheduler.protocol.snapshot import Pool
-from scheduler.runtime.dispatch_state import Knowledge
-from scheduler.runtime.reader import DEAF_MS
+from scheduler.runtime.reader import STALL_MS
+from scheduler.runtime.server_calls import ServerCalls
 from scheduler.runtime.waiting import overflow
+from scheduler.session.bindings import Binding
 from scheduler.store.cell import Cell
 from scheduler.store.reads import Reads
 from tests.clock import HandClock
@@ -146,10 +147,10 @@ async def test_a_second_without_a_read_is_a_gap(url: str) -> None:
     async with unswept(url, clock=clock) as b:
         await fill(b)
         await make_room_silently(b)
-        clock.go(DEAF_MS - 100)
+        clock.go(STALL_MS - 100)
         await tell_of_others(b, 1)
         assert await b.inbox("n1") == ["j0"]
-        clock.go(DEAF_MS + 100)
+        clock.go(STALL_MS + 100)
         await until_placed(b, "j1")
 
 
@@ -207,7 +208,7 @@ async def fill_session(b: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     for job_id in ("j0", "j1", "j2"):
         await b.add("s1", job_id)
         await b.step_until_read()
-    assert {each.job.job_id: each.status for each in b.dispatcher.waiting} == {"j1": "limited", "j2": "behind"}
+    assert {each.job.job_id: each.state for each in b.dispatcher.state.waiting} == {"j1": "limited", "j2": "behind"}
 
 
 async def test_a_limited_job_is_tried_when_its_limit_is_told(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +221,7 @@ async def test_a_limited_job_is_tried_when_its_limit_is_told(url: str, monkeypat
         await b.store.connection.commands.delete(b.store.cell.keys.held("session", "s1"))
         await b.store.connection.commands.xadd(b.store.cell.keys.freed, {"limits": "tenant:t1 session:s1"})
         await until_placed(b, "j1")
-        assert {each.job.job_id: each.status for each in b.dispatcher.waiting} == {"j2": "limited"}
+        assert {each.job.job_id: each.state for each in b.dispatcher.state.waiting} == {"j2": "limited"}
         assert b.dispatcher.report.limited == 2
 
 
@@ -233,7 +234,7 @@ async def test_a_snapshot_without_the_limit_lets_its_jobs_go(url: str, monkeypat
         await b.store.connection.commands.zadd(held, {"j0": 2})  # as the leader does before it publishes
         await b.fleet(n1=9)
         await until_placed(b, "j1")
-        assert {each.job.job_id: each.status for each in b.dispatcher.waiting} == {"j2": "limited"}
+        assert {each.job.job_id: each.state for each in b.dispatcher.state.waiting} == {"j2": "limited"}
 
 
 @pytest.mark.usefixtures("frequent_sweep")
@@ -243,7 +244,7 @@ async def test_the_sweep_finds_a_limit_with_room_that_no_event_told(url: str, mo
         await fill_session(b, monkeypatch)
         await b.store.connection.commands.delete(b.store.cell.keys.held("session", "s1"))
         await until_placed(b, "j1")
-        assert b.dispatcher.waiting.sweep_hits == 1
+        assert b.dispatcher.state.waiting.sweep_hits == 1
 
 
 async def finish_next(b: Bench) -> str:
@@ -264,13 +265,13 @@ async def test_memory_is_bounded_and_what_was_skipped_comes_in_order(url: str, s
         ids = [f"j{i}" for i in range(30)]
         await b.add_all({job_id: f"s{i % sessions}" for i, job_id in enumerate(ids)})
         await b.step_until_read()
-        assert len(b.dispatcher.waiting) <= 8
-        assert b.dispatcher.skipped.skipped >= 30 - 1 - 8
+        assert len(b.dispatcher.state.waiting) <= 8
+        assert b.dispatcher.state.overflow.deferred >= 30 - 1 - 8
         placed = [await finish_next(b) for _ in ids]
         for session in range(sessions):
             assert [each for each in placed if int(each[1:]) % sessions == session] == ids[session::sessions]
         await b.dispatcher.run_once()
-        assert (len(b.dispatcher.waiting), bool(b.dispatcher.skipped)) == (0, False)
+        assert (len(b.dispatcher.state.waiting), bool(b.dispatcher.state.overflow)) == (0, False)
 
 
 async def test_a_flood_for_one_class_keeps_nobody_else_from_being_read(url: str) -> None:
@@ -282,10 +283,10 @@ async def test_a_flood_for_one_class_keeps_nobody_else_from_being_read(url: str)
         flood = {f"j{i}": f"s{i}" for i in range(20)}
         await b.add_all(flood)
         await b.step_until_read()
-        assert len(b.dispatcher.waiting) == 4
+        assert len(b.dispatcher.state.waiting) == 4
         await b.add("other", "de0", pair=("en", "de"))
         await until_placed(b, "de0", "n2")
-        later = next(job_id for job_id in flood if b.dispatcher.skipped.passes_over(flood[job_id], []))
+        later = next(job_id for job_id in flood if b.dispatcher.state.overflow.must_defer(flood[job_id], []))
         await b.add(flood[later], "de1", pair=("en", "de"))
         await b.step_until_read()
         assert await b.inbox("n2") == ["de0"]
@@ -304,12 +305,12 @@ async def test_a_skipped_job_expires_in_time(url: str, monkeypatch: pytest.Monke
         for job_id in ("j0", "j1", "j2"):
             await b.add(f"of-{job_id}", job_id, deadline_ms=200 if job_id == "j2" else None)
             await b.step_until_read()
-        assert b.dispatcher.skipped
+        assert b.dispatcher.state.overflow
         async with asyncio.timeout(PATIENCE_MS / 1000):
             while not await b.store.reads.length(b.store.cell.keys.dead):
                 await b.dispatcher.run_once()
         assert (await b.store.reads.record("j2"))["reason"] == "expired"
-        assert {each.job.job_id for each in b.dispatcher.waiting} == {"j1"}
+        assert {each.job.job_id for each in b.dispatcher.state.waiting} == {"j1"}
 
 
 async def test_a_lost_partition_takes_what_was_skipped_along(url: str) -> None:
@@ -318,9 +319,9 @@ async def test_a_lost_partition_takes_what_was_skipped_along(url: str) -> None:
         await b.fleet(n1=1)
         await b.add_all({f"j{i}": "s1" for i in range(5)})
         await b.step_until_read()
-        assert b.dispatcher.skipped
+        assert b.dispatcher.state.overflow
         b.dispatcher.partitions.lose(b.partition_of("s1"))
-        assert (len(b.dispatcher.waiting), bool(b.dispatcher.skipped)) == (0, False)
+        assert (len(b.dispatcher.state.waiting), bool(b.dispatcher.state.overflow)) == (0, False)
         assert [await finish_next(b) for _ in range(5)] == [f"j{i}" for i in range(5)]
 
 
@@ -333,17 +334,17 @@ async def test_what_was_read_before_a_loss_is_not_scanned_past(url: str, monkeyp
         for session, job_id in (("s1", "j0"), (first, "j1"), (later, "j2")):
             await b.add(session, job_id)
             await b.step_until_read()
-        assert list(b.dispatcher.skipped.cursors()) == [b.partition_of(later)]
-        read = Knowledge.read
+        assert list(b.dispatcher.state.overflow.cursors()) == [b.partition_of(later)]
+        read = ServerCalls.bindings
 
-        async def lose(self: Knowledge, sessions: Sequence[str]) -> None:
-            await read(self, sessions)
+        async def lose(self: ServerCalls, sessions: Sequence[str]) -> list[Binding | None]:
             b.dispatcher.partitions.lose(b.partition_of("s1"))
+            return await read(self, sessions)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Knowledge, "read", lose)
+            patch.setattr(ServerCalls, "bindings", lose)
             await b.add_all({f"k{i}": "s1" for i in range(6)})
             await b.step_until_read()
-        assert list(b.dispatcher.skipped.cursors()) == [b.partition_of(later)]
+        assert list(b.dispatcher.state.overflow.cursors()) == [b.partition_of(later)]
         placed = [await finish_next(b) for _ in range(9)]
         assert [each for each in placed if each[0] == "k"] == [f"k{i}" for i in range(6)]

@@ -324,11 +324,11 @@ async def test_unknown_session_behind_a_job_that_nobody_serves_keeps_its_node(ur
         await publish(b, (first, second), pools)
         await submit(b, a_job(other), "fills-b1")
         assert await where(b, "fills-b1") == ("b1", "new")
-        b.dispatcher.bindings.clear()  # as after a take-over
+        b.dispatcher.state.bindings.clear()  # as after a take-over
 
         await submit_together(b, a_job(session, job_id="unserved", features=("gpu",)), a_job(session, job_id="j1"))
 
-        assert {waiter.job.job_id: waiter.job_class.pool for waiter in b.dispatcher.waiting} == {
+        assert {waiter.job.job_id: waiter.job_class.pool for waiter in b.dispatcher.state.waiting} == {
             "unserved": "",
             "j1": "a",
         }
@@ -375,7 +375,7 @@ async def test_session_of_a_job_that_is_gone_is_not_taken_for_a_new_one(
 
         monkeypatch.setattr(Cell, "reserve", late)
         await publish(b, (a_node("p1", slots=1), a_node("p2", slots=3)), (PLAIN,))
-        while len(b.dispatcher.waiting):
+        while len(b.dispatcher.state.waiting):
             await b.dispatcher.run_once()
         monkeypatch.setattr(Cell, "reserve", reserve)
 
@@ -404,7 +404,7 @@ async def test_job_after_a_repeat_leaves_nothing_in_memory_that_is_not_stored(
 
         assert [(await where(b, job))[0] for job in ("j1", "j2")] == ["p1", "p1"]
         (stored,) = await b.store.reads.bindings(["s1"])
-        assert b.dispatcher.bindings.peek("s1") in (None, parse(stored))
+        assert b.dispatcher.state.bindings.peek("s1") in (None, parse(stored))
 
 
 async def test_placed_job_is_not_asked_about_again_beside_one_that_nobody_serves(
@@ -424,4 +424,4 @@ async def test_placed_job_is_not_asked_about_again_beside_one_that_nobody_serves
         await submit_together(b, a_job(job_id="j0"), a_job(job_id="unserved", features=("gpu",)))
 
         assert asked == [["j0"]]
-        assert "s1" in b.dispatcher.bindings
+        assert "s1" in b.dispatcher.state.bindings

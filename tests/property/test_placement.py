@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scheduler.protocol.snapshot import Node, Pool, Snapshot
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Job
-from scheduler.runtime.placement.candidates import Draws, classify, place, place_among, rendezvous
+from scheduler.runtime.placement.candidates import Sampler, classify, place, place_among, rendezvous
 from scheduler.session.bindings import Binding
 from tests.unit.arrange import EN_DE, EN_ZH, a_job
 
@@ -94,7 +94,7 @@ def test_candidates_are_few_can_serve_the_job_and_are_of_its_pool(
     index = Index(snapshot)
     able = {node.id for node in snapshot.nodes if serves(node, job)}
     job_class = classify(job, binding, index)
-    found = place(job, job_class, binding, index, Draws({}, Random(seed)))
+    found = place(job, job_class, binding, index, Sampler({}, Random(seed)))
     if found is None:
         assert not able
         return
@@ -136,7 +136,7 @@ def test_a_session_stays_where_it_is_bound(snapshot: Snapshot, job: Job, pool: s
         assert job_class.pool != pool
         return
     assert job_class.pool == pool
-    found = place(job, job_class, binding, index, Draws({}, Random(seed)))
+    found = place(job, job_class, binding, index, Sampler({}, Random(seed)))
     assert found is not None
     strategy = index.pools[pool].strategy if pool in index.pools else "affinity"
     if node in members - {job.avoid} and strategy == "affinity":

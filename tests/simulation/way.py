@@ -2,8 +2,10 @@
 
 A dispatcher on the server of the simulation reads one batch: a job that is placed, one that finds no room, one that
 finds its tenant's limit full, and one that is rejected. `sys.setprofile` notes each call of a function in `runtime/`
-and `session/`, subpackages included; functions of one line that call nothing there are left out. It prints the files
-that the batch enters, and how often it enters one that it had left before: so many pages does a reader turn.
+and `session/`, subpackages included; functions of one line that call nothing but such functions are left out.
+
+Printed are the files that the batch enters; the pairs of files of which one calls the other; and the returns: functions
+that are called from another file although the batch had entered their file before that one, so that a reader goes back.
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ from typing import Any, Final
 import msgspec
 
 import scheduler
-from scheduler.clock import Clock
 from scheduler.runtime.dispatcher import Dispatcher
 from scheduler.store.store import open_store
 from tests import fake
@@ -41,20 +42,28 @@ JOBS: Final = (
 )
 
 
-class Standing(Clock):
-    """A clock on which no timer is due again."""
+class Called:
+    """A call of a function. caller: None for one that a task began with."""
 
-    def ms(self) -> int:
-        """Always the same time."""
-        return 1_000_000
+    def __init__(self, file: str, name: str, caller: Called | None, is_one_line: bool) -> None:
+        self.file = file
+        self.name = name
+        self.caller = caller
+        self.callees: list[Called] = []
+        self._is_one_line = is_one_line
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether it is one line, and all that this calls are leaves: a reader need not look it up."""
+        return self._is_one_line and all(callee.is_leaf for callee in self.callees)
 
 
 class Way:
     """What is called, in its order."""
 
     def __init__(self) -> None:
-        self.calls: list[list[Any]] = []  # [file, function, whether it called something, whether it is one line]
-        self._open: dict[int, tuple[FrameType, list[Any]]] = {}
+        self.calls: list[Called] = []
+        self._open: dict[int, tuple[FrameType, Called]] = {}
         self._others: set[asyncio.Task[Any]] = set()
 
     def begin(self) -> None:
@@ -71,22 +80,27 @@ class Way:
             return
         if asyncio.current_task() in self._others:
             return
-        caller = frame.f_back
-        while caller is not None and id(caller) not in self._open:
-            caller = caller.f_back
-        if caller is not None:
-            self._open[id(caller)][1][2] = True
+        above = frame.f_back
+        while above is not None and id(above) not in self._open:
+            above = above.f_back
+        caller = self._open[id(above)][1] if above is not None else None
         file = Path(frame.f_code.co_filename).relative_to(PACKAGE).as_posix()
-        call = [file, frame.f_code.co_qualname, False, _is_one_line(frame.f_code)]
-        self.calls.append(call)
-        self._open[id(frame)] = frame, call  # the frame is kept, so that no other one gets its id
+        called = Called(file, frame.f_code.co_qualname, caller, _is_one_line(frame.f_code))
+        if caller is not None:
+            caller.callees.append(called)
+        self.calls.append(called)
+        self._open[id(frame)] = frame, called  # the frame is kept, so that no other one gets its id
 
-    def entered(self) -> list[str]:
-        """The files, in the order in which the batch enters them. A function is read when it is called first."""
-        functions = {(file, name): calls or not is_one_line for file, name, calls, is_one_line in reversed(self.calls)}
-        first = dict.fromkeys((file, name) for file, name, _, _ in self.calls)
-        files = [file for file, name in first if functions[file, name]]
-        return [file for before, file in zip(["", *files], files, strict=False) if file != before]
+    def calls_between(self) -> list[tuple[str, Called]]:
+        """Calls from one file into another that a reader looks up: (the calling file, what is called), each once."""
+        pairs = [(called.caller.file, called) for called in self.calls if called.caller and not called.is_leaf]
+        each_once = {(file, called.file, called.name): (file, called) for file, called in reversed(pairs)}
+        return [(file, called) for file, called in reversed(each_once.values()) if file != called.file]
+
+    def files(self) -> dict[str, int]:
+        """The files in the order in which they are entered, and the number of each."""
+        files = dict.fromkeys(called.file for called in self.calls if not called.is_leaf)
+        return {file: number for number, file in enumerate(files)}
 
 
 @functools.cache
@@ -111,7 +125,7 @@ async def follow() -> Way:
     store = await open_store(fake.URL, CALM, connect=fake.connecting(fake.start_fake()))
     async with store:
         layout = await store.control.write_layout()
-        dispatcher = Dispatcher(store, CALM, layout, "d+1", Random(1), Standing())
+        dispatcher = Dispatcher(store, CALM, layout, "d+1", Random(1))
         await dispatcher.open()
         bench = Bench(store, dispatcher, layout)
         bench.pool = msgspec.structs.replace(bench.pool, tenant_concurrency=1)
@@ -119,11 +133,10 @@ async def follow() -> Way:
         await bench.fleet(n1=9, n2=1)
         await _add(bench, BEFORE)
         await bench.step_until_read()
-        await dispatcher.run_once()
         way.begin()
         await _add(bench, JOBS)
         assert dispatcher._reader is not None
-        await dispatcher._reader._filled.wait()
+        await dispatcher._reader._work.wait()
         await dispatcher.run_once()
         sys.setprofile(None)
         report = dispatcher.report
@@ -145,13 +158,15 @@ async def _add(bench: Bench, jobs: Sequence[tuple[str, dict[str, str]]]) -> None
 
 
 def main() -> None:
-    """Print the figures, and with --calls the way itself."""
+    """Print the figures, and with --calls the calls between files."""
     way = asyncio.run(follow())
+    files, calls = way.files(), way.calls_between()
+    returns = [called for file, called in calls if files[called.file] < files[file]]
     if "--calls" in sys.argv:
-        for file, function, calls, is_one_line in way.calls:
-            print(f"{'    ' if is_one_line and not calls else ''}{file} {function}")
-    entered = way.entered()
-    print(f"files: {len(set(entered))}; returns to a file already left: {len(entered) - len(set(entered))}")
+        for file, called in calls:
+            print(f"{file} -> {called.file} {called.name}{'  (return)' if called in returns else ''}")
+    pairs = {(file, called.file) for file, called in calls}
+    print(f"files: {len(files)}; pairs that call: {len(pairs)}; returns to a file already left: {len(returns)}")
 
 
 if __name__ == "__main__":

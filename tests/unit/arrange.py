@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, cast
 
-from scheduler.config import Settings
+from scheduler.clock import SYSTEM_CLOCK
+from scheduler.config import DEFAULTS, Settings
 from scheduler.management.fleet import Fleet
 from scheduler.management.publication import Picture, revise, snapshot_of
 from scheduler.protocol.documents import NodeBeat
+from scheduler.protocol.messages import Layout
 from scheduler.protocol.snapshot import Node, Pool, Snapshot
+from scheduler.runtime.dispatch_state import DispatchState
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Job, JobClass
+from scheduler.runtime.partitions import Partitions
+from scheduler.store.cell import Cell
 
 EN_ZH: Final = ("en", "zh")
 EN_DE: Final = ("en", "de")
 BOOT: Final = "1000-a"
 LATER_BOOT: Final = "2000-b"
+LAYOUT: Final = Layout(protocol=1, partitions=8, cells=1, retention_ms=60_000, dead_retention_ms=60_000)
 
 
 def a_job(
@@ -75,6 +81,12 @@ def an_index(*nodes: Node, pools: Mapping[str, Pool] | None = None, version: int
     given = dict(pools or {})
     names = sorted({node.pool for node in nodes} | set(given))
     return Index(Snapshot(version, nodes, tuple(given.get(name, Pool(name)) for name in names)))
+
+
+def a_state(settings: Settings = DEFAULTS) -> DispatchState:
+    """What a dispatcher knows that holds no partition and has read nothing."""
+    partitions = Partitions(cast(Cell, None), "d1", LAYOUT.partitions, settings, SYSTEM_CLOCK)
+    return DispatchState(settings, LAYOUT, 0, partitions, SYSTEM_CLOCK)
 
 
 def a_beat(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.session.bindings import BALANCE_MAX, Binding, Bindings, parse, prefix
+from scheduler.session.bindings import HIT_SCORE_MAX, Binding, Bindings, parse, prefix
 
 ZH = Binding("a", "en", "zh", "n1")
 TTL_MS = 1_000
@@ -56,10 +56,10 @@ def test_whether_sessions_are_likely_bound_is_what_most_of_the_last_ones_were() 
     """Those of long ago are outweighed; of a balance nothing is expected."""
     known = Bindings(10, TTL_MS)
     seen = []
-    for is_stored, times in ((True, 1), (False, 1), (True, 9 * BALANCE_MAX), (False, BALANCE_MAX - 1), (False, 1)):
+    for is_stored, times in ((True, 1), (False, 1), (True, 9 * HIT_SCORE_MAX), (False, HIT_SCORE_MAX - 1), (False, 1)):
         for _ in range(times):
-            known.weigh(is_stored)
-        seen.append(known.likely_stored)
+            known.record_lookup(is_stored)
+        seen.append(known.should_prefetch)
     assert seen == [True, False, True, True, False]
 
 

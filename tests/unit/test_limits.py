@@ -8,16 +8,16 @@ import pytest
 from scheduler.protocol.snapshot import Pool
 from scheduler.runtime.intake import Job, JobClass
 from scheduler.runtime.waiting.limits import changed_limits, has_room, limits_of
-from scheduler.runtime.waiting.waiting_jobs import Waiter, Waiting
+from scheduler.runtime.waiting.queues import Waiter
+from scheduler.runtime.waiting.waiting_jobs import Waiting
 from tests.unit.arrange import EN_DE, a_class, a_job, an_index
 from tests.unit.test_waiting import DE, ZH, everywhere, names, picture, settle
 
 TENANT = "tenant:t1"
 
 
-def tenants_limit(job: Job, job_class: JobClass) -> tuple[str, ...]:
-    """Every job counts against its tenant."""
-    return (f"tenant:{job.tenant_id}",)
+LIMITED = an_index(pools={name: Pool(name, tenant_concurrency=1) for name in ("a", "b", "c")})
+"""Every job counts against its tenant."""
 
 
 def a_tenants_job(job_id: str, session_id: str = "", tenant_id: str = "t1", priority: int = 0) -> Job:
@@ -27,24 +27,24 @@ def a_tenants_job(job_id: str, session_id: str = "", tenant_id: str = "t1", prio
 
 def seed_limited(*job_ids: str, job_class: JobClass = ZH) -> Waiting:
     """These jobs, each of a session of its own, wait for the limit of their tenant."""
-    waiting = Waiting(tenants_limit)
+    waiting = Waiting(LIMITED)
     for job_id in job_ids:
-        waiting.newly_limited(a_tenants_job(job_id), job_class, 0, TENANT, waiting.limits.mark)
+        waiting.found_limit_full(a_tenants_job(job_id), job_class, 0, TENANT, waiting.limits.mark)
     return waiting
 
 
 def tell(waiting: Waiting) -> None:
     """The limit may have room."""
-    waiting.limits.tell([TENANT])
+    waiting.limits.notify([TENANT])
 
 
 def try_all(waiting: Waiting, room: int) -> tuple[list[str], int]:
-    """Try until nobody is left to be tried, with room for so many. Returns: who was placed, and tries in vain."""
+    """Try until none is left to be tried, with room for so many. Returns: what was placed, and vain tries."""
     placed: list[str] = []
     in_vain = 0
     while waiting.busy:
         settle(waiting)
-        for waiter in waiting.tries(128):
+        for waiter in waiting.next_attempts(128):
             if len(placed) < room:
                 placed.append(waiter.job.job_id)
                 waiting.leave(waiter, placed="n1")
@@ -120,9 +120,9 @@ def test_there_is_room_beside_jobs_whose_limit_is_no_more() -> None:
 def test_other_limits_of_any_pool_let_jobs_of_a_session_try_in_all_pools() -> None:
     """One of those that run may have been what held them back; of a tenant only those of the pools that changed."""
     waiting = seed_limited("j1")
-    waiting.newly_limited(a_job("j2", "s2"), ZH, 0, "session:s2", waiting.limits.mark)
-    waiting.limits.tell_pools(["b"])
-    assert names(waiting.tries(9)) == ["j2"]
+    waiting.found_limit_full(a_job("j2", "s2"), ZH, 0, "session:s2", waiting.limits.mark)
+    waiting.limits.notify_pools(["b"])
+    assert names(waiting.next_attempts(9)) == ["j2"]
 
 
 def test_pools_whose_limits_changed() -> None:
@@ -155,29 +155,29 @@ def test_a_limited_job_holds_up_its_session_and_its_limit_but_not_its_class() ->
 def test_a_later_job_of_a_session_that_is_limited_too_queues_behind_the_first() -> None:
     """Both were in calls that were under way; it does not compete for the limit beside it."""
     waiting = seed_limited("j1")
-    waiting.newly_limited(a_tenants_job("j2", "j1"), DE, 0, TENANT, waiting.limits.mark)
+    waiting.found_limit_full(a_tenants_job("j2", "j1"), DE, 0, TENANT, waiting.limits.mark)
     assert (picture(waiting), waiting.count((TENANT, "a"))) == ({"j1": "limited", "j2": "behind"}, 1)
 
 
 def test_newcomers_queue_where_their_tenant_waits() -> None:
     """Those of a session behind it, others at the limit, also when their class waits for room."""
     waiting = seed_limited("j1")
-    waiting.tried_in_vain(a_tenants_job("j2", tenant_id="t2"), ZH, 0)
+    waiting.found_no_room(a_tenants_job("j2", tenant_id="t2"), ZH, 0)
     for job in (a_tenants_job("j3", "j1"), a_tenants_job("j4"), a_tenants_job("j5", tenant_id="t2")):
         waiting.queue(job, ZH, 0)
     settle(waiting)
-    assert picture(waiting) == {"j1": "limited", "j2": "parked", "j3": "behind", "j4": "limited", "j5": "parked"}
+    assert picture(waiting) == {"j1": "limited", "j2": "blocked", "j3": "behind", "j4": "limited", "j5": "blocked"}
 
 
 def test_whoever_is_woken_by_a_node_does_not_pass_his_tenants_jobs_at_the_limit() -> None:
     """It joins them without a try, and the room is for the next of its class."""
-    waiting = Waiting(tenants_limit)
+    waiting = Waiting(LIMITED)
     for job in (a_tenants_job("j1"), a_tenants_job("j2", tenant_id="t2")):
-        waiting.tried_in_vain(job, ZH, 0)
+        waiting.found_no_room(job, ZH, 0)
     settle(waiting)
-    waiting.newly_limited(a_tenants_job("j3"), DE, 0, TENANT, waiting.limits.mark)
-    waiting.wake(["n1"], everywhere)
-    assert names(waiting.tries(128)) == ["j2"]
+    waiting.found_limit_full(a_tenants_job("j3"), DE, 0, TENANT, waiting.limits.mark)
+    waiting.unblock(["n1"], everywhere)
+    assert names(waiting.next_attempts(128)) == ["j2"]
     assert picture(waiting) == {"j1": "limited", "j2": "trying", "j3": "limited"}
 
 
@@ -187,7 +187,7 @@ def test_whoever_is_woken_by_a_node_does_not_pass_his_tenants_jobs_at_the_limit(
 def test_an_event_lets_the_first_try_and_then_the_next() -> None:
     """By priority, then in the order of arrival, until one is limited again."""
     waiting = seed_limited("j1", "j2", "j3")
-    waiting.newly_limited(a_tenants_job("j4", priority=1), ZH, 0, TENANT, waiting.limits.mark)
+    waiting.found_limit_full(a_tenants_job("j4", priority=1), ZH, 0, TENANT, waiting.limits.mark)
     tell(waiting)
     assert try_all(waiting, room=2) == (["j4", "j1"], 1)
     assert picture(waiting) == {"j2": "limited", "j3": "limited"}
@@ -196,15 +196,15 @@ def test_an_event_lets_the_first_try_and_then_the_next() -> None:
 def test_an_event_lets_the_first_of_all_classes_try() -> None:
     """The more urgent one is of a class that came to the limit later."""
     waiting = seed_limited("j1")
-    waiting.newly_limited(a_tenants_job("j2", priority=1), DE, 0, TENANT, waiting.limits.mark)
+    waiting.found_limit_full(a_tenants_job("j2", priority=1), DE, 0, TENANT, waiting.limits.mark)
     tell(waiting)
-    assert names(waiting.tries(1)) == ["j2"]
+    assert names(waiting.next_attempts(1)) == ["j2"]
 
 
 def test_other_limits_do_not_let_go() -> None:
     """Each event says which limits it is about."""
     waiting = seed_limited("j1")
-    waiting.limits.tell(["tenant:t2", "session:j1"])
+    waiting.limits.notify(["tenant:t2", "session:j1"])
     assert not waiting.busy
 
 
@@ -231,9 +231,9 @@ def test_whoever_leaves_lets_the_next_try() -> None:
     """The one that was let go is cancelled: the room that was told is still there."""
     waiting = seed_limited("j1", "j2")
     tell(waiting)
-    (first,) = waiting.tries(128)
+    (first,) = waiting.next_attempts(128)
     waiting.leave(first)
-    assert names(waiting.tries(128)) == ["j2"]
+    assert names(waiting.next_attempts(128)) == ["j2"]
 
 
 def test_only_placements_let_more_try_at_once() -> None:
@@ -242,7 +242,7 @@ def test_only_placements_let_more_try_at_once() -> None:
     tell(waiting)
     sizes = []
     for placed in ("", "n1", "n1", ""):
-        chosen = waiting.tries(128)
+        chosen = waiting.next_attempts(128)
         sizes.append(len(chosen))
         for waiter in chosen:
             waiting.leave(waiter, placed)
@@ -254,13 +254,13 @@ def test_a_full_limit_lets_one_try_when_it_is_told_again() -> None:
     waiting = seed_limited(*(f"j{i}" for i in range(9)))
     tell(waiting)
     for _ in range(2):
-        for waiter in waiting.tries(128):
+        for waiter in waiting.next_attempts(128):
             waiting.leave(waiter, placed="n1")
-    for waiter in waiting.tries(128):
+    for waiter in waiting.next_attempts(128):
         waiting.still_limited(waiter, TENANT, waiting.limits.mark)
-    assert waiting.tries(128) == []
+    assert waiting.next_attempts(128) == []
     tell(waiting)
-    assert names(waiting.tries(128)) == ["j3"]
+    assert names(waiting.next_attempts(128)) == ["j3"]
 
 
 def test_whoever_leaves_from_the_line_changes_nothing_for_the_others() -> None:
@@ -273,60 +273,60 @@ def test_whoever_leaves_from_the_line_changes_nothing_for_the_others() -> None:
 def test_no_room_for_one_is_no_reason_to_hold_back_other_classes() -> None:
     """The first waits for nodes from then on; of its class nobody else is let go, of others they are."""
     waiting = seed_limited("j1", "j2")
-    waiting.newly_limited(a_tenants_job("j3"), DE, 0, TENANT, waiting.limits.mark)
+    waiting.found_limit_full(a_tenants_job("j3"), DE, 0, TENANT, waiting.limits.mark)
     tell(waiting)
-    (first,) = waiting.tries(1)
+    (first,) = waiting.next_attempts(1)
     waiting.still_full(first, ["n1"])
     settle(waiting)
-    assert names(waiting.tries(128)) == ["j3"]
-    assert picture(waiting) == {"j1": "parked", "j2": "limited", "j3": "trying"}
-    waiting.wake(["n1"], everywhere)
-    (again,) = waiting.tries(128)
+    assert names(waiting.next_attempts(128)) == ["j3"]
+    assert picture(waiting) == {"j1": "blocked", "j2": "limited", "j3": "trying"}
+    waiting.unblock(["n1"], everywhere)
+    (again,) = waiting.next_attempts(128)
     waiting.leave(again, placed="n1")
-    assert names(waiting.tries(128)) == ["j2"]
+    assert names(waiting.next_attempts(128)) == ["j2"]
 
 
 def test_whoever_is_let_go_does_not_pass_those_of_its_class_who_wait_for_room() -> None:
     """It stands among them, at its place."""
     waiting = seed_limited("j1")
-    waiting.tried_in_vain(a_tenants_job("j2", tenant_id="t2"), ZH, 0)
+    waiting.found_no_room(a_tenants_job("j2", tenant_id="t2"), ZH, 0)
     settle(waiting)
     tell(waiting)
-    assert waiting.tries(128) == []
-    assert names(waiting.parked(ZH)) == ["j1", "j2"]
+    assert waiting.next_attempts(128) == []
+    assert names(waiting.blocked(ZH)) == ["j1", "j2"]
 
 
 def test_room_in_the_limit_is_not_lost_while_a_class_waits_for_nodes() -> None:
     """Whoever comes to the limit meanwhile, of another class, is let go as well."""
     waiting = seed_limited("j1", "j2")
     tell(waiting)
-    (first,) = waiting.tries(128)
+    (first,) = waiting.next_attempts(128)
     waiting.still_full(first, ["n1"])
     settle(waiting)
-    assert waiting.tries(128) == []
+    assert waiting.next_attempts(128) == []
     waiting.queue(a_tenants_job("j3"), DE, 0)
-    assert names(waiting.tries(128)) == ["j3"]
+    assert names(waiting.next_attempts(128)) == ["j3"]
 
 
 def test_a_limit_that_is_full_for_one_pool_is_tried_for_another() -> None:
     """Pools differ in how much a tenant may hold."""
     waiting = seed_limited("j1")
-    waiting.newly_limited(a_tenants_job("j2"), a_class("b"), 0, TENANT, waiting.limits.mark)
+    waiting.found_limit_full(a_tenants_job("j2"), a_class("b"), 0, TENANT, waiting.limits.mark)
     tell(waiting)
-    for waiter in waiting.tries(1):
+    for waiter in waiting.next_attempts(1):
         waiting.still_limited(waiter, TENANT, waiting.limits.mark)
-    assert names(waiting.tries(128)) == ["j2"]
+    assert names(waiting.next_attempts(128)) == ["j2"]
 
 
 def test_another_limit_in_the_way_lets_the_next_try() -> None:
     """The first has its tenant's room and waits for its session."""
     waiting = seed_limited("j1", "j2")
     tell(waiting)
-    (first,) = waiting.tries(128)
+    (first,) = waiting.next_attempts(128)
     waiting.still_limited(first, "session:j1", waiting.limits.mark)
-    assert names(waiting.tries(128)) == ["j2"]
-    waiting.limits.tell(["session:j1"])
-    assert names(waiting.tries(128)) == ["j1"]
+    assert names(waiting.next_attempts(128)) == ["j2"]
+    waiting.limits.notify(["session:j1"])
+    assert names(waiting.next_attempts(128)) == ["j1"]
 
 
 # ---- no event is lost --------------------------------------------------------------------------------------
@@ -334,11 +334,11 @@ def test_another_limit_in_the_way_lets_the_next_try() -> None:
 
 def tried_meanwhile(*told: tuple[str, ...]) -> bool:
     """Whether a job is tried once more whose call was under way when these limits were told, each line at once."""
-    waiting = Waiting(tenants_limit)
+    waiting = Waiting(LIMITED)
     mark = waiting.limits.mark
     for limits in told:
-        waiting.limits.tell(limits)
-    waiting.newly_limited(a_tenants_job("j1"), ZH, 0, TENANT, mark)
+        waiting.limits.notify(limits)
+    waiting.found_limit_full(a_tenants_job("j1"), ZH, 0, TENANT, mark)
     return waiting.busy
 
 
@@ -357,15 +357,15 @@ def test_a_gap_lets_the_first_of_each_limit_try() -> None:
     waiting = seed_limited("j1", "j2")
     mark = waiting.limits.mark
     waiting.ask_all()
-    waiting.newly_limited(a_job("j3", "s3"), DE, 0, "session:s3", mark)
-    assert names(waiting.tries(128)) == ["j1", "j3"]
+    waiting.found_limit_full(a_job("j3", "s3"), DE, 0, "session:s3", mark)
+    assert names(waiting.next_attempts(128)) == ["j1", "j3"]
 
 
 def test_a_snapshot_with_other_limits_lets_those_of_its_pools_try() -> None:
     """Others are left alone."""
     waiting = seed_limited("j1", "j2")
-    waiting.newly_limited(a_job("j3", "s3"), a_class("b"), 0, "tenant:t3", waiting.limits.mark)
-    waiting.limits.tell_pools(["a", "c"])
+    waiting.found_limit_full(a_job("j3", "s3"), a_class("b"), 0, "tenant:t3", waiting.limits.mark)
+    waiting.limits.notify_pools(["a", "c"])
     assert try_all(waiting, room=9) == (["j1", "j2"], 0)
     assert picture(waiting) == {"j3": "limited"}
 
@@ -379,7 +379,7 @@ def test_another_class_is_another_line_at_the_limit() -> None:
     first, second = waiting
     waiting.reclassify(first, a_class("b"))
     assert picture(waiting) == {"j1": "ready", "j2": "limited"}
-    (ready,) = waiting.tries(128)
+    (ready,) = waiting.next_attempts(128)
     waiting.still_limited(ready, TENANT, waiting.limits.mark)
     waiting.reclassify(second, a_class("b", EN_DE))
     assert (picture(waiting), waiting.busy) == ({"j1": "limited", "j2": "limited"}, False)
@@ -387,11 +387,11 @@ def test_another_class_is_another_line_at_the_limit() -> None:
 
 def test_lost_partitions_and_deadlines_take_limited_jobs_along() -> None:
     """With all that is behind them."""
-    waiting = Waiting(tenants_limit)
+    waiting = Waiting(LIMITED)
     late = msgspec.structs.replace(a_tenants_job("j1"), deadline_at_ms=5)
     lost = msgspec.structs.replace(a_tenants_job("j3"), partition=1)
     for job in (late, a_tenants_job("j2", "j1"), lost):
-        waiting.newly_limited(job, ZH, 0, TENANT, waiting.limits.mark)
+        waiting.found_limit_full(job, ZH, 0, TENANT, waiting.limits.mark)
     overdue: list[Waiter] = waiting.deadlines.overdue(5, 9)
     assert names(overdue) == ["j1"]
     for waiter in overdue:
@@ -415,7 +415,7 @@ def test_the_sweep_looks_at_limits_that_nothing_was_told_of() -> None:
         waiting.limits.sweep(TENANT, "a")
         waiting.limits.sweep("tenant:t9", "a")
         if story == "cancelled":
-            (waiter,) = waiting.tries(1)
+            (waiter,) = waiting.next_attempts(1)
             waiting.leave(waiter)
             assert try_all(waiting, room=0) == ([], 1)
         else:
@@ -428,6 +428,6 @@ def test_a_look_that_comes_late_wakes_no_later_job() -> None:
     """No job waits any more in the pool for which it found room."""
     waiting = seed_limited("j1")
     waiting.limits.sweep(TENANT, "b")
-    waiting.newly_limited(a_tenants_job("j2"), a_class("b"), 0, TENANT, waiting.limits.mark)
+    waiting.found_limit_full(a_tenants_job("j2"), a_class("b"), 0, TENANT, waiting.limits.mark)
     waiting.queue(a_tenants_job("j3"), a_class("b"), 0)
     assert (picture(waiting), waiting.busy) == (dict.fromkeys(("j1", "j2", "j3"), "limited"), False)

@@ -21,23 +21,19 @@ SERVER_MS: Final = 9_000_000
 
 
 class Desk:
-    """One dispatcher, its clock, a cell whose answers are set, and what it was told."""
+    """One dispatcher, its clock, and a cell whose answers are set."""
 
     def __init__(self) -> None:
         self.clock = HandClock()
         self.epochs = dict.fromkeys(range(COUNT), 5)
         self.others: dict[int, int] = {}  # until when another dispatcher holds a partition
         self.asked: list[tuple[list[int], list[int]]] = []
-        self.forgotten: list[frozenset[int]] = []
-        self.gained: list[tuple[int, int]] = []
         self.partitions = Partitions(
             cast(Cell, self),
             "d1",
             COUNT,
             DEFAULTS,
             self.clock,
-            self.forgotten.append,
-            lambda partition, epoch: self.gained.append((partition, epoch)),
         )
 
     async def claim(
@@ -56,7 +52,7 @@ class Desk:
     def beat(self, *live: str, after_ms: float = 0.0) -> bool:
         """A heartbeat is told who is alive."""
         self.clock.go(after_ms)
-        return self.partitions.see(live)
+        return self.partitions.update_members(live)
 
 
 @pytest.fixture
@@ -65,24 +61,24 @@ async def desk() -> Desk:
     made = Desk()
     made.beat("d1")
     await made.partitions.claim()
-    assert (made.partitions.held, made.asked, made.gained) == (ALL, [(sorted(ALL), [])], [(each, 5) for each in ALL])
+    assert (made.partitions.held, made.asked) == (ALL, [(sorted(ALL), [])])
+    assert made.partitions.take_changes() == (ALL, dict.fromkeys(ALL, 5))
     made.asked.clear()
-    made.forgotten.clear()
-    made.gained.clear()
     return made
 
 
 async def test_a_renewal_forgets_nothing(desk: Desk) -> None:
     """RULES 5: the epoch is the same, so what is known holds."""
     await desk.partitions.claim()
-    assert (desk.forgotten, desk.gained, desk.partitions.held) == ([], [], ALL)
+    assert (desk.partitions.has_changes, desk.partitions.held) == (False, ALL)
 
 
 async def test_another_epoch_is_another_hold(desk: Desk) -> None:
     """RULES 4: another dispatcher held it in between: what was known of it is forgotten, what was read is not ours."""
     desk.epochs[3] = 7
     await desk.partitions.claim()
-    assert (desk.forgotten, desk.gained) == ([frozenset({3})], [(3, 7)])
+    assert desk.partitions.has_changes
+    assert desk.partitions.take_changes() == (frozenset({3}), {3: 7})
     assert [desk.partitions.holds(3, epoch) for epoch in (5, 7)] == [False, True]
 
 
@@ -92,7 +88,7 @@ async def test_what_another_one_should_own_is_given_up(desk: Desk) -> None:
     assert desk.partitions.next_ms() <= 0
     await desk.partitions.claim()
     assert desk.asked == [(sorted(OURS), sorted(ALL - OURS))]
-    assert (desk.partitions.held, desk.forgotten) == (OURS, [ALL - OURS])
+    assert (desk.partitions.held, desk.partitions.take_changes()) == (OURS, (ALL - OURS, {}))
     await desk.partitions.claim()
     assert desk.asked[1:] == [(sorted(OURS), [])]
 
@@ -102,9 +98,9 @@ async def test_a_step_of_the_clock_lets_it_claim_at_once(desk: Desk) -> None:
     desk.beat("d1", "d2")
     await desk.partitions.claim()
     assert desk.partitions.next_ms() > 0
-    assert desk.partitions.see(["d1"], stepped=True)
+    assert desk.partitions.update_members(["d1"], stepped=True)
     assert desk.partitions.next_ms() <= 0
-    await desk.partitions.keep()
+    await desk.partitions.claim()
     assert (desk.partitions.held, len(desk.asked)) == (OURS, 2)
 
 
@@ -112,7 +108,7 @@ async def test_what_another_one_holds_is_ours_no_more(desk: Desk) -> None:
     """It is claimed once more at once, then when that lease ends; renewals of the others go on meanwhile."""
     desk.others = {3: SERVER_MS + 500, 4: SERVER_MS + 800}
     await desk.partitions.claim()
-    assert (desk.partitions.held, desk.forgotten) == (ALL - {3, 4}, [frozenset({3, 4})])
+    assert (desk.partitions.held, desk.partitions.take_changes()) == (ALL - {3, 4}, (frozenset({3, 4}), {}))
     assert desk.partitions.next_ms() <= 0
     await desk.partitions.claim()
     assert desk.partitions.next_ms() == 501
@@ -162,7 +158,7 @@ async def test_giving_up_forgets_everything_first(desk: Desk) -> None:
     """And once: another try after a lost answer has nothing more to say."""
     await desk.partitions.give_up()
     await desk.partitions.give_up()
-    assert (desk.asked, desk.forgotten, len(desk.partitions)) == ([([], sorted(ALL))], [ALL], 0)
+    assert (desk.asked, desk.partitions.take_changes(), len(desk.partitions)) == ([([], sorted(ALL))], (ALL, {}), 0)
 
 
 def test_numbers_are_told_as_people_do() -> None:

@@ -12,7 +12,7 @@ import pytest
 from scheduler.protocol.snapshot import Node, Pool, Strategy
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Job, JobClass
-from scheduler.runtime.placement.candidates import Draws, Groups, classify, place, place_among, rendezvous
+from scheduler.runtime.placement.candidates import Groups, Sampler, classify, place, place_among, rendezvous
 from scheduler.session.bindings import Binding
 from tests.unit.arrange import EN_DE, EN_ZH, a_class, a_job, a_node, an_index
 
@@ -36,7 +36,7 @@ def placed(
 ) -> Groups | None:
     """Where a job of pool a goes."""
     index = an_index(*nodes, pools={"a": Pool("a", strategy, candidates=count)})
-    found = place(a_job(avoid=avoid), a_class(), binding, index, Draws(loads, Random(1)))
+    found = place(a_job(avoid=avoid), a_class(), binding, index, Sampler(loads, Random(1)))
     return found.groups if found else None
 
 
@@ -139,7 +139,7 @@ def test_of_many_nodes_the_best_of_a_few_drawn_are_taken() -> None:
     index = an_index(*nodes)
     seen = set()
     for seed in range(400):
-        found = place(a_job(), a_class(), None, index, Draws(loads, Random(seed)))
+        found = place(a_job(), a_class(), None, index, Sampler(loads, Random(seed)))
         assert found is not None
         drawn = [loads[name] for name in found.candidates]
         assert drawn == sorted(drawn)
@@ -155,7 +155,7 @@ def test_each_node_is_offered_as_often_as_any_other(count: int) -> None:
     index, random, times = an_index(*nodes), Random(1), 500 * count
     offered: Counter[tuple[int, str]] = Counter()
     for _ in range(times):
-        found = place(a_job(), a_class(), None, index, Draws({}, random))
+        found = place(a_job(), a_class(), None, index, Sampler({}, random))
         assert found is not None
         assert len(set(found.candidates)) == 4
         offered.update(enumerate(found.candidates))
@@ -170,8 +170,8 @@ def test_jobs_of_a_call_share_what_is_drawn_and_have_other_candidates_each() -> 
     nodes = tuple(a_node(f"a{i:03}", slots=1_000) for i in range(1_000))
     loads = {node.id: i for i, node in enumerate(nodes)}
     index = an_index(*nodes)
-    draws = Draws(loads, Random(1), 64)
-    placements = [place(a_job(), a_class(), None, index, draws) for _ in range(64)]
+    sampler = Sampler(loads, Random(1), 64)
+    placements = [place(a_job(), a_class(), None, index, sampler) for _ in range(64)]
     offered = Counter(name for placement in placements if placement for name in placement.candidates)
     assert {len(placement.candidates) for placement in placements if placement} == {4}
     assert len(offered) == 31
@@ -185,16 +185,16 @@ def test_where_room_is_scarce_each_job_of_a_call_is_offered_some() -> None:
     loads = {node.id: 8 for i, node in enumerate(nodes) if i % 10}
     index = an_index(*nodes)
     for seed in range(20):
-        draws = Draws(loads, Random(seed), 10)
+        sampler = Sampler(loads, Random(seed), 10)
         for _ in range(10):
-            found = place(a_job(), a_class(), None, index, draws)
+            found = place(a_job(), a_class(), None, index, sampler)
             assert found is not None
             assert any(name not in loads for name in found.candidates)
 
 
 def test_no_node_of_the_pool_serves_the_job() -> None:
     """There is nothing to offer."""
-    assert place(a_job(), a_class("b"), None, an_index(*A123), Draws({}, Random(1))) is None
+    assert place(a_job(), a_class("b"), None, an_index(*A123), Sampler({}, Random(1))) is None
 
 
 # ---- among nodes that were named ---------------------------------------------------------------------------

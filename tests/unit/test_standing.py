@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from scheduler.protocol.snapshot import Node, Pool
-from scheduler.runtime.placement.candidates import Draws, Placement, classify, place
+from scheduler.runtime.placement.candidates import Placement, Sampler, classify, place
 from scheduler.session.bindings import Binding
 from tests.unit.arrange import EN_DE, EN_ZH, a_class, a_job, a_node, an_index
 from tests.unit.test_placement import A123, bound
@@ -25,7 +25,7 @@ def decided(
     said = msgspec.convert({"id": "a", "fallback": ["b"], **policy}, Pool)
     index = an_index(*nodes, pools={"a": said})
     job = a_job(avoid=avoid, preferred_node=preferred)
-    return place(job, a_class(), binding, index, Draws({"a1": 1, "a2": 2}, Random(1)))
+    return place(job, a_class(), binding, index, Sampler({"a1": 1, "a2": 2}, Random(1)))
 
 
 def suspected(*names: str) -> tuple[Node, ...]:

@@ -49,7 +49,7 @@ class Server:
 async def look(waiting: Waiting, server: Server) -> list[str]:
     """Who is tried after a look."""
     await Sweep(waiting, DEFAULTS).look(NODES, cast(Reads, server), cast(Reader, server))
-    return names(waiting.tries(128))
+    return names(waiting.next_attempts(128))
 
 
 # ---- what ends ---------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ async def test_room_in_limits(server: Server, tried: list[str]) -> None:
 async def test_room_beside_jobs_of_the_session_in_other_pools(held: int, tried: list[str]) -> None:
     """By the smallest of their limits, if the pool has none itself."""
     waiting = Waiting()
-    waiting.newly_limited(a_job("j1"), ZH, 0, "session:s1", waiting.limits.mark)
+    waiting.found_limit_full(a_job("j1"), ZH, 0, "session:s1", waiting.limits.mark)
     assert await look(waiting, Server(held=held, least=2)) == tried
 
 

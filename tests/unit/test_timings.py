@@ -9,14 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.clock import SYSTEM_CLOCK
 from scheduler.protocol.messages import Refused, Reserved
-from scheduler.runtime.placement.attempt import Try
+from scheduler.runtime.placement.attempt import Call, PlacementAttempt
 from scheduler.runtime.placement.candidates import Placement
-from scheduler.runtime.report import Report, Times
-from scheduler.runtime.timings import TOLD_EVERY_MS, WINDOW_MS, Histogram, Timing, merged
-from scheduler.runtime.waiting.waiting_jobs import Waiter, Waiting
-from tests.unit.arrange import a_class, a_job
+from scheduler.runtime.waiting.queues import Waiter
+from scheduler.runtime.waiting.waiting_jobs import Waiting
+from scheduler.timings import TOLD_EVERY_MS, WINDOW_MS, Histogram, Timing, merged
+from tests.unit.arrange import a_class, a_job, a_state
 
 FOUND = Placement((("n1",),))
 
@@ -81,21 +80,22 @@ def test_long_times_are_counted_and_told_once_a_minute() -> None:
 
 def waited(ms: float) -> Waiter:
     """One that waits, and was behind its session for so long."""
-    waiter = Waiting().tried_in_vain(a_job(), a_class(), 1_000)
+    waiter = Waiting().found_no_room(a_job(), a_class(), 1_000)
     waiter.first_ms += ms
     return waiter
 
 
 def test_the_wait_for_the_session_is_counted_for_each_that_was_placed(caplog: pytest.LogCaptureFixture) -> None:
     """Nothing for newcomers, nor for those that only waited for room; who was not placed is counted when it is."""
-    report = Report()
+    state = a_state()
     waiters = [None, waited(0), waited(40), waited(90), waited(500), None]
-    tries = [Try(a_job(), a_class(), waiter, FOUND) for waiter in waiters]
-    tries.insert(2, Try(a_job(), a_class(), None, None))
+    tries = [PlacementAttempt(a_job(), a_class(), waiter, FOUND) for waiter in waiters]
+    tries.insert(2, PlacementAttempt(a_job(), a_class(), None, None))
     with caplog.at_level(logging.INFO):
         placed = Reserved("n1", 1, 1)
-        Times(report, SYSTEM_CLOCK).settled(tries, [placed, placed, None, placed, placed, Refused("full"), placed])
-    waits = report.session_wait_ms
+        call = Call(tries, frozenset({0}), 0, state.index, 0)
+        state.apply_answers(call, [placed, placed, None, placed, placed, Refused("full"), placed])
+    waits = state.report.session_wait_ms
     assert (waits.count, waits.p50, waits.max) == (5, 0, 90)
     assert [record.message for record in caplog.records] == [
         "1 jobs waited more than 10 ms for an earlier one of their session, half of them 40 ms, the longest 40 ms: job "
@@ -105,12 +105,13 @@ def test_the_wait_for_the_session_is_counted_for_each_that_was_placed(caplog: py
 
 def test_who_becomes_the_first_of_its_session_is_told() -> None:
     """So that the time can be taken by who has a clock."""
-    waiting = Waiting()
-    first = waiting.tried_in_vain(a_job("j1"), a_class(), 0)
+    state = a_state()
+    waiting = state.waiting
+    first = waiting.found_no_room(a_job("j1"), a_class(), 0)
     second = waiting.queue(a_job("j2"), a_class(), 5)
     assert waiting.promoted == []
     waiting.leave(first, placed="n1")
     assert waiting.promoted == [second]
-    Times(Report(), SYSTEM_CLOCK).promoted(waiting.promoted)
+    state.apply_answers(Call([], frozenset(), 0, state.index, 0), [])
     assert waiting.promoted == []
     assert second.first_ms > second.since_ms

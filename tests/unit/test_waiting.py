@@ -10,12 +10,19 @@ import pytest
 
 from scheduler.protocol.snapshot import Delta, Match, Node, Pool
 from scheduler.runtime.intake import JobClass
-from scheduler.runtime.waiting.queues import DEADLINES_SPARE, any_may_move, gains, may_move, tier_of
-from scheduler.runtime.waiting.waiting_jobs import WAKE_CANDIDATES_MAX, Waiter, Waiting
+from scheduler.runtime.snapshot_changes import any_may_move, gained_nodes, movable_classes
+from scheduler.runtime.waiting.queues import DEADLINES_SPARE, Waiter
+from scheduler.runtime.waiting.waiting_jobs import CANDIDATES_MAX, Waiting
 from tests.unit.arrange import EN_DE, LATER_BOOT, a_class, a_job, a_node, an_index
 
 ZH = a_class()
 DE = a_class(pair=EN_DE)
+TWO_TIERS = an_index(
+    *(a_node(f"own{i}", "a") for i in range(40)),
+    *(a_node(f"fallback{i}", "b") for i in range(40)),
+    pools={"a": Pool("a", fallback=("b",))},
+)
+"""Nodes of the pool that ZH prefers, and of its fallback pool."""
 
 
 def everywhere(job_class: JobClass, node: str) -> bool:
@@ -37,18 +44,18 @@ def add(waiting: Waiting, job_id: str, session_id: str, job_class: JobClass = ZH
     job = a_job(job_id, session_id, priority=priority)
     if waiting.must_wait(job, job_class):
         return waiting.queue(job, job_class, 0)
-    return waiting.tried_in_vain(job, job_class, 0)
+    return waiting.found_no_room(job, job_class, 0)
 
 
 def settle(waiting: Waiting, open_nodes: tuple[str, ...] = ()) -> None:
     """Answer the questions to `open` that are asked now."""
     for waiter in waiting.asking():
-        waiting.answer_open(waiter, open_nodes)
+        waiting.apply_open(waiter, open_nodes)
 
 
 def picture(waiting: Waiting) -> dict[str, str]:
     """Every waiting job and what it does."""
-    return {waiter.job.job_id: waiter.status for waiter in sorted(waiting, key=lambda waiter: waiter.order)}
+    return {waiter.job.job_id: waiter.state for waiter in sorted(waiting, key=lambda waiter: waiter.order)}
 
 
 def names(waiters: Iterable[Waiter]) -> list[str]:
@@ -58,7 +65,7 @@ def names(waiters: Iterable[Waiter]) -> list[str]:
 
 def tried(waiting: Waiting, limit: int = 128) -> dict[str, tuple[str, ...] | None]:
     """Who is tried now, and on which nodes."""
-    return {waiter.job.job_id: waiter.hint for waiter in waiting.tries(limit)}
+    return {waiter.job.job_id: waiter.hint for waiter in waiting.next_attempts(limit)}
 
 
 # ---- who must wait -----------------------------------------------------------------------------------------
@@ -68,7 +75,7 @@ def test_a_newcomer_waits_behind_its_session_and_behind_its_class_only() -> None
     """Another session and another class pass; a job that waits for its session does not hold up its own class."""
     waiting = seed_waiting("j1")
     add(waiting, "j2", "j1", DE)
-    assert picture(waiting) == {"j1": "parked", "j2": "behind"}
+    assert picture(waiting) == {"j1": "blocked", "j2": "behind"}
     assert {
         "same session, same class": waiting.must_wait(a_job(session_id="j1"), ZH),
         "same session, other class": waiting.must_wait(a_job(session_id="j1"), DE),
@@ -86,7 +93,7 @@ def test_a_job_that_was_tried_in_vain_asks_before_it_parks() -> None:
     """The first of its session asks `open`; the next one of it queues behind."""
     waiting = Waiting()
     add(waiting, "j1", "s1")
-    waiting.tried_in_vain(a_job("j2", "s1"), ZH, 0)
+    waiting.found_no_room(a_job("j2", "s1"), ZH, 0)
     assert picture(waiting) == {"j1": "asking", "j2": "behind"}
     assert waiting.busy
     assert names(waiting.asking()) == ["j1"]
@@ -95,7 +102,7 @@ def test_a_job_that_was_tried_in_vain_asks_before_it_parks() -> None:
 def test_nothing_open_parks_and_ends_the_step() -> None:
     """When no eligible node has room the dispatcher goes back to its blocking read."""
     waiting = seed_waiting("j1", "j2")
-    assert picture(waiting) == {"j1": "parked", "j2": "parked"}
+    assert picture(waiting) == {"j1": "blocked", "j2": "blocked"}
     assert not waiting.busy
 
 
@@ -107,7 +114,7 @@ def test_room_wakes_those_whom_the_node_serves() -> None:
     waiting = seed_waiting("j1")
     add(waiting, "j2", "s2", DE)
     settle(waiting)
-    waiting.wake(["n1"], lambda job_class, node: job_class == DE)
+    waiting.unblock(["n1"], lambda job_class, node: job_class == DE)
     assert tried(waiting) == {"j2": ("n1",)}
 
 
@@ -117,18 +124,18 @@ def test_the_more_urgent_are_tried_first_then_the_earlier() -> None:
     add(waiting, "j3", "s3", priority=5)
     add(waiting, "j4", "s4", priority=-1)
     nodes = ("n1", "n2", "n3", "n4")
-    waiting.wake(nodes, everywhere)
+    waiting.unblock(nodes, everywhere)
     assert tried(waiting) == dict.fromkeys(["j3", "j1", "j2", "j4"], nodes)
 
 
 def test_a_wake_lasts_until_a_try_finds_the_node_full() -> None:
     """One event may stand for many slots: tries go on, more at a time, and end at the first refusal."""
     waiting = seed_waiting(*(f"j{i}" for i in range(20)))
-    waiting.wake(["n1"], everywhere)
+    waiting.unblock(["n1"], everywhere)
     rounds = []
     free = 9
     while waiting.busy:
-        chosen = waiting.tries(128)
+        chosen = waiting.next_attempts(128)
         rounds.append(len(chosen))
         for waiter in chosen:
             if free:
@@ -137,19 +144,19 @@ def test_a_wake_lasts_until_a_try_finds_the_node_full() -> None:
             else:
                 waiting.still_full(waiter, waiter.hint or ())
     assert rounds == [1, 2, 4, 8]
-    assert picture(waiting) == {f"j{i}": "parked" for i in range(9, 20)}
+    assert picture(waiting) == {f"j{i}": "blocked" for i in range(9, 20)}
 
 
 def test_a_refusal_lets_the_next_wake_begin_with_one_job() -> None:
     """However many were tried at a time before: the next event may stand for a single slot."""
     waiting = seed_waiting(*(f"j{i}" for i in range(20)))
-    waiting.wake(["n1"], everywhere)
+    waiting.unblock(["n1"], everywhere)
     for _ in range(3):
-        for waiter in waiting.tries(128):
+        for waiter in waiting.next_attempts(128):
             waiting.leave(waiter, placed="n1")
-    for waiter in waiting.tries(128):
+    for waiter in waiting.next_attempts(128):
         waiting.still_full(waiter, ["n1"])
-    waiting.wake(["n1"], everywhere)
+    waiting.unblock(["n1"], everywhere)
     assert list(tried(waiting)) == ["j7"]
 
 
@@ -158,8 +165,8 @@ def test_who_takes_the_last_slot_spends_the_wakes_of_the_node() -> None:
     waiting = seed_waiting("j1", "j2")
     add(waiting, "j3", "s3", DE)
     settle(waiting)
-    waiting.wake(["n1", "n2"], everywhere)
-    first, *_ = waiting.tries(1)
+    waiting.unblock(["n1", "n2"], everywhere)
+    first, *_ = waiting.next_attempts(1)
     waiting.leave(first, placed="n1")
     waiting.filled("n1")
     assert tried(waiting) == {"j2": ("n2",), "j3": ("n2",)}
@@ -169,10 +176,10 @@ def test_a_freed_slot_that_others_take_costs_one_try_in_vain_at_most() -> None:
     """Of 60 nodes with one slot each others take every third: 40 jobs are placed, and at most 20 tried in vain."""
     waiting = seed_waiting(*(f"j{i}" for i in range(500)))
     free = {f"n{i}": int(i % 3 > 0) for i in range(60)}
-    waiting.wake(free, everywhere)
+    waiting.unblock(free, everywhere)
     in_vain = 0
     while waiting.busy:
-        for waiter in waiting.tries(128):
+        for waiter in waiting.next_attempts(128):
             node = next((name for name in waiter.hint or () if free[name]), None)
             if node:
                 free[node] -= 1
@@ -188,8 +195,8 @@ def test_a_freed_slot_that_others_take_costs_one_try_in_vain_at_most() -> None:
 def test_a_refusal_spends_the_wakes_of_its_candidates_only() -> None:
     """Nodes that were not among the candidates may still have room."""
     waiting = seed_waiting("j1")
-    waiting.wake(["n1", "n2"], everywhere)
-    (waiter,) = waiting.tries(128)
+    waiting.unblock(["n1", "n2"], everywhere)
+    (waiter,) = waiting.next_attempts(128)
     waiting.still_full(waiter, ["n1"])
     assert tried(waiting) == {"j1": ("n2",)}
 
@@ -198,7 +205,7 @@ def test_a_wake_without_anybody_parked_keeps_for_the_next_who_parks() -> None:
     """Room that is told while the only waiter asks is not forgotten."""
     waiting = Waiting()
     add(waiting, "j1", "s1")
-    waiting.wake(["n1"], everywhere)
+    waiting.unblock(["n1"], everywhere)
     assert tried(waiting) == {}
     settle(waiting)
     assert tried(waiting) == {"j1": ("n1",)}
@@ -207,7 +214,7 @@ def test_a_wake_without_anybody_parked_keeps_for_the_next_who_parks() -> None:
 def test_a_call_takes_no_more_than_its_limit() -> None:
     """Who does not fit into a call is tried in the next one."""
     waiting = seed_waiting("j1", "j2", "j3")
-    waiting.wake(["n1", "n2"], everywhere)
+    waiting.unblock(["n1", "n2"], everywhere)
     assert list(tried(waiting, limit=2)) == ["j1", "j2"]
     assert list(tried(waiting, limit=2)) == ["j3"]
 
@@ -217,7 +224,7 @@ def test_a_call_takes_no_more_than_its_limit_of_those_that_are_tried_afresh() ->
     waiting = seed_waiting("j1", "j2")
     add(waiting, "j3", "j1", DE)
     add(waiting, "j4", "j2", a_class("b"))
-    for waiter in [each for each in waiting if each.status == "parked"]:
+    for waiter in [each for each in waiting if each.state == "blocked"]:
         waiting.leave(waiter)
     assert list(tried(waiting, limit=1)) == ["j3"]
     assert list(tried(waiting, limit=1)) == ["j4"]
@@ -239,25 +246,25 @@ def test_more_open_nodes_than_a_try_takes_end_all_the_same() -> None:
     """Nodes that are open but refuse, such as those of a boot that no snapshot has yet, are each tried once."""
     waiting = Waiting()
     add(waiting, "j1", "s1")
-    nodes = tuple(f"n{i}" for i in range(2 * WAKE_CANDIDATES_MAX + 1))
+    nodes = tuple(f"n{i}" for i in range(2 * CANDIDATES_MAX + 1))
     settle(waiting, nodes)
     hints = []
     while waiting.busy:
-        (waiter,) = waiting.tries(128)
+        (waiter,) = waiting.next_attempts(128)
         hints.append(waiter.hint or ())
         waiting.still_full(waiter, waiter.hint or ())
     assert [len(hint) for hint in hints] == [16, 16, 1]
     assert sorted(node for hint in hints for node in hint) == sorted(nodes)
-    assert picture(waiting) == {"j1": "parked"}
+    assert picture(waiting) == {"j1": "blocked"}
 
 
 def test_more_open_nodes_than_a_try_takes_are_tried_pool_by_pool() -> None:
     """Those of the preferred pool before those of its fallback pools, whatever the order in which they were named."""
-    waiting = Waiting(tier_of=lambda job_class, node: 1 if node.startswith("fallback") else 0)
+    waiting = Waiting(TWO_TIERS)
     add(waiting, "j1", "s1")
-    nodes = [f"{tier}{i}" for i in range(WAKE_CANDIDATES_MAX) for tier in ("fallback", "own")]
+    nodes = [f"{tier}{i}" for i in range(CANDIDATES_MAX) for tier in ("fallback", "own")]
     settle(waiting, tuple(nodes))
-    (waiter,) = waiting.tries(128)
+    (waiter,) = waiting.next_attempts(128)
     assert waiter.hint == tuple(node for node in nodes if node.startswith("own"))
     waiting.still_full(waiter, waiter.hint)
     assert tried(waiting) == {"j1": tuple(node for node in nodes if node.startswith("fallback"))}
@@ -265,12 +272,12 @@ def test_more_open_nodes_than_a_try_takes_are_tried_pool_by_pool() -> None:
 
 def test_many_open_nodes_are_tried_by_many_at_once() -> None:
     """Each part of the nodes by its share of the jobs, and none of them by all; fallback pools wait for their turn."""
-    waiting = Waiting(tier_of=lambda job_class, node: 1 if node.startswith("fallback") else 0)
+    waiting = Waiting(TWO_TIERS)
     for number in range(100):
         add(waiting, f"j{number}", f"s{number}")
-    own = [f"own{i}" for i in range(2 * WAKE_CANDIDATES_MAX + 1)]
+    own = [f"own{i}" for i in range(2 * CANDIDATES_MAX + 1)]
     settle(waiting, (*(f"fallback{i}" for i in range(9)), *own))
-    hints = Counter(waiter.hint for waiter in waiting.tries(128))
+    hints = Counter(waiter.hint for waiter in waiting.next_attempts(128))
     assert sorted(node for hint in hints for node in hint or ()) == sorted(own)
     assert sorted(hints.values()) == [1, 16, 16]
 
@@ -280,7 +287,7 @@ def test_a_job_that_is_tried_afresh_in_vain_asks_before_it_parks() -> None:
     waiting = seed_waiting("j1")
     add(waiting, "j2", "j1", DE)
     waiting.leave(next(iter(waiting)))
-    (waiter,) = waiting.tries(128)
+    (waiter,) = waiting.next_attempts(128)
     waiting.still_full(waiter, ["n1"])
     assert picture(waiting) == {"j2": "asking"}
 
@@ -290,14 +297,14 @@ def test_an_answer_holds_for_the_class_whoever_asked() -> None:
     waiting = seed_waiting("j1", "j2")
     add(waiting, "j3", "j1", DE)
     add(waiting, "j4", "j2", DE)
-    for waiter in [each for each in waiting if each.status == "parked"]:
+    for waiter in [each for each in waiting if each.state == "blocked"]:
         waiting.leave(waiter)
-    waiting.wake(["n1"], everywhere)
-    afresh, _ = waiting.tries(128)
-    waiting.tried_in_vain(a_job("j5", "s5"), DE, 0)
+    waiting.unblock(["n1"], everywhere)
+    afresh, _ = waiting.next_attempts(128)
+    waiting.found_no_room(a_job("j5", "s5"), DE, 0)
     waiting.leave(afresh, placed="n1")
     settle(waiting)
-    assert picture(waiting) == {"j4": "trying", "j5": "parked"}
+    assert picture(waiting) == {"j4": "trying", "j5": "blocked"}
 
 
 def test_who_parked_behind_a_question_asks_when_the_asker_leaves() -> None:
@@ -307,7 +314,7 @@ def test_who_parked_behind_a_question_asks_when_the_asker_leaves() -> None:
     add(waiting, "j2", "s2")
     add(waiting, "j3", "s3")
     waiting.leave(first)
-    assert picture(waiting) == {"j2": "asking", "j3": "parked"}
+    assert picture(waiting) == {"j2": "asking", "j3": "blocked"}
     assert names(waiting.asking()) == ["j2"]
 
 
@@ -316,7 +323,7 @@ def test_who_leaves_after_the_answer_leaves_the_others_parked() -> None:
     waiting = seed_waiting("j1", "j2")
     first = next(iter(waiting))
     waiting.leave(first)
-    assert picture(waiting) == {"j2": "parked"}
+    assert picture(waiting) == {"j2": "blocked"}
     assert not waiting.busy
 
 
@@ -326,7 +333,7 @@ def test_a_gap_lets_one_of_each_class_ask() -> None:
     add(waiting, "j3", "s3", DE)
     settle(waiting)
     waiting.ask_all()
-    assert picture(waiting) == {"j1": "asking", "j2": "parked", "j3": "asking"}
+    assert picture(waiting) == {"j1": "asking", "j2": "blocked", "j3": "asking"}
 
 
 @pytest.mark.parametrize(
@@ -342,15 +349,15 @@ def test_a_gap_lets_one_of_each_class_ask() -> None:
 )
 def test_what_a_snapshot_brings_for_a_class(old: list[Node], new: list[Node], expected: list[str]) -> None:
     """Nodes that it was not tried on."""
-    assert list(gains([ZH], an_index(*old), an_index(*new, version=2))) == [(ZH, expected)]
+    assert list(gained_nodes([ZH], an_index(*old), an_index(*new, version=2))) == [(ZH, expected)]
 
 
 def test_another_fallback_brings_nodes_that_did_not_change() -> None:
     """The pools are other ones, the nodes are the same."""
     nodes = (a_node("a1"), a_node("b1", "b"))
     old, new = an_index(*nodes), an_index(*nodes, pools={"a": Pool("a", fallback=("b",))})
-    assert list(gains([ZH, DE], old, new)) == [(ZH, ["b1"]), (DE, [])]
-    assert [tier_of(new, ZH, node) for node in ("a1", "b1", "gone")] == [0, 1, 2]
+    assert list(gained_nodes([ZH, DE], old, new)) == [(ZH, ["b1"]), (DE, [])]
+    assert [new.tier_of(ZH, node) for node in ("a1", "b1", "gone")] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -369,7 +376,7 @@ def test_a_snapshot_after_which_jobs_may_belong_to_another_pool(
 ) -> None:
     """Jobs that wait are placed by the pool that a newcomer would go to."""
     before = an_index(a_node("n1"))
-    assert list(may_move([a_class()], before, an_index(*nodes, pools=pools, version=2))) == [a_class()] * moves
+    assert list(movable_classes([a_class()], before, an_index(*nodes, pools=pools, version=2))) == [a_class()] * moves
 
 
 @pytest.mark.parametrize(
@@ -385,7 +392,7 @@ def test_a_snapshot_moves_jobs_only_by_the_slots_of_pools(node: Node, moves: boo
     before = an_index(a_node("n1"), a_node("n2", "b"))
     assert len(before.eligible(a_class())) == 1  # asked for, as every class is of which a job waits
     after = before.revised([Delta(2, 1, nodes=(node,))])
-    assert list(may_move([a_class()], before, after)) == [a_class()] * moves
+    assert list(movable_classes([a_class()], before, after)) == [a_class()] * moves
 
 
 def test_a_pool_for_certain_tenants_moves_jobs_that_waited_in_no_such_scope() -> None:
@@ -393,7 +400,7 @@ def test_a_pool_for_certain_tenants_moves_jobs_that_waited_in_no_such_scope() ->
     nodes = (a_node("n1"), a_node("n2", "b"))
     before = an_index(*nodes, pools={"b": Pool("b", match=Match(tenants=("t1",)))})
     after = an_index(*nodes, pools={"b": Pool("b", match=Match(tenants=("t1", "t2")))}, version=2)
-    assert list(may_move([a_class()], before, after)) == [a_class()]
+    assert list(movable_classes([a_class()], before, after)) == [a_class()]
 
 
 @pytest.mark.parametrize(
@@ -435,8 +442,8 @@ def test_nodes_that_are_new_to_a_class_wake_it_alone() -> None:
     waiting = seed_waiting("j1")
     add(waiting, "j2", "s2", DE)
     settle(waiting)
-    waiting.wake_class(DE, ["n7"])
-    waiting.wake_class(a_class("unknown"), ["n7"])
+    waiting.unblock_class(DE, ["n7"])
+    waiting.unblock_class(a_class("unknown"), ["n7"])
     assert tried(waiting) == {"j2": ("n7",)}
 
 
@@ -460,8 +467,8 @@ def test_the_next_of_a_session_keeps_its_place_in_a_class_that_waits() -> None:
     add(waiting, "j4", "s4", DE)
     settle(waiting)
     waiting.leave(next(iter(waiting)))
-    assert picture(waiting) == {"j2": "parked", "j3": "parked", "j4": "parked"}
-    assert names(waiting.parked(DE)) == ["j2", "j3", "j4"]
+    assert picture(waiting) == {"j2": "blocked", "j3": "blocked", "j4": "blocked"}
+    assert names(waiting.blocked(DE)) == ["j2", "j3", "j4"]
 
 
 def test_a_job_that_leaves_from_behind_changes_nothing_for_the_others() -> None:
@@ -470,18 +477,18 @@ def test_a_job_that_leaves_from_behind_changes_nothing_for_the_others() -> None:
     second = add(waiting, "j2", "j1")
     add(waiting, "j3", "j1")
     waiting.leave(second)
-    assert picture(waiting) == {"j1": "parked", "j3": "behind"}
+    assert picture(waiting) == {"j1": "blocked", "j3": "behind"}
 
 
 def test_whoever_left_is_not_moved_by_late_answers() -> None:
     """A partition can be lost while its jobs are in a call."""
     waiting = seed_waiting("j1")
-    waiting.wake(["n1"], everywhere)
-    (waiter,) = waiting.tries(128)
+    waiting.unblock(["n1"], everywhere)
+    (waiter,) = waiting.next_attempts(128)
     waiting.drop_partitions({0})
     waiting.still_full(waiter, ["n1"])
-    waiting.answer_open(waiter, ("n1",))
-    waiting.park(waiter)
+    waiting.apply_open(waiter, ("n1",))
+    waiting.block(waiter)
     waiting.reclassify(waiter, DE)
     waiting.leave(waiter, placed="n1")
     assert (picture(waiting), len(waiting), waiting.classes(), waiting.busy) == ({}, 0, [], False)
@@ -509,8 +516,8 @@ def test_who_parked_behind_a_try_asks_when_that_one_changes_its_class() -> None:
     add(waiting, "j4", "j2", DE)
     for waiter in [each for each in waiting if each.job.job_id in ("j1", "j2")]:
         waiting.leave(waiter)
-    assert picture(waiting) == {"j3": "ready", "j4": "parked"}
-    (ready,) = waiting.tries(128)
+    assert picture(waiting) == {"j3": "ready", "j4": "blocked"}
+    (ready,) = waiting.next_attempts(128)
     waiting.reclassify(ready, a_class("b", EN_DE))
     assert picture(waiting) == {"j3": "ready", "j4": "asking"}
 
@@ -522,20 +529,20 @@ def test_who_was_in_a_call_when_the_one_that_was_to_find_out_left_asks_before_it
     add(waiting, "j4", "j2", DE)
     for waiter in [each for each in waiting if each.job.job_id in ("j1", "j2")]:
         waiting.leave(waiter)
-    waiting.wake(["n1"], everywhere)
-    afresh, woken = waiting.tries(128)
+    waiting.unblock(["n1"], everywhere)
+    afresh, woken = waiting.next_attempts(128)
     assert (afresh.hint, woken.hint) == (None, ("n1",))
     waiting.leave(afresh, placed="n1")
     waiting.still_full(woken, ["n1"])
     assert picture(waiting) == {"j4": "asking"}
     settle(waiting)
-    assert picture(waiting) == {"j4": "parked"}
+    assert picture(waiting) == {"j4": "blocked"}
 
 
 def test_a_lost_partition_takes_its_jobs_along_and_nobody_elses() -> None:
     """Those who waited behind its question ask themselves."""
     waiting = Waiting()
-    waiting.tried_in_vain(a_job("j1", "s1", partition=1), ZH, 0)
+    waiting.found_no_room(a_job("j1", "s1", partition=1), ZH, 0)
     waiting.queue(a_job("j2", "s1", partition=1), ZH, 0)
     waiting.queue(a_job("j3", "s3", partition=2), ZH, 0)
     waiting.drop_partitions({1})
@@ -605,10 +612,10 @@ def comparisons_of_a_wake(count: int, monkeypatch: pytest.MonkeyPatch) -> int:
 
     monkeypatch.setattr(Waiter, "__lt__", compare)
     monkeypatch.setattr(Waiting, "__iter__", None)
-    waiting.wake(["n1"], everywhere)
-    (first,) = waiting.tries(128)
+    waiting.unblock(["n1"], everywhere)
+    (first,) = waiting.next_attempts(128)
     waiting.leave(first, placed="n1")
-    for waiter in waiting.tries(128):
+    for waiter in waiting.next_attempts(128):
         waiting.still_full(waiter, ["n1"])
     assert not waiting.busy
     return compared
@@ -649,7 +656,7 @@ def test_the_sweep_looks_at_classes_that_are_settled() -> None:
     assert waiting.settled_classes() == [ZH]
     settle(waiting)
     assert waiting.settled_classes() == [ZH, DE]
-    waiting.wake_class(ZH, ["n1"])
+    waiting.unblock_class(ZH, ["n1"])
     assert waiting.settled_classes() == [DE]
 
 
@@ -661,14 +668,14 @@ def test_only_a_placement_that_no_event_announced_is_a_hit_of_the_sweep() -> Non
     for story in ("placed", "full", "announced", "announced before", "elsewhere", "another class"):
         waiting = seed_waiting("j1")
         if story == "announced before":
-            waiting.wake(["n1"], everywhere)
-        waiting.wake_class(ZH, ["n1"], swept=True)
+            waiting.unblock(["n1"], everywhere)
+        waiting.unblock_class(ZH, ["n1"], is_swept=True)
         if story == "announced":
-            waiting.wake(["n1"], everywhere)
-        (waiter,) = waiting.tries(128)
+            waiting.unblock(["n1"], everywhere)
+        (waiter,) = waiting.next_attempts(128)
         if story == "another class":
             waiting.reclassify(waiter, DE)
-            (waiter,) = waiting.tries(128)
+            (waiter,) = waiting.next_attempts(128)
         if story == "full":
             waiting.still_full(waiter, ["n1"])
         else:

@@ -1,25 +1,32 @@
-"""Pure. Decides; never performs. One try at placing a job, what `reserve` is asked for it, and how jobs share calls."""
+"""One attempt at placing a job, the call that makes it with others, and how a job ends that will never be placed.
+
+Pure: no server, no clock.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Container, Iterator, Sequence
 
 import msgspec
 
 from scheduler.protocol import keys, messages
-from scheduler.protocol.snapshot import Pool
+from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Job, JobClass, refuse_job
 from scheduler.runtime.placement.candidates import Placement
-from scheduler.runtime.waiting.limits import counted_by
-from scheduler.runtime.waiting.waiting_jobs import Waiter
-from scheduler.session.bindings import NO_VARIANT, Binding, prefix, source_to_bind
+from scheduler.runtime.waiting.queues import Waiter
+from scheduler.session.bindings import Binding
 
 
-class Try(msgspec.Struct, frozen=True, gc=False):
-    """One job of a call. waiter: None for a newcomer. placement: None when it is held back from this call. binding of
-    its session; fresh, whether the stored one may be left alone when it names the node that the session is bound to
-    afterwards; unread, whether it is not known. follows: an earlier job of its session is in the call and needs the
-    same.
+class PlacementAttempt(msgspec.Struct, frozen=True, gc=False):
+    """One job of a call.
+
+    job_class: decided once, for this attempt.
+    waiter: None for a newcomer.
+    placement: None when the job is held back from this call.
+    binding: of the session, as far as it is known.
+    is_fresh: whether the stored binding may be left alone when it names the node that the session is bound to
+        afterwards.
+    is_unread: whether the binding is not known.
+    follows: an earlier job of the session is in the call and needs the same.
+    together: why the job is not tried where that earlier job goes.
     """
 
     job: Job
@@ -27,74 +34,33 @@ class Try(msgspec.Struct, frozen=True, gc=False):
     waiter: Waiter | None
     placement: Placement | None
     binding: Binding | None = None
-    fresh: bool = False
-    unread: bool = False
+    is_fresh: bool = False
+    is_unread: bool = False
     follows: bool = False
     together: str = ""
 
 
-def chunks(jobs: Sequence[Job], size: int, lane_of: Callable[[int], int]) -> Iterator[Sequence[Job]]:
-    """Divide jobs into calls of at most `size`, each partition in its order.
+Answer = messages.Reserved | messages.Refused
 
-    More than one call is divided into two lanes that take turns, and lane_of (partition -> 0 or 1) says into which. So
-    a call shares no partition with the one before, and can be sent while that one is under way.
+
+class Call(msgspec.Struct):
+    """The attempts of one script call.
+
+    partitions: of its jobs.
+    index: the snapshot by which candidates were chosen.
+    mark: of the limits, when it was sent.
+    is_again: its jobs had been deferred, and there is memory for them now.
     """
-    if len(jobs) <= size:
-        yield jobs
-        return
-    lanes: tuple[list[Job], list[Job]] = ([], [])
-    for job in jobs:
-        lanes[lane_of(job.partition)].append(job)
-    for start in range(0, max(map(len, lanes)), size):
-        for members in lanes:
-            if start < len(members):
-                yield members[start : start + size]
+
+    attempts: list[PlacementAttempt]
+    partitions: frozenset[int]
+    sent_ms: float
+    index: Index
+    mark: int
+    is_again: bool = False
 
 
-def reserve_item(each: Try, placement: Placement, policy: Pool, kinds: Container[str]) -> messages.ReserveItem:
-    """What `reserve` is asked.
-
-    Args: each; placement, its candidates; policy of the pool; kinds of limits that it counts for.
-    """
-    job, binding, pool = each.job, each.binding, each.job_class.pool
-    source = source_to_bind(binding, job.src_lang, job.tgt_lang)
-    same = (
-        binding is not None and binding.pool == pool and binding.src_lang == source and binding.tgt_lang == job.tgt_lang
-    )
-    return messages.ReserveItem(  # in the order of its fields: to name them costs five times as much
-        job.partition,
-        job.epoch,
-        job.entry_id,
-        job.job_id,
-        job.session_id,
-        job.tenant_id,
-        job.reply_to,
-        pool,
-        placement.groups,
-        placement.bound,
-        placement.preferred,
-        placement.why,
-        placement.note,
-        prefix(pool, source, job.tgt_lang),
-        binding.node if binding is not None and same and each.fresh else "",
-        NO_VARIANT,
-        each.unread,
-        placement.keeps,
-        each.follows,
-        each.together,
-        counted_by(job, policy, kinds),
-        job.body,
-    )
-
-
-def bound_by(each: Try, binding: Binding | None, answer: messages.Reserved) -> Binding:
-    """The binding of a session after a job of it was placed. binding: before that."""
-    job = each.job
-    source = source_to_bind(binding, job.src_lang, job.tgt_lang)
-    return Binding(each.job_class.pool, source, job.tgt_lang, answer.home)
-
-
-def refusal_of(job: Job, answer: messages.Refused, cell: int) -> messages.RejectItem | None:
+def rejection_of(job: Job, answer: messages.Refused, cell: int) -> messages.RejectItem | None:
     """How a job ends that `reserve` will never place; None when nothing is left to do."""
     if answer.why == "job_id_taken":
         generated = keys.generated_job_id(cell, job.partition, job.entry_id)
@@ -102,20 +68,20 @@ def refusal_of(job: Job, answer: messages.Refused, cell: int) -> messages.Reject
     if answer.why == "cancelling":
         return refuse_job(job, "cancelled", "cancelled before it was placed")
     if answer.why == "mismatch":
-        return _refuse_mismatch(job, answer.submitted)
+        return _reject_mismatch(job, answer.submitted)
     if answer.why == "broken":
         return refuse_job(job, "invalid", "what is stored under its id is no job record")
     return None
 
 
-def _refuse_mismatch(job: Job, submitted: tuple[str, str, str]) -> messages.RejectItem:
-    """It ends under its own id, as the job that was submitted: who submitted it is told."""
-    said = (job.session_id, job.tenant_id, job.reply_to)
+def _reject_mismatch(job: Job, submitted: tuple[str, str, str]) -> messages.RejectItem:
+    """It ends under its own id, as the job that was submitted: its producer hears of it."""
+    documented = (job.session_id, job.tenant_id, job.reply_to)
     detail = ", ".join(
         f"{name} = {document!r} in the document, and it was submitted with {given!r}"
-        for name, document, given in zip(("session_id", "tenant_id", "reply_to"), said, submitted, strict=True)
+        for name, document, given in zip(("session_id", "tenant_id", "reply_to"), documented, submitted, strict=True)
         if document != given and (given or name == "session_id")
     )
     session, tenant, reply_to = submitted
-    refusal = refuse_job(job, "invalid", f"{detail}: expected the same")
-    return msgspec.structs.replace(refusal, session_id=session, tenant_id=tenant, reply_to=reply_to)
+    rejection = refuse_job(job, "invalid", f"{detail}: expected the same")
+    return msgspec.structs.replace(rejection, session_id=session, tenant_id=tenant, reply_to=reply_to)

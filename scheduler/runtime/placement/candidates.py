@@ -31,25 +31,25 @@ _SPARE: Final = 3  # the bound node, the preferred one, and one that an attempt 
 _HASH_RANGE: Final = float(2**64)
 
 
-class _Drawn:
+class _Sample:
     """Names drawn from a group, and whose turn it is. The group is kept, so that its id is nobody else's meanwhile.
 
-    full: a few that are believed to be full, for want of better. scarce: there were such. enough: no more are to be
-    drawn.
+    full: a few that are believed to be full, for want of better. room_is_scarce: there were such.
+    exhausted: no more are to be drawn.
     """
 
-    __slots__ = ("enough", "full", "group", "names", "scarce", "turn")
+    __slots__ = ("exhausted", "full", "group", "names", "next_offset", "room_is_scarce")
 
     def __init__(self, group: Group) -> None:
         self.group = group
         self.names: list[str] = []
         self.full: list[str] = []
-        self.turn = 0
-        self.scarce = False
-        self.enough = False
+        self.next_offset = 0
+        self.room_is_scarce = False
+        self.exhausted = False
 
 
-class Draws:
+class Sampler:
     """Nodes drawn at random, once for all jobs of one call, and dealt out in turn.
 
     A call of many jobs so names few nodes, and each of them is one that was believed to be little used. Of a group that
@@ -62,7 +62,7 @@ class Draws:
         self._loads = loads
         self._random = random
         self._jobs = jobs
-        self._drawn: dict[int, _Drawn] = {}
+        self._drawn: dict[int, _Sample] = {}
 
     def take(self, nodes: Group, count: int, *without: str) -> tuple[str, ...]:
         """At most `count` of a group, least used first; another job gets others. without: names, or ""."""
@@ -72,13 +72,13 @@ class Draws:
         without = tuple([name for name in without if name])
         drawn = self._drawn.get(id(nodes))
         if drawn is None:
-            drawn = self._drawn[id(nodes)] = _Drawn(nodes)
-        served = drawn.turn if drawn.scarce else drawn.turn // _SAMPLE_FACTOR
-        if not drawn.enough and served + count + len(without) > len(drawn.names):
+            drawn = self._drawn[id(nodes)] = _Sample(nodes)
+        served = drawn.next_offset if drawn.room_is_scarce else drawn.next_offset // _SAMPLE_FACTOR
+        if not drawn.exhausted and served + count + len(without) > len(drawn.names):
             self._draw(drawn, count)
         names = drawn.names
-        start = drawn.turn % (len(names) or 1)
-        drawn.turn += 1
+        start = drawn.next_offset % (len(names) or 1)
+        drawn.next_offset += 1
         if without:
             dealt = [name for name in names[start : start + count + len(without)] if name not in without]
         else:
@@ -89,30 +89,30 @@ class Draws:
             dealt += [name for name in drawn.full if name not in without]
         return tuple(dealt if len(dealt) <= count else dealt[:count])
 
-    def _draw(self, drawn: _Drawn, count: int) -> None:
+    def _draw(self, drawn: _Sample, count: int) -> None:
         """As many again as there are, of which the less used of twice as many are taken; at first enough for one job.
 
         At most one for every two jobs of the call, beside those for one; where room is scarce, one for each, and more
         are looked at.
         """
         nodes, names = drawn.group.nodes, drawn.names
-        jobs = self._jobs if drawn.scarce else self._jobs // _SAMPLE_FACTOR
-        job_class = min(max(count + _SPARE, 2 * len(names)), count + max(_SPARE, jobs)) - len(names)
-        if job_class <= 0 or len(names) + len(drawn.full) == len(nodes):
-            drawn.enough = True
+        jobs = self._jobs if drawn.room_is_scarce else self._jobs // _SAMPLE_FACTOR
+        needed = min(max(count + _SPARE, 2 * len(names)), count + max(_SPARE, jobs)) - len(names)
+        if needed <= 0 or len(names) + len(drawn.full) == len(nodes):
+            drawn.exhausted = True
             return
-        size = min(len(nodes), _SAMPLE_FACTOR * job_class + len(names) if names else _SAMPLE_FACTOR * count + 1)
+        size = min(len(nodes), _SAMPLE_FACTOR * needed + len(names) if names else _SAMPLE_FACTOR * count + 1)
         found, room = self._look(drawn, size)
         if room < len(found):
-            drawn.scarce = True
-            if room < job_class and size < len(nodes):
-                wider = min(_WIDER_MAX, -(-job_class // max(1, room)) + 1)
+            drawn.room_is_scarce = True
+            if room < needed and size < len(nodes):
+                wider = min(_WIDER_MAX, -(-needed // max(1, room)) + 1)
                 found, room = self._look(drawn, min(len(nodes), wider * size))
-                drawn.enough = not room
+                drawn.exhausted = not room
             drawn.full = drawn.full or found[room:][: count + _SPARE]
-        names += found[: min(room, job_class)]
+        names += found[: min(room, needed)]
 
-    def _look(self, drawn: _Drawn, size: int) -> tuple[list[str], int]:
+    def _look(self, drawn: _Sample, size: int) -> tuple[list[str], int]:
         """So many of a group that are not drawn yet, least used first, and how many of them may have room."""
         loads = self._loads
         used = [
@@ -162,7 +162,7 @@ class Placement(msgspec.Struct, frozen=True, gc=False):
         return tuple([name for group in self.groups for name in group])
 
 
-class Standing(msgspec.Struct, frozen=True, gc=False):
+class SessionAffinity(msgspec.Struct, frozen=True, gc=False):
     """Where a session stands. node: that it is bound to, "" for none that matters; first: whether the job is tried
     there before all others; why, should it go elsewhere.
     """
@@ -172,7 +172,7 @@ class Standing(msgspec.Struct, frozen=True, gc=False):
     why: str
 
 
-_NEW: Final = Standing("", False, "new")
+_NEW: Final = SessionAffinity("", False, "new")
 
 
 # ---- the pool -------------------------------------------------------------------------------------------------------
@@ -213,24 +213,26 @@ def rendezvous(key: str, weights: Mapping[str, int]) -> str:
 # ---- the nodes ------------------------------------------------------------------------------------------------------
 
 
-def place(job: Job, job_class: JobClass, binding: Binding | None, index: Index, draws: Draws) -> Placement | None:
+def place(job: Job, job_class: JobClass, binding: Binding | None, index: Index, sampler: Sampler) -> Placement | None:
     """Candidates of the preferred pool, and the node that the session is bound to, or that the job asked for, wherever
     among the eligible it is.
 
-    Args: job; job_class, from classify; binding; index; draws of the call.
+    Args: job; job_class, from classify; binding; index; sampler of the call.
     Returns: None when no node of the pool can serve the job.
     """
     nodes = index.members_of(job_class).get(job_class.pool)
     if nodes is None:
         return None
-    standing = stand(job, job_class, binding, index)
-    preferred, note = prefer(job, job_class, index) if job.preferred_node else ("", "")
+    bound = session_affinity(job, job_class, binding, index)
+    preferred, note = preferred_node(job, job_class, index) if job.preferred_node else ("", "")
     nodes = nodes.trusted or nodes
     policy = index.policy(job_class.pool)
-    lead = _lead(preferred, standing)
+    first_groups = first_choices(preferred, bound)
     avoid = _avoided(job, nodes)
-    found = STRATEGIES[policy.strategy](standing.node, avoid, preferred, nodes, draws, policy.candidates - len(lead))
-    return _placement((*lead, found) if found else lead, standing, preferred, note, policy)
+    found = STRATEGIES[policy.strategy](
+        bound.node, avoid, preferred, nodes, sampler, policy.candidates - len(first_groups)
+    )
+    return _placement((*first_groups, found) if found else first_groups, bound, preferred, note, policy)
 
 
 def place_among(
@@ -248,10 +250,10 @@ def place_among(
     Room is known to be scarce, so what the strategy or an earlier failure would rather avoid comes last, but it comes.
     Returns: None when no named node may take it.
     """
-    standing = stand(job, job_class, binding, index)
-    preferred, note = prefer(job, job_class, index)
+    bound = session_affinity(job, job_class, binding, index)
+    preferred, note = preferred_node(job, job_class, index)
     policy = index.policy(job_class.pool)
-    draws = Draws(loads, random)
+    sampler = Sampler(loads, random)
     by_tier: dict[str, list[Node]] = {}
     for name in names:
         node = index.nodes.get(name)
@@ -259,39 +261,39 @@ def place_among(
             by_tier.setdefault(node.pool, []).append(node)
     if not by_tier:
         return None
-    groups = _lead(preferred, standing)
+    groups = first_choices(preferred, bound)
     for tier in index.tiers(job_class.pool):
         if tier in by_tier:
             everyone = group(by_tier[tier])
             nodes = everyone.trusted or everyone
             count = len(nodes.nodes) + _SPARE
             avoid = _avoided(job, nodes)
-            groups += (STRATEGIES[policy.strategy](standing.node, avoid, preferred, nodes, draws, count),)
+            groups += (STRATEGIES[policy.strategy](bound.node, avoid, preferred, nodes, sampler, count),)
             groups += (tuple(sorted(everyone.ids)),)
-    return _placement(_each_once(groups), standing, preferred, note, policy)
+    return _placement(_each_once(groups), bound, preferred, note, policy)
 
 
-def stand(job: Job, job_class: JobClass, binding: Binding | None, index: Index) -> Standing:
+def session_affinity(job: Job, job_class: JobClass, binding: Binding | None, index: Index) -> SessionAffinity:
     """Where the session of a job stands under a snapshot, and why it would have to move."""
     if binding is None:
         return _NEW
     node = index.nodes.get(binding.node)
     policy = index.policy(job_class.pool)
     if policy.strategy != "affinity":
-        return Standing(binding.node if node is not None else "", False, "strategy")
+        return SessionAffinity(binding.node if node is not None else "", False, "strategy")
     if not binding.fits(job.src_lang, job.tgt_lang):
-        return Standing("", False, "pair")
+        return SessionAffinity("", False, "pair")
     if node is None:
-        return Standing("", False, f"gone {binding.node}")
+        return SessionAffinity("", False, f"gone {binding.node}")
     if not index.serves(job_class, node.id):
-        return Standing("", False, "unfit" if node.pool in index.tiers(job_class.pool) else "pool")
+        return SessionAffinity("", False, "unfit" if node.pool in index.tiers(job_class.pool) else "pool")
     if node.pool != job_class.pool and policy.pressure == "return":
-        return Standing("", False, "pool")
+        return SessionAffinity("", False, "pool")
     if node.id == job.avoid and len(index.eligible(job_class)) > 1:
-        return Standing(node.id, False, "avoid")
+        return SessionAffinity(node.id, False, "avoid")
     if node.suspect and index.members_of(job_class)[node.pool].trusted is not None:
-        return Standing(node.id, False, "suspect")
-    return Standing(node.id, True, "full")
+        return SessionAffinity(node.id, False, "suspect")
+    return SessionAffinity(node.id, True, "full")
 
 
 def together(job_class: JobClass, before: JobClass, binds: bool) -> str:
@@ -305,7 +307,7 @@ def together(job_class: JobClass, before: JobClass, binds: bool) -> str:
     return "together" if same_pair else "pair"
 
 
-def prefer(job: Job, job_class: JobClass, index: Index) -> tuple[str, str]:
+def preferred_node(job: Job, job_class: JobClass, index: Index) -> tuple[str, str]:
     """The node that a job asks for, "" when it asks for none or cannot have it, and then why."""
     name = job.preferred_node
     if not name or name == job.avoid:
@@ -315,10 +317,10 @@ def prefer(job: Job, job_class: JobClass, index: Index) -> tuple[str, str]:
     return "", f"preferred {name} {'unfit' if name in index.nodes else 'gone'}"
 
 
-def _lead(preferred: str, standing: Standing) -> Groups:
+def first_choices(preferred: str, bound: SessionAffinity) -> Groups:
     """What is tried before all others: the node that the job asks for, then the one that the session is bound to."""
-    if standing.first and standing.node != preferred:
-        return ((preferred,), (standing.node,)) if preferred else ((standing.node,),)
+    if bound.first and bound.node != preferred:
+        return ((preferred,), (bound.node,)) if preferred else ((bound.node,),)
     return ((preferred,),) if preferred else ()
 
 
@@ -339,33 +341,33 @@ def _each_once(groups: Groups) -> Groups:
     return tuple(kept)
 
 
-def _placement(groups: Groups, standing: Standing, preferred: str, note: str, policy: Pool) -> Placement:
-    why = standing.why
+def _placement(groups: Groups, bound: SessionAffinity, preferred: str, note: str, policy: Pool) -> Placement:
+    why = bound.why
     keeps = "avoid" if why == "avoid" else "full" if policy.pressure == "return" else ""
-    return Placement(groups, standing.node if why != "strategy" else "", why, preferred, note, keeps)
+    return Placement(groups, bound.node if why != "strategy" else "", why, preferred, note, keeps)
 
 
 # ---- strategies -----------------------------------------------------------------------------------------------------
 
 
-def affinity(last: str, avoid: str, preferred: str, nodes: Group, draws: Draws, count: int) -> tuple[str, ...]:
+def affinity(last: str, avoid: str, preferred: str, nodes: Group, sampler: Sampler, count: int) -> tuple[str, ...]:
     """Behind the bound node, which is tried first: the least loaded of a few."""
-    return draws.take(nodes, count, avoid, last, preferred)
+    return sampler.take(nodes, count, avoid, last, preferred)
 
 
-def spread(last: str, avoid: str, preferred: str, nodes: Group, draws: Draws, count: int) -> tuple[str, ...]:
+def spread(last: str, avoid: str, preferred: str, nodes: Group, sampler: Sampler, count: int) -> tuple[str, ...]:
     """Not the session's last node, unless it is the only one."""
-    return draws.take(nodes, count, avoid, last, preferred) or ((last,) if last in nodes.ids else ())
+    return sampler.take(nodes, count, avoid, last, preferred) or ((last,) if last in nodes.ids else ())
 
 
-def least_loaded(_: str, avoid: str, preferred: str, nodes: Group, draws: Draws, count: int) -> tuple[str, ...]:
+def least_loaded(_: str, avoid: str, preferred: str, nodes: Group, sampler: Sampler, count: int) -> tuple[str, ...]:
     """The least loaded of a few, whatever the session did before."""
-    return draws.take(nodes, count, avoid, preferred)
+    return sampler.take(nodes, count, avoid, preferred)
 
 
-_Strategy = Callable[[str, str, str, Group, Draws, int], tuple[str, ...]]
-"""The session's last node, the one to avoid, the one that is asked for (each "" for none), nodes that are alike, draws,
-and how many to name -> nodes of one group, none of the other three unless there is no other.
+_Strategy = Callable[[str, str, str, Group, Sampler, int], tuple[str, ...]]
+"""The session's last node, the one to avoid, the one that is asked for (each "" for none), nodes that are alike, the
+sampler of the call, and how many to name -> nodes of one group, none of the other three unless there is no other.
 """
 STRATEGIES: Final[Mapping[Strategy, _Strategy]] = {
     "affinity": affinity,

@@ -1,12 +1,14 @@
-"""Pure. Decides; never performs. Who waits for which limit: jobs that `reserve` answered with `limited`.
+"""Who waits for which limit: jobs that `reserve` answered with `limited`.
 
-Such a job waits for that limit alone; it takes no part in the line of its class. An event that tells the limit lets the
-first of its line try, and when that one is placed the next, until one is limited again. What a session or a tenant
-holds is counted in all pools together, but each pool says how much that may be: what is found full is full for one. A
-limit of a session also holds for those that come beside a job that runs under it, whatever their pool.
+Pure: no server, no clock.
 
-A job that finds no room when it is let go stands in the line of its class from then on. No more of that class are let
-go meanwhile than have been placed since the limit was full, so that a long line does not move over as a whole.
+Such a job waits for that limit alone; it takes no part in the queue of its class. An event that names the limit lets
+the first of its queue try, and when that one is placed the next, until one is limited again. What a session or a tenant
+holds is counted in all pools together, but each pool says how much that may be: a limit can be full for one pool alone.
+A limit of a session also holds for jobs that come beside one that runs under it, whatever their pool.
+
+A job that finds no room when it is admitted stands in the queue of its class from then on. No more of that class are
+admitted meanwhile than were placed since the limit was full, so that a long queue does not move over as a whole.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Final
 from scheduler.protocol.snapshot import Pool
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Job, JobClass
-from scheduler.runtime.waiting.queues import LimitLine, Waiter
+from scheduler.runtime.waiting.queues import LimitQueue, Waiter
 
 SESSION: Final = "session:"
 
@@ -67,149 +69,150 @@ def changed_limits(old: Mapping[str, Pool], new: Mapping[str, Pool]) -> list[str
 
 
 class Limits:
-    """All limits that somebody waits for, and which of them may have room."""
+    """All limits that some job waits for, and which of them may have room."""
 
     def __init__(self) -> None:
-        self._lines: dict[str, LimitLine] = {}
-        self._woken: dict[str, None] = {}
-        self._hand_overs = 0
-        self._told: frozenset[str] | None = frozenset()
+        self._queues: dict[str, LimitQueue] = {}
+        self._roomy: dict[str, None] = {}
+        self._notices = 0
+        self._last_notice: frozenset[str] | None = frozenset()
 
     def __bool__(self) -> bool:
-        return bool(self._lines)
+        return bool(self._queues)
 
     def count(self, limit: str, pool: str) -> int:
         """How many wait for a limit in a pool."""
-        line = self._lines.get(limit)
-        return line.counts.get(pool, 0) if line is not None else 0
+        queue = self._queues.get(limit)
+        return queue.counts.get(pool, 0) if queue is not None else 0
 
     # ---- who waits ----
 
-    def park(self, waiter: Waiter, limit: str) -> None:
-        """A waiter joins those who wait for a limit. There may be room in it while all others are those of a class
+    def hold(self, waiter: Waiter, limit: str) -> None:
+        """A waiter joins the queue of a limit. There may be room under it while all others in the queue are of a class
         that waits for nodes.
         """
-        line = self._line(limit)
-        line.add(waiter)
-        waiter.status, waiter.parked_at = "limited", line
-        if waiter.job_class.pool in line.woken:
-            self._woken[limit] = None
+        queue = self._queue(limit)
+        waiter.change("limit")
+        queue.push(waiter)
+        waiter.limit_queue = queue
+        if waiter.job_class.pool in queue.pools:
+            self._roomy[limit] = None
 
     def refuse(self, waiter: Waiter, limit: str, mark: int) -> None:
-        """A call that was sent at `mark` was answered that this limit is full: the waiter is tried when it is told.
+        """A call that was sent at `mark` was answered that this limit is full: the waiter is tried when it is named.
 
-        Unless it was told meanwhile: that event is spent, and there may be room since that answer.
+        Unless it was named meanwhile: that event is spent, and there may be room since that answer.
         """
-        self.park(waiter, limit)
-        line = self._line(limit)
-        line.pace = 1
-        if self._was_told(limit, mark):
-            self._wake(line, (waiter.job_class.pool,))
+        self.hold(waiter, limit)
+        queue = self._queue(limit)
+        queue.burst = 1
+        if self._was_named(limit, mark):
+            self._unblock(queue, (waiter.job_class.pool,))
         else:
-            line.woken.discard(waiter.job_class.pool)
+            queue.pools.discard(waiter.job_class.pool)
 
     def remove(self, waiter: Waiter) -> None:
         """A waiter is limited no more."""
-        line, waiter.parked_at = waiter.parked_at, None
-        assert line is not None
-        line.remove(waiter)
-        self._drop_empty(line)
+        queue, waiter.limit_queue = waiter.limit_queue, None
+        assert queue is not None
+        queue.remove(waiter)
+        self._drop_empty(queue)
 
-    def ended(self, waiter: Waiter, placed: bool) -> None:
-        """If a waiter was let go by a limit, that is over, and perhaps the next one's turn."""
-        line, waiter.let_go = waiter.let_go, None
-        if line is not None:
-            line.ended(waiter.job_class, placed)
-            if line.queues and line.woken:
-                self._woken[line.limit] = None
+    def ended(self, waiter: Waiter, is_placed: bool) -> None:
+        """If a waiter was admitted by a limit, that is over, and perhaps it is the next one's turn."""
+        queue, waiter.admitted_by = waiter.admitted_by, None
+        if queue is not None:
+            queue.ended(waiter.job_class, is_placed)
+            if queue and queue.pools:
+                self._roomy[queue.limit] = None
 
     # ---- whose turn it is ----
 
     @property
     def mark(self) -> int:
-        """To be remembered with a call: what is told from now on is younger than the call."""
-        return self._hand_overs
+        """To be remembered with a call: what is named from now on is younger than the call."""
+        return self._notices
 
-    def tell(self, limits: Iterable[str]) -> None:
+    def notify(self, limits: Iterable[str]) -> None:
         """These limits may have room."""
-        told = dict.fromkeys(limits)
-        if told:
-            self._hand_overs += 1
-            self._told = frozenset(told)
-            for line in [self._lines[limit] for limit in told if limit in self._lines]:
-                self._wake(line, line.counts)
+        named = dict.fromkeys(limits)
+        if named:
+            self._notices += 1
+            self._last_notice = frozenset(named)
+            for queue in [self._queues[limit] for limit in named if limit in self._queues]:
+                self._unblock(queue, queue.counts)
 
-    def tell_all(self) -> None:
+    def notify_all(self) -> None:
         """Every limit may have room: events may have been missed."""
-        self._hand_overs += 1
-        self._told = None
-        for line in self._lines.values():
-            self._wake(line, line.counts)
+        self._notices += 1
+        self._last_notice = None
+        for queue in self._queues.values():
+            self._unblock(queue, queue.counts)
 
-    def tell_pools(self, pools: Iterable[str]) -> None:
-        """These pools have other limits than before, so there may be room in all that they limit; for any pool in a
+    def notify_pools(self, pools: Iterable[str]) -> None:
+        """These pools have other limits than before, so there may be room under all that they limit; for any pool in a
         session, where one of their jobs may run.
         """
         changed = frozenset(pools)
         if changed:
-            self._hand_overs += 1
-            self._told = None
-            for line in self._lines.values():
-                self._wake(line, line.counts if line.limit.startswith(SESSION) else changed.intersection(line.counts))
+            self._notices += 1
+            self._last_notice = None
+            for queue in self._queues.values():
+                is_session = queue.limit.startswith(SESSION)
+                self._unblock(queue, queue.counts if is_session else changed.intersection(queue.counts))
 
     def sweep(self, limit: str, pool: str) -> None:
-        """A look found room that no event had announced."""
-        line = self._lines.get(limit)
-        if line is not None and pool in line.counts:
-            self._wake(line, (pool,), swept=True)
+        """A look found room that no event had told of."""
+        queue = self._queues.get(limit)
+        if queue is not None and pool in queue.counts:
+            self._unblock(queue, (pool,), is_swept=True)
 
     @property
     def busy(self) -> bool:
-        """Whether somebody may be to be let go."""
-        return bool(self._woken)
+        """Whether a waiter may be to be admitted."""
+        return bool(self._roomy)
 
-    def let_go(self, count: int) -> list[Waiter]:
+    def admit(self, count: int) -> list[Waiter]:
         """The next to be tried, at most `count`, of each limit in their order."""
         chosen: list[Waiter] = []
-        for limit in list(self._woken):
-            line = self._lines[limit]
-            while len(chosen) < count and (waiter := line.next()) is not None:
-                line.remove(waiter)
-                line.out[waiter.job_class] = line.out.get(waiter.job_class, 0) + 1
-                waiter.let_go, waiter.parked_at, waiter.swept = line, None, line.swept
+        for limit in list(self._roomy):
+            queue = self._queues[limit]
+            while len(chosen) < count and (waiter := queue.pop()) is not None:
+                waiter.admitted_by, waiter.limit_queue, waiter.is_swept = queue, None, queue.is_swept
                 chosen.append(waiter)
-            self._drop_empty(line)
+            self._drop_empty(queue)
             if len(chosen) >= count:
                 break
-            self._woken.pop(limit, None)
+            self._roomy.pop(limit, None)
         return chosen
 
     def settled(self) -> list[tuple[str, str]]:
-        """(limit, pool) of which everybody waits for an event: what the sweep looks at."""
-        return [(limit, pool) for limit, line in self._lines.items() for pool in line.counts if pool not in line.woken]
+        """(limit, pool) where all wait for an event: what the sweep looks at."""
+        queues = self._queues.items()
+        return [(limit, pool) for limit, queue in queues for pool in queue.counts if pool not in queue.pools]
 
     # ---- inside ----
 
-    def _line(self, limit: str) -> LimitLine:
-        line = self._lines.get(limit)
-        if line is None:
-            line = self._lines[limit] = LimitLine(limit)
-        return line
+    def _queue(self, limit: str) -> LimitQueue:
+        queue = self._queues.get(limit)
+        if queue is None:
+            queue = self._queues[limit] = LimitQueue(limit)
+        return queue
 
-    def _drop_empty(self, line: LimitLine) -> None:
-        if not line.queues and self._lines.get(line.limit) is line:
-            del self._lines[line.limit]
-            self._woken.pop(line.limit, None)
+    def _drop_empty(self, queue: LimitQueue) -> None:
+        if not queue and self._queues.get(queue.limit) is queue:
+            del self._queues[queue.limit]
+            self._roomy.pop(queue.limit, None)
 
-    def _wake(self, line: LimitLine, pools: Iterable[str], swept: bool = False) -> None:
-        told = set(pools)
-        if told:
-            line.swept = swept and not line.woken
-            line.woken |= told
-            self._woken[line.limit] = None
+    def _unblock(self, queue: LimitQueue, pools: Iterable[str], is_swept: bool = False) -> None:
+        roomy = set(pools)
+        if roomy:
+            queue.is_swept = is_swept and not queue.pools
+            queue.pools |= roomy
+            self._roomy[queue.limit] = None
 
-    def _was_told(self, limit: str, mark: int) -> bool:
-        """Whether a limit was told after `mark`; in doubt it was. A call is seldom older than one hand-over."""
-        if mark == self._hand_overs:
+    def _was_named(self, limit: str, mark: int) -> bool:
+        """Whether a limit was named after `mark`; in doubt it was. A call is seldom older than one notice."""
+        if mark == self._notices:
             return False
-        return mark < self._hand_overs - 1 or self._told is None or limit in self._told
+        return mark < self._notices - 1 or self._last_notice is None or limit in self._last_notice

@@ -44,7 +44,7 @@ class Undecided:
         for job_class, left in self._left.items():
             first = list(islice(left, count - sum(self._named.values())))
             self._named[job_class] = len(first)
-            named += [waiter for waiter in first if waiter.job_class == job_class and waiter.status != "left"]
+            named += [waiter for waiter in first if waiter.job_class == job_class and waiter.state != "left"]
         return named
 
     def decided(self) -> None:

@@ -1,87 +1,129 @@
-"""Pure. Decides; never performs. Which jobs wait, in what order, and which of them are tried now.
+"""Which jobs wait, in what order, and which of them are tried now.
 
-Rules (the README promises the order of sessions and that no job waits beside a free slot):
+Pure: no server, no clock.
+
+Rules (the project promises the order of sessions, and that no job waits beside a free slot):
 - Only the first waiting job of a session competes; later ones queue behind it, whatever their class.
-- Newcomers do not pass competing jobs of their class, nor those who wait for a limit that they fall under.
-- A job parks only after `open` said that no eligible node has room. `freed` events are handed in one at a time between
-  calls, in stream order, so that none can fall between that question and the parking.
-- A wake (class, node) ends only when no waiter of the class is left, when a try with that node among its candidates
-  found no room, or when one took its last slot. So a freed slot that others take costs one try in vain at most, and
-  never leaves a waiter behind.
-- A waiter may park without a question of its own behind one of its class that is to find out. When that one leaves
-  although no event had announced room, the next of the class asks: the first who is parked, or who parks again.
-- A job that is limited waits for that limit alone (limits.py), and is tried afresh when its turn comes.
+- Newcomers do not pass competing jobs of their class, nor jobs that wait for a limit that they fall under.
+- A job blocks only after the server said that no eligible node has room. Events are applied one batch at a time between
+  calls, in stream order, so none can fall between that question and the blocking.
+- What a class heard of a node with room ends only when no waiter of the class is left, when an attempt with that node
+  among its candidates found no room, or when one took its last slot. A freed slot that others take therefore costs at
+  most one attempt without success, and never leaves a waiter behind.
+- A waiter may block without a question of its own behind one of its class that is to find out. When that one leaves
+  although no event had told of room, the next of the class asks: the first that is blocked, or that blocks again.
+- A job that is limited waits for that limit alone (limits.py), and is placed afresh when its turn comes.
 
-A waiter is `behind` (of its session), `limited`, `parked` (room is awaited), `ready` (to be tried), `trying` (in a
-call) or `asking` (tried in vain, `open` is to be asked). Memory holds ids and the class; the body stays in the intake.
+The states of a waiter, and what leads from one to the next, stand in queues.py. Memory holds ids and the class of a
+job; its body stays in the intake.
 """
 
 from __future__ import annotations
 
-import bisect
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final
 
+from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Job, JobClass
-from scheduler.runtime.waiting.limits import Limits
-from scheduler.runtime.waiting.queues import Cause, Deadlines, Line, WaitersByClass, order_of, shared_out
-from scheduler.runtime.waiting.queues import Waiter as Waiter
+from scheduler.runtime.waiting.limits import Limits, limits_of
+from scheduler.runtime.waiting.queues import (
+    Cause,
+    ClassQueue,
+    Deadlines,
+    Waiter,
+    WaitersByClass,
+    entry_order,
+    shared_out,
+)
 
-WAKE_CANDIDATES_MAX: Final = 16  # nodes tried by one woken job; others are for other jobs, or stay pending
+CANDIDATES_MAX: Final = 16  # nodes that one unblocked job tries; others are for other jobs, or stay pending
+BEYOND_SHARE: Final = 8  # one of so many that may wait, in all, when memory is full of others,
+BEYOND_MIN: Final = 256
+FEW_MAX: Final = 256  # and of these, for the same class or limit; a pass over millions must be worth it
+FEW_SHARE: Final = 16
+
+
+class MemoryBounds:
+    """How many jobs may wait: for the same cause, and in all.
+
+    A few of each class and each limit are remembered beyond that, or a flood of others would keep their jobs from free
+    slots. That has a bound of its own, for clients can name any number of classes; those that no node serves get half
+    of it.
+
+    share_max: jobs that may wait for the same.
+    waiting_max: jobs that may wait in all.
+    """
+
+    def __init__(self, share_max: int, waiting_max: int) -> None:
+        self.share_max = share_max
+        self.waiting_max = waiting_max
+        self._beyond_max = max(waiting_max // BEYOND_SHARE, BEYOND_MIN)
+        self._few = min(FEW_MAX, self._beyond_max // FEW_SHARE, max(1, share_max // 2))
+
+    def are_full(self, cause: Cause, count: int, waiting: int) -> bool:
+        """Whether there is no place for one more with a cause, when `count` of all that wait do so for the same."""
+        if waiting < self.waiting_max:
+            return count >= self.share_max
+        return count >= self.share_kept(cause) or waiting >= self.most(cause)
+
+    def share_kept(self, cause: Cause) -> int:
+        """How many may wait for the same however many others do: a few of a class or limit, the first of a session."""
+        if isinstance(cause, JobClass):
+            return self._few if cause.pool else 1
+        return self._few if cause[0] else 1
+
+    def most(self, cause: Cause) -> int:
+        """How many may wait in all when one with this cause comes. What no node serves leaves room for the others."""
+        is_unserved = isinstance(cause, JobClass) and not cause.pool
+        return self.waiting_max + (self._beyond_max // 2 if is_unserved else self._beyond_max)
 
 
 class Waiting:
     """All waiting jobs of one dispatcher.
 
-    Args: limits_of, the limits that a job counts against, as `<kind>:<id>`; tier_of, which place the pool of a node has
-    among those that may serve a class.
-    waited: how many there were; sweep_hits: how many were placed only because the sweep looked; promoted: who became
-    the first of its session, for whoever takes the time.
+    index: the snapshot that says which limits hold a job, and which nodes come first.
+    arrivals: how many jobs have waited.
+    sweep_hits: how many were placed only because the sweep looked.
+    promoted: waiters that became the first of their session, for whoever takes the time.
     """
 
-    def __init__(
-        self,
-        limits_of: Callable[[Job, JobClass], tuple[str, ...]] = lambda job, job_class: (),
-        tier_of: Callable[[JobClass, str], int] = lambda job_class, node: 0,
-    ) -> None:
+    def __init__(self, index: Index | None = None) -> None:
+        self.index = index or Index()
+        self.arrivals = 0
         self.sweep_hits = 0
-        self.waited = 0
         self.limits = Limits()
         self.deadlines = Deadlines()
         self.members = WaitersByClass()
         self.promoted: list[Waiter] = []
-        self._limits_of = limits_of
-        self._tier_of = tier_of
         self._sessions: dict[str, deque[Waiter]] = {}
-        self._lines: dict[JobClass, Line] = {}
+        self._queues: dict[JobClass, ClassQueue] = {}
         self._ready: deque[Waiter] = deque()
         self._asking: list[Waiter] = []
-        self._order = 0
         self._size = 0
 
     def __len__(self) -> int:
         return self._size
 
     def __iter__(self) -> Iterator[Waiter]:
-        return (waiter for line in self._sessions.values() for waiter in line)
+        return (waiter for session in self._sessions.values() for waiter in session)
 
     def classes(self) -> list[JobClass]:
         """Every class in which a job competes."""
-        return list(self._lines)
+        return list(self._queues)
 
     def by_pool(self) -> dict[str, int]:
         """Competing jobs by preferred pool, for reports."""
         counts: dict[str, int] = {}
-        for job_class, line in self._lines.items():
-            counts[job_class.pool] = counts.get(job_class.pool, 0) + line.competing
+        for job_class, queue in self._queues.items():
+            counts[job_class.pool] = counts.get(job_class.pool, 0) + queue.competing
         return counts
 
     # ---- newcomers ----
 
     def must_wait(self, job: Job, job_class: JobClass) -> bool:
         """Whether a newcomer has to queue: behind its session, for a limit, or behind competing jobs of its class."""
-        before = job.session_id in self._sessions or (bool(self._lines) and job_class in self._lines)
+        before = job.session_id in self._sessions or (bool(self._queues) and job_class in self._queues)
         return before or (bool(self.limits) and self._limit_before(job, job_class) is not None)
 
     def cause(self, job: Job, job_class: JobClass) -> Cause:
@@ -94,10 +136,10 @@ class Waiting:
     def count(self, cause: Cause) -> int:
         """How many wait for the same."""
         if isinstance(cause, JobClass):
-            line = self._lines.get(cause)
-            return line.competing if line is not None else 0
-        limit, pool = cause
-        return self.limits.count(limit, pool) if limit else len(self._sessions.get(pool, ()))
+            queue = self._queues.get(cause)
+            return queue.competing if queue is not None else 0
+        limit, name = cause
+        return self.limits.count(limit, name) if limit else len(self._sessions.get(name, ()))
 
     def of_session(self, session_id: str) -> list[Waiter]:
         """The waiting jobs of a session, in their order."""
@@ -107,229 +149,230 @@ class Waiting:
         """Whether this entry waits: later ones of its session come after it, so it is not later than the last."""
         for waiter in reversed(self._sessions.get(job.session_id, ())):
             if waiter.job.partition == job.partition:
-                return order_of(job.entry_id) <= order_of(waiter.job.entry_id)
+                return entry_order(job.entry_id) <= entry_order(waiter.job.entry_id)
         return False
 
     def queue(self, job: Job, job_class: JobClass, now_ms: float) -> Waiter:
-        """A newcomer that must wait without being tried: behind its session, else for a limit, else in its class."""
+        """A newcomer that must wait without an attempt: behind its session, else for a limit, else in its class."""
         waiter = self._add(job, job_class, now_ms)
-        if waiter.status != "behind":
+        if waiter.state == "new":
             limit = self._limit_before(job, job_class)
             if limit is not None:
-                self.limits.park(waiter, limit)
+                self.limits.hold(waiter, limit)
             else:
                 self._compete(waiter)
-                self._park(waiter)
+                self._block(waiter)
         return waiter
 
-    def tried_in_vain(self, job: Job, job_class: JobClass, now_ms: float) -> Waiter:
-        """A newcomer that was tried and not placed: the first of its session asks `open`, later ones queue behind
-        it.
-        """
+    def found_no_room(self, job: Job, job_class: JobClass, now_ms: float) -> Waiter:
+        """A newcomer that no node has room for: the first of its session asks, later ones queue behind it."""
         waiter = self._add(job, job_class, now_ms)
-        if waiter.status != "behind":
+        if waiter.state == "new":
             self._compete(waiter)
             self._ask(waiter)
         return waiter
 
-    def newly_limited(self, job: Job, job_class: JobClass, now_ms: float, limit: str, mark: int) -> Waiter:
+    def found_limit_full(self, job: Job, job_class: JobClass, now_ms: float, limit: str, mark: int) -> Waiter:
         """A newcomer that was answered `limited` by a call that was sent at `mark`."""
         waiter = self._add(job, job_class, now_ms)
-        if waiter.status != "behind":
+        if waiter.state == "new":
             self.limits.refuse(waiter, limit, mark)
         return waiter
 
     def _add(self, job: Job, job_class: JobClass, now_ms: float) -> Waiter:
-        self._order += 1
-        self.waited += 1
-        waiter = Waiter(job, job_class, self._order, now_ms)
+        self.arrivals += 1
+        waiter = Waiter(job, job_class, self.arrivals, now_ms)
         self._size += 1
         self.members.add(waiter)
-        line = self._sessions.get(job.session_id)
-        if line is None:
+        session = self._sessions.get(job.session_id)
+        if session is None:
             self._sessions[job.session_id] = deque((waiter,))
-            waiter.status = "ready"
         else:
-            line.append(waiter)
+            session.append(waiter)
+            waiter.change("follow")
         self.deadlines.add(waiter, self._size)
         return waiter
 
     def _limit_before(self, job: Job, job_class: JobClass) -> str | None:
         """The limit for which others wait, before a job that falls under it."""
-        for limit in self._limits_of(job, job_class):
+        for limit in limits_of(job, job_class, self.index):
             if self.limits.count(limit, job_class.pool):
                 return limit
         return None
 
-    # ---- tries ----
+    # ---- attempts ----
 
-    def wake(self, nodes: Iterable[str], serves: Callable[[JobClass, str], bool]) -> None:
+    def unblock(self, nodes: Iterable[str], serves: Callable[[JobClass, str], bool]) -> None:
         """Nodes got room. serves: whether a node may take jobs of a class."""
-        freed = list(dict.fromkeys(nodes))
-        if freed:
-            for job_class, line in self._lines.items():
-                line.announce([node for node in freed if serves(job_class, node)])
+        roomy = list(dict.fromkeys(nodes))
+        if roomy:
+            for job_class, queue in self._queues.items():
+                queue.unblock([node for node in roomy if serves(job_class, node)])
 
-    def wake_class(self, job_class: JobClass, nodes: Iterable[str], swept: bool = False) -> None:
-        """Nodes have room for one class: they are new to it, or (swept) a look found what no event told."""
-        line = self._lines.get(job_class)
-        if line is not None:
-            line.announce(nodes, swept)
+    def unblock_class(self, job_class: JobClass, nodes: Iterable[str], is_swept: bool = False) -> None:
+        """Nodes have room for one class: they are new to it, or (is_swept) a look found what no event told."""
+        queue = self._queues.get(job_class)
+        if queue is not None:
+            queue.unblock(nodes, is_swept)
 
     def ask_all(self) -> None:
-        """Events may have been missed: the first who is parked asks `open`, class by class, and limits are tried."""
-        self.limits.tell_all()
-        for line in self._lines.values():
-            self._ask_next(line)
+        """Events may have been missed: the first that is blocked asks, class by class, and limits are tried."""
+        self.limits.notify_all()
+        for queue in self._queues.values():
+            self._ask_next(queue)
 
-    def tries(self, limit: int) -> list[Waiter]:
-        """The waiters to be tried in the next call, at most `limit`; they are `trying` until told otherwise."""
+    def next_attempts(self, count: int) -> list[Waiter]:
+        """The waiters of the next call, at most `count`; they are `trying` until an answer is applied."""
         chosen: list[Waiter] = []
-        while self._ready and len(chosen) < limit:
+        while self._ready and len(chosen) < count:
             waiter = self._ready.popleft()
-            if waiter.status == "ready":
-                waiter.status = "trying"
+            if waiter.state == "ready":
+                waiter.change("attempt")
                 chosen.append(waiter)
-        for job_class in [job_class for job_class, line in self._lines.items() if line.wakes and line.parked]:
-            if len(chosen) < limit:
-                chosen += self._wake_up(job_class, limit - len(chosen))
+        for job_class in [job_class for job_class, queue in self._queues.items() if queue.may_place]:
+            if len(chosen) < count:
+                chosen += self._attempt_blocked(job_class, count - len(chosen))
         if self.limits.busy:
-            chosen += self._let_go(limit - len(chosen))
+            chosen += self._attempt_limited(count - len(chosen))
         return chosen
 
-    def _wake_up(self, job_class: JobClass, limit: int) -> list[Waiter]:
-        line = self._lines[job_class]
-        hints = shared_out(list(line.wakes), lambda node: self._tier_of(job_class, node), WAKE_CANDIDATES_MAX)
-        line.pace = max(2 * line.pace, sum(map(len, hints)))
-        woken: list[Waiter] = []
-        while line.parked and (room := min(line.pace, limit) - len(woken)) > 0:
-            first = line.parked[:room]
-            del line.parked[: len(first)]
-            for waiter in first:
-                hint = hints[len(woken) // WAKE_CANDIDATES_MAX % len(hints)]
-                waiter.status, waiter.hint, waiter.complete = "trying", hint, True
-                waiter.woken, waiter.swept = True, line.swept
-                full = self._limit_before(waiter.job, job_class) if self.limits and waiter.let_go is None else None
-                if full is None:
-                    woken.append(waiter)
+    def _attempt_blocked(self, job_class: JobClass, count: int) -> list[Waiter]:
+        queue = self._queues[job_class]
+        hints = shared_out(list(queue.nodes), lambda node: self.index.tier_of(job_class, node), CANDIDATES_MAX)
+        queue.burst = max(2 * queue.burst, sum(map(len, hints)))
+        chosen: list[Waiter] = []
+        while queue and (room := min(queue.burst, count) - len(chosen)) > 0:
+            for waiter in queue.pop(room):
+                waiter.change("attempt")
+                waiter.hint, waiter.is_hint_complete = hints[len(chosen) // CANDIDATES_MAX % len(hints)], True
+                waiter.is_woken, waiter.is_swept = True, queue.is_swept
+                is_free = not self.limits or waiter.admitted_by is not None
+                limit = None if is_free else self._limit_before(waiter.job, job_class)
+                if limit is None:
+                    chosen.append(waiter)
                 else:
                     self._stop_competing(waiter)
-                    self.limits.park(waiter, full)
-        return woken
+                    self.limits.hold(waiter, limit)
+        return chosen
 
-    def _let_go(self, limit: int) -> list[Waiter]:
-        """Those whose turn it is at a limit: tried afresh, or parked behind others of their class."""
+    def _attempt_limited(self, count: int) -> list[Waiter]:
+        """Waiters whose turn it is at a limit: placed afresh, or blocked behind others of their class."""
         chosen = []
-        for waiter in self.limits.let_go(limit):
-            if waiter.job_class in self._lines:
+        for waiter in self.limits.admit(count):
+            if waiter.job_class in self._queues:
                 self._compete(waiter)
-                self._park(waiter)
+                self._block(waiter)
             else:
-                waiter.status, waiter.hint, waiter.complete, waiter.woken = "trying", None, False, False
+                waiter.change("attempt")
+                waiter.hint, waiter.is_hint_complete, waiter.is_woken = None, False, False
                 chosen.append(waiter)
         return chosen
 
     @property
     def busy(self) -> bool:
         """Whether some waiter is to be tried or asked for now; newcomers come after those."""
-        while self._ready and self._ready[0].status != "ready":
-            self._ready.popleft()
-        if self._ready or self._asking or self.limits.busy:
-            return True
-        return any(line.wakes and line.parked for line in self._lines.values())
+        return bool(self._asking) or self.limits.busy or self._is_any_ready() or self._may_any_place()
+
+    def _is_any_ready(self) -> bool:
+        return any(waiter.state == "ready" for waiter in self._ready)
+
+    def _may_any_place(self) -> bool:
+        return any(queue.may_place for queue in self._queues.values())
 
     def asking(self) -> list[Waiter]:
-        """The waiters for whom `open` is to be asked."""
-        asking = dict.fromkeys(waiter for waiter in self._asking if waiter.status == "asking")
+        """The waiters for which the server is to be asked where there is room."""
+        asking = dict.fromkeys(waiter for waiter in self._asking if waiter.state == "asking")
         self._asking = []
         return list(asking)
 
-    def answer_open(self, waiter: Waiter, open_nodes: tuple[str, ...]) -> None:
-        """What `open` said of a waiter's eligible nodes: they wake its class, and it parks until its turn."""
-        if waiter.status == "left":
+    def apply_open(self, waiter: Waiter, open_nodes: tuple[str, ...]) -> None:
+        """Which of a waiter's eligible nodes have room: they unblock its class, and it blocks until its turn."""
+        if waiter.state == "left":
             return
-        line = self._lines[waiter.job_class]
-        line.asks = False
-        line.announce(open_nodes)
-        self._park(waiter)
+        queue = self._queues[waiter.job_class]
+        queue.must_ask = False
+        queue.unblock(open_nodes)
+        self._block(waiter)
 
     def still_full(self, waiter: Waiter, candidates: Iterable[str]) -> None:
-        """A try found no room on any of `candidates`, so their wakes are spent for this class."""
-        if waiter.status == "left":
+        """An attempt found no room on any of `candidates`, so they count no more for this class."""
+        if waiter.state == "left":
             return
         self._compete(waiter)
-        line = self._lines[waiter.job_class]
+        queue = self._queues[waiter.job_class]
         for node in candidates:
-            line.wakes.pop(node, None)
-        line.pace = 0
-        if waiter.complete:
-            self._park(waiter)
+            queue.nodes.pop(node, None)
+        queue.burst = 0
+        if waiter.is_hint_complete:
+            self._block(waiter)
         else:
             self._ask(waiter)
 
     def filled(self, node: str) -> None:
-        """One of those that wait took the last slot of a node. What frees one after that is told after this: no event
-        is handed in while a call of waiting jobs is under way.
+        """A waiter took the last slot of a node. An event about a slot that was freed after that comes after this: none
+        is applied while a call of waiting jobs is under way.
         """
-        for line in self._lines.values():
-            line.wakes.pop(node, None)
+        for queue in self._queues.values():
+            queue.nodes.pop(node, None)
 
     def still_limited(self, waiter: Waiter, limit: str, mark: int) -> None:
-        """A try in a call that was sent at `mark` found a limit full; the room that woke its class is for others."""
-        if waiter.status != "left":
+        """An attempt in a call that was sent at `mark` found a limit full; the room of its class is for others."""
+        if waiter.state != "left":
             self._step_aside(waiter)
             self.limits.refuse(waiter, limit, mark)
 
-    def once_more(self, waiter: Waiter) -> None:
-        """A try was turned away unanswered: it is made afresh in the next call."""
-        if waiter.status != "left":
+    def try_again(self, waiter: Waiter) -> None:
+        """An attempt was turned away unanswered: it is made afresh in the next call."""
+        if waiter.state != "left":
             self._compete(waiter)
-            self._make_ready(waiter)
+            self._prepare(waiter)
 
-    def park(self, waiter: Waiter) -> None:
+    def block(self, waiter: Waiter) -> None:
         """No node can serve it at all: it waits for a snapshot that has one."""
-        if waiter.status != "left":
+        if waiter.state != "left":
             self._compete(waiter)
-            self._park(waiter)
+            self._block(waiter)
 
     def leave(self, waiter: Waiter, placed: str = "") -> None:
         """Placed (on that node), rejected, cancelled, gone: the next of its session competes, and is tried at once
         unless its class waits.
         """
-        if waiter.status == "left":
+        if waiter.state == "left":
             return
-        if placed and waiter.swept and (waiter.hint is None or placed in waiter.hint):
+        if placed and waiter.is_swept and (waiter.hint is None or placed in waiter.hint):
             self.sweep_hits += 1
-        line = self._sessions[waiter.job.session_id]
-        was_first = line[0] is waiter
-        if line[-1] is waiter:
-            line.pop()
+        session = self._sessions[waiter.job.session_id]
+        was_first = session[0] is waiter
+        if session[-1] is waiter:
+            session.pop()
         else:
-            line.remove(waiter)
+            session.remove(waiter)
         self._size -= 1
         if was_first:
             self._step_aside(waiter, bool(placed))
         self.members.remove(waiter)
-        waiter.status = "left"
-        if not line:
+        waiter.change("leave")
+        if not session:
             del self._sessions[waiter.job.session_id]
         elif was_first:
-            self.promoted.append(line[0])
-            self._start_competing(line[0])
+            self.promoted.append(session[0])
+            session[0].change("lead")
+            self._start_competing(session[0])
 
     # ---- changes of the world ----
 
     def reclassify(self, waiter: Waiter, job_class: JobClass) -> None:
-        """Another snapshot, another class: who waited in the old one takes its place in the new one."""
-        if waiter.status == "left":
+        """Another snapshot, another class: a waiter of the old one takes its place in the new one."""
+        if waiter.state == "left":
             return
-        waits = waiter.status != "behind"
-        if waits:
+        is_first = waiter.state != "behind"
+        if is_first:
             self._step_aside(waiter)
+            waiter.change("move")
         self.members.remove(waiter)
         waiter.job_class = job_class
         self.members.add(waiter)
-        if waits:
+        if is_first:
             self._start_competing(waiter)
 
     def drop_partitions(self, partitions: Collection[int]) -> None:
@@ -340,79 +383,77 @@ class Waiting:
         for waiter in [waiter for waiter in self if waiter.job.partition in partitions][::-1]:
             self.leave(waiter)
 
-    def parked(self, job_class: JobClass) -> list[Waiter]:
-        """The parked waiters of a class, first come first."""
-        line = self._lines.get(job_class)
-        return list(line.parked) if line else []
+    def blocked(self, job_class: JobClass) -> list[Waiter]:
+        """The blocked waiters of a class, in the order of their turns."""
+        return list(self._queues.get(job_class, ()))
 
     def settled_classes(self) -> list[JobClass]:
         """Classes whose jobs all wait for an event: what the sweep looks at."""
-        return [
-            job_class
-            for job_class, line in self._lines.items()
-            if len(line.parked) == line.competing and not line.wakes
-        ]
+        return [job_class for job_class, queue in self._queues.items() if queue.is_settled]
 
     # ---- inside ----
 
     def _start_competing(self, waiter: Waiter) -> None:
-        """The first of its session now. It waits without a try only behind others: of its class, or of a limit."""
+        """The first of its session now. It waits without an attempt only behind others: of its class, or of a limit."""
         limit = self._limit_before(waiter.job, waiter.job_class) if self.limits else None
         if limit is not None:
-            self.limits.park(waiter, limit)
+            self.limits.hold(waiter, limit)
             return
-        passes = waiter.job_class not in self._lines
+        is_first = waiter.job_class not in self._queues
         self._compete(waiter)
-        if passes:
-            self._make_ready(waiter)
+        if is_first:
+            self._prepare(waiter)
         else:
-            self._park(waiter)
+            self._block(waiter)
 
-    def _step_aside(self, waiter: Waiter, placed: bool = False) -> None:
-        """The first of a session leaves the line that it is in."""
-        if waiter.parked_at is not None:
+    def _step_aside(self, waiter: Waiter, is_placed: bool = False) -> None:
+        """The first of a session leaves the queue that it is in."""
+        if waiter.limit_queue is not None:
             self.limits.remove(waiter)
         elif waiter.competes:
             self._stop_competing(waiter)
-        self.limits.ended(waiter, placed)
+        self.limits.ended(waiter, is_placed)
 
     def _compete(self, waiter: Waiter) -> None:
         if not waiter.competes:
             waiter.competes = True
-            self._lines.setdefault(waiter.job_class, Line()).competing += 1
+            self._queues.setdefault(waiter.job_class, ClassQueue()).competing += 1
 
     def _stop_competing(self, waiter: Waiter) -> None:
-        """A waiter leaves its class. If others parked behind its try or its question, the next of them asks."""
-        line = self._lines[waiter.job_class]
+        """A waiter leaves its class. If others blocked behind its attempt or its question, the next of them asks."""
+        queue = self._queues[waiter.job_class]
         waiter.competes = False
-        line.competing -= 1
-        if line.competing == 0:
-            del self._lines[waiter.job_class]
-        elif waiter.status == "parked":
-            del line.parked[bisect.bisect_left(line.parked, waiter)]
-        elif not waiter.woken:
-            self._ask_next(line)
+        queue.competing -= 1
+        if queue.competing == 0:
+            del self._queues[waiter.job_class]
+        elif waiter.state == "blocked":
+            queue.remove(waiter)
+        elif not waiter.is_woken:
+            self._ask_next(queue)
 
     def _ask(self, waiter: Waiter) -> None:
-        waiter.status, waiter.woken = "asking", False
+        waiter.change("ask")
+        waiter.is_woken = False
         self._asking.append(waiter)
 
-    def _ask_next(self, line: Line) -> None:
-        """The first of the parked asks; when all are in a call, the first of them who parks again."""
-        line.asks = not line.parked
-        if line.parked:
-            self._ask(line.parked.pop(0))
+    def _ask_next(self, queue: ClassQueue) -> None:
+        """The first of the blocked asks; when all are in a call, the first of them that blocks again."""
+        queue.must_ask = not queue
+        for waiter in queue.pop(1):
+            self._ask(waiter)
 
-    def _park(self, waiter: Waiter) -> None:
-        line = self._lines[waiter.job_class]
-        waiter.status, waiter.hint, waiter.woken = "parked", None, False
-        if line.asks:
-            line.asks = False
+    def _block(self, waiter: Waiter) -> None:
+        queue = self._queues[waiter.job_class]
+        waiter.hint, waiter.is_woken = None, False
+        if queue.must_ask:
+            queue.must_ask = False
             self._ask(waiter)
         else:
-            bisect.insort(line.parked, waiter)
+            waiter.change("block")
+            queue.push(waiter)
 
-    def _make_ready(self, waiter: Waiter) -> None:
-        waiter.status, waiter.hint, waiter.complete = "ready", None, False
-        waiter.woken, waiter.swept = False, False
+    def _prepare(self, waiter: Waiter) -> None:
+        waiter.change("prepare")
+        waiter.hint, waiter.is_hint_complete = None, False
+        waiter.is_woken, waiter.is_swept = False, False
         self._ready.append(waiter)

@@ -27,8 +27,10 @@ from scheduler.cli.rehearsal import on_own_server
 from scheduler.config import Settings
 from scheduler.loop import end_tasks
 from scheduler.protocol.documents import NodeBeat
+from scheduler.runtime.index import Index
 from scheduler.runtime.snapshots import Snapshots
 from scheduler.store.cleanup import remove_namespace
+from scheduler.store.control import Control
 from scheduler.store.store import Store, open_store
 
 CHANGE_EVERY_S: Final = 0.2
@@ -74,11 +76,23 @@ class Followed(msgspec.Struct, frozen=True, kw_only=True):
     facts: dict[str, str | int]
 
 
+class _Noticed(Snapshots):
+    """Calls when it has another index."""
+
+    def __init__(self, control: Control, notice: Callable[[], None]) -> None:
+        super().__init__(control)
+        self._notice = notice
+
+    def swap(self, index: Index) -> None:
+        super().swap(index)
+        self._notice()
+
+
 class Watcher:
     """Follows the snapshot as a dispatcher does, and notes when it sees what it waits for."""
 
     def __init__(self, store: Store) -> None:
-        self.snapshots = Snapshots(store.control, self._look)
+        self.snapshots = _Noticed(store.control, self._look)
         self.replaced = 0
         self.waits_us: list[int] = []
         self._awaited: dict[str, tuple[int, int]] = {}

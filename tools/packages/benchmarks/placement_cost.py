@@ -20,7 +20,7 @@ from benchmarks.verdict import Claim, Shown
 from scheduler.protocol.snapshot import Node, Pool, Snapshot
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Job
-from scheduler.runtime.placement.candidates import Draws, classify, place
+from scheduler.runtime.placement.candidates import Sampler, classify, place
 from scheduler.session.bindings import Binding
 
 POOLS: Final = ("p0", "p1", "p2", "p3")
@@ -83,11 +83,11 @@ class Fleet:
         index, placed = self.index, 0
         from_ns = time.process_time_ns()
         for start in range(0, len(self.jobs), BATCH):
-            draws = Draws(self.loads, self.random, BATCH)
+            sampler = Sampler(self.loads, self.random, BATCH)
             for position in range(start, min(start + BATCH, len(self.jobs))):
                 job, binding = self.jobs[position], self.bindings[position]
                 job_class = classify(job, binding, index)
-                placed += place(job, job_class, binding, index, draws) is not None
+                placed += place(job, job_class, binding, index, sampler) is not None
         spent_ns = time.process_time_ns() - from_ns
         self.placed = placed
         return spent_ns / 1_000 / len(self.jobs)

@@ -1,4 +1,4 @@
-"""What is scanned past, when it is read again, and who of it there is memory for."""
+"""What is deferred, when it is read again, and who of it there is memory for."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import msgspec
 import pytest
 
 from scheduler.runtime.intake import Job
-from scheduler.runtime.waiting import overflow
-from scheduler.runtime.waiting.overflow import Skipped
-from scheduler.runtime.waiting.queues import Cause, order_of
+from scheduler.runtime.waiting import overflow, waiting_jobs
+from scheduler.runtime.waiting.overflow import Overflow
+from scheduler.runtime.waiting.queues import Cause, entry_order
+from scheduler.runtime.waiting.waiting_jobs import MemoryBounds
 from tests.unit.arrange import EN_DE, a_class, a_job
 
 ZH = a_class()
@@ -22,24 +23,24 @@ class Memory:
     """Ten places in all, four for the same: a stand-in for those that wait, and the intake that is read again."""
 
     def __init__(self, bits: int = 4096) -> None:
-        self.skipped = Skipped(share_max=4, waiting_max=10, bits=bits)
+        self.overflow = Overflow(MemoryBounds(share_max=4, waiting_max=10), bits)
         self.waiting: Counter[Cause] = Counter()
         self.intake: list[Job] = []
         self.now_ms = 0
 
     def add(self, job: Job, cause: Cause = ZH) -> bool:
-        """A newcomer that finds no room. Returns: whether it waits, rather than being skipped."""
+        """A newcomer that finds no room. Returns: whether it waits, rather than being deferred."""
         self.intake.append(job)
-        full = self.skipped.is_full(cause, self.waiting[cause], self.waiting.total())
-        if full or self.skipped.passes_over(job.session_id, [cause]):
-            self.skipped.skip(job, cause if full else None)
+        full = self.overflow.bounds.are_full(cause, self.waiting[cause], self.waiting.total())
+        if full or self.overflow.must_defer(job.session_id, [cause]):
+            self.overflow.defer(job, cause if full else None)
             return False
         self.waiting[cause] += 1
         return True
 
     def is_due(self) -> bool:
         """Whether a part is to be read again."""
-        return self.skipped.is_due(self.waiting.__getitem__, self.waiting.total(), self.now_ms)
+        return self.overflow.is_due(self.waiting.__getitem__, self.waiting.total(), self.now_ms)
 
     def part(self, causes: Mapping[str, Cause], size: int = 99) -> list[str]:
         """Read so many entries of each partition again, and let those wait that are admitted.
@@ -47,25 +48,25 @@ class Memory:
         causes: of jobs, or of all jobs of a session; of others it is ZH.
         """
         read, read_to = [], {}
-        for partition, cursor in self.skipped.cursors().items():
+        for partition, cursor in self.overflow.cursors().items():
             ahead = [job for job in self.intake if job.partition == partition and _after(job, cursor)]
             read += ahead[:size]
             read_to[partition] = ahead[size - 1].entry_id if len(ahead) >= size else None
-        found = [job for job in read if self.skipped.is_skipped(job)]
+        found = [job for job in read if self.overflow.is_deferred(job)]
 
         def cause_of(job: Job) -> Cause:
             return causes.get(job.job_id, causes.get(job.session_id, ZH))
 
-        admitted = self.skipped.admit(found, cause_of, self.waiting.__getitem__, self.waiting.total())
+        admitted = self.overflow.admit(found, cause_of, self.waiting.__getitem__, self.waiting.total())
         for job in admitted:
             self.intake.remove(job)
             self.waiting[cause_of(job)] += 1
-        self.skipped.went_on(read_to, self.waiting.__getitem__, self.waiting.total(), self.now_ms)
+        self.overflow.advance(read_to, self.waiting.__getitem__, self.waiting.total(), self.now_ms)
         return [job.job_id for job in admitted]
 
 
 def _after(job: Job, cursor: str) -> bool:
-    return order_of(job.entry_id) > order_of(cursor)
+    return entry_order(job.entry_id) > entry_order(cursor)
 
 
 def entry(number: int, session: str = "", partition: int = 0, deadline_at_ms: int | None = None) -> Job:
@@ -75,34 +76,34 @@ def entry(number: int, session: str = "", partition: int = 0, deadline_at_ms: in
 
 
 def seed_flood(count: int = 8, bits: int = 4096) -> Memory:
-    """So many jobs of one class, each of a session of its own: four wait, the others are skipped."""
+    """So many jobs of one class, each of a session of its own: four wait, the others are deferred."""
     memory = Memory(bits)
     assert [memory.add(entry(i)) for i in range(count)] == [True] * min(4, count) + [False] * (count - 4)
     return memory
 
 
-# ---- who is skipped ----------------------------------------------------------------------------------------
+# ---- who is deferred ----------------------------------------------------------------------------------------
 
 
-def test_nobody_is_skipped_while_there_is_memory() -> None:
+def test_nobody_is_deferred_while_there_is_memory() -> None:
     """The usual case costs nothing."""
     memory = seed_flood(4)
-    assert (bool(memory.skipped), memory.is_due(), memory.skipped.passes_over("s0", [ZH])) == (False, False, False)
+    assert (bool(memory.overflow), memory.is_due(), memory.overflow.must_defer("s0", [ZH])) == (False, False, False)
 
 
-def test_a_class_over_its_share_is_scanned_past_with_the_sessions_that_have_a_skipped_job() -> None:
+def test_a_class_over_its_share_is_deferred_with_the_sessions_that_have_a_deferred_job() -> None:
     """Other classes go on, but not for those sessions: their job would pass an earlier one."""
     memory = seed_flood()
     assert {
-        "its class": memory.skipped.passes_over("s99", [ZH]),
-        "its limit": memory.skipped.passes_over("s99", [DE, ("tenant:t1", "a")]),
-        "a session that was skipped": memory.skipped.passes_over("s5", [DE]),
-        "a session that waits": memory.skipped.passes_over("s2", [DE]),
-    } == {"its class": True, "its limit": False, "a session that was skipped": True, "a session that waits": False}
+        "its class": memory.overflow.must_defer("s99", [ZH]),
+        "its limit": memory.overflow.must_defer("s99", [DE, ("tenant:t1", "a")]),
+        "a session that was deferred": memory.overflow.must_defer("s5", [DE]),
+        "a session that waits": memory.overflow.must_defer("s2", [DE]),
+    } == {"its class": True, "its limit": False, "a session that was deferred": True, "a session that waits": False}
 
 
 def test_all_together_have_a_bound_too() -> None:
-    """Whatever comes last is skipped, but for a few of each class."""
+    """Whatever comes last is deferred, but for a few of each class."""
     memory = Memory()
     causes: list[Cause] = [ZH, DE, ("tenant:t1", "a")]
     assert [memory.add(entry(i), causes[i // 4]) for i in range(12)] == [True] * 10 + [False] * 2
@@ -111,10 +112,10 @@ def test_all_together_have_a_bound_too() -> None:
 
 def test_too_many_reasons_are_one_reason() -> None:
     """What is remembered does not grow with what jobs can name."""
-    memory = Skipped(1, 1, bits=4096)
+    memory = Overflow(MemoryBounds(1, 1), 4096)
     for i in range(overflow.CAUSES_MAX + 1):
-        memory.skip(entry(i, "s1"), a_class(f"pool{i}"))
-    assert memory.passes_over("s2", [a_class("yet another")])
+        memory.defer(entry(i, "s1"), a_class(f"pool{i}"))
+    assert memory.must_defer("s2", [a_class("yet another")])
     assert len(memory._causes) == overflow.CAUSES_MAX + 1
 
 
@@ -171,12 +172,12 @@ def test_a_pass_that_is_given_up_goes_on_behind_the_last_entry_that_was_read() -
     memory.waiting[ZH] = 0
     assert memory.part({}, size=4) == ["j4", "j5", "j6", "j7"]
     memory.waiting[ZH] = 2
-    assert memory.skipped.cursors() == {0: "7-0"}
-    assert [memory.skipped.is_skipped(entry(i)) for i in (7, 8)] == [False, True]
+    assert memory.overflow.cursors() == {0: "7-0"}
+    assert [memory.overflow.is_deferred(entry(i)) for i in (7, 8)] == [False, True]
 
 
 def test_all_have_caught_up_when_nothing_is_left() -> None:
-    """Newcomers are placed again; until then they are skipped, though there is memory."""
+    """Newcomers are placed again; until then they are deferred, though there is memory."""
     memory = seed_flood(6)
     memory.waiting[ZH] = 0
     assert not memory.add(entry(6))
@@ -184,7 +185,7 @@ def test_all_have_caught_up_when_nothing_is_left() -> None:
     assert not memory.add(entry(7))
     assert memory.is_due()
     assert memory.part({}) == ["j6", "j7"]
-    assert (bool(memory.skipped), memory.skipped.passes_over("s4", [ZH]), memory.is_due()) == (False, False, False)
+    assert (bool(memory.overflow), memory.overflow.must_defer("s4", [ZH]), memory.is_due()) == (False, False, False)
 
 
 def test_a_class_that_has_caught_up_does_not_wait_for_another() -> None:
@@ -196,10 +197,10 @@ def test_a_class_that_has_caught_up_does_not_wait_for_another() -> None:
     memory.waiting[DE] = 0
     assert memory.part(causes) == ["j8", "j10", "j12"]
     assert {
-        "caught up": memory.skipped.passes_over("s99", [DE]),
-        "not yet": memory.skipped.passes_over("s99", [ZH]),
-        "a session that has caught up": memory.skipped.passes_over("s8", [DE]),
-        "one that has not": memory.skipped.passes_over("s9", [DE]),
+        "caught up": memory.overflow.must_defer("s99", [DE]),
+        "not yet": memory.overflow.must_defer("s99", [ZH]),
+        "a session that has caught up": memory.overflow.must_defer("s8", [DE]),
+        "one that has not": memory.overflow.must_defer("s9", [DE]),
     } == {"caught up": False, "not yet": True, "a session that has caught up": False, "one that has not": True}
 
 
@@ -217,23 +218,23 @@ def test_later_jobs_of_a_session_are_left_with_the_first() -> None:
 
 
 def test_what_is_left_for_another_reason_keeps_newcomers_from_passing() -> None:
-    """It was skipped for its class, and now it would have to wait for another one that is full."""
+    """It was deferred for its class, and now it would have to wait for another one that is full."""
     memory = seed_flood(8)
     memory.waiting[ZH], memory.waiting[DE] = 0, 4
-    assert not memory.skipped.passes_over("s99", [DE])
+    assert not memory.overflow.must_defer("s99", [DE])
     assert memory.part({"s4": DE}, size=1) == []
-    assert memory.skipped.passes_over("s99", [DE])
+    assert memory.overflow.must_defer("s99", [DE])
 
 
-def test_entries_may_be_skipped_in_any_order() -> None:
+def test_entries_may_be_deferred_in_any_order() -> None:
     """Also before the place where all were read again already: none of them is lost."""
-    memory = Skipped(share_max=4, waiting_max=10, bits=4096)
+    memory = Overflow(MemoryBounds(4, 10), 4096)
     for number in (8, 5):
-        memory.skip(entry(number), ZH)
+        memory.defer(entry(number), ZH)
     assert memory.cursors() == {0: f"4-{2**64 - 1}"}
-    memory.went_on({0: "6-0"}, lambda _: 0, 0, 0)
+    memory.advance({0: "6-0"}, lambda _: 0, 0, 0)
     assert memory.cursors() == {0: "6-0"}
-    memory.skip(entry(6), ZH)
+    memory.defer(entry(6), ZH)
     assert memory.cursors() == {0: f"5-{2**64 - 1}"}
 
 
@@ -244,7 +245,7 @@ def test_a_partition_that_was_read_to_its_end_is_not_read_further() -> None:
         memory.add(entry(number, f"t{number}", partition=1))
     memory.waiting[ZH] = 0
     assert memory.part({}, size=1) == ["j4", "j1"]
-    assert memory.skipped.cursors() == {1: "1-0"}
+    assert memory.overflow.cursors() == {1: "1-0"}
 
 
 def test_each_partition_has_a_place_of_its_own() -> None:
@@ -254,35 +255,35 @@ def test_each_partition_has_a_place_of_its_own() -> None:
         memory.add(entry(i))
     for number, partition in ((50, 0), (7, 1), (8, 1), (51, 0)):
         memory.add(entry(number, partition=partition))
-    assert memory.skipped.cursors() == {0: f"49-{2**64 - 1}", 1: f"6-{2**64 - 1}"}
+    assert memory.overflow.cursors() == {0: f"49-{2**64 - 1}", 1: f"6-{2**64 - 1}"}
     memory.waiting[ZH] = 0
     assert memory.part({}) == ["j50", "j51", "j7", "j8"]
-    assert not memory.skipped
+    assert not memory.overflow
 
 
-def test_what_is_not_skipped_is_not_taken() -> None:
-    """Entries after the last skipped one are newcomers, or will be."""
+def test_what_is_not_deferred_is_not_taken() -> None:
+    """Entries after the last deferred one are newcomers, or will be."""
     memory = seed_flood(6)
-    memory.skipped.cursors()
-    assert [memory.skipped.is_skipped(entry(i)) for i in range(8)] == [False] * 4 + [True] * 2 + [False] * 2
-    assert not memory.skipped.is_skipped(entry(4, partition=1))
+    memory.overflow.cursors()
+    assert [memory.overflow.is_deferred(entry(i)) for i in range(8)] == [False] * 4 + [True] * 2 + [False] * 2
+    assert not memory.overflow.is_deferred(entry(4, partition=1))
 
 
 def test_lost_partitions_are_forgotten() -> None:
     """With the last of them everything is."""
     memory = seed_flood(6)
     memory.add(entry(1, "s9", partition=1))
-    memory.skipped.forget({0})
-    assert (list(memory.skipped.cursors()), bool(memory.skipped)) == ([1], True)
-    memory.skipped.forget({1})
-    assert (bool(memory.skipped), memory.skipped.passes_over("s5", [ZH])) == (False, False)
+    memory.overflow.forget({0})
+    assert (list(memory.overflow.cursors()), bool(memory.overflow)) == ([1], True)
+    memory.overflow.forget({1})
+    assert (bool(memory.overflow), memory.overflow.must_defer("s5", [ZH])) == (False, False)
 
 
 # ---- passes to the end -------------------------------------------------------------------------------------
 
 
 def test_many_sessions_make_a_pass_go_to_its_end() -> None:
-    """Also if nobody can be admitted, or each newcomer would be taken for a session that was skipped before."""
+    """Also if nobody can be admitted, or each newcomer would be taken for a session that was deferred before."""
     memory = seed_flood(4 + 4, bits=128)
     assert not memory.is_due()
     memory.add(entry(99, "s7"))
@@ -292,7 +293,7 @@ def test_many_sessions_make_a_pass_go_to_its_end() -> None:
         assert memory.part({}, size=2) == []
         parts += 1
         assert parts < 9
-    assert [memory.skipped.passes_over(f"s{i}", []) for i in (4, 5, 6, 7)] == [True] * 4
+    assert [memory.overflow.must_defer(f"s{i}", []) for i in (4, 5, 6, 7)] == [True] * 4
 
 
 def test_a_deadline_that_was_dealt_with_makes_no_further_pass() -> None:
@@ -304,7 +305,7 @@ def test_a_deadline_that_was_dealt_with_makes_no_further_pass() -> None:
     memory.intake.pop()
     assert memory.part({}) == []
     memory.now_ms += overflow.LATE_EVERY_MS
-    assert (memory.is_due(), bool(memory.skipped)) == (False, True)
+    assert (memory.is_due(), bool(memory.overflow)) == (False, True)
 
 
 def test_a_deadline_makes_a_pass_go_to_its_end() -> None:
@@ -326,7 +327,7 @@ def test_a_deadline_makes_a_pass_go_to_its_end() -> None:
 def test_classes_without_end_fill_no_memory() -> None:
     """Clients can name as many as they like; what no node serves leaves half of the last places to the others."""
     memory = Memory(bits=2**20)
-    beyond = overflow.BEYOND_MIN
+    beyond = waiting_jobs.BEYOND_MIN
     unserved = [memory.add(entry(i), a_class("", features=(f"f{i}",))) for i in range(2 * beyond)]
     assert unserved == [True] * (10 + beyond // 2) + [False] * (2 * beyond - 10 - beyond // 2)
     served = [memory.add(entry(i, f"t{i}"), a_class(features=(f"f{i}",))) for i in range(beyond)]
@@ -352,7 +353,7 @@ def test_what_may_belong_to_another_pool_now_is_looked_at_again() -> None:
     """All of it, although there is no memory for what it waited for before."""
     memory = seed_flood(4 + 4)
     assert not memory.is_due()
-    memory.skipped.look_again()
+    memory.overflow.review()
     assert memory.is_due()
     assert memory.part({}, size=2) == []
     assert memory.is_due()  # this pass goes to its end
@@ -363,17 +364,17 @@ def test_what_may_belong_to_another_pool_now_is_looked_at_again() -> None:
 def test_a_snapshot_in_the_middle_of_a_pass_makes_another_one() -> None:
     """What was read before may have moved since."""
     memory = seed_flood(4 + 4)
-    memory.skipped.look_again()
+    memory.overflow.review()
     memory.part({}, size=2)
-    memory.skipped.look_again()
+    memory.overflow.review()
     memory.part({}, size=9)
     assert memory.is_due()
     memory.part({}, size=9)
     assert not memory.is_due()
 
 
-def test_nothing_skipped_is_not_looked_at_again() -> None:
+def test_nothing_deferred_is_not_looked_at_again() -> None:
     """Whatever the snapshot says."""
     memory = Memory()
-    memory.skipped.look_again()
+    memory.overflow.review()
     assert not memory.is_due()

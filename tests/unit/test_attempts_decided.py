@@ -9,11 +9,13 @@ import msgspec
 import pytest
 from hypothesis import given
 
-from scheduler.protocol.messages import Refused, RejectItem, Reserved, ReserveItem
+from scheduler.protocol.messages import Refused, RejectItem, ReserveItem
 from scheduler.protocol.snapshot import Pool
-from scheduler.runtime.placement.attempt import Try, bound_by, chunks, refusal_of, reserve_item
+from scheduler.runtime.attempts import chunks
+from scheduler.runtime.placement.attempt import PlacementAttempt, rejection_of
 from scheduler.runtime.placement.candidates import Placement
-from scheduler.session.bindings import Binding
+from scheduler.runtime.server_calls import reserve_item
+from scheduler.session.bindings import Binding, binding_after
 from tests.unit.arrange import EN_DE, EN_ZH, a_class, a_job
 
 FOUND = Placement((("n1",), ("n2",)), "n1", "full")
@@ -28,7 +30,9 @@ def test_what_reserve_is_asked() -> None:
     """Everything that the script and the node need to know of the job."""
     job = a_job("j1", "s1", partition=3)
     policy = Pool("a", session_concurrency=1)
-    assert reserve_item(Try(job, a_class(), None, FOUND, follows=True), FOUND, policy, {"session"}) == ReserveItem(
+    assert reserve_item(
+        PlacementAttempt(job, a_class(), None, FOUND, follows=True), FOUND, policy, {"session"}
+    ) == ReserveItem(
         partition=3,
         epoch=1,
         entry_id="j1-0",
@@ -63,10 +67,10 @@ def test_what_becomes_of_the_binding(
     binding: Binding | None, fresh: bool, source: str, expected: tuple[str, str]
 ) -> None:
     """The part that the script stores, and the node for which it need not; memory has the same afterwards."""
-    each = Try(a_job(pair=(source, "zh")), a_class(), None, FOUND, binding, fresh)
+    each = PlacementAttempt(a_job(pair=(source, "zh")), a_class(), None, FOUND, binding, fresh)
     item = reserve_item(each, FOUND, Pool("a"), frozenset())
     assert (item.binding, item.stored_node) == expected
-    after = bound_by(each, binding, Reserved("n2", 7, 1, home="n1"))
+    after = binding_after(binding, "a", source, "zh", "n1")
     assert f"{after.pool} {after.src_lang}:{after.tgt_lang}" == item.binding
     assert after.node == "n1"
 
@@ -83,7 +87,7 @@ def test_what_becomes_of_the_binding(
 )
 def test_a_job_that_is_never_placed(why: str, expected: tuple[str, str, str] | None) -> None:
     """It is rejected, under a generated id if its own belongs to another job; or nothing is left to do."""
-    refusal = refusal_of(a_job("j1", "s1", partition=3), Refused(why), 2)  # type: ignore[arg-type]
+    refusal = rejection_of(a_job("j1", "s1", partition=3), Refused(why), 2)  # type: ignore[arg-type]
     if expected is None:
         assert refusal is None
     else:
@@ -94,7 +98,7 @@ def test_a_job_that_is_never_placed(why: str, expected: tuple[str, str, str] | N
 def test_a_job_that_was_submitted_as_another_is_invalid() -> None:
     """Under its own id, and as what it was submitted as, so that its producer hears of it."""
     answer = Refused("mismatch", submitted=("s2", "t1", "r1"))
-    refusal = refusal_of(a_job("j1", "s1", partition=3), answer, 2)
+    refusal = rejection_of(a_job("j1", "s1", partition=3), answer, 2)
     detail = (
         "session_id = 's1' in the document, and it was submitted with 's2', "
         "tenant_id = '' in the document, and it was submitted with 't1', "
@@ -106,7 +110,7 @@ def test_a_job_that_was_submitted_as_another_is_invalid() -> None:
 def test_only_what_differs_of_a_submission_is_told() -> None:
     """What was left out is as the document says."""
     job = msgspec.structs.replace(a_job("j1", "s1"), tenant_id="t1", reply_to="r1")
-    refusal = refusal_of(job, Refused("mismatch", submitted=("s2", "", "r1")), 2)
+    refusal = rejection_of(job, Refused("mismatch", submitted=("s2", "", "r1")), 2)
     assert refusal is not None
     assert refusal.detail == "session_id = 's1' in the document, and it was submitted with 's2': expected the same"
 

@@ -1,4 +1,6 @@
-"""Pure. Decides; never performs. How long things take: counted by size, and when those that are long are told.
+"""How long things take: counted by size, and when those that are long are told.
+
+Pure: no server, no clock.
 
 A histogram has four buckets for each doubling, so that what it says is right within a fifth, at any size and in a few
 hundred bytes.
