@@ -23,10 +23,10 @@ local now_us = time[1] * 1000000 + time[2]
 local now_ms = math.floor(now_us / 1000)
 
 -- INCLUDE streams
+-- INCLUDE epochs
 
-local highest = redis.call('GET', epoch_key) or '0'
-if tonumber(epoch) < tonumber(highest) then return {'fenced', highest} end
-if tonumber(epoch) > tonumber(highest) then redis.call('SET', epoch_key, epoch) end
+local higher = fenced_by(epoch_key, epoch)
+if higher then return {'fenced', higher} end
 
 local function serves(reason) return reason == 'ready' or reason == 'suspect' end
 local function boot_order(boot) return tonumber(string.match(boot, '^(%d+)%-')) or 0 end

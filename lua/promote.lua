@@ -10,6 +10,8 @@
 local delayed_key, parked_key, results_key = KEYS[1], KEYS[2], KEYS[3]
 local retention_ms, results_max = ARGV[1], ARGV[2]
 local BUSY_MS = 1000
+local FIELDS = {'state', 'entry', 'parked_id', 'session', 'life', 'holder', 'attempts', 'submitted_ms', 'reply_to', 'nonce',
+  'delay_ms'}
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -18,48 +20,37 @@ local answers, feed, reply_keys = {now_ms}, {}, {}
 
 -- INCLUDE streams
 -- INCLUDE outcomes
+-- INCLUDE endings
 
 local function lose_body(job_key, reply_key, job_id, record)
-  local node, token = string.match(record[7] or '', '^(%S+) (%S+)$')
   redis.call('ZREM', delayed_key, job_id)
-  redis.call('DEL', job_key)
-  local told = {'state', 'dead', 'reason', 'body_lost', 'session', record[4] or '', 'entry', record[5], 'ended_ms', now_text}
-  for name, value in pairs({life = record[6], attempts = record[8], submitted_ms = record[9]}) do
-    if value then
-      told[#told + 1], told[#told + 2] = name, value
-    end
-  end
-  redis.call('HSET', job_key, unpack(told))
-  if record[7] then redis.call('HSET', job_key, 'holder', record[7]) end
-  if record[11] then redis.call('HSET', job_key, 'nonce', record[11]) end
-  redis.call('PEXPIRE', job_key, retention_ms)
-  if node then
-    told[#told + 1], told[#told + 2], told[#told + 3], told[#told + 4] = 'node', node, 'token', token
-  end
-  local outcome = {'job_id', job_id, 'detail', 'the parked entry is missing', unpack(told)}
-  feed[#feed + 1], reply_keys[#reply_keys + 1] = outcome, reply_key
+  local ending = {'state', 'dead', 'reason', 'body_lost', 'session', record.session or '', 'entry', record.entry,
+    'ended_ms', now_text}
+  feed[#feed + 1] = end_job(job_key, job_id, record, ending, 'the parked entry is missing', retention_ms)
+  reply_keys[#reply_keys + 1] = reply_key
   return {'dead'}
 end
 
 local function promote(job_key, jobs_key, reply_key, job_id, partition, reply_to)
-  local record = redis.pcall('HMGET', job_key, -- one of another type is none
-    'state', 'entry', 'parked_id', 'session', 'entry', 'life', 'holder', 'attempts',
-    'submitted_ms', 'reply_to', 'nonce', 'delay_ms')
-  if record[1] ~= 'delayed' then
+  local record, values = {}, redis.pcall('HMGET', job_key, unpack(FIELDS)) -- one of another type is none
+  for i, name in ipairs(FIELDS) do
+    record[name] = values[i] or nil
+  end
+  if record.state ~= 'delayed' then
     redis.call('ZREM', delayed_key, job_id)
     return {'stale'}
   end
-  if string.match(record[2] or '', '^%d+') ~= partition or (record[10] or '') ~= reply_to then return {'moved'} end
+  if string.match(record.entry or '', '^%d+') ~= partition or (record.reply_to or '') ~= reply_to then return {'moved'} end
   local due_ms = tonumber(redis.call('ZSCORE', delayed_key, job_id) or 0)
   if due_ms > now_ms then
-    local latest_ms = now_ms + (tonumber(record[12]) or due_ms)
+    local latest_ms = now_ms + (tonumber(record.delay_ms) or due_ms)
     if due_ms > latest_ms then -- written before the clock went back
       due_ms = latest_ms
       redis.call('ZADD', delayed_key, 'XX', string.format('%.0f', due_ms), job_id)
     end
     return {'early', due_ms}
   end
-  local parked_id = string.match(record[3] or '', '^%d+%-%d+$')
+  local parked_id = string.match(record.parked_id or '', '^%d+%-%d+$')
   local parked = parked_id and redis.pcall('XRANGE', parked_key, parked_id, parked_id)[1]
   if not parked then return lose_body(job_key, reply_key, job_id, record) end
 

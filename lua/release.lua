@@ -84,6 +84,7 @@ local inboxes, looked_at_bytes, LOOKED_AT_BYTES_MAX = {}, 0, 2 ^ 25 -- of so man
 
 -- INCLUDE streams
 -- INCLUDE outcomes
+-- INCLUDE bodies
 
 local function boot_order(boot) return tonumber(string.match(boot, '^(%d+)%-')) or 0 end
 
@@ -113,7 +114,7 @@ end
 
 -- The first write of an ending, the one that can fail. Returns the id, or nil.
 local function append(key, body, job, ...)
-  local id = redis.pcall('XADD', key, '*', 'job', body.job, 'payload', body.payload, 'job_id', job.job_id,
+  local id = redis.pcall('XADD', key, '*', 'job', body.document, 'payload', body.payload, 'job_id', job.job_id,
     'submitted_ms', job.record.submitted_ms, ...)
   if type(id) == 'table' then return nil end
   return id
@@ -122,14 +123,8 @@ end
 local function read_body(inbox_key, inbox_id)
   local entry = redis.pcall('XRANGE', inbox_key, inbox_id, inbox_id)[1] -- none, too, if that is no id
   if not entry then return nil end
-  local body = {job = '', payload = ''}
-  for i = 1, #entry[2], 2 do
-    local field = entry[2][i]
-    if field == 'job' or field == 'payload' then
-      body[field] = entry[2][i + 1]
-    end
-  end
-  return body
+  local document, payload = body_of(entry)
+  return {document = document, payload = payload}
 end
 
 -- Slots in use and slots of a node, looked up once a call. Nobody else changes them meanwhile.
@@ -187,13 +182,6 @@ local function go_back(job, after, body)
     redis.call('HSET', job.key, 'parked_id', parked_id, 'delay_ms', string.format('%.0f', delay_ms))
   end
   return {'released', state}
-end
-
--- Add a field, unless it is nil or what is meant without it.
-local function add(fields, name, value, default)
-  if value and value ~= default then
-    fields[#fields + 1], fields[#fields + 2] = name, value
-  end
 end
 
 -- What the record of an ended job still says of its way, beside how it ended.

@@ -51,6 +51,7 @@ local answers, blocked, homes = {now_ms}, {}, {}
 local INBOX_KEPT = 128
 
 -- INCLUDE streams
+-- INCLUDE bodies
 
 local owned = redis.call('HMGET', owners_key, unpack(partitions))
 for i = 1, #partitions do
@@ -158,13 +159,7 @@ end
 local function read_body(jobs_key, entry_id)
   local entry = redis.call('XRANGE', jobs_key, entry_id, entry_id)[1]
   if not entry then return end
-  local body = {job = '', payload = ''}
-  for i = 1, #entry[2], 2 do
-    if body[entry[2][i]] then
-      body[entry[2][i]] = entry[2][i + 1]
-    end
-  end
-  return body.job, body.payload
+  return body_of(entry)
 end
 
 local function add(fields, name, value)

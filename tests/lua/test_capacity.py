@@ -124,6 +124,14 @@ async def test_rule_31_epoch_below_the_highest_is_fenced_and_changes_nothing(sto
             await write(store, item(5), epoch=7)
 
 
+async def test_rule_31_epoch_that_no_script_has_written_fences_no_leader(store: Store) -> None:
+    """It is taken for none, as in `count`."""
+    await store.connection.commands.set(store.cell.keys.leader_epoch, "rubbish")
+
+    assert await write(store, item(2)) == ["written"]
+    assert await store.connection.commands.get(store.cell.keys.leader_epoch) == str(LEADER_EPOCH).encode()
+
+
 async def test_rule_31_leader_without_items_raises_the_epoch(store: Store) -> None:
     """A new leader fences the one before in this cell without writing any capacity."""
     await write(store, item(2), epoch=7)
