@@ -21,10 +21,11 @@ local answers, feed, reply_keys = {now_ms}, {}, {}
 -- INCLUDE streams
 -- INCLUDE outcomes
 -- INCLUDE endings
+-- INCLUDE transitions
 
-local function lose_body(job_key, reply_key, job_id, record)
+local function lose_body(job_key, reply_key, job_id, record, state)
   redis.call('ZREM', delayed_key, job_id)
-  local ending = {'state', 'dead', 'reason', 'body_lost', 'session', record.session or '', 'entry', record.entry,
+  local ending = {'state', state, 'reason', 'body_lost', 'session', record.session or '', 'entry', record.entry,
     'ended_ms', now_text}
   feed[#feed + 1] = end_job(job_key, job_id, record, ending, 'the parked entry is missing', retention_ms)
   reply_keys[#reply_keys + 1] = reply_key
@@ -36,7 +37,8 @@ local function promote(job_key, jobs_key, reply_key, job_id, partition, reply_to
   for i, name in ipairs(FIELDS) do
     record[name] = values[i] or nil
   end
-  if record.state ~= 'delayed' then
+  local queued, dead = next_state(record.state, 'promoted'), next_state(record.state, 'body_lost')
+  if not queued or not dead then
     redis.call('ZREM', delayed_key, job_id)
     return {'stale'}
   end
@@ -52,7 +54,7 @@ local function promote(job_key, jobs_key, reply_key, job_id, partition, reply_to
   end
   local parked_id = string.match(record.parked_id or '', '^%d+%-%d+$')
   local parked = parked_id and redis.pcall('XRANGE', parked_key, parked_id, parked_id)[1]
-  if not parked then return lose_body(job_key, reply_key, job_id, record) end
+  if not parked then return lose_body(job_key, reply_key, job_id, record, dead) end
 
   local fields = {}
   for i = 1, #parked[2], 2 do
@@ -69,7 +71,7 @@ local function promote(job_key, jobs_key, reply_key, job_id, partition, reply_to
   local entry = partition .. '/' .. entry_id
   redis.call('XDEL', parked_key, parked_id)
   redis.call('ZREM', delayed_key, job_id)
-  redis.call('HSET', job_key, 'state', 'queued', 'entry', entry)
+  redis.call('HSET', job_key, 'state', queued, 'entry', entry)
   redis.call('HDEL', job_key, 'parked_id', 'delay_ms')
   return {'promoted', entry}
 end

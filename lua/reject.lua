@@ -24,6 +24,7 @@ local answers, feed, reply_keys = {now_ms}, {}, {}
 -- INCLUDE streams
 -- INCLUDE outcomes
 -- INCLUDE endings
+-- INCLUDE transitions
 
 local OURS = {job_id = true, session = true, partition = true, tenant = true, reason = true, detail = true, attempts = true,
   crashes = true, not_started = true, life = true, submitted_ms = true, avoid = true, entry = true}
@@ -75,14 +76,15 @@ local function reject(jobs_key, job_key, reply_key, item)
   for i, name in ipairs(FIELDS) do
     record[name] = values[i] or nil
   end
-  if record.state and record.entry == entry and record.state ~= 'queued' then return {'rejected'} end
+  local cancelled = reason == 'cancelled'
+  local state = next_state(record.state, cancelled and 'rejected_cancelled' or 'rejected')
+  if not state then return {record.entry == entry and 'rejected' or 'duplicate'} end
   -- As in `reserve`: of a job that was not placed yet the entry that was read first counts.
-  local is_first = record.state == 'queued' and not record.holder and record.session == session
+  local is_first = not record.holder and record.session == session
   if record.state and record.entry ~= entry and not is_first then return {'duplicate'} end
   local body = redis.call('XRANGE', jobs_key, entry_id, entry_id)[1]
   if not body then return {'gone'} end
 
-  local cancelled = reason == 'cancelled'
   local entered_ms = math.min(tonumber(string.match(entry_id, '^%d+')), now_ms)
   record.submitted_ms = record.submitted_ms or string.format('%.0f', entered_ms)
   local dead_id
@@ -97,7 +99,7 @@ local function reject(jobs_key, job_key, reply_key, item)
     detail = told
   end
   redis.call('XDEL', jobs_key, entry_id)
-  local state, keep_ms = cancelled and 'cancelled' or 'dead', cancelled and retention_ms or dead_retention_ms
+  local keep_ms = cancelled and retention_ms or dead_retention_ms
   local ending = {'state', state, 'reason', reason, 'session', session, 'entry', entry, 'ended_ms', now_text}
   feed[#feed + 1] = end_job(job_key, job_id, record, ending, detail, keep_ms, dead_id)
   reply_keys[#reply_keys + 1] = reply_key

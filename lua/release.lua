@@ -85,6 +85,7 @@ local inboxes, looked_at_bytes, LOOKED_AT_BYTES_MAX = {}, 0, 2 ^ 25 -- of so man
 -- INCLUDE streams
 -- INCLUDE outcomes
 -- INCLUDE bodies
+-- INCLUDE transitions
 
 local function boot_order(boot) return tonumber(string.match(boot, '^(%d+)%-')) or 0 end
 
@@ -165,10 +166,12 @@ end
 
 local function go_back(job, after, body)
   local reason = job.reason ~= '' and job.reason or job.verdict
+  local queued, delayed = next_state(job.record.state, 'requeued'), next_state(job.record.state, 'parked')
+  if not queued or not delayed then return {'stale', job.token} end
   local entry_id = after.state == 'queued' and append(job.jobs_key, body, job, 'avoid', job.avoid)
   local parked_id = not entry_id and append(parked_key, body, job, 'avoid', job.avoid, 'partition', job.partition)
   if not entry_id and not parked_id then return {'busy', 'no stream takes the body'} end
-  local state = entry_id and 'queued' or 'delayed'
+  local state = entry_id and queued or delayed
   free(job)
   redis.call('HSET', job.key, 'state', state, 'attempts', after.attempts, 'crashes', after.crashes,
     'not_started', after.not_started, 'avoid', job.avoid, 'last_ending', job.ending, 'reason', reason)
@@ -188,8 +191,10 @@ end
 local KEPT = {session = true, entry = true, submitted_ms = true, nonce = true, holder = true, decision = true, life = true,
   attempts = true}
 
-local function finish(job, state, after, reason, detail, body)
+local function finish(job, event, after, reason, detail, body)
   local record, dead_id = job.record, nil
+  local state = next_state(record.state, event)
+  if not state then return {'stale', job.token} end
   if body then
     dead_id = append(dead_key, body, job, 'reason', reason, 'detail', detail, 'session', job.session, 'partition', job.partition,
       'tenant', job.tenant, 'node', job.node, 'attempts', after.attempts, 'crashes', after.crashes,
@@ -332,7 +337,7 @@ end
 
 -- Why this ending may not be: an answer, or nil.
 local function refusal(job, record)
-  local is_held = record.state == 'reserved' and record.boot -- without an assignment it is none, whoever wrote it
+  local is_held = TRANSITIONS[record.state or false] and record.boot -- without an assignment no script has written it
   if job.verdict == 'expire' and not (is_held and record.node == job.node) then
     cut_unknown(job)
     forget(job, record)
@@ -369,11 +374,11 @@ local function release(job)
   local body = read_body(KEYS[NODE_KEYS + 2 * job.node_index], record.inbox_id)
   local reason = job.verdict == 'expire' and string.match(redis.call('HGET', capacity_key, job.node) or '', '%S+$')
   local after = job.verdict == 'dead' and unchanged or judge(record, job.verdict, job.delay_ms, reason == 'suspect')
-  if not body then return finish(job, 'dead', after, 'body_lost', 'the inbox entry is missing', nil) end
-  if job.verdict == 'dead' then return finish(job, 'dead', after, job.reason, job.detail, body) end
+  if not body then return finish(job, 'body_lost', after, 'body_lost', 'the inbox entry is missing', nil) end
+  if job.verdict == 'dead' then return finish(job, 'given_up', after, job.reason, job.detail, body) end
   if after.state == 'dead' then
     local detail = job.detail ~= '' and (after.detail .. '; last: ' .. job.detail) or after.detail
-    return finish(job, 'dead', after, after.reason, detail, body)
+    return finish(job, 'given_up', after, after.reason, detail, body)
   end
   return go_back(job, after, body)
 end
