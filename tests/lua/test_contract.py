@@ -17,7 +17,7 @@ LABELS: Final = ("KEYS", "ARGV", "RETURNS", "INVARIANT")
 # Commands that scripts use: those that read, and those that write; where the keys stand, if not as the first argument.
 READS: Final = {
     "EXISTS", "GET", "HGET", "HGETALL", "HMGET", "XLEN", "XRANGE", "ZCARD", "ZRANGE", "ZSCORE", "TIME",
-    "HLEN", "PTTL", "XINFO", "XREVRANGE", "ZRANGEBYSCORE", "TYPE", "GETRANGE",
+    "HLEN", "PTTL", "XINFO", "XREVRANGE", "ZRANGEBYSCORE", "TYPE", "GETRANGE", "XPENDING",
 }  # fmt: skip
 WRITES: Final = {
     "DEL", "HDEL", "HSET", "PEXPIRE", "SADD", "SET", "SREM", "XACK", "XADD", "XDEL", "XGROUP", "XREADGROUP", "ZADD",
