@@ -25,9 +25,8 @@ local answers, feed, reply_keys = {now_ms}, {}, {}
 
 local function lose_body(job_key, reply_key, job_id, record, state)
   redis.call('ZREM', delayed_key, job_id)
-  local ending = {'state', state, 'reason', 'body_lost', 'session', record.session or '', 'entry', record.entry,
-    'ended_ms', now_text}
-  feed[#feed + 1] = end_job(job_key, job_id, record, ending, 'the parked entry is missing', retention_ms)
+  local ending = {'state', state, 'reason', 'body_lost', 'session', record.session or '', 'entry', record.entry}
+  feed[#feed + 1] = end_job(job_key, job_id, record, ending, now_text, 'the parked entry is missing', retention_ms)
   reply_keys[#reply_keys + 1] = reply_key
   return {'dead'}
 end

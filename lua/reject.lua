@@ -100,8 +100,8 @@ local function reject(jobs_key, job_key, reply_key, item)
   end
   redis.call('XDEL', jobs_key, entry_id)
   local keep_ms = cancelled and retention_ms or dead_retention_ms
-  local ending = {'state', state, 'reason', reason, 'session', session, 'entry', entry, 'ended_ms', now_text}
-  feed[#feed + 1] = end_job(job_key, job_id, record, ending, detail, keep_ms, dead_id)
+  local ending = {'state', state, 'reason', reason, 'session', session, 'entry', entry}
+  feed[#feed + 1] = end_job(job_key, job_id, record, ending, now_text, detail, keep_ms, dead_id)
   reply_keys[#reply_keys + 1] = reply_key
   return {'rejected'}
 end

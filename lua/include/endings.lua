@@ -2,8 +2,9 @@
 -- record: its fields before, by name.
 -- ending: how it ends, flat, for the record and for the outcome.
 -- dead_id: where its body is kept, nil if it is not.
-local function end_job(job_key, job_id, record, ending, detail, keep_ms, dead_id)
+local function end_job(job_key, job_id, record, ending, ended_ms, detail, keep_ms, dead_id)
   add(ending, 'submitted_ms', record.submitted_ms)
+  add(ending, 'ended_ms', ended_ms)
   add(ending, 'life', record.life, '1')
   add(ending, 'attempts', record.attempts, '0')
   local outcome, kept = {'job_id', job_id, unpack(ending)}, {unpack(ending)}
