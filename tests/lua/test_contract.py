@@ -17,7 +17,7 @@ LABELS: Final = ("KEYS", "ARGV", "RETURNS", "INVARIANT")
 # Commands that scripts use: those that read, and those that write; where the keys stand, if not as the first argument.
 READS: Final = {
     "EXISTS", "GET", "HGET", "HGETALL", "HMGET", "XLEN", "XRANGE", "ZCARD", "ZRANGE", "ZSCORE", "TIME",
-    "HLEN", "PTTL", "XINFO", "XREVRANGE", "ZRANGEBYSCORE", "TYPE", "GETRANGE", "XPENDING",
+    "HEXISTS", "HKEYS", "HLEN", "PTTL", "XINFO", "XREVRANGE", "ZRANGEBYSCORE", "TYPE", "GETRANGE", "XPENDING",
 }  # fmt: skip
 WRITES: Final = {
     "DEL", "HDEL", "HSET", "PEXPIRE", "SADD", "SET", "SREM", "XACK", "XADD", "XDEL", "XGROUP", "XREADGROUP", "ZADD",
@@ -190,6 +190,7 @@ async def test_only_the_management_scripts_write_snapshot_version_and_capacity(s
         control.config: {"publish"},
     }
     assert writers(cell.capacity) == {"capacity", "leave"}
+    assert writers(cell.control_ids) == {"capacity"}
     assert writers(cell.leader_epoch) == {"capacity", "count"}
     assert writers(cell.counted) == {"count"}
     assert writers(cell.owners) == {"claim"}
