@@ -174,7 +174,8 @@ local function go_back(job, after, body)
   local state = entry_id and queued or delayed
   free(job)
   redis.call('HSET', job.key, 'state', state, 'attempts', after.attempts, 'crashes', after.crashes,
-    'not_started', after.not_started, 'avoid', job.avoid, 'last_ending', job.ending, 'reason', reason)
+    'not_started', after.not_started, 'avoid', job.avoid, 'last_ending', job.ending, 'reason', reason,
+    'first_id', job.record.first_id or string.match(job.record.entry, '/(.*)$') or '')
   redis.call('HDEL', job.key, 'started_ms', 'held')
   if entry_id then
     redis.call('HSET', job.key, 'entry', job.partition .. '/' .. entry_id)
