@@ -117,7 +117,7 @@ def test_no_key_is_built_in_lua(name: str) -> None:
     for command, key in calls(name):
         assert command in READS | WRITES
         assert command == "TIME" or re.fullmatch(
-            r"(\w+_)?key|job\.key|KEYS\[.+\]|'(GROUP|CREATE|DESTROY|STREAM|GROUPS)'", key
+            r"(job\.)?(\w+_)?key|KEYS\[.+\]|'(GROUP|CREATE|DESTROY|STREAM|GROUPS)'", key
         ), key
 
 
