@@ -6,7 +6,7 @@ from typing import Final
 
 import pytest
 
-from scheduler import model
+from scheduler import keys, model
 from scheduler.errors import Fenced, InvalidInput, Lost, WrongType
 from scheduler.store.store import Store
 from tests.dumps import dump, unchanged
@@ -327,6 +327,19 @@ async def test_rule_24_command_that_cannot_be_answered_stays_and_is_decided_agai
     assert [each.id for each in taken.commands] == [command]
     await client.delete(k.answers)
     assert await store.control.publish(MANAGER, epoch, None, answers=[(command, b"done")]) == 0
+    assert [fields[b"answer"] for _, fields in await store.reads.entries(k.answers)] == [b"done"]
+    assert await store.reads.entries(k.commands) == []
+
+
+async def test_command_is_answered_although_the_group_was_lost(store: Store) -> None:
+    """It was read and decided, and is pending no more; the next group does not find it."""
+    epoch = await seed_leader(store)
+    command = await seed_taken_command(store, epoch)
+    k = store.control.keys
+    await store.connection.commands.xgroup_destroy(k.commands, keys.MANAGEMENT_GROUP)
+
+    await store.control.publish(MANAGER, epoch, None, answers=[(command, b"done")])
+
     assert [fields[b"answer"] for _, fields in await store.reads.entries(k.answers)] == [b"done"]
     assert await store.reads.entries(k.commands) == []
 
