@@ -14,10 +14,10 @@ local epoch_key, counted_key = KEYS[1], KEYS[2]
 local epoch, counted, nodes = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local NODE_KEYS, JOB_KEYS, KEYS_A_JOB, JOB = 2, 2 + nodes, 3, 6
 
-local highest = redis.call('GET', epoch_key) or '0'
-if not tonumber(highest) then highest = '0' end -- no script has written it
-if tonumber(epoch) < tonumber(highest) then return {'fenced', highest} end
-if tonumber(epoch) > tonumber(highest) then redis.call('SET', epoch_key, epoch) end
+-- INCLUDE epochs
+
+local higher = fenced_by(epoch_key, epoch)
+if higher then return {'fenced', higher} end
 
 local is_new = (redis.call('GET', counted_key) or '') ~= counted
 if is_new and counted == '' then

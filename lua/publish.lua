@@ -12,10 +12,11 @@
 -- ARGV[7] snapshot, empty: the stored one stays   ARGV[8] oldest: with a snapshot, deltas of versions below it go
 -- ARGV[9] answers_max   ARGV[10] sets   ARGV[11] deletes   ARGV[12] answers
 -- ARGV[13..] sets x (field, value), deletes x (field), answers x (command id, answer)
--- RETURNS {"published", now_ms} | {"fenced", leader, epoch} | {"stale", version}
+-- RETURNS {"published", now_ms, untold: commands that are not answered, because the answers take no entry} | {"fenced", leader, epoch} | {"stale", version}
 --   | {"lost", version}: it is not `before`, or something is missing: only a whole snapshot, before 0, leads on
 -- INVARIANT only the leader writes; the stored version never falls; a repeat with the stored version changes nothing;
---   the stored snapshot and all deltas after it make the stored version; an answered command is gone from its stream.
+--   the stored snapshot and all deltas after it make the stored version; a command is gone from its stream if, and only
+--   if, its answer is written: one that is not answered is taken and decided again.
 local leader_key, commands_key, config_key, snapshot_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local version_key, deltas_key, answers_key = KEYS[5], KEYS[6], KEYS[7]
 local name, epoch, group, version, before = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
@@ -24,13 +25,25 @@ local sets, deletes, answers = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
-local ANSWERS_KEPT = 100
+local ANSWERS_KEPT = 1000 -- as many commands as one call answers
 
 -- INCLUDE streams
 
 local leader = redis.call('HMGET', leader_key, 'name', 'epoch')
 if leader[1] ~= name or leader[2] ~= epoch then return {'fenced', leader[1] or '', leader[2] or '0'} end
 local stored_version = redis.call('GET', version_key) or '0'
+
+-- Whether a command still waits for its answer. Whoever took it back meanwhile has deleted it, but it was decided and is
+-- pending; what a group that was deleted had read is there, and pending no more.
+local function waits(command_id)
+  if #redis.pcall('XPENDING', commands_key, group, command_id, command_id, 1) > 0 then return true end
+  return #redis.call('XRANGE', commands_key, command_id, command_id) > 0
+end
+
+local waiting = {}
+for i = 13 + 2 * sets + deletes, #ARGV, 2 do
+  waiting[i] = waits(ARGV[i])
+end
 
 local function append()
   local fields = {'version', version, 'before', before}
@@ -69,14 +82,19 @@ for _ = 1, deletes do
   redis.call('HDEL', config_key, ARGV[position])
   position = position + 1
 end
+local untold = 0
 for _ = 1, answers do
-  -- It goes with its answer: a group that was deleted begins with what is left, and nothing is decided twice. Whoever
-  -- took it back meanwhile has deleted it already; what is neither pending nor there has its answer.
-  local acknowledged = redis.pcall('XACK', commands_key, group, ARGV[position])
-  if redis.call('XDEL', commands_key, ARGV[position]) == 1 or acknowledged == 1 then
-    tell(answers_key, ANSWERS_KEPT, now_ms, 'MAXLEN', '~', answers_max, '*', 'command', ARGV[position], 'answer',
-      ARGV[position + 1])
+  if waiting[position] then
+    local command_id = ARGV[position]
+    if tell(answers_key, ANSWERS_KEPT, now_ms, 'MAXLEN', '~', answers_max, '*', 'command', command_id,
+      'answer', ARGV[position + 1]) then
+      -- It goes with its answer: a group that was deleted begins with what is left, and nothing is decided twice.
+      redis.pcall('XACK', commands_key, group, command_id)
+      redis.call('XDEL', commands_key, command_id)
+    else
+      untold = untold + 1
+    end
   end
   position = position + 2
 end
-return {'published', now_ms}
+return {'published', now_ms, untold}

@@ -12,6 +12,8 @@ local owners_key, dead_key, results_key = KEYS[1], KEYS[2], KEYS[3]
 local retention_ms, dead_retention_ms, results_max = ARGV[1], ARGV[2], ARGV[3]
 local document_bytes_max, payload_bytes_max, other_bytes_max = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local LARGE_BYTES, ARGUMENTS_MAX = 2 ^ 20, 4000
+local FIELDS = {'state', 'entry', 'life', 'attempts', 'submitted_ms', 'holder', 'crashes', 'not_started', 'nonce',
+  'session'}
 local DETAIL = 8 -- where in what is known of an entry the detail is
 
 local time = redis.call('TIME')
@@ -21,6 +23,8 @@ local answers, feed, reply_keys = {now_ms}, {}, {}
 
 -- INCLUDE streams
 -- INCLUDE outcomes
+-- INCLUDE endings
+-- INCLUDE transitions
 
 local OURS = {job_id = true, session = true, partition = true, tenant = true, reason = true, detail = true, attempts = true,
   crashes = true, not_started = true, life = true, submitted_ms = true, avoid = true, entry = true}
@@ -68,52 +72,37 @@ local function reject(jobs_key, job_key, reply_key, item)
   local entry = partition .. '/' .. entry_id
   local held = redis.call('HGET', owners_key, partition)
   if not held or string.match(held, '^%S+') ~= epoch then return {'fenced'} end
-  local record = redis.call('HMGET', job_key, 'state', 'entry', 'life', 'attempts', 'submitted_ms', 'holder', 'crashes',
-    'not_started', 'nonce', 'session')
-  if record[1] and record[2] == entry and record[1] ~= 'queued' then return {'rejected'} end
+  local record, values = {}, redis.call('HMGET', job_key, unpack(FIELDS))
+  for i, name in ipairs(FIELDS) do
+    record[name] = values[i] or nil
+  end
+  local cancelled = reason == 'cancelled'
+  local state = next_state(record.state, cancelled and 'rejected_cancelled' or 'rejected')
+  if not state then return {record.entry == entry and 'rejected' or 'duplicate'} end
   -- As in `reserve`: of a job that was not placed yet the entry that was read first counts.
-  local is_first = record[1] == 'queued' and not record[6] and record[10] == session
-  if record[1] and record[2] ~= entry and not is_first then return {'duplicate'} end
+  local is_first = not record.holder and record.session == session
+  if record.state and record.entry ~= entry and not is_first then return {'duplicate'} end
   local body = redis.call('XRANGE', jobs_key, entry_id, entry_id)[1]
   if not body then return {'gone'} end
 
-  local cancelled = reason == 'cancelled'
-  local life, attempts, crashes, not_started = record[3] or '1', record[4] or '0', record[7] or '0', record[8] or '0'
-  local node, token = string.match(record[6] or '', '^(%S+) (%S+)$')
-  local submitted_ms = record[5] or string.format('%.0f', math.min(tonumber(string.match(entry_id, '^%d+')), now_ms))
+  local entered_ms = math.min(tonumber(string.match(entry_id, '^%d+')), now_ms)
+  record.submitted_ms = record.submitted_ms or string.format('%.0f', entered_ms)
   local dead_id
   if not cancelled then
     local told
-    dead_id, told = bury(body[2], {'job_id', job_id, 'submitted_ms', submitted_ms, 'reason', reason, 'detail', detail,
-      'session', session, 'partition', partition, 'tenant', tenant, 'node', node or '', 'attempts', attempts, 'crashes', crashes,
-      'not_started', not_started, 'life', life})
+    local node = string.match(record.holder or '', '^(%S+) %S+$') or ''
+    dead_id, told = bury(body[2], {'job_id', job_id, 'submitted_ms', record.submitted_ms, 'reason', reason,
+      'detail', detail, 'session', session, 'partition', partition, 'tenant', tenant, 'node', node,
+      'attempts', record.attempts or '0', 'crashes', record.crashes or '0', 'not_started', record.not_started or '0',
+      'life', record.life or '1'})
     if not dead_id then return {'busy', 'no stream takes the body'} end
     detail = told
   end
   redis.call('XDEL', jobs_key, entry_id)
-  local state, keep_ms = cancelled and 'cancelled' or 'dead', cancelled and retention_ms or dead_retention_ms
-  redis.call('DEL', job_key)
-  local told = {'state', state, 'reason', reason, 'session', session, 'entry', entry, 'submitted_ms', submitted_ms,
-    'ended_ms', now_text}
-  if life ~= '1' then
-    told[#told + 1], told[#told + 2] = 'life', life
-  end
-  if attempts ~= '0' then
-    told[#told + 1], told[#told + 2] = 'attempts', attempts
-  end
-  redis.call('HSET', job_key, unpack(told))
-  if record[6] then redis.call('HSET', job_key, 'holder', record[6]) end
-  if record[9] then redis.call('HSET', job_key, 'nonce', record[9]) end
-  if dead_id then redis.call('HSET', job_key, 'dead_id', dead_id) end
-  redis.call('PEXPIRE', job_key, keep_ms)
-  if detail ~= '' then
-    told[#told + 1], told[#told + 2] = 'detail', detail
-  end
-  if node then
-    told[#told + 1], told[#told + 2], told[#told + 3], told[#told + 4] = 'node', node, 'token', token
-  end
-  local outcome = {'job_id', job_id, unpack(told)}
-  feed[#feed + 1], reply_keys[#reply_keys + 1] = outcome, reply_key
+  local keep_ms = cancelled and retention_ms or dead_retention_ms
+  local ending = {'state', state, 'reason', reason, 'session', session, 'entry', entry}
+  feed[#feed + 1] = end_job(job_key, job_id, record, ending, now_text, detail, keep_ms, dead_id)
+  reply_keys[#reply_keys + 1] = reply_key
   return {'rejected'}
 end
 

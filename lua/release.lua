@@ -84,6 +84,8 @@ local inboxes, looked_at_bytes, LOOKED_AT_BYTES_MAX = {}, 0, 2 ^ 25 -- of so man
 
 -- INCLUDE streams
 -- INCLUDE outcomes
+-- INCLUDE bodies
+-- INCLUDE transitions
 
 local function boot_order(boot) return tonumber(string.match(boot, '^(%d+)%-')) or 0 end
 
@@ -113,7 +115,7 @@ end
 
 -- The first write of an ending, the one that can fail. Returns the id, or nil.
 local function append(key, body, job, ...)
-  local id = redis.pcall('XADD', key, '*', 'job', body.job, 'payload', body.payload, 'job_id', job.job_id,
+  local id = redis.pcall('XADD', key, '*', 'job', body.document, 'payload', body.payload, 'job_id', job.job_id,
     'submitted_ms', job.record.submitted_ms, ...)
   if type(id) == 'table' then return nil end
   return id
@@ -122,14 +124,8 @@ end
 local function read_body(inbox_key, inbox_id)
   local entry = redis.pcall('XRANGE', inbox_key, inbox_id, inbox_id)[1] -- none, too, if that is no id
   if not entry then return nil end
-  local body = {job = '', payload = ''}
-  for i = 1, #entry[2], 2 do
-    local field = entry[2][i]
-    if field == 'job' or field == 'payload' then
-      body[field] = entry[2][i + 1]
-    end
-  end
-  return body
+  local document, payload = body_of(entry)
+  return {document = document, payload = payload}
 end
 
 -- Slots in use and slots of a node, looked up once a call. Nobody else changes them meanwhile.
@@ -170,13 +166,16 @@ end
 
 local function go_back(job, after, body)
   local reason = job.reason ~= '' and job.reason or job.verdict
+  local queued, delayed = next_state(job.record.state, 'requeued'), next_state(job.record.state, 'parked')
+  if not queued or not delayed then return {'stale', job.token} end
   local entry_id = after.state == 'queued' and append(job.jobs_key, body, job, 'avoid', job.avoid)
   local parked_id = not entry_id and append(parked_key, body, job, 'avoid', job.avoid, 'partition', job.partition)
   if not entry_id and not parked_id then return {'busy', 'no stream takes the body'} end
-  local state = entry_id and 'queued' or 'delayed'
+  local state = entry_id and queued or delayed
   free(job)
   redis.call('HSET', job.key, 'state', state, 'attempts', after.attempts, 'crashes', after.crashes,
-    'not_started', after.not_started, 'avoid', job.avoid, 'last_ending', job.ending, 'reason', reason)
+    'not_started', after.not_started, 'avoid', job.avoid, 'last_ending', job.ending, 'reason', reason,
+    'first_id', job.record.first_id or string.match(job.record.entry, '/(.*)$') or '')
   redis.call('HDEL', job.key, 'started_ms', 'held')
   if entry_id then
     redis.call('HSET', job.key, 'entry', job.partition .. '/' .. entry_id)
@@ -189,19 +188,14 @@ local function go_back(job, after, body)
   return {'released', state}
 end
 
--- Add a field, unless it is nil or what is meant without it.
-local function add(fields, name, value, default)
-  if value and value ~= default then
-    fields[#fields + 1], fields[#fields + 2] = name, value
-  end
-end
-
 -- What the record of an ended job still says of its way, beside how it ended.
 local KEPT = {session = true, entry = true, submitted_ms = true, nonce = true, holder = true, decision = true, life = true,
   attempts = true}
 
-local function finish(job, state, after, reason, detail, body)
+local function finish(job, event, after, reason, detail, body)
   local record, dead_id = job.record, nil
+  local state = next_state(record.state, event)
+  if not state then return {'stale', job.token} end
   if body then
     dead_id = append(dead_key, body, job, 'reason', reason, 'detail', detail, 'session', job.session, 'partition', job.partition,
       'tenant', job.tenant, 'node', job.node, 'attempts', after.attempts, 'crashes', after.crashes,
@@ -344,7 +338,7 @@ end
 
 -- Why this ending may not be: an answer, or nil.
 local function refusal(job, record)
-  local is_held = record.state == 'reserved' and record.boot -- without an assignment it is none, whoever wrote it
+  local is_held = TRANSITIONS[record.state or false] and record.boot -- without an assignment no script has written it
   if job.verdict == 'expire' and not (is_held and record.node == job.node) then
     cut_unknown(job)
     forget(job, record)
@@ -381,11 +375,11 @@ local function release(job)
   local body = read_body(KEYS[NODE_KEYS + 2 * job.node_index], record.inbox_id)
   local reason = job.verdict == 'expire' and string.match(redis.call('HGET', capacity_key, job.node) or '', '%S+$')
   local after = job.verdict == 'dead' and unchanged or judge(record, job.verdict, job.delay_ms, reason == 'suspect')
-  if not body then return finish(job, 'dead', after, 'body_lost', 'the inbox entry is missing', nil) end
-  if job.verdict == 'dead' then return finish(job, 'dead', after, job.reason, job.detail, body) end
+  if not body then return finish(job, 'body_lost', after, 'body_lost', 'the inbox entry is missing', nil) end
+  if job.verdict == 'dead' then return finish(job, 'given_up', after, job.reason, job.detail, body) end
   if after.state == 'dead' then
     local detail = job.detail ~= '' and (after.detail .. '; last: ' .. job.detail) or after.detail
-    return finish(job, 'dead', after, after.reason, detail, body)
+    return finish(job, 'given_up', after, after.reason, detail, body)
   end
   return go_back(job, after, body)
 end

@@ -15,6 +15,8 @@ local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local answers = {now_ms}
 
+-- INCLUDE values
+
 -- How much of the time since the last renewal the job cannot have run in: all beyond a lease; below 0 if it is negative.
 local function unrun_ms(passed_ms, lease_ms)
   return passed_ms < 0 and passed_ms or math.max(0, passed_ms - lease_ms)
@@ -32,13 +34,13 @@ end
 
 local function renew(job_key, job_id, token, phase)
   if string.sub(job_key, -#job_id - 5) ~= ':job:' .. job_id then
-    return {'invalid', "job_id = '" .. string.sub(job_id, 1, 64) .. "': expected that of the key " .. job_key}
+    return {'invalid', wrong('job_id', job_id, 'that of the key ' .. job_key)}
   end
   if not string.find(token, '^%d+$') then
-    return {'invalid', "token = '" .. string.sub(token, 1, 64) .. "': expected digits"}
+    return {'invalid', wrong('token', token, 'digits')}
   end
   if phase ~= 'started' and phase ~= 'waiting' then
-    return {'invalid', "phase = '" .. string.sub(phase, 1, 64) .. "': expected started or waiting"}
+    return {'invalid', wrong('phase', phase, 'started or waiting')}
   end
   local record = redis.pcall('HMGET', job_key, 'state', 'holder', 'policy', 'started_ms', 'cancel', 'assignment')
   if not record[1] then return {'unknown'} end -- nor is one of another type a record

@@ -51,6 +51,8 @@ local answers, blocked, homes = {now_ms}, {}, {}
 local INBOX_KEPT = 128
 
 -- INCLUDE streams
+-- INCLUDE bodies
+-- INCLUDE transitions
 
 local owned = redis.call('HMGET', owners_key, unpack(partitions))
 for i = 1, #partitions do
@@ -158,13 +160,7 @@ end
 local function read_body(jobs_key, entry_id)
   local entry = redis.call('XRANGE', jobs_key, entry_id, entry_id)[1]
   if not entry then return end
-  local body = {job = '', payload = ''}
-  for i = 1, #entry[2], 2 do
-    if body[entry[2][i]] then
-      body[entry[2][i]] = entry[2][i + 1]
-    end
-  end
-  return body.job, body.payload
+  return body_of(entry)
 end
 
 local function add(fields, name, value)
@@ -193,13 +189,14 @@ end
 
 -- Write what is new in the record of a placed job. Where it came from is written once. Here and in the assignment words
 -- that belong together are one text, because each field costs the server more than a word.
-local function write_record(job_key, index, inbox_id, length_text, token, policy, decision, entry, session, submitted_ms, before)
+local function write_record(job_key, state, index, inbox_id, length_text, token, policy, decision, entry, session,
+  submitted_ms, before)
   local holder, assignment = nodes[index] .. ' ' .. token, nodes[NODES + index] .. ' ' .. inbox_id .. ' ' .. length_text
   if before.entry == entry and before.submitted_ms then
-    redis.call('HSET', job_key, 'state', 'reserved', 'holder', holder, 'assignment', assignment, 'policy', policy,
+    redis.call('HSET', job_key, 'state', state, 'holder', holder, 'assignment', assignment, 'policy', policy,
       'decision', decision)
   else
-    redis.call('HSET', job_key, 'state', 'reserved', 'holder', holder, 'assignment', assignment, 'policy', policy,
+    redis.call('HSET', job_key, 'state', state, 'holder', holder, 'assignment', assignment, 'policy', policy,
       'decision', decision, 'entry', entry, 'session', session, 'submitted_ms', submitted_ms)
   end
 end
@@ -211,10 +208,10 @@ local function write_rare(job_key, job_id, tenant, reply_to, limits, before)
   if limits then redis.call('HSET', job_key, 'held', hold(limits, job_id)) end
 end
 
--- What the record answers, whoever asks; nil when the job may be placed.
-local function answer_of(record, entry, session, tenant, reply_to, jobs_key, entry_id)
-  if not record.state then return end
-  if record.entry == entry and record.state ~= 'queued' then
+-- What the record answers, whoever asks; nil when the job may be placed. state: that it comes to, if it may.
+local function answer_of(record, state, entry, session, tenant, reply_to, jobs_key, entry_id)
+  if not record.state and state then return end
+  if record.entry == entry and not state then
     -- Placed before, wherever it is now; or ended without having been placed since it came into the intake.
     if record.state ~= 'reserved' and not record.last_ending then return 'gone' end
     local node, token = string.match(record.holder or '', '^(%S+) (%d+)$')
@@ -232,7 +229,7 @@ local function answer_of(record, entry, session, tenant, reply_to, jobs_key, ent
   end
   if before_session ~= session then return 'job_id_taken' end
   -- Nothing of the job was placed yet: it is the entry that was read first, and the record follows it.
-  if record.state == 'queued' and not record.holder then return end
+  if state and not record.holder then return end
   redis.call('XDEL', jobs_key, entry_id)
   return 'duplicate'
 end
@@ -278,7 +275,8 @@ local function reserve(number)
   for i = 1, #fields, 2 do
     record[fields[i]] = fields[i + 1]
   end
-  local answer = answer_of(record, entry, session, tenant, reply_to, jobs_key, entry_id)
+  local state = next_state(record.state, 'reserved')
+  local answer = answer_of(record, state, entry, session, tenant, reply_to, jobs_key, entry_id)
   if answer then return answer end
   local document, payload = ARGV[body], ARGV[body + 1]
   if body == 0 then
@@ -320,7 +318,8 @@ local function reserve(number)
 
   last_token = token
   redis.call('ZADD', KEYS[NODE_KEYS + 2 * index - 1], lease_until_ms_of[policy_index], job_id)
-  write_record(job_key, index, inbox_id, lengths[policy_index], token_text, policy, assignment[DECISION], entry, session, submitted_ms, record)
+  write_record(job_key, state, index, inbox_id, lengths[policy_index], token_text, policy, assignment[DECISION], entry,
+    session, submitted_ms, record)
   write_rare(job_key, job_id, tenant, reply_to, rare.limits, record)
   local home = decided == rare.keeps and bound > 0 and bound or index
   bind(session_key, session, binding, home, stored_node, variant)

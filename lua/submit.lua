@@ -13,6 +13,7 @@ local JOB, JOBS_MAX = 8, 128
 local PARTITIONS_MAX = 4096 -- of a layout
 
 -- INCLUDE values
+-- INCLUDE transitions
 
 -- What is wrong with the call, nil if nothing is.
 local function fault_of_call()
@@ -71,7 +72,8 @@ local function submit(jobs_key, job_key, partition, item)
   local job_id, session, tenant, reply_to = ARGV[item], ARGV[item + 1], ARGV[item + 2], ARGV[item + 3]
   local nonce, document, payload = ARGV[item + 4], ARGV[item + 5], ARGV[item + 6]
   local record = redis.call('HMGET', job_key, 'state', 'session', 'nonce', 'entry')
-  if record[1] then
+  local state = next_state(record[1], 'submitted')
+  if not state then
     if record[3] == nonce and record[2] == session and record[4] then return {'accepted', record[4]} end
     if record[2] == session then return {'duplicate', record[1]} end
     return {'job_id_taken'}
@@ -88,7 +90,7 @@ local function submit(jobs_key, job_key, partition, item)
   if type(entry_id) == 'table' then return {'refused', entry_id.err} end
   local entry = partition .. '/' .. entry_id
   local submitted_ms = math.min(tonumber(string.match(entry_id, '^%d+')), now_ms)
-  local written = {'state', 'queued', 'entry', entry, 'session', session, 'nonce', nonce,
+  local written = {'state', state, 'entry', entry, 'session', session, 'nonce', nonce,
     'submitted_ms', string.format('%.0f', submitted_ms)}
   if tenant ~= '' then
     written[#written + 1], written[#written + 2] = 'tenant', tenant

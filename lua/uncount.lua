@@ -10,12 +10,17 @@ local freed_key, held_key = KEYS[1], KEYS[2]
 local freed_max, limit = ARGV[1], ARGV[2]
 local answers, is_freed = {}, false
 
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+
+-- INCLUDE streams
+
 for item = 3, #ARGV do
   local is_reserved = redis.pcall('HGET', KEYS[item], 'state') == 'reserved'
   if not is_reserved and redis.call('ZREM', held_key, ARGV[item]) == 1 then is_freed = true end
   answers[#answers + 1] = is_reserved and 'kept' or 'removed'
 end
 if is_freed then
-  redis.pcall('XADD', freed_key, 'MAXLEN', '~', freed_max, '*', 'nodes', '', 'limits', limit)
+  tell(freed_key, 0, now_ms, 'MAXLEN', '~', freed_max, '*', 'nodes', '', 'limits', limit)
 end
 return answers

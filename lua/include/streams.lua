@@ -38,8 +38,9 @@ end
 
 local OUTCOMES_KEPT = 1000 -- of a feed of outcomes that is made anew: more than anybody who reads it is behind
 
--- Append to a stream of which only what is newest matters.
+-- Append to a stream of which only what is newest matters. Returns whether that is done.
 local function tell(feed_key, kept, at_ms, ...)
   local added = redis.pcall('XADD', feed_key, ...)
-  if type(added) == 'table' and make_anew(feed_key, kept, at_ms) then redis.pcall('XADD', feed_key, ...) end
+  if type(added) == 'table' and make_anew(feed_key, kept, at_ms) then added = redis.pcall('XADD', feed_key, ...) end
+  return type(added) ~= 'table'
 end

@@ -88,6 +88,7 @@ class Manager:
         self._life = store.connection.life
         self._acknowledge: tuple[str, ...] = ()
         self._unanswered = False
+        self._untold = 0  # commands that were decided, and could not be answered
         self._has_taken = False
         self._written: dict[str, CapacityItem] = {}
         self._told: dict[str, CapacityItem] = {}
@@ -349,7 +350,8 @@ class Manager:
         lost = await self._standing.look(self._epoch, serving, self._published.version, bool(self._fleet.pools))
         if lost.config:
             await self._publish_anew()
-        return is_other or lost.capacities or lost.snapshot
+        untold, self._untold = self._untold, 0
+        return is_other or lost.capacities or lost.snapshot or untold > 0
 
     async def _look_back(self) -> None:
         """Write again what the server has lost: after a crash its last writes can be missing. Drop who is long dead."""
@@ -484,7 +486,7 @@ class Manager:
         assert self._epoch is not None
         changes = self._lost | decided.changes
         try:
-            await self._store.control.publish(
+            self._untold = await self._store.control.publish(
                 self.name,
                 self._epoch,
                 snapshot_of(picture) if delta and stored.whole == delta.version else None,
@@ -502,7 +504,11 @@ class Manager:
             await self._publish_anew()
             raise
         self._lost = {}
-        _log(decided)
+        if self._untold:
+            stream = self._store.control.keys.answers
+            logger.warning("%s takes no entry: %d commands are decided again, to be answered", stream, self._untold)
+        else:
+            _log(decided)
 
 
 def _limits(pools: Iterable[Pool]) -> dict[str, tuple[tuple[str, int], ...]]:

@@ -108,6 +108,7 @@ class CellKeys:
         self.partitions = f"{self._tag}:partitions"
         self.owners = f"{self._tag}:owners"
         self.capacity = f"{self._tag}:capacity"
+        self.control_ids = f"{self._tag}:control_ids"
         self.leader_epoch = f"{self._tag}:leader_epoch"
         self.last_boot = f"{self._tag}:last_boot"
         self.open = f"{self._tag}:open"

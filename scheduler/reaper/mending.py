@@ -62,9 +62,10 @@ class Mender:
         if self._clock.ms() < self._due_ms:
             return
         self._due_ms = self._clock.ms() + LOOK_MS
-        # No call of a role fails by these: scripts pass over a feed that takes nothing, and nodes alone ask for boots.
-        keys = self._reads.keys
-        await self._connection.retype([keys.results, keys.freed, keys.parked, keys.dead, keys.last_boot])
+        # No call of a role fails by these, or rarely: scripts pass over a feed that takes nothing, nodes alone ask for
+        # boots, and a word to a node is written when its capacity changes.
+        k = self._reads.keys
+        await self._connection.retype([k.results, k.freed, k.parked, k.dead, k.last_boot, k.control_ids])
         if self._first_node >= len(nodes):
             self._first_node = 0
             self._usual = {node: self._usual[node] for node in nodes if node in self._usual}

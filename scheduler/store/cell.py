@@ -149,10 +149,11 @@ class Cell:
 
         Returns: an answer for each item: written, unchanged, older, refused or left. Raises: Fenced.
         """
-        names = [self.keys.capacity, self.keys.leader_epoch, self.keys.open, self.keys.freed]
+        k = self.keys
+        names = [k.capacity, k.leader_epoch, k.open, k.freed, k.control_ids]
         arguments: list[Argument] = [epoch, self._settings.freed_max]
         for item in items:
-            names += [self.keys.slots(item.node), self.keys.inbox(item.node), self.keys.left(item.node)]
+            names += [k.slots(item.node), k.inbox(item.node), k.left(item.node)]
             arguments += [item.node, item.slots, item.boot, item.reason]
         answer = await self._connection.call("capacity", names, arguments)
         if answer[0] == b"fenced":

@@ -264,12 +264,13 @@ class Control:
         sets: dict[str, bytes] | None = None,
         deletes: Sequence[str] = (),
         answers: Sequence[tuple[str, bytes]] = (),
-    ) -> None:
+    ) -> int:
         """Write a version, configuration, and answers to commands, in one step.
 
         Args: snapshot, the whole of it, None to leave what is stored; delta, what it changes: of no size when everybody
         has to read the whole, None when it does not matter either what is stored; oldest, the version from which on
         deltas are kept when a whole is stored.
+        Returns: how many commands have no answer, because its stream takes none; they are pending as before.
         Raises: Fenced, also when a higher version is stored already; Lost when the delta does not fit what is stored.
         """
         news = snapshot or delta
@@ -305,6 +306,7 @@ class Control:
             raise Lost(f"version {answer[1].decode()} is stored, from which the new one does not lead on")
         if whole:
             self._written = len(whole), whole[:HEAD_BYTES]
+        return int(answer[2])
 
     async def restart(self, name: str, epoch: int, stream: str) -> str:
         """Begin a stream whose ids are absurd anew, once all of it was taken and dealt with.
@@ -375,7 +377,7 @@ class Control:
             raise
         if answer is None:
             await self._take_back(added)
-            answer, _ = await self._find_answer(added, cursor, 1)
+            answer, _ = await self._find_answer(added, "0", 1)  # the stream may have been made anew since the last look
         return answer
 
     async def _add_command(self, document: bytes) -> bytes:

@@ -17,6 +17,8 @@ from scheduler.texts import DETAIL_LENGTH_MAX, cut_middle
 READ_BLOCK_MS: Final = 250
 DIGITS_MAX: Final = 18  # of a number that a script has written; Python reads none of thousands
 TIME_MS_MAX: Final = 2.0**52
+DUE_ALIKE_MAX: Final = 1_000  # jobs that are due at the same millisecond and are put into order
+LAST_PLACE: Final = (2**64, 0)  # after every entry
 
 
 _OWNED: Final = re.compile(r"(\d+) (\S+) (\d+)", re.ASCII)
@@ -403,9 +405,24 @@ class Reads:
         return int(await self._command(lambda client: client.zcard(self.keys.delayed)))
 
     async def due(self, now_ms: int, count: int) -> list[str]:
-        """Delayed jobs whose time has come."""
-        members = await self._command(lambda client: client.zrangebyscore(self.keys.delayed, "-inf", now_ms, 0, count))
-        return [member.decode() for member in members]
+        """Delayed jobs whose time has come, at most `count`: of those that are due at the same time, the first ones by
+        their first intake entries. `promote` brings these into their order.
+        """
+        rows = await self._due("-inf", now_ms, count)
+        if len(rows) < count:
+            return [job_id for job_id, _ in rows]
+        last_ms = rows[-1][1]
+        equal = [job_id for job_id, _ in await self._due(last_ms, last_ms, DUE_ALIKE_MAX)]
+        ids = await self.records(equal, ("first_id", "entry"))
+        places = {job_id: _place(first_id, entry) for job_id, (first_id, entry) in zip(equal, ids, strict=True)}
+        earlier = [job_id for job_id, due_ms in rows if due_ms < last_ms]
+        return [*earlier, *sorted(equal, key=places.__getitem__)][:count]
+
+    async def _due(self, least_ms: float | str, most_ms: float, count: int) -> list[tuple[str, float]]:
+        rows = await self._command(
+            lambda client: client.zrangebyscore(self.keys.delayed, least_ms, most_ms, 0, count, withscores=True)
+        )
+        return [(member.decode(), score) for member, score in rows]
 
     async def length(self, stream: str) -> int:
         """Entries of a stream."""
@@ -500,6 +517,14 @@ def position(entry: str) -> tuple[int, int]:
     """Where an entry stands in its stream."""
     first, _, second = entry.partition("-")
     return int(first), int(second or 0)
+
+
+def _place(first_id: str | None, entry: str | None) -> tuple[int, int]:
+    """Where the first intake entry of a job stands; what no script has written comes last."""
+    try:
+        return position(first_id or (entry or "").partition("/")[2])
+    except ValueError:
+        return LAST_PLACE
 
 
 def _pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:

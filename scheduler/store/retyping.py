@@ -21,8 +21,8 @@ logger = logging.getLogger("scheduler.store")
 TYPES: Final = {
     "layout": "hash", "heartbeats": "stream", "commands": "stream", "answers": "stream", "config": "hash",
     "snapshot": "string", "version": "string", "deltas": "stream", "leader": "hash", "dispatchers": "zset",
-    "owners": "hash", "capacity": "hash", "leader_epoch": "string", "last_boot": "string", "open": "set",
-    "counted": "string", "freed": "stream", "results": "stream", "delayed": "zset", "parked": "stream",
+    "owners": "hash", "capacity": "hash", "control_ids": "hash", "leader_epoch": "string", "last_boot": "string",
+    "open": "set", "counted": "string", "freed": "stream", "results": "stream", "delayed": "zset", "parked": "stream",
     "dead": "stream", "jobs": "stream", "slots": "zset", "inbox": "stream", "left": "string", "job": "hash",
     "result": "string", "session": "string", "held": "zset", "rebuilt": "stream",
 }  # fmt: skip

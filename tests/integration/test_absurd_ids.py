@@ -107,6 +107,27 @@ async def test_commands_are_answered_all_the_same(url: str, name: str) -> None:
             assert b"accepted" in answer
 
 
+async def test_a_command_that_could_not_be_answered_is_decided_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something else lies where its answer belongs: once that is gone it is answered, once."""
+    clock, keys, client = hand_clock(monkeypatch), store.control.keys, store.connection.commands
+    await store.control.write_layout()
+    manager = Manager(store, DEFAULTS, "m1", clock)
+    await manager.run_once()
+    await client.set(keys.answers, "rubbish")
+    added = await client.xadd(keys.commands, {"command": b'{"kind":"apply_pools","pools":{"gold":{}}}'})
+
+    for _ in range(4):
+        await manager.run_once()
+        clock.go(1_000)
+
+    ((_, fields),) = await store.reads.entries(keys.answers)
+    assert fields[b"command"] == added
+    assert b"accepted" in fields[b"answer"]
+    assert await store.reads.entries(keys.commands) == []
+
+
 @pytest.mark.parametrize("name", ["jobs", "inbox", "parked", "dead", "results", "freed"])
 async def test_ids_an_hour_ahead_harm_nothing(url: str, name: str) -> None:
     """Nothing is rebuilt, and jobs go on at once."""

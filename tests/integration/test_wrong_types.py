@@ -31,8 +31,8 @@ INTAKE: Final = CELL.jobs(keys.partition_of(SESSION, QUICK.partitions))
 SHARED: Final = (
     CONTROL.layout, CONTROL.leader, CONTROL.snapshot, CONTROL.version, CONTROL.deltas, CONTROL.config,
     CONTROL.heartbeats, CONTROL.commands, CONTROL.answers, CONTROL.dispatchers, CELL.owners, CELL.capacity,
-    CELL.leader_epoch, CELL.last_boot, CELL.open, CELL.counted, CELL.freed, CELL.results, CELL.delayed, CELL.parked,
-    CELL.dead, INTAKE, CELL.slots("n1"), CELL.inbox("n1"), CELL.held("session", SESSION),
+    CELL.control_ids, CELL.leader_epoch, CELL.last_boot, CELL.open, CELL.counted, CELL.freed, CELL.results,
+    CELL.delayed, CELL.parked, CELL.dead, INTAKE, CELL.slots("n1"), CELL.inbox("n1"), CELL.held("session", SESSION),
 )  # fmt: skip
 
 

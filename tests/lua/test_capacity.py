@@ -57,7 +57,7 @@ async def test_new_node_is_written_open_freed_and_told(store: Store) -> None:
     }
     assert await freed(store) == [NODE]
     assert await told(store) == [("boot", BOOT)]
-    assert set(after) == {k.capacity, k.leader_epoch, k.open, k.freed, k.inbox(NODE)}
+    assert set(after) == {k.capacity, k.leader_epoch, k.open, k.freed, k.inbox(NODE), k.control_ids}
 
 
 async def test_several_nodes_are_freed_in_one_entry(store: Store) -> None:
@@ -123,6 +123,14 @@ async def test_rule_31_epoch_below_the_highest_is_fenced_and_changes_nothing(sto
     async with unchanged(store):
         with pytest.raises(Fenced, match="8 was seen"):
             await write(store, item(5), epoch=7)
+
+
+async def test_rule_31_epoch_that_no_script_has_written_fences_no_leader(store: Store) -> None:
+    """It is taken for none, as in `count`."""
+    await store.connection.commands.set(store.cell.keys.leader_epoch, "rubbish")
+
+    assert await write(store, item(2)) == ["written"]
+    assert await store.connection.commands.get(store.cell.keys.leader_epoch) == str(LEADER_EPOCH).encode()
 
 
 async def test_rule_31_leader_without_items_raises_the_epoch(store: Store) -> None:
@@ -329,3 +337,85 @@ async def test_one_refused_node_does_not_stop_the_next(store: Store) -> None:
     )
 
     assert answers == ["older", "refused", "unchanged", "written"]
+
+
+# ---- the ids of control words --------------------------------------------------------------------------------
+
+
+async def seed_bodies(store: Store, count: int = 3) -> list[str]:
+    """Assignments in the inbox of the node; returns their ids."""
+    fields = {"job": "{}", "payload": "body", "job_id": "j0", "reservation": "5 1000-a"}
+    inbox, client = store.cell.keys.inbox(NODE), store.connection.commands
+    return [(await client.xadd(inbox, dict(fields))).decode() for _ in range(count)]
+
+
+async def test_a_word_is_replaced_without_a_look_at_the_inbox(store: Store) -> None:
+    """One entry is read, that which is replaced, whatever else is there."""
+    await write(store, item(2))
+    await write(store, item(0, "draining"))
+    bodies, inbox = await seed_bodies(store), store.cell.keys.inbox(NODE)
+    asked = []
+    async with store.connection.commands.monitor() as monitor:
+        await write(store, item(2))
+        await store.connection.commands.echo("end")
+        async for seen in monitor.listen():
+            words = seen["command"].split(" ")
+            if seen["client_type"] == "lua" and words[1:2] == [inbox] and words[0] != "XADD":
+                asked.append(words)
+            elif words[0] == "ECHO":
+                break
+
+    assert [(words[0], len(set(words[2:]))) for words in asked] == [("XRANGE", 1), ("XDEL", 1)]
+    assert await told(store) == [("boot", BOOT), ("resumed", BOOT)]
+    assert [entry for entry, fields in await store.reads.entries(inbox) if b"job" in fields] == bodies
+
+
+async def test_a_word_is_told_although_the_ids_were_deleted(store: Store) -> None:
+    """What it would replace stays, before it; from then on each replaces the one before."""
+    await write(store, item(2))
+    await write(store, item(0, "draining"))
+    await store.connection.commands.delete(store.cell.keys.control_ids)
+
+    await write(store, item(2))
+    assert await told(store) == [("boot", BOOT), ("drained", BOOT), ("resumed", BOOT)]
+
+    await write(store, item(0, "draining"))
+    await write(store, item(2, boot=LATER_BOOT))
+    assert await told(store) == [("boot", BOOT), ("drained", BOOT), ("boot", LATER_BOOT)]
+
+
+@pytest.mark.parametrize("ids", ["{body} {body}", "rubbish", "- -", "x-1 9", "99999999999999999999999-0 -"])
+async def test_an_id_that_is_of_no_word_deletes_nothing(store: Store, ids: str) -> None:
+    """An inbox was made anew after the clock went back, and gave the id to a job; or no script has written it."""
+    await write(store, item(2))
+    bodies, k = await seed_bodies(store, 1), store.cell.keys
+    await store.connection.commands.hset(k.control_ids, NODE, ids.format(body=bodies[0]))
+
+    assert await write(store, item(2, boot=LATER_BOOT)) == ["written"]
+
+    entries = await store.reads.entries(k.inbox(NODE))
+    assert [entry for entry, fields in entries if b"job" in fields] == bodies
+    assert (await told(store))[-1] == ("boot", LATER_BOOT)
+
+
+async def test_ids_of_nodes_that_left_do_not_pile_up(store: Store) -> None:
+    """Those of the nodes that are there stay."""
+    await write(store, item(2))
+    k, client = store.cell.keys, store.connection.commands
+    await client.hset(k.control_ids, mapping={f"gone{number}": "1-1 -" for number in range(1_003)})
+
+    await write(store, item(2, node="n2"))
+
+    assert sorted(await client.hkeys(k.control_ids)) == [b"n1", b"n2"]
+
+
+async def test_ids_of_a_node_that_comes_back_are_new(store: Store) -> None:
+    """Its inbox went when it left, and what is remembered of it is replaced."""
+    await write(store, item(2))
+    assert await store.cell.leave(NODE, BOOT) == "left"
+
+    await write(store, item(2, boot=LATER_BOOT))
+
+    ((entry, _),) = await store.reads.entries(store.cell.keys.inbox(NODE))
+    stored = await store.connection.commands.hgetall(store.cell.keys.control_ids)
+    assert stored == {NODE.encode(): f"{entry} -".encode()}

@@ -54,6 +54,17 @@ async def test_freed_that_takes_no_entry_begins_anew(store: Store) -> None:
     assert fields == {b"nodes": NODE.encode()}
 
 
+async def test_freed_that_takes_no_entry_is_told_of_a_limit_that_was_put_right(store: Store) -> None:
+    """`uncount` tells whoever waits for the limit, as `release` does."""
+    await store.connection.commands.zadd(store.cell.keys.held("session", "s1"), {"j0": 1})
+    await seed_poison(store, store.cell.keys.freed)
+
+    assert await store.cell.uncount("session", "s1", ["j0"]) == ["removed"]
+
+    ((_, fields),) = await store.reads.entries(store.cell.keys.freed)
+    assert fields == {b"nodes": b"", b"limits": b"session:s1"}
+
+
 @pytest.mark.parametrize("writer", ["reserve", "capacity"])
 async def test_an_inbox_that_takes_no_entry_is_made_anew_with_what_is_in_it(store: Store, writer: str) -> None:
     """In the step that needs it, so that no job waits and no session moves because of it."""

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from scheduler.protocol import messages
 from scheduler.protocol.lifecycle import Transition
 from scheduler.store.store import Store
 from tests.dumps import bodies, dump, standing, stands, transitions, unchanged
@@ -17,9 +18,15 @@ from tests.seeds import (
     SESSION,
     document,
     promote,
+    release,
+    release_item,
+    reserve,
+    reserve_item,
     seed_delayed,
     seed_job,
+    seed_owner,
     seed_poison,
+    seed_record,
     seed_reserved,
 )
 
@@ -206,6 +213,94 @@ async def test_each_job_of_a_call_has_its_own_answer(store: Store) -> None:
 
     assert answers == ["stale", "early", "promoted"]
     assert sorted(await bodies(store)) == [("intake", "j2"), ("parked", "j1")]
+
+
+async def seed_due_alike(store: Store) -> list[str]:
+    """Three sentences of a session, which are due at the same time; returns them in the order of their names."""
+    for job_id in ("Z", "b", "a"):
+        await seed_delayed(store, job_id)
+    return ["Z", "a", "b"]
+
+
+async def in_the_intake(store: Store) -> list[str]:
+    """The jobs of the intake, in its order."""
+    entries = await store.reads.entries(store.cell.keys.jobs(PARTITION))
+    return [fields[b"job_id"].decode() for _, fields in entries]
+
+
+@pytest.mark.parametrize("knows", ["first_id", "entry"])
+async def test_jobs_that_are_due_at_once_keep_the_order_of_their_first_entries(store: Store, knows: str) -> None:
+    """Of whatever names; without a first id, as an earlier version wrote records, the newest entry says it."""
+    names = await seed_due_alike(store)
+    if knows == "entry":
+        for name in names:
+            await store.connection.commands.hdel(store.cell.keys.job(name), "first_id")
+
+    answers = await store.cell.promote([(name, PARTITION, "") for name in (*names, "Z")], RETENTION_MS)
+
+    assert answers == ["promoted", "promoted", "promoted", "stale"]
+    assert await in_the_intake(store) == ["Z", "b", "a"]
+
+
+async def test_the_order_stays_after_every_attempt(store: Store) -> None:
+    """Whichever of them came into the intake last by another attempt."""
+    names = await seed_due_alike(store)
+    first_ids = {name: (await store.reads.record(name))["first_id"] for name in names}
+    await promote(store, "Z")
+    (entry_id,) = [entry for entry, _ in await store.reads.entries(store.cell.keys.jobs(PARTITION))]
+    epoch = await seed_owner(store)
+    (placed,) = await reserve(store, [reserve_item(entry_id, epoch, "Z")])
+    assert isinstance(placed, messages.Reserved)
+    await release(store, release_item(placed.token, "retry", "Z", delay_ms=1_000))
+    await store.connection.commands.zadd(store.cell.keys.delayed, {"Z": 1})
+
+    await store.cell.promote([(name, PARTITION, "") for name in reversed(names)], RETENTION_MS)
+
+    assert await in_the_intake(store) == ["Z", "b", "a"]
+    assert {name: (await store.reads.record(name))["first_id"] for name in names} == first_ids
+
+
+async def test_ids_are_ordered_as_numbers(store: Store) -> None:
+    """In both parts; of what is no id the job comes last."""
+    ids = {
+        "a": "rubbish",
+        "b": "10-10",
+        "c": "10-9",
+        "d": "9-100",
+        "e": "9007199254740993-0",
+        "f": "9007199254740992-0",
+    }
+    for job_id, first_id in ids.items():
+        await seed_delayed(store, job_id)
+        await seed_record(store, job_id, first_id=first_id)
+
+    await store.cell.promote([(name, PARTITION, "") for name in ids], RETENTION_MS)
+
+    assert await in_the_intake(store) == ["d", "c", "b", "f", "e", "a"]
+
+
+async def test_the_due_time_comes_before_the_order_of_entries(store: Store) -> None:
+    """A job that is due earlier goes first."""
+    names = await seed_due_alike(store)
+    await store.connection.commands.zadd(store.cell.keys.delayed, {"a": 0})
+
+    await store.cell.promote([(name, PARTITION, "") for name in names], RETENTION_MS)
+
+    assert await in_the_intake(store) == ["a", "Z", "b"]
+
+
+async def test_of_jobs_that_are_due_at_once_the_first_ones_go_first(store: Store) -> None:
+    """When a call takes only some of them."""
+    await seed_due_alike(store)
+    await seed_delayed(store, "later", due=False)
+
+    assert await store.reads.due(2, 2) == ["Z", "b"]
+    assert await store.reads.due(2, 1) == ["Z"]
+    assert sorted(await store.reads.due(2, 9)) == ["Z", "a", "b"]
+    await store.connection.commands.zadd(store.cell.keys.delayed, {"a": 0})
+    assert await store.reads.due(2, 2) == ["a", "Z"]
+    await store.connection.commands.delete(store.cell.keys.job("Z"))
+    assert await store.reads.due(2, 2) == ["a", "b"]
 
 
 async def test_a_job_is_due_no_later_than_its_own_delay(store: Store) -> None:

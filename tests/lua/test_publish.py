@@ -6,7 +6,8 @@ from typing import Final
 
 import pytest
 
-from scheduler.errors import Fenced, InvalidInput, Lost
+from scheduler.errors import Fenced, InvalidInput, Lost, WrongType
+from scheduler.protocol import keys
 from scheduler.protocol.snapshot import Delta, Node, Pool, Snapshot, decode_delta
 from scheduler.store.store import Store
 from tests.dumps import dump, unchanged
@@ -14,6 +15,7 @@ from tests.seeds import (
     BOOT,
     FAR_US,
     MANAGER,
+    POISON_ID,
     POOL,
     seed_leader,
     seed_poison,
@@ -279,3 +281,75 @@ async def test_rule_24_poisoned_answers_do_not_stop_the_others(store: Store) -> 
 
     assert await store.control.read_snapshot() == snapshot(5)
     assert (await dump(store))[store.control.keys.commands][1]["groups"]["management"][1] == []
+    ((_, fields),) = await store.reads.entries(store.control.keys.answers)
+    assert fields == {b"command": command.encode(), b"answer": b"done"}
+
+
+@pytest.mark.parametrize("name", ["commands", "answers", "deltas"])
+async def test_rule_24_answer_is_written_whichever_stream_takes_no_entry(store: Store, name: str) -> None:
+    """The entry of the highest id is there, and is kept where it may matter."""
+    epoch = await seed_leader(store)
+    command = await seed_taken_command(store, epoch)
+    stream = getattr(store.control.keys, name)
+    await store.connection.commands.xadd(stream, {"foreign": "1"}, id=POISON_ID)
+
+    assert await store.control.publish(MANAGER, epoch, snapshot(5), answers=[(command, b"done")]) == 0
+
+    answers = [fields for _, fields in await store.reads.entries(store.control.keys.answers)]
+    assert answers[-1] == {b"command": command.encode(), b"answer": b"done"}
+    assert [entry for entry, _ in await store.reads.entries(store.control.keys.commands) if entry == command] == []
+
+
+async def test_rule_24_poisoned_answers_keep_what_one_call_has_answered(store: Store) -> None:
+    """Somebody closes the stream before those who asked have read it."""
+    epoch = await seed_leader(store)
+    commands = [await seed_taken_command(store, epoch) for _ in range(150)]
+    await store.control.publish(MANAGER, epoch, None, answers=[(command, b"done") for command in commands])
+    command = await seed_taken_command(store, epoch)
+    await seed_poison(store, store.control.keys.answers)
+
+    await store.control.publish(MANAGER, epoch, None, answers=[(command, b"done")])
+
+    answers = await store.connection.commands.xrange(store.control.keys.answers)
+    assert [fields[b"command"].decode() for _, fields in answers] == [*commands, command]
+
+
+async def test_rule_24_command_that_cannot_be_answered_stays_and_is_decided_again(store: Store) -> None:
+    """Where its answer belongs lies something else: it is pending as before, and answered once that is gone."""
+    epoch = await seed_leader(store)
+    command = await seed_taken_command(store, epoch)
+    k, client = store.control.keys, store.connection.commands
+    await client.set(k.answers, "rubbish")
+
+    for _ in range(2):  # a repeat finds the same
+        assert await store.control.publish(MANAGER, epoch, snapshot(5), answers=[(command, b"done")]) == 1
+
+    taken = await store.control.take(MANAGER, epoch, pending=True)
+    assert [each.id for each in taken.commands] == [command]
+    await client.delete(k.answers)
+    assert await store.control.publish(MANAGER, epoch, None, answers=[(command, b"done")]) == 0
+    assert [fields[b"answer"] for _, fields in await store.reads.entries(k.answers)] == [b"done"]
+    assert await store.reads.entries(k.commands) == []
+
+
+async def test_command_is_answered_although_the_group_was_lost(store: Store) -> None:
+    """It was read and decided, and is pending no more; the next group does not find it."""
+    epoch = await seed_leader(store)
+    command = await seed_taken_command(store, epoch)
+    k = store.control.keys
+    await store.connection.commands.xgroup_destroy(k.commands, keys.MANAGEMENT_GROUP)
+
+    await store.control.publish(MANAGER, epoch, None, answers=[(command, b"done")])
+
+    assert [fields[b"answer"] for _, fields in await store.reads.entries(k.answers)] == [b"done"]
+    assert await store.reads.entries(k.commands) == []
+
+
+async def test_commands_of_another_type_change_nothing(store: Store) -> None:
+    """It is seen before anything is written, so that the repeat once the key is right is the first."""
+    epoch = await seed_leader(store)
+    await store.connection.commands.set(store.control.keys.commands, "rubbish")
+
+    async with unchanged(store):
+        with pytest.raises(WrongType):
+            await store.control.publish(MANAGER, epoch, snapshot(5), sets={"a": b"b"}, answers=[("1-1", b"done")])

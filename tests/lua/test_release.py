@@ -252,6 +252,7 @@ async def test_requeued_job_has_its_body_and_history_in_the_intake(store: Store)
     assert await store.reads.record(JOB) == before | {
         "state": "queued",
         "entry": f"{PARTITION}/{entry_id}",
+        "first_id": before["entry"].partition("/")[2],
         "attempts": "1",
         "crashes": "0",
         "not_started": "0",

@@ -37,6 +37,7 @@ def test_the_keys_of_a_cell_share_a_tag() -> None:
         "owners": "{ns:2}:owners",
         "capacity": "{ns:2}:capacity",
         "last_boot": "{ns:2}:last_boot",
+        "control_ids": "{ns:2}:control_ids",
         "leader_epoch": "{ns:2}:leader_epoch",
         "open": "{ns:2}:open",
         "counted": "{ns:2}:counted",
