@@ -1,6 +1,6 @@
 """Pure. Decides; never performs. Which jobs wait, in what order, and which of them are tried now.
 
-Rules (the README promises the order of sessions and that no job waits beside a free slot):
+Rules (docs/GUARANTEES.md promises the order of sessions and that no job waits beside a free slot):
 - Only the first waiting job of a session competes; later ones queue behind it, whatever their class.
 - Newcomers do not pass competing jobs of their class, nor those who wait for a limit that they fall under.
 - A job parks only after `open` said that no eligible node has room. `freed` events are handed in one at a time between
