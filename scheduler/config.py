@@ -1,6 +1,6 @@
 """Every number that can be set: read and validated once, then frozen.
 
-The defaults are the table of the README. A setting comes from the environment as `SCHED_<NAME>`, for example
+The defaults are the table of docs/SETTINGS.md. A setting comes from the environment as `SCHED_<NAME>`, for example
 `SCHED_LEASE_MS=20000`. Pool policies (lease, attempts, strategy) are the defaults of pools that say nothing of their
 own.
 

@@ -22,7 +22,7 @@ from scheduler.cli.roles import name_of_process
 from scheduler.store.blocking import ping
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+OPERATIONS = (ROOT / "docs" / "OPERATIONS.md").read_text(encoding="utf-8")
 TYPED = "honcho start -c dispatcher=2,node=3"
 KILL_WAIT_S = 5.0
 MINE = ("SCHED_", "REDIS_", "HONCHO_", "PS", "DYNO")
@@ -125,8 +125,8 @@ def is_alive(pid: int) -> bool:
 
 
 def test_honcho_runs_everything(tmp_path: Path) -> None:
-    """What the README types starts all roles, which do jobs and are all gone within honcho's patience after Ctrl-C."""
-    assert f"```sh\n{TYPED}\n```" in README
+    """The command of docs/OPERATIONS.md starts all roles; they do jobs, and are gone soon after Ctrl-C."""
+    assert f"```sh\n{TYPED}\n```" in OPERATIONS
     with started(tmp_path, TYPED.removeprefix("honcho start "), processes=8) as honcho:
         url = (tmp_path / ".scheduler" / "url").read_text().strip()
         outcomes = honcho.submit("--wait")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.audit.audit import (  # fmt: skip
+from scheduler.audit.audit import (
     EXAMPLES_MAX,
     Capacity,
     Evidence,

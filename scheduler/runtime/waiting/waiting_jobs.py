@@ -2,7 +2,7 @@
 
 Pure: no server, no clock.
 
-Rules (the project promises the order of sessions, and that no job waits beside a free slot):
+Rules (docs/GUARANTEES.md promises the order of sessions, and that no job waits beside a free slot):
 - Only the first waiting job of a session competes; later ones queue behind it, whatever their class.
 - Newcomers do not pass competing jobs of their class, nor jobs that wait for a limit that they fall under.
 - A job blocks only after the server said that no eligible node has room. Events are applied one batch at a time between
