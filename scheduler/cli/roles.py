@@ -41,7 +41,8 @@ from scheduler.errors import SchedulerError, ServerRefused
 from scheduler.host import process_name
 from scheduler.node.attempts import Observer
 from scheduler.node.drain import DRAIN_MS_MAX
-from scheduler.node.node import Node, registration
+from scheduler.node.node import Node
+from scheduler.node.registration import registration
 from scheduler.roles import Role
 from scheduler.store.store import open_store
 from scheduler.url import ServerUrl

@@ -15,74 +15,38 @@ import contextlib
 import logging
 from collections.abc import Iterable, Mapping
 from os import environ
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
-from redis.exceptions import RedisError
 
 from scheduler import arguments, forks
 from scheduler.config import Settings, check_settings, read_settings
-from scheduler.errors import InvalidInput, SchedulerError, ServerRefused, ServerUnavailable, WrongType
+from scheduler.errors import SchedulerError, ServerRefused
 from scheduler.host import Host
 from scheduler.lifetime import Lifetime
 from scheduler.loop import Loop, end_tasks
 from scheduler.node import guard, leases, retry
 from scheduler.node.attempt_log import AttemptLog
 from scheduler.node.attempts import GIVE_BACK_MS, WATCH_MS, Attempts, Observer
-from scheduler.node.bodies import LateBodies, without_body
+from scheduler.node.bodies import without_body
 from scheduler.node.drain import DRAIN_MS_MAX, Drain
 from scheduler.node.handlers import Handler, Job, check_handler
 from scheduler.node.idle import Idle
+from scheduler.node.inbox import Inbox, InboxEntry
+from scheduler.node.phases import Event, Phase, Phases
+from scheduler.node.registration import registration
 from scheduler.node.reporting import Reporter
-from scheduler.protocol import keys, messages
-from scheduler.protocol.documents import CAPACITY_MAX, NodeBeat, boot_order, decode_beat, encode_beat
-from scheduler.store.reads import READ_BLOCK_MS, is_behind
+from scheduler.protocol.documents import boot_order, encode_beat
 from scheduler.store.store import Store, open_store
 from scheduler.store.telling import Call
 from scheduler.url import ServerUrl, parse_url
 
 logger = logging.getLogger("scheduler.node")
 
-REGISTRATION_BYTES_MAX: Final = 2**18 - 1_024  # more than take.lua reads of a heartbeat would never be heard
 FIRST_WORD_MS: Final = 2_000  # for telling the server that this node leaves
 RESULTS_SHARE: Final = 0.6  # of the time for last words, that results have before they are given up
 LEAVE_AGAIN_MS: Final = 50
 THREADS_MIN: Final = 32
-INBOX_COUNT: Final = 128
-NEVER_MS: Final = float("-inf")
-COMPARE_MS: Final = 1_000  # after so long without an entry the cursor is held against the inbox
-
-Phase = Literal["joining", "serving", "draining", "left", "replaced", "stopped"]
-
-
-def registration(
-    node_id: str,
-    capacity: int,
-    pairs: Iterable[tuple[str, str]] = (),
-    features: Iterable[str] = (),
-    labels: Mapping[str, str] | None = None,
-    pool: str = "",
-    version: str = "",
-) -> NodeBeat:
-    """What a node says of itself, before it has a boot; arguments as of Node. Raises: InvalidInput."""
-    document = NodeBeat(
-        node=keys.check_name("node", arguments.text("node_id", node_id)),
-        boot="0-unset",
-        capacity=arguments.whole("capacity", capacity, 1, CAPACITY_MAX),
-        pairs=tuple(sorted(arguments.pairs("pairs", pairs))),
-        features=tuple(sorted(arguments.texts("features", features))),
-        labels={} if labels is None else arguments.labels("labels", labels),
-        pool=arguments.text("pool", pool),
-        version=arguments.text("version", version),
-    )
-    data = encode_beat(document)
-    decode_beat(data)
-    if len(data) > REGISTRATION_BYTES_MAX:
-        raise InvalidInput(
-            f"pairs, features, labels and version of node {node_id}: {len(data)} bytes of heartbeat: expected at most "
-            f"{REGISTRATION_BYTES_MAX}"
-        )
-    return document
 
 
 class Node:
@@ -120,7 +84,7 @@ class Node:
         check_handler(handler)
         self.node_id = node_id
         self.boot = ""
-        self.phase: Phase = "joining"
+        self._phases = Phases()
         self.refusal: ServerRefused | None = None
         self._handler = handler
         self._observer = Observer() if observer is None else arguments.instance("observer", observer, Observer)
@@ -130,17 +94,18 @@ class Node:
         self._drain = Drain(arguments.milliseconds("drain_ms_max", drain_ms_max), self._clock)
         self._earlier: list[Job] = []
         self._held_before: dict[str, int] = {}
-        self._cursor = "0"
-        self._life = ""
-        self._compared_at_ms = 0.0
-        self._read_to_end_ms = NEVER_MS
         self._margin_is_over = False
         self._told = asyncio.Event()  # the server has heard that this node drains, or need not hear it any more
         self._ended = asyncio.Event()
         self._joining: Call | None = None  # told while no manager takes this node in
         self._idle = Idle(self._beat_document)
 
-    # ---- life ----
+    @property
+    def phase(self) -> Phase:
+        """Where this node stands: joining, serving, draining, left, replaced or stopped."""
+        return self._phases.phase
+
+    # ---- entering and leaving ----
 
     def __repr__(self) -> str:
         return f"Node({self.node_id!r}, {self._url})"
@@ -160,9 +125,8 @@ class Node:
         guard.protect()
         self._store: Store = await open_store(self._url, self._settings, None, self._host.clock, self._host.connect)
         try:
-            self._life = self._store.connection.life
             self._layout = await self._store.layout()
-            self._read_to_end_ms = self._clock.ms()
+            self._inbox = Inbox(self._store, self.node_id, self._clock)
             since_ms, number, self._held_before = await self._store.cell.boot(self.node_id)
             self.boot = f"{number}-{self._host.token_hex(4)}"
             self._beat_document = msgspec.structs.replace(self._beat_document, boot=self.boot, since_ms=since_ms)
@@ -185,9 +149,6 @@ class Node:
                 self._log,
                 self._reporter.keys,
             )
-            self._paced = self._store.paced(bodies_later=True)
-            inbox = self._store.cell.keys.inbox(self.node_id)
-            self._late = LateBodies(self._store.reads, inbox, self._paced.pace, self._clock)
             await self._beat()
             self._store.connection.refused = self._refused
             self._store.connection.has_started = True
@@ -223,7 +184,7 @@ class Node:
             await self._close()
 
     def _stop_serving(self) -> None:
-        self._end_life(self.phase if self.phase in ("left", "replaced") else "stopped")
+        self._end_life("stop")
         self._attempts.stop_all("the node stopped")
 
     async def _last_word(self) -> None:
@@ -251,8 +212,7 @@ class Node:
                 while (answer := await self._store.cell.leave(self.node_id, self.boot, "leaves")) == "busy":
                     await asyncio.sleep(LEAVE_AGAIN_MS / 1000)
                     await self._reporter.report()
-                self.phase = "left" if answer == "left" else "replaced"
-                logger.info("%s: %s", self.node_id, self.phase)
+                logger.info("%s: %s", self.node_id, self._phases.change("leave" if answer == "left" else "replace"))
 
     async def _close(self) -> None:
         """End whatever runs here, also after a failure, or when leaving was cancelled."""
@@ -276,11 +236,8 @@ class Node:
         await self._attempts.ended(round(self._drain.handlers_ms))
         if self.running:
             logger.warning("%s: handlers that do not stop: %d", self.node_id, self.running)
-        if not self._is_replaced():
+        if self.phase != "replaced":
             self._attempts.give_up_all()
-
-    def _is_replaced(self) -> bool:
-        return self.phase == "replaced"
 
     async def drain(self) -> None:
         """Take no more work, finish what runs, and leave; gives up some time before `drain_ms_max`."""
@@ -289,9 +246,9 @@ class Node:
             await self._finish()
 
     async def _finish(self) -> None:
-        if self.phase in ("left", "replaced"):
+        if not self._phases.can("drain"):
             return
-        self.phase = "draining"
+        self._phases.change("drain")
         self._beat_document = msgspec.structs.replace(self._beat_document, draining=True)
         self._drain.begin()
         if self.running:
@@ -360,22 +317,22 @@ class Node:
         answer = await self._store.cell.leave(self.node_id, self.boot, "leaves" if wants else "drained")
         if answer == "busy":
             return False
-        self._end_life("left" if answer == "left" else "replaced")
+        self._end_life("leave" if answer == "left" else "replace")
         return True
 
     def _refused(self, why: ServerRefused) -> None:
         """The server is of no use to this node any more. What runs here ends: it can neither be renewed nor told."""
         logger.error("%s: %s; the node stops", self.node_id, why)
         self.refusal = why
-        self._end_life("stopped")
+        self._end_life("stop")
 
-    def _end_life(self, phase: Phase) -> None:
-        """This node serves no more: it beats no more, and whoever waits for that is told."""
+    def _end_life(self, event: Event) -> None:
+        """This node serves no more: it writes no more heartbeats, and `stopped` returns."""
+        phase = self._phases.change(event)
         if not self._ended.is_set() and phase != "stopped":  # what that comes to is said at the end
             logger.info("%s: %s", self.node_id, phase)
-        self.phase = phase
         self._end_joining(is_there=False)
-        self._late.clear()
+        self._inbox.late.clear()
         for loop in self._serving:
             loop.stop()
         self._told.set()
@@ -384,108 +341,53 @@ class Node:
     # ---- inbox ----
 
     async def _read_inbox(self) -> None:
-        """What is new, and some of the bodies that did not come with it: words, and renewals, do not wait for these."""
-        inbox = self._store.cell.keys.inbox(self.node_id)
-        await self._compare_inbox(inbox)
-        block_ms = None if self._late else READ_BLOCK_MS
-        sent_ms, after_ms = self._clock.ms(), self._read_to_end_ms
-        try:
-            read = await self._paced.read({inbox: self._cursor}, INBOX_COUNT, block_ms)
-        except RedisError as error:
-            self._compared_at_ms = NEVER_MS
-            raise ServerUnavailable(f"reading the inbox failed: {error}") from error
-        except WrongType:
-            self._compared_at_ms = NEVER_MS
-            raise
-        part = read.get(inbox)
-        if part is not None:
-            if part.last_id:
-                self._cursor = part.last_id
-                self._compared_at_ms = self._clock.ms()  # what comes after the cursor shows that it is right
-            for identifier, fields in part.entries:
-                self._take(identifier, fields, after_ms)
-            for head in part.heads:
-                self._take(head.id, head.fields, after_ms, head)
-        if part is None or part.is_end:
-            self._read_to_end_ms = sent_ms
-            if not self._late:
-                self._reporter.forget_reported()
-        for job, body in await self._late.read():
+        """What is new, and some of the bodies that did not come with it."""
+        if await self._inbox.must_begin_again():
+            self._attempts.forget_bodies()
+            self._reporter.remember_reported()
+            self._attempts.renew_soon()
+            self._renew_loop.wake()
+        for entry in await self._inbox.read():
+            self._take(entry)
+        if self._inbox.is_read_to_end and not self._inbox.late:
+            self._reporter.forget_reported()
+        for job, body in await self._inbox.read_late():
             if body is not None and not self._ended.is_set():
-                self._take(job.inbox_id, body, NEVER_MS)  # it was expected, so its lease is known
+                self._take(body)
             self._attempts.forget(job)
 
-    def _take(
-        self, identifier: str, fields: dict[bytes, bytes], made_after_ms: float, head: messages.Head | None = None
-    ) -> None:
-        """One entry, or the head of one.
-
-        made_after_ms: own time when it was not there yet; head: then an assignment of this life is renewed until its
-        body comes.
-        """
+    def _take(self, entry: InboxEntry) -> None:
+        """One entry. Of a head an assignment of this life is renewed until its body comes."""
         try:
-            if b"control" in fields:
-                self._obey(fields)
-            elif head is None:
-                self._assign(Job(self.node_id, identifier, fields), made_after_ms)
+            if b"control" in entry.fields:
+                self._obey(entry.fields)
+            elif entry.head is None:
+                self._assign(Job(self.node_id, entry.id, entry.fields), entry.made_after_ms)
             else:
-                job = without_body(self.node_id, head)
+                job = without_body(self.node_id, entry.head)
                 if job.reservation.boot != self.boot or self._ended.is_set():
-                    self._assign(job, made_after_ms)  # to be ended, which needs no body
-                elif not self._reporter.knows(job.key) and self._attempts.expect(job, made_after_ms):
-                    self._late.add(job, head.size_bytes)
+                    self._assign(job, entry.made_after_ms)  # to be ended, which needs no body
+                elif not self._reporter.knows(job.key) and self._attempts.expect(job, entry.made_after_ms):
+                    self._inbox.late.add(job, entry.head.size_bytes)
         except (KeyError, ValueError, SchedulerError) as error:
-            logger.warning(
-                "%s: inbox entry %s is ignored, for no script has written it: %s",
-                self.node_id,
-                identifier,
-                _told(error),
-            )
-
-    async def _compare_inbox(self, inbox: str) -> None:
-        """Read the inbox from its start again if it is not the one that was read: another server process answers, or
-        nothing came for a while and its ids end below the cursor. What runs is renewed then, so that what the server
-        does not know of ends.
-        """
-        is_other = self._store.connection.life != self._life
-        if not is_other and self._clock.ms() - self._compared_at_ms < COMPARE_MS:
-            return
-        last_id = (await self._store.reads.last_ids([inbox]))[0]
-        self._compared_at_ms = self._clock.ms()
-        is_other = self._store.connection.life != self._life
-        if is_other:
-            self._life = self._store.connection.life
-            logger.warning("%s: another server process answers: the inbox is read from its start", self.node_id)
-        elif is_behind(last_id, self._cursor):
-            logger.warning(
-                "%s ends at %s, and was read up to %s: %s; it is read from its start",
-                inbox, last_id or "nothing", self._cursor, await self._store.reads.why_behind(self._cursor),
-            )  # fmt: skip
-        else:
-            return
-        self._cursor = "0"
-        self._read_to_end_ms = NEVER_MS
-        self._late.clear()
-        self._attempts.forget_bodies()
-        self._reporter.remember_reported()
-        self._attempts.renew_soon()
-        self._renew_loop.wake()
+            line = "%s: inbox entry %s is ignored, for no script has written it: %s"
+            logger.warning(line, self.node_id, entry.id, _described(error))
 
     def _obey(self, fields: dict[bytes, bytes]) -> None:
         control, boot = fields[b"control"].decode(), fields.get(b"boot", b"").decode()
         if boot_order(boot) > boot_order(self.boot):
-            if self.phase != "left":
+            if self._phases.can("replace"):
                 self._replaced(boot)
         elif boot != self.boot:
             return
         elif control == "boot":
             self._joined()
-        elif control == "drained" and self.phase in ("serving", "draining"):
-            self.phase = "draining"
+        elif control == "drained" and self._phases.can("drained"):
+            self._phases.change("drained")
             logger.info("%s is drained", self.node_id)
             self._beat_loop.wake()  # which leaves, once nothing runs
-        elif control == "resumed" and self.phase == "draining" and not self._beat_document.draining:
-            self.phase = "serving"
+        elif control == "resumed" and self._phases.can("resumed") and not self._beat_document.draining:
+            self._phases.change("resumed")
             logger.info("%s is resumed", self.node_id)
 
     def _end_joining(self, *, is_there: bool) -> None:
@@ -497,8 +399,8 @@ class Node:
         """The scheduler knows this boot, and an earlier life reads of it too."""
         self._end_joining(is_there=True)
         asyncio.get_running_loop().call_later(self._settings.margin_ms / 1000, self._end_margin)
-        if self.phase == "joining":
-            self.phase = "serving"
+        if self._phases.can("boot"):
+            self._phases.change("boot")
             logger.info("%s serves as boot %s", self.node_id, self.boot)
             self._idle.worked(self._clock.ms())
 
@@ -514,7 +416,7 @@ class Node:
         logger.warning("%s: boot %s replaces %s, stopping", self.node_id, boot, self.boot)
         self._attempts.hand_over()
         self._renew_loop.wake()
-        self._end_life("replaced")
+        self._end_life("replace")
 
     def _assign(self, job: Job, made_after_ms: float) -> None:
         """Start what is ours, while this life lasts; entries of lower boots wait until our own boot is confirmed.
@@ -569,7 +471,7 @@ class Node:
             self._beat_loop.wake()
 
 
-def _told(error: Exception) -> str:
+def _described(error: Exception) -> str:
     """What is wrong with an entry, in words."""
     if isinstance(error, KeyError):
         return f"it has no field {error.args[0].decode()!r}"

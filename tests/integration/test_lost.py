@@ -142,7 +142,7 @@ async def test_a_node_reads_an_inbox_with_lower_ids_from_its_start(url: str) -> 
         ((_, fields),) = [each for each in await system.store.reads.entries(inbox) if b"job_id" in each[1]]
         await system.store.connection.commands.delete(inbox)
         await system.store.connection.commands.xadd(inbox, fields, id="5-0")
-        await system.until(lambda: system.nodes["n1"]._cursor == "5-0")
+        await system.until(lambda: system.nodes["n1"]._inbox._cursor == "5-0")
 
         assert (work.running, work.most) == (1, 1)
         work.let_go.set()
@@ -513,7 +513,7 @@ async def test_a_job_that_ends_while_its_body_is_read_once_more_runs_once(url: s
         node = await system.add_node("n1", work.run, capacity=1)
         job_id = await system.producer.submit("long", payload=bytes(100_000))
         await work.begun.wait()
-        asked, arrived, by_id = asyncio.Event(), asyncio.Event(), node._late._reads.by_id
+        asked, arrived, by_id = asyncio.Event(), asyncio.Event(), node._inbox.late._reads.by_id
 
         async def slow(stream: str, ids: list[str]) -> dict[str, dict[bytes, bytes]]:
             found = await by_id(stream, ids)
@@ -521,10 +521,10 @@ async def test_a_job_that_ends_while_its_body_is_read_once_more_runs_once(url: s
             await arrived.wait()
             return found
 
-        node._late._reads.by_id = slow  # type: ignore[method-assign, assignment]
-        node._paced.pace.gave_up(node._clock.ms())
-        node._life = "the process before"
-        await system.until(lambda: node._read_to_end_ms > node._compared_at_ms or asked.is_set())
+        node._inbox.late._reads.by_id = slow  # type: ignore[method-assign, assignment]
+        node._inbox._paced.pace.gave_up(node._clock.ms())
+        node._inbox._life = "the process before"
+        await system.until(lambda: node._inbox._read_to_end_ms > node._inbox._compared_at_ms or asked.is_set())
         work.let_go.set()
         assert (await system.producer.outcome(job_id)).state == "completed"
         arrived.set()

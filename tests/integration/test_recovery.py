@@ -136,4 +136,4 @@ async def test_a_leader_notices_that_the_server_lost_its_last_writes(url: str, m
             outcome = await system.producer.outcome(job_id, 20_000)
             assert outcome.state == "completed"
         finally:
-            node._end_life("left")
+            node._end_life("replace")

@@ -38,6 +38,7 @@ PURE: Final = {
     "scheduler.management.pools",
     "scheduler.management.publication",
     "scheduler.node.leases",
+    "scheduler.node.phases",
     "scheduler.node.retry",
     "scheduler.protocol.deltas",
     "scheduler.protocol.documents",
@@ -84,7 +85,7 @@ TERMINAL_OUTPUT: Final = {"click", "rich"}
 # The only thing of redis that shells may know are its exceptions, and only these shells.
 SHELLS_THAT_CATCH_REDIS_ERRORS: Final = {
     "scheduler.console.common",
-    "scheduler.node.node",
+    "scheduler.node.inbox",
     "scheduler.producer",
     "scheduler.runtime.reader",
     "scheduler.runtime.snapshots",
