@@ -12,7 +12,7 @@ SchedulerError
 +-- Fenced                a newer leader or owner exists; the caller must stop acting on what it held
 +-- ServerReplaced         another server process answers than the one that a call was made for
 +-- WrongType             somebody has stored another type in a key than belongs there; names the key
-+-- Lost                  the server has not what was written last: it has lost writes, or somebody has changed them
++-- PublishConflict       the server has not what was published last: it has lost it, or somebody has changed it
 +-- IllegalTransition     the transition table has no such step
 +-- NotAccepted           a job was not accepted: its id is taken, or the backlog is full
 +-- JobFailed             a job ended without completing (raised by Producer.result only)
@@ -124,7 +124,7 @@ class Fenced(SchedulerError):
         self.epoch = epoch
 
 
-class Lost(SchedulerError):
+class PublishConflict(SchedulerError):
     """What was written last is not there any more, so that nothing can be built on it."""
 
 

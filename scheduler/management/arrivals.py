@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from scheduler.management.fleet import SERVING, Known
+from scheduler.management.fleet import SERVING, NodeState
 from scheduler.protocol.messages import CapacityItem
 
 PAIRS_SHOWN_MAX: Final = 8
 
 
-def news_of(before: CapacityItem | None, after: CapacityItem, known: Known) -> str:
+def news_of(before: CapacityItem | None, after: CapacityItem, known: NodeState) -> str:
     """What has happened to a node, as the rest of a sentence; empty when it is not worth a line.
 
     Args: before, what was told of it last, None when it was not known; after, what it is now; known, what it serves.
@@ -36,7 +36,7 @@ def news_of(before: CapacityItem | None, after: CapacityItem, known: Known) -> s
     return "takes jobs again"
 
 
-def in_words(known: Known) -> str:
+def in_words(known: NodeState) -> str:
     """What a node serves, and how much of it at once."""
     beat = known.beat
     pairs = [f"{source}:{target}" for source, target in beat.pairs]

@@ -27,7 +27,7 @@ SUSPECTS_SHARE: Final = 0.3
 SUSPECT_PERIODS: Final = 5  # of silence, until a suspect is dead
 
 
-class Known(msgspec.Struct, frozen=True):
+class NodeState(msgspec.Struct, frozen=True):
     """What is known of a node.
 
     heard_ms: server time of its last heartbeat, or when listening began. suspect: silent, but so are many others.
@@ -50,9 +50,9 @@ class Fleet(msgspec.Struct, frozen=True):
     were looked at last; due_ms: before that nobody can have been silent for too long, which is silence_ms.
     """
 
-    nodes: Mapping[str, Known] = {}
+    nodes: Mapping[str, NodeState] = {}
     pools: Documents = {}
-    news: frozenset[str] = frozenset()
+    changed: frozenset[str] = frozenset()
     looked_ms: int = 0
     due_ms: int = 0
     silence_ms: int = 0
@@ -78,7 +78,7 @@ def fold(fleet: Fleet, beats: Iterable[tuple[NodeBeat, int]], *, late: bool = Fa
     for beat, heard_ms in beats:
         known = nodes.get(beat.node)
         if known is None or _replaces(beat, known):
-            nodes[beat.node] = Known(beat, heard_ms, pool=pool_of(beat, rules))
+            nodes[beat.node] = NodeState(beat, heard_ms, pool=pool_of(beat, rules))
             news.add(beat.node)
         elif beat.boot != known.beat.boot:
             ignored.append(Ignored(beat.node, f"boot {beat.boot} is older than {known.beat.boot}"))
@@ -87,13 +87,13 @@ def fold(fleet: Fleet, beats: Iterable[tuple[NodeBeat, int]], *, late: bool = Fa
             if said is not beat:
                 ignored.append(Ignored(beat.node, f"boot {beat.boot} changed what it serves; that takes a new boot"))
             # What was known to be heard is: a stamp from before the clock was stepped makes nobody silent.
-            nodes[beat.node] = Known(said, max(heard_ms, known.heard_ms), pool=known.pool)
+            nodes[beat.node] = NodeState(said, max(heard_ms, known.heard_ms), pool=known.pool)
             if known.dead or known.suspect or not _same_capacity(said, known.beat):
                 news.add(beat.node)
     return _with(fleet, nodes, news), ignored
 
 
-def _replaces(beat: NodeBeat, known: Known) -> bool:
+def _replaces(beat: NodeBeat, known: NodeState) -> bool:
     """Whether a heartbeat is a registration."""
     if beat.boot == known.beat.boot:
         return known.partial
@@ -112,15 +112,17 @@ def _same_capacity(one: NodeBeat, other: NodeBeat) -> bool:
     return one is other or (one.capacity, one.healthy, one.draining) == (other.capacity, other.healthy, other.draining)
 
 
-def _with(fleet: Fleet, nodes: Mapping[str, Known], news: Iterable[str]) -> Fleet:
-    """The fleet with other nodes. Those that are news may have been silent for longer than all others."""
-    due_ms = min((nodes[name].heard_ms + fleet.silence_ms for name in news), default=fleet.due_ms)
-    return msgspec.structs.replace(fleet, nodes=nodes, news=fleet.news.union(news), due_ms=min(due_ms, fleet.due_ms))
+def _with(fleet: Fleet, nodes: Mapping[str, NodeState], changed: Iterable[str]) -> Fleet:
+    """The fleet with other nodes. Changed ones may have been silent for longer than all others."""
+    due_ms = min((nodes[name].heard_ms + fleet.silence_ms for name in changed), default=fleet.due_ms)
+    return msgspec.structs.replace(
+        fleet, nodes=nodes, changed=fleet.changed.union(changed), due_ms=min(due_ms, fleet.due_ms)
+    )
 
 
-def settled(fleet: Fleet) -> Fleet:
+def clear_changed(fleet: Fleet) -> Fleet:
     """The fleet without its news, which somebody has taken note of."""
-    return msgspec.structs.replace(fleet, news=frozenset()) if fleet.news else fleet
+    return msgspec.structs.replace(fleet, changed=frozenset()) if fleet.changed else fleet
 
 
 def configure(fleet: Fleet, pools: Documents) -> Fleet:
@@ -158,18 +160,18 @@ def recover(snapshot: Snapshot, capacities: Mapping[str, CapacityItem], now_ms: 
             version=node.version,
             since_ms=node.since_ms,
         )
-        nodes[node.id] = Known(beat, now_ms)
+        nodes[node.id] = NodeState(beat, now_ms)
     for item in capacities.values():
         known = nodes.get(item.node)
         if known is None or known.beat.boot != item.boot or item.slots == 0:
             nodes[item.node] = _of_capacity(item, now_ms)
         else:
             beat = msgspec.structs.replace(known.beat, capacity=item.slots)
-            nodes[item.node] = Known(beat, now_ms, suspect=item.reason == "suspect")
-    return configure(Fleet(nodes, news=frozenset(nodes)), {})
+            nodes[item.node] = NodeState(beat, now_ms, suspect=item.reason == "suspect")
+    return configure(Fleet(nodes, changed=frozenset(nodes)), {})
 
 
-def _of_capacity(item: CapacityItem, now_ms: int) -> Known:
+def _of_capacity(item: CapacityItem, now_ms: int) -> NodeState:
     """A node of which only a cell knows. The dead stay so until they are heard: they get no new period of grace."""
     beat = NodeBeat(
         node=item.node,
@@ -179,7 +181,7 @@ def _of_capacity(item: CapacityItem, now_ms: int) -> Known:
         healthy=item.reason != "quarantined",
     )
     is_dead = item.reason == "dead"
-    return Known(beat, 0 if is_dead else now_ms, dead=is_dead, partial=True)
+    return NodeState(beat, 0 if is_dead else now_ms, dead=is_dead, partial=True)
 
 
 def adopt(fleet: Fleet, capacities: Mapping[str, CapacityItem], now_ms: int) -> Fleet:
@@ -190,7 +192,7 @@ def adopt(fleet: Fleet, capacities: Mapping[str, CapacityItem], now_ms: int) -> 
     return _with(fleet, {**fleet.nodes, **unknown}, unknown) if unknown else fleet
 
 
-def listen_anew(fleet: Fleet, now_ms: int) -> Fleet:
+def reset_silence(fleet: Fleet, now_ms: int) -> Fleet:
     """Ages start anew: nobody listened before `now_ms`, or the clock was another one, so nobody was silent either. The
     dead stay dead until heard.
     """
@@ -244,7 +246,7 @@ def doubtful(fleet: Fleet, names: Iterable[str], now_ms: int, silence_ms: int) -
     return {name for name in names if not (known := fleet.nodes[name]).dead and now_ms - known.heard_ms >= silence_ms}
 
 
-def _many_fall_silent(nodes: Iterable[Known], now_ms: int, silence_ms: int) -> bool:
+def _many_fall_silent(nodes: Iterable[NodeState], now_ms: int, silence_ms: int) -> bool:
     """Whether more than SUSPECTS_MIN and SUSPECTS_SHARE of the nodes fell silent within one period around now.
 
     Half a period ahead, because those that fell silent together do not reach the end of their period together. A node
@@ -274,7 +276,7 @@ def without(fleet: Fleet, left: Iterable[str]) -> Fleet:
     return msgspec.structs.replace(fleet, nodes=nodes)
 
 
-def capacity_of(known: Known) -> CapacityItem:
+def capacity_of(known: NodeState) -> CapacityItem:
     """Slots and reason of a node: no slots when dead, draining or quarantined (it calls itself unhealthy)."""
     beat = known.beat
     reason: Reason = "ready"

@@ -30,7 +30,7 @@ class NotGiven(InvalidInput):
         self.beat = beat
 
 
-class Hearing:
+class HeartbeatDecoder:
     """What each node said last. boot_max: the highest boot that a clock gives now; others are NotGiven."""
 
     def __init__(self) -> None:

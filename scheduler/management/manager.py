@@ -1,11 +1,10 @@
-"""The management shell: lead -> take -> fold -> capacity -> publish. Only its scripts write snapshot, version,
-capacities.
+"""The manager: lead -> take -> fold -> write capacities -> publish. Only its scripts write snapshot and capacities.
 
 Any number of managers may run; one leads, the others stand by. Every step is fenced by the leader's epoch, so a manager
 that was paused can harm nothing when it wakes: it learns that it leads no more and stands by.
 
-Commands are answered in the order of their stream, in the step that reads them, and together with what they change; one
-whose answer failed is read again, so that nothing of it is in force before it is stored.
+Commands are answered in the order of their stream, in the step that reads them, and together with what they change. A
+command whose answer failed is read again, so nothing of it is in force before it is stored.
 """
 
 from __future__ import annotations
@@ -16,20 +15,20 @@ from typing import Final
 
 import msgspec
 
-from scheduler.clock import SYSTEM_CLOCK, Clock, ServerTime
+from scheduler.clock import SYSTEM_CLOCK, Clock
 from scheduler.config import Settings
-from scheduler.errors import Fenced, InvalidInput, Lost
+from scheduler.errors import Fenced, InvalidInput, PublishConflict
 from scheduler.management import arrivals, commands, fleet, pools
 from scheduler.management.commands import Decided, Refused
+from scheduler.management.configuration_memory import ConfigurationMemory
 from scheduler.management.counting import Counting
-from scheduler.management.heartbeats import AHEAD_US, BOOT_MAX, Hearing, NotGiven
-from scheduler.management.memory import Memory
+from scheduler.management.listening import TAKE_MAX, Listener
+from scheduler.management.lost_writes import LOOK_MS, LostWrites
 from scheduler.management.pools import PoolDocument
-from scheduler.management.publication import Picture, Stored, picture_of, revise, snapshot_of, store, told
-from scheduler.management.server_copy import LOOK_MS, Standing
-from scheduler.protocol.documents import NodeBeat, boot_order
+from scheduler.management.publication import FleetView, Stored, revise, snapshot_of, store, told, view_of
+from scheduler.management.server_copy import ServerCopy
 from scheduler.protocol.keys import is_absurd
-from scheduler.protocol.messages import CapacityItem, Heartbeat, Taken
+from scheduler.protocol.messages import CapacityItem, Taken
 from scheduler.protocol.snapshot import EMPTY_SNAPSHOT, Delta, Pool, Snapshot, limited_kinds, limits_of_pool
 from scheduler.store.control import Leading
 from scheduler.store.holders import read_holders
@@ -37,13 +36,12 @@ from scheduler.store.store import Store
 
 logger = logging.getLogger("scheduler.manager")
 
-TAKE_MAX: Final = 1_000  # heartbeats of one call
 TAKES_MAX: Final = 10  # calls of one step, while there is more to hear
-DEAF_MS: Final = 1_000  # after so long without a take of our own, silence proves nothing
 FORGET_MS: Final = 60_000
 LOOK_BACK_MS: Final = 5_000
 STREAMS_MS: Final = 500  # between two looks whether heartbeats and commands can be written
 SHOWN_MAX: Final = 10
+NEVER_MS: Final = float("-inf")
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -62,7 +60,6 @@ class Manager:
 
     def __init__(self, store: Store, settings: Settings, name: str, clock: Clock = SYSTEM_CLOCK) -> None:
         self.name = name
-        self.invalid_heartbeats = 0
         self._store = store
         self._settings = settings
         self._clock = clock
@@ -70,34 +67,26 @@ class Manager:
         self._follows = ""
         self._seen_epoch = 0
         self._fleet = fleet.Fleet()
-        self._hearing = Hearing()
-        self._version = 0
-        self._published = Picture()
-        self._stored = Stored()
-        self._published_at_ms = 0.0
-        self._server_time = ServerTime()
-        self._now_ms = 0
-        self._taken_at_ms = 0.0
+        self._listener = Listener(store, name, clock)
+        self._copy = ServerCopy()
+        self._lost_writes = LostWrites(store)
+        self._memory = ConfigurationMemory()
+        self._life = store.connection.life
         self._led_at_ms = 0.0
+        self._published_at_ms = 0.0
+        self._looked_at_ms = NEVER_MS
         self._looked_back_at_ms = 0.0
         self._looked_at_streams_ms = 0.0
-        self._standing = Standing(store)
-        self._memory = Memory()
         self._has_lost = False
-        self._looked_at_ms = float("-inf")
-        self._life = store.connection.life
-        self._acknowledge: tuple[str, ...] = ()
         self._unanswered = False
-        self._untold = 0  # commands that were decided, and could not be answered
-        self._has_taken = False
-        self._written: dict[str, CapacityItem] = {}
-        self._told: dict[str, CapacityItem] = {}
-        self._unwritten: set[str] = set()
-        self._unpublished: set[str] = set()
-        self._withheld: set[str] = set()
-        self._lost: dict[str, PoolDocument | None] = {}
+        self._undelivered = 0  # commands that were decided, and could not be answered
         self._counting = Counting(store, settings, self._keep_lead)
         self._recounts = True
+
+    @property
+    def invalid_heartbeats(self) -> int:
+        """How many heartbeats could not be decoded."""
+        return self._listener.invalid
 
     @property
     def leading(self) -> bool:
@@ -139,9 +128,8 @@ class Manager:
         self._led_at_ms = now_ms
         if answer.epoch != self._epoch:
             self._epoch = None  # until everything is known that is stored
-            # Nobody is called silent who could not be heard while the answer was on its way and what follows it.
-            self._taken_at_ms = self._looked_back_at_ms = now_ms
-            self._looked_at_ms = float("-inf")
+            self._listener.begin(now_ms)
+            self._looked_back_at_ms, self._looked_at_ms = now_ms, NEVER_MS
             await self._take_over(answer)
             self._epoch = answer.epoch
         return True
@@ -167,26 +155,22 @@ class Manager:
         some of them late. So are commands answered that it left.
         """
         await self._store.cell.capacity(leading.epoch, [])
-        snapshot, self._published = await self._read_snapshot()
-        self._version = await self._store.control.read_version()
-        self._stored = Stored()
+        snapshot, view = await self._read_snapshot()
+        version = await self._store.control.read_version()
         capacities = await self._store.reads.capacities() or await self._find_holders(snapshot)
         documents = await self._read_pools()
-        missing = self._memory.missing(self._version, documents)
+        missing = self._memory.missing(version, documents)
         if missing:
             names = ", ".join(sorted(missing)[:SHOWN_MAX])
             logger.warning("%s was lost: the pools %s are written again", self._store.control.keys.config, names)
-        self._lost = dict(missing)
         documents |= missing
         self._fleet = fleet.configure(fleet.recover(snapshot, capacities, leading.now_ms), documents)
-        self._unwritten, self._unpublished = set(), set()
-        self._written = {}
-        self._told = {node: fleet.capacity_of(known) for node, known in self._fleet.nodes.items()}
+        announced = {node: fleet.capacity_of(known) for node, known in self._fleet.nodes.items()}
+        self._copy = ServerCopy(version, view, announced, missing)
         self._counting.forget()
         self._recounts = True
-        self._acknowledge = ()
         while True:
-            taken, _ = await self._take(leading.epoch, pending=True, late=False)
+            taken = await self._take(leading.epoch, pending=True, late=False)
             self._unanswered = bool(taken.commands)
             if not taken.heartbeats:
                 break
@@ -208,14 +192,14 @@ class Manager:
             )  # fmt: skip
         return found
 
-    async def _read_snapshot(self) -> tuple[Snapshot, Picture]:
+    async def _read_snapshot(self) -> tuple[Snapshot, FleetView]:
         """The published snapshot; what cannot be read of it is made anew, and nothing of it is built upon."""
         try:
             snapshot = await self._store.control.read_snapshot()
         except InvalidInput as error:
             logger.error("the published snapshot is ignored: %s", error)
-            return EMPTY_SNAPSHOT, Picture()
-        return snapshot, picture_of(snapshot)
+            return EMPTY_SNAPSHOT, FleetView()
+        return snapshot, view_of(snapshot)
 
     async def _read_pools(self) -> dict[str, PoolDocument]:
         """The stored configuration; what cannot be used of it is logged."""
@@ -234,107 +218,51 @@ class Manager:
             self._looked_back_at_ms = self._clock.ms()
             await self._look_back()
         await self._look_at_streams(self._epoch)
-        taken, invalid = await self._take(self._epoch, pending=pending)
+        invalid = self._listener.invalid
+        taken = await self._take(self._epoch, pending=pending)
         heartbeats = len(taken.heartbeats)
         for _ in range(1, TAKES_MAX):
             if pending or taken.commands or len(taken.heartbeats) < TAKE_MAX:
                 break
-            taken, more_invalid = await self._take(self._epoch, pending=False)
+            taken = await self._take(self._epoch, pending=False)
             heartbeats += len(taken.heartbeats)
-            invalid += more_invalid
-        is_heard = not pending and len(taken.heartbeats) < TAKE_MAX
+        has_caught_up = not pending and len(taken.heartbeats) < TAKE_MAX
         if taken.commands and not pending:
             # With those before them whose reading was lost, so that all are answered in their order.
             self._unanswered = True
-            taken, more_invalid = await self._take(self._epoch, pending=True)
-            invalid += more_invalid
+            taken = await self._take(self._epoch, pending=True)
         self._unanswered = bool(taken.commands)
-        if is_heard:  # otherwise there is more to hear, perhaps of those who seem silent
+        if has_caught_up:  # otherwise there is more to hear, perhaps of nodes that seem silent
             self._fleet = fleet.age(self._fleet, taken.now_ms, self._settings.silence_ms)
         named = fleet.named_pools(self._fleet) if taken.commands else {}
         decided = commands.decide(self._fleet.pools, taken.commands, named, self._settings)
-        self._note_news()
-        self._withheld = set() if is_heard else self._doubtful(taken.now_ms)
+        self._copy.changed(self._fleet.changed)
+        self._fleet = fleet.clear_changed(self._fleet)
+        self._copy.withhold(() if has_caught_up else self._doubtful(taken.now_ms))
         capacities = await self._write_capacities()
         await self._recount()
         published = await self._publish(taken.now_ms, decided)
-        self._memory.saw(self._published.version, self._fleet.pools)
+        self._memory.saw(self._copy.view.version, self._fleet.pools)
         self._unanswered = taken.more
         self._has_lost = await self._look() or self._has_lost
-        return Report(True, heartbeats, invalid, capacities, published, len(taken.commands))
+        return Report(True, heartbeats, self._listener.invalid - invalid, capacities, published, len(taken.commands))
 
-    async def _take(self, epoch: int, *, pending: bool, late: bool | None = None) -> tuple[Taken, int]:
-        """Take and fold. late: newer heartbeats than these may be folded already; without a word, if they are pending.
-
-        Returns: what was taken, and how many heartbeats of it could not be decoded.
-        """
-        sent_ms = self._clock.ms()
-        taken = await self._store.control.take(self.name, epoch, self._acknowledge, pending=pending, count=TAKE_MAX)
-        self._acknowledge = tuple(heartbeat.id for heartbeat in taken.heartbeats)
-        if taken.groups_made and self._has_taken:
-            logger.warning(
-                "groups of %s or %s were lost: what they had not dealt with is read again",
-                self._store.control.keys.heartbeats, self._store.control.keys.commands,
-            )  # fmt: skip
-        self._has_taken = True
-        now_ms = self._clock.ms()
-        step_ms = self._server_time.told(taken.now_ms, sent_ms, now_ms)
-        if step_ms:
-            logger.warning("the server's clock was stepped by about %.0f ms: all ages of nodes begin anew", step_ms)
-        if step_ms or now_ms - self._taken_at_ms > DEAF_MS:
-            self._fleet = fleet.listen_anew(self._fleet, taken.now_ms)
-        self._taken_at_ms = now_ms
-        self._now_ms = taken.now_ms
-        return taken, await self._fold(taken.heartbeats, pending if late is None else late)
-
-    async def _fold(self, heartbeats: tuple[Heartbeat, ...], late: bool) -> int:
-        """Fold what can be decoded. Returns how many could not."""
-        beats = []
-        invalid = 0
-        self._hearing.boot_max = 1_000 * self._now_ms + AHEAD_US
-        last_boot: int | None = None
-        for heartbeat in heartbeats:
-            try:
-                try:
-                    beat = self._hearing.beat(heartbeat.document, heartbeat.time_ms)
-                except NotGiven as doubt:
-                    if last_boot is None:
-                        last_boot = await self._store.reads.last_boot()
-                    if not self._was_given(doubt.beat, last_boot):
-                        raise
-                    beat = doubt.beat
-                    self._hearing.believe(heartbeat.document, beat)
-            except InvalidInput as error:
-                invalid += 1
-                logger.warning("heartbeat %s is ignored: %s", heartbeat.id, error)
-            else:
-                if beat is not None:
-                    beats.append((beat, heartbeat.time_ms))
-        self.invalid_heartbeats += invalid
-        self._fleet, ignored = fleet.fold(self._fleet, beats, late=late)
-        for each in ignored:
-            logger.debug("heartbeat of %s: %s", each.node, each.why)
-        return invalid
-
-    def _was_given(self, beat: NodeBeat, last_boot: int) -> bool:
-        """Whether a boot ahead of the clock was given by `boot`, or is one of a node whose last one was ahead too."""
-        known = self._fleet.nodes.get(beat.node)
-        known_order = boot_order(known.beat.boot) + 1 if known is not None else 0
-        return boot_order(beat.boot) <= min(max(last_boot, known_order), BOOT_MAX - 1)
-
-    def _note_news(self) -> None:
-        """What is new of nodes is to be written and to be published."""
-        self._unwritten |= self._fleet.news
-        self._unpublished |= self._fleet.news
-        self._fleet = fleet.settled(self._fleet)
+    async def _take(self, epoch: int, *, pending: bool, late: bool | None = None) -> Taken:
+        """Take and fold. late: newer heartbeats than these may be folded already; by default if they are pending."""
+        taken = await self._listener.take(epoch, pending=pending)
+        if self._listener.is_stalled:
+            self._fleet = fleet.reset_silence(self._fleet, taken.now_ms)
+        heartbeats = await self._listener.decode(taken.heartbeats, self._fleet.nodes)
+        self._fleet, ignored = fleet.fold(self._fleet, heartbeats, late=pending if late is None else late)
+        for heartbeat in ignored:
+            logger.debug("heartbeat of %s: %s", heartbeat.node, heartbeat.why)
+        return taken
 
     def _doubtful(self, now_ms: int) -> set[str]:
         """Who would take work again by a heartbeat that is older than the silence of the dead. That waits until all
         that was said has been heard.
         """
-        known = self._fleet.nodes
-        names = (self._unwritten | self._unpublished) & known.keys()
-        others = {name for name in names if self._written.get(name) != fleet.capacity_of(known[name])}
+        others = self._copy.other_than_written(self._fleet.nodes)
         return fleet.doubtful(self._fleet, others, now_ms, self._settings.silence_ms)
 
     async def _look(self) -> bool:
@@ -346,34 +274,26 @@ class Manager:
         if not is_other and self._clock.ms() - self._looked_at_ms < LOOK_MS:
             return False
         self._life, self._looked_at_ms = self._store.connection.life, self._clock.ms()
-        serving = sum(item.reason in fleet.SERVING for item in self._written.values())
-        lost = await self._standing.look(self._epoch, serving, self._published.version, bool(self._fleet.pools))
+        copy = self._copy
+        lost = await self._lost_writes.look(self._epoch, copy.serving, copy.view.version, bool(self._fleet.pools))
         if lost.config:
             await self._publish_anew()
-        untold, self._untold = self._untold, 0
-        return is_other or lost.capacities or lost.snapshot or untold > 0
+        undelivered, self._undelivered = self._undelivered, 0
+        return is_other or lost.capacities or lost.snapshot or undelivered > 0
 
     async def _look_back(self) -> None:
         """Write again what the server has lost: after a crash its last writes can be missing. Drop who is long dead."""
         stored = await self._store.reads.capacities()
-        lost = [
-            node
-            for node, item in self._written.items()
-            if stored.get(node) != item and (node in stored or item.reason in fleet.SERVING)
-        ]
-        # Who takes no work has left, unless he holds something: a reaper has to find that.
-        gone = [node for node in self._written if node not in stored and node not in lost]
+        lost, gone = self._copy.lost_capacities(stored)
+        # A node without slots has left, unless it holds something: a reaper has to find that.
         lost += [node for node, used in zip(gone, await self._store.reads.used(gone), strict=True) if used]
-        for node in lost:
-            del self._written[node]
-        self._unwritten.update(lost)
-        if await self._store.control.stored_version() != self._published.version:
+        self._copy.write_again(lost)
+        if await self._store.control.stored_version() != self._copy.view.version:
             await self._publish_anew()
         self._recounts = True
-        adopted = fleet.adopt(self._fleet, stored, self._now_ms)
-        self._fleet = fleet.forget(adopted, {*stored, *lost}, self._now_ms, FORGET_MS)
-        self._written = {node: item for node, item in self._written.items() if node in self._fleet.nodes}
-        self._told = {node: item for node, item in self._told.items() if node in self._fleet.nodes}
+        adopted = fleet.adopt(self._fleet, stored, self._listener.now_ms)
+        self._fleet = fleet.forget(adopted, {*stored, *lost}, self._listener.now_ms, FORGET_MS)
+        self._copy.keep_only(self._fleet.nodes.keys())
 
     async def _look_at_streams(self, epoch: int) -> None:
         """Begin a stream anew that takes no entry any more, because somebody wrote one with an id that no clock gives.
@@ -387,24 +307,21 @@ class Manager:
         streams = (control.keys.heartbeats, control.keys.commands)
         last_ids = await self._store.reads.last_ids(streams)
         for stream, last_id in zip(streams, last_ids, strict=True):
-            if is_absurd(last_id, self._now_ms):
+            if is_absurd(last_id, self._listener.now_ms):
                 answer = await control.restart(self.name, epoch, stream)
                 logger.warning("stream %s has the id %s, which no clock gives: %s", stream, last_id, answer)
 
     async def _publish_anew(self) -> None:
         """Let the next step publish the whole, with all of the configuration that the server has not."""
-        self._published, self._stored = Picture(), Stored()
         self._counting.forget()
-        self._unpublished.update(self._fleet.nodes)
         configured = self._fleet.pools
-        self._lost = {name: configured.get(name) for name in {*await self._read_pools(), *configured}}
+        missing = {name: configured.get(name) for name in {*await self._read_pools(), *configured}}
+        self._copy.publish_again(self._fleet.nodes, missing)
 
     async def _write_capacities(self) -> int:
         """Write what differs from what we wrote. Returns how many."""
         assert self._epoch is not None
-        known = self._fleet.nodes
-        items = [fleet.capacity_of(known[node]) for node in sorted(self._unwritten - self._withheld) if node in known]
-        changed = [item for item in items if self._written.get(item.node) != item]
+        changed = self._copy.capacities_to_write(self._fleet.nodes)
         refused, left = set(), set()
         for start in range(0, len(changed), self._settings.batch_max):
             batch = changed[start : start + self._settings.batch_max]
@@ -415,18 +332,13 @@ class Manager:
                 elif answer == "left":
                     left.add(item.node)  # and whatever we heard of it is older
                 else:
-                    self._written[item.node] = item
-                    self._tell(item)
+                    self._announce(self._copy.wrote(item), item)
                 if item.reason == "dead" and answer == "written":
                     logger.warning("node %s is dead: silent for %d ms", item.node, self._settings.silence_ms)
-        self._unwritten = refused | self._withheld
-        for node in sorted(left & self._told.keys()):
+        for node in self._copy.wrote_all(refused, left):
             logger.info("node %s has left", node)
-            del self._told[node]
         if left:
             self._fleet = fleet.without(self._fleet, left)
-            self._unpublished |= left
-            self._written = {node: item for node, item in self._written.items() if node not in left}
         suspects = [item.node for item in changed if item.reason == "suspect"]
         if suspects:
             shown = ", ".join(suspects[:SHOWN_MAX])
@@ -436,19 +348,19 @@ class Manager:
             )  # fmt: skip
         return len(changed)
 
-    def _tell(self, item: CapacityItem) -> None:
-        """Log what is news of a node."""
-        if news := arrivals.news_of(self._told.get(item.node), item, self._fleet.nodes[item.node]):
+    def _announce(self, before: CapacityItem | None, item: CapacityItem) -> None:
+        """Log what is news of a node. before: what was announced of it last."""
+        if news := arrivals.news_of(before, item, self._fleet.nodes[item.node]):
             logger.log(logging.WARNING if item.reason == "quarantined" else logging.INFO, "node %s %s", item.node, news)
-        self._told[item.node] = item
 
     async def _recount(self) -> None:
         """Compare what the cell counts with what is published, if it may be another one; and who counts, with time."""
         assert self._epoch is not None
-        if self._recounts and self._published.version:  # otherwise with what is about to be
-            await self._counting.look(self._epoch, self._published.pools, self._published.version, self._fleet.nodes)
+        view = self._copy.view
+        if self._recounts and view.version:  # otherwise with what is about to be
+            await self._counting.look(self._epoch, view.pools, view.version, self._fleet.nodes)
             self._recounts = False
-        await self._counting.patrol(self._epoch, self._published.pools, self._fleet.nodes, self._clock.ms())
+        await self._counting.patrol(self._epoch, view.pools, self._fleet.nodes, self._clock.ms())
 
     async def _publish(self, now_ms: int, decided: Decided) -> bool:
         """Publish what was decided at once, else when placement would see a difference, at most every `publish_ms`. A
@@ -459,37 +371,40 @@ class Manager:
         assert self._epoch is not None
         if not decided.answers and self._clock.ms() - self._published_at_ms < self._settings.publish_ms:
             return False
+        copy = self._copy
         next_fleet = fleet.configure(self._fleet, decided.documents) if decided.changes else self._fleet
-        version = max(self._version + 1, now_ms * 1000)
-        names = (self._unpublished | next_fleet.news) - self._withheld
-        picture, delta = revise(self._published, next_fleet, names, version, self._settings)
-        news = delta.size > 0
-        kinds = limited_kinds(picture.pools)
-        are_others = kinds != self._counting.kinds or _limits(self._published.pools) != _limits(picture.pools)
-        if are_others:
-            await self._counting.add(self._epoch, picture.pools, next_fleet.nodes)
-        if news:
-            stored = store(self._stored, delta, len(picture.nodes), self._settings.deltas_max)
-            self._version = version  # used up, even if we never learn what came of it: another picture has another
-            await self._send(picture, delta, stored, decided)
-            self._stored, self._published_at_ms = stored, self._clock.ms()
+        version = max(copy.version + 1, now_ms * 1000)
+        view, delta = revise(copy.view, next_fleet, copy.to_publish(next_fleet.changed), version, self._settings)
+        has_news = delta.size > 0
+        kinds = limited_kinds(view.pools)
+        has_other_limits = kinds != self._counting.kinds or _limits(copy.view.pools) != _limits(view.pools)
+        if has_other_limits:
+            await self._counting.add(self._epoch, view.pools, next_fleet.nodes)
+        stored = copy.stored
+        if has_news:
+            stored = store(copy.stored, delta, len(view.nodes), self._settings.deltas_max)
+            copy.sending(delta)
+            await self._send(view, delta, stored, decided)
+            self._published_at_ms = self._clock.ms()
         elif decided.answers:
-            await self._send(picture, None, self._stored, decided)
-        self._fleet, self._published = next_fleet, picture
-        self._unpublished = set(self._withheld)
-        if are_others:
-            await self._counting.settle(self._epoch, kinds, picture.version)
-        return news
+            await self._send(view, None, stored, decided)
+        self._fleet = next_fleet
+        copy.published(view, stored)
+        if has_other_limits:
+            await self._counting.settle(self._epoch, kinds, view.version)
+        return has_news
 
-    async def _send(self, picture: Picture, delta: Delta | None, stored: Stored, decided: Decided) -> None:
-        """Write what is new, None for nothing, and what was decided. Raises: Lost, and all will be published anew."""
+    async def _send(self, view: FleetView, delta: Delta | None, stored: Stored, decided: Decided) -> None:
+        """Write what is new, None for nothing, and what was decided. Raises: PublishConflict; then all is
+        published anew.
+        """
         assert self._epoch is not None
-        changes = self._lost | decided.changes
+        changes = self._copy.missing | decided.changes
         try:
-            self._untold = await self._store.control.publish(
+            self._undelivered = await self._store.control.publish(
                 self.name,
                 self._epoch,
-                snapshot_of(picture) if delta and stored.whole == delta.version else None,
+                snapshot_of(view) if delta and stored.whole == delta.version else None,
                 told(delta) if delta else None,
                 oldest=stored.oldest,
                 sets={
@@ -497,16 +412,18 @@ class Manager:
                 },
                 deletes=[pools.stored_field(name) for name, said in changes.items() if said is None],
                 answers=[
-                    (command, commands.encode_answer(answer, picture.version)) for command, answer in decided.answers
+                    (command, commands.encode_answer(answer, view.version)) for command, answer in decided.answers
                 ],
             )
-        except Lost:
+        except PublishConflict:
             await self._publish_anew()
             raise
-        self._lost = {}
-        if self._untold:
+        self._copy.wrote_configuration()
+        if self._undelivered:
             stream = self._store.control.keys.answers
-            logger.warning("%s takes no entry: %d commands are decided again, to be answered", stream, self._untold)
+            logger.warning(
+                "%s takes no entry: %d commands are decided again, to be answered", stream, self._undelivered
+            )
         else:
             _log(decided)
 

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from scheduler.config import Settings
-from scheduler.management.fleet import Fleet, Known, capacity_of
+from scheduler.management.fleet import Fleet, NodeState, capacity_of
 from scheduler.management.pools import DEFAULT_POOL, Documents, PoolDocument, complete
 from scheduler.protocol.deltas import applied
 from scheduler.protocol.snapshot import Delta, Node, Pool, Snapshot
@@ -23,7 +23,7 @@ WHOLE_SHARE: Final = 4  # the whole is stored again when the deltas after it hav
 _SILENT: Final = PoolDocument()
 
 
-class Picture(msgspec.Struct, frozen=True):
+class FleetView(msgspec.Struct, frozen=True):
     """What placement sees: the nodes that can take work, by id, and all pools, sorted by id, under a version.
 
     said: what was said of the pools, None before anything was published.
@@ -48,7 +48,7 @@ class Stored(msgspec.Struct, frozen=True):
     size: int = 0
 
 
-def node_of(known: Known) -> Node | None:
+def node_of(known: NodeState) -> Node | None:
     """A node as placement sees it, None when it can take no work."""
     item = capacity_of(known)
     if item.slots == 0 or known.partial:
@@ -70,8 +70,8 @@ def node_of(known: Known) -> Node | None:
 
 
 def revise(
-    before: Picture, fleet: Fleet, names: Iterable[str], version: int, settings: Settings
-) -> tuple[Picture, Delta]:
+    before: FleetView, fleet: Fleet, names: Iterable[str], version: int, settings: Settings
+) -> tuple[FleetView, Delta]:
     """The picture of a fleet, and what of it is new.
 
     Args: before, the picture of an earlier fleet; names, of all nodes that may be others since; version, of the new
@@ -93,10 +93,10 @@ def revise(
     pools = before.pools if stay else _pools(fleet.pools, nodes.values(), settings)
     if pools != before.pools:
         delta = msgspec.structs.replace(delta, pools=pools)
-    return Picture(version if delta.size else before.version, nodes, pools, fleet.pools), delta
+    return FleetView(version if delta.size else before.version, nodes, pools, fleet.pools), delta
 
 
-def _moves_pools(before: Picture, delta: Delta) -> bool:
+def _moves_pools(before: FleetView, delta: Delta) -> bool:
     """Whether a pool may have got its first node, or lost its last."""
     names = (*delta.removed, *(node.id for node in delta.nodes))
     left = {before.nodes[name].pool for name in names if name in before.nodes}
@@ -109,12 +109,12 @@ def _pools(said: Documents, nodes: Iterable[Node], settings: Settings) -> tuple[
     return tuple(complete(name, said.get(name, _SILENT), settings) for name in sorted(names))
 
 
-def picture_of(snapshot: Snapshot) -> Picture:
+def view_of(snapshot: Snapshot) -> FleetView:
     """A published snapshot."""
-    return Picture(snapshot.version, {node.id: node for node in snapshot.nodes}, snapshot.pools)
+    return FleetView(snapshot.version, {node.id: node for node in snapshot.nodes}, snapshot.pools)
 
 
-def snapshot_of(picture: Picture) -> Snapshot:
+def snapshot_of(picture: FleetView) -> Snapshot:
     """The whole, with the nodes sorted by id."""
     return Snapshot(picture.version, tuple(node for _, node in sorted(picture.nodes.items())), picture.pools)
 

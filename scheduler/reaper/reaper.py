@@ -29,7 +29,7 @@ from scheduler.store.store import Store
 logger = logging.getLogger("scheduler.reaper")
 
 SLICE_NODES_MAX: Final = 1_000
-DEAF_MS: Final = 1_000
+STALL_MS: Final = 1_000
 TRIM_EVERY_MS: Final = 60_000
 
 
@@ -126,7 +126,7 @@ class Reaper:
             self._ahead.look_again()
         if step_ms or self._heard_at_ms == float("-inf"):
             self._strange_at_ms = heard_at_ms
-        if heard_at_ms - self._heard_at_ms > DEAF_MS:
+        if heard_at_ms - self._heard_at_ms > STALL_MS:
             self._anew_at_ms = heard_at_ms
         self._heard_at_ms = heard_at_ms
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from scheduler.config import Settings
-from scheduler.errors import Fenced, InvalidInput, Lost, ServerRefused
+from scheduler.errors import Fenced, InvalidInput, PublishConflict, ServerRefused
 from scheduler.protocol import deltas, keys, messages
 from scheduler.protocol.snapshot import (
     EMPTY_SNAPSHOT,
@@ -271,7 +271,8 @@ class Control:
         has to read the whole, None when it does not matter either what is stored; oldest, the version from which on
         deltas are kept when a whole is stored.
         Returns: how many commands have no answer, because its stream takes none; they are pending as before.
-        Raises: Fenced, also when a higher version is stored already; Lost when the delta does not fit what is stored.
+        Raises: Fenced, also when a higher version is stored already; PublishConflict when the
+        delta does not fit what is stored.
         """
         news = snapshot or delta
         whole = encode_snapshot(snapshot) if snapshot else b""
@@ -303,7 +304,7 @@ class Control:
         if answer[0] == b"stale":
             raise Fenced(f"version {answer[1].decode()} is stored already")
         if answer[0] == b"lost":
-            raise Lost(f"version {answer[1].decode()} is stored, from which the new one does not lead on")
+            raise PublishConflict(f"version {answer[1].decode()} is stored, from which the new one does not lead on")
         if whole:
             self._written = len(whole), whole[:HEAD_BYTES]
         return int(answer[2])

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 import pytest
 
-from scheduler.errors import Fenced, InvalidInput, Lost, SchedulerError
+from scheduler.errors import Fenced, InvalidInput, PublishConflict, SchedulerError
 from scheduler.management import manager as manager_module
 from scheduler.management.commands import ApplyPools, encode_command
 from scheduler.management.manager import Manager
@@ -196,7 +196,7 @@ async def test_an_entry_that_is_not_ours_costs_one_reading_and_no_more(scene: Sc
     for _ in range(4):
         await scene.follower.follow()
     assert (scene.follower.loads, scene.follower.index) == (loads + 1, index)
-    with pytest.raises(Lost):
+    with pytest.raises(PublishConflict):
         await scene.change(n03=9)
     await scene.change(n03=9)
     await scene.catch_up()
@@ -290,7 +290,7 @@ async def test_a_leader_whose_reply_was_lost_goes_on(
     with clock(monkeypatch):
         with losing_replies(monkeypatch), pytest.raises(SchedulerError, match="lost"):
             await scene.change(n12=5)
-        with pytest.raises(Lost):
+        with pytest.raises(PublishConflict):
             await scene.change(n13=5)
     await scene.change(n13=5)
     await scene.catch_up()
@@ -312,7 +312,7 @@ async def test_a_server_that_lost_its_last_writes_is_told_all_anew(scene: Scene)
         await client.restore(key, 0, value, replace=True)
     await client.delete(k.config)
 
-    with pytest.raises(Lost):
+    with pytest.raises(PublishConflict):
         await scene.change(n15=5)
     await scene.change(n15=5)
     assert set(await scene.control.read_config()) == {"pool:gold"}

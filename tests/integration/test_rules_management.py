@@ -10,7 +10,8 @@ import pytest
 
 from scheduler.clock import SYSTEM_CLOCK, Clock, ServerTime
 from scheduler.config import DEFAULTS, Settings
-from scheduler.management.manager import DEAF_MS, Manager
+from scheduler.management.listening import STALL_MS
+from scheduler.management.manager import Manager
 from scheduler.protocol.documents import DispatcherBeat, NodeBeat, ReaperBeat, decode_beat, encode_beat
 from scheduler.protocol.messages import CapacityItem
 from scheduler.protocol.snapshot import Delta, Node, Pool, Snapshot, encode_snapshot
@@ -100,7 +101,7 @@ async def test_a_reaper_that_was_deaf_waits_for_one_renewal(store: Store, clock:
     token = await seed_reserved(store)
     await seed_lapsed(store)
 
-    clock.go(reaper_module.DEAF_MS + 1)
+    clock.go(reaper_module.STALL_MS + 1)
     await reaper.run_once()
     assert await steps(reaper, clock, DEFAULTS.lease_ms / 3 - 250) == 0
     await store.cell.renew(NODE, [(JOB, token)])
@@ -163,9 +164,9 @@ async def test_a_reaper_takes_a_dead_node_out_once_it_holds_nothing(store: Store
 # ---- the manager ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("deaf_ms", "reason"), [(DEAF_MS - 1, "dead"), (DEAF_MS + 1, "ready")])
+@pytest.mark.parametrize(("stalled_ms", "reason"), [(STALL_MS - 1, "dead"), (STALL_MS + 1, "ready")])
 async def test_a_manager_that_was_deaf_lets_ages_start_anew(
-    store: Store, clock: HandClock, deaf_ms: int, reason: str
+    store: Store, clock: HandClock, stalled_ms: int, reason: str
 ) -> None:
     """RULES 16: a silence of the node counts, unless it fell into more than a second in which nobody listened."""
     manager = Manager(store, IMPATIENT, MANAGER, clock)
@@ -174,7 +175,7 @@ async def test_a_manager_that_was_deaf_lets_ages_start_anew(
     heard_us = await store.control.time_us()
     while await store.control.time_us() - heard_us <= BEATEN_MS * 1_000:
         pass
-    clock.go(deaf_ms)
+    clock.go(stalled_ms)
     await manager.run_once()
     assert (await store.reads.capacities())[NODE].reason == reason
 
@@ -193,7 +194,7 @@ async def test_a_take_over_that_takes_long_calls_nobody_silent(
         since_us = await store.control.time_us()
         while not items and await store.control.time_us() - since_us <= BEATEN_MS * 1_000:
             pass
-        clock.go(0 if items else DEAF_MS + 1)
+        clock.go(0 if items else STALL_MS + 1)
         return await capacity(self, epoch, items)
 
     monkeypatch.setattr(Cell, "capacity", slow)

@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 import msgspec
 
 from scheduler.config import DEFAULTS
-from scheduler.errors import Fenced, Lost
+from scheduler.errors import Fenced, PublishConflict
 from scheduler.protocol import messages
 from scheduler.protocol.lifecycle import Verdict
 from scheduler.protocol.snapshot import Delta, Snapshot
@@ -94,7 +94,7 @@ async def run_publish(store: Store) -> None:
         answers=[(added.decode(), b"done")],
     )
     await store.control.publish(MANAGER, epoch, None, Delta(6, before=5))
-    with contextlib.suppress(Lost):
+    with contextlib.suppress(PublishConflict):
         await store.control.publish(MANAGER, epoch, None, Delta(8, before=7))
     with contextlib.suppress(Fenced):
         await store.control.publish(MANAGER, epoch, Snapshot(4))

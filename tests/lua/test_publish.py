@@ -6,7 +6,7 @@ from typing import Final
 
 import pytest
 
-from scheduler.errors import Fenced, InvalidInput, Lost, WrongType
+from scheduler.errors import Fenced, InvalidInput, PublishConflict, WrongType
 from scheduler.protocol import keys
 from scheduler.protocol.snapshot import Delta, Node, Pool, Snapshot, decode_delta
 from scheduler.store.store import Store
@@ -163,7 +163,7 @@ async def test_rule_33_delta_of_another_version_is_lost_and_changes_nothing(stor
 
     async with unchanged(store):
         for whole in (None, snapshot(7)):
-            with pytest.raises(Lost, match=f"version {stored} is stored"):
+            with pytest.raises(PublishConflict, match=f"version {stored} is stored"):
                 await store.control.publish(
                     MANAGER, epoch, whole, delta, sets={"a": b"b"}, answers=[(command, b"done")]
                 )
@@ -187,7 +187,7 @@ async def test_rule_33_delta_that_could_not_be_followed_is_lost_and_changes_noth
         await client.delete(store.control.keys.snapshot)
 
     async with unchanged(store):
-        with pytest.raises(Lost):
+        with pytest.raises(PublishConflict):
             await store.control.publish(MANAGER, epoch, None, GROWN, sets={"a": b"b"})
 
     await store.control.publish(MANAGER, epoch, snapshot(6))
@@ -202,7 +202,7 @@ async def test_rule_33_delta_after_a_missing_one_is_lost_and_changes_nothing(sto
     await store.connection.commands.xdel(store.control.keys.deltas, "6-0")
 
     async with unchanged(store):
-        with pytest.raises(Lost, match="version 6 is stored"):
+        with pytest.raises(PublishConflict, match="version 6 is stored"):
             await store.control.publish(MANAGER, epoch, None, Delta(7, 6, removed=("n1",)))
 
 

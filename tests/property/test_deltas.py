@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from scheduler.config import DEFAULTS
 from scheduler.management import publication as picture_module
-from scheduler.management.fleet import Fleet, age, configure, fold, settled
+from scheduler.management.fleet import Fleet, age, clear_changed, configure, fold
 from scheduler.management.pools import PoolDocument
-from scheduler.management.publication import Picture, Stored, revise, snapshot_of, store, told
+from scheduler.management.publication import FleetView, Stored, revise, snapshot_of, store, told
 from scheduler.protocol.deltas import chain, followed
 from scheduler.protocol.documents import ANY_LANGUAGE, NodeBeat
 from scheduler.protocol.snapshot import EMPTY_SNAPSHOT, Delta, Match, Snapshot
@@ -68,7 +68,7 @@ class Version:
 
 def lived(history: Sequence[Any]) -> list[Version]:
     """The versions of a history, each made from the news alone and compared with the picture of the whole fleet."""
-    fleet, before, now_ms, versions = Fleet(), Picture(), 10_000, list[Version]()
+    fleet, before, now_ms, versions = Fleet(), FleetView(), 10_000, list[Version]()
     for step in history:
         if isinstance(step, int):
             now_ms += step
@@ -77,12 +77,12 @@ def lived(history: Sequence[Any]) -> list[Version]:
         else:
             fleet, _ = fold(fleet, [(beat, now_ms - late_ms) for beat, late_ms in step])
         fleet = age(fleet, now_ms, SILENCE_MS)
-        after, delta = revise(before, fleet, fleet.news, before.version + 1, DEFAULTS)
+        after, delta = revise(before, fleet, fleet.changed, before.version + 1, DEFAULTS)
         assert snapshot_of(after) == picture(fleet, after.version, DEFAULTS)
         assert (after.version > before.version) == (delta.size > 0)
         if delta.size:
             versions.append(Version(delta, snapshot_of(after)))
-        fleet, before = settled(fleet), after
+        fleet, before = clear_changed(fleet), after
     return versions
 
 

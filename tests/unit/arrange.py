@@ -8,7 +8,7 @@ from typing import Final, cast
 from scheduler.clock import SYSTEM_CLOCK
 from scheduler.config import DEFAULTS, Settings
 from scheduler.management.fleet import Fleet
-from scheduler.management.publication import Picture, revise, snapshot_of
+from scheduler.management.publication import FleetView, revise, snapshot_of
 from scheduler.protocol.documents import NodeBeat
 from scheduler.protocol.messages import Layout
 from scheduler.protocol.snapshot import Node, Pool, Snapshot
@@ -106,7 +106,7 @@ def a_beat(
 
 def picture(fleet: Fleet, version: int, settings: Settings) -> Snapshot:
     """What placement sees of a fleet."""
-    return snapshot_of(revise(Picture(), fleet, fleet.nodes, version, settings)[0])
+    return snapshot_of(revise(FleetView(), fleet, fleet.nodes, version, settings)[0])
 
 
 def same_picture(one: Snapshot, other: Snapshot) -> bool:

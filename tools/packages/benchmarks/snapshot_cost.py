@@ -15,9 +15,9 @@ import msgspec
 
 from benchmarks.measure import without_collections
 from benchmarks.placement_cost import POOLS, Fleet
-from scheduler.management.fleet import Fleet as Known
-from scheduler.management.fleet import age, fold, settled
-from scheduler.management.heartbeats import Hearing
+from scheduler.management.fleet import Fleet as NodeState
+from scheduler.management.fleet import age, clear_changed, fold
+from scheduler.management.heartbeats import HeartbeatDecoder
 from scheduler.protocol.documents import NodeBeat, encode_beat
 from scheduler.protocol.snapshot import (
     Delta,
@@ -125,12 +125,12 @@ def _second_ms(nodes: Sequence[Node], rounds: int) -> float:
     """CPU milliseconds of the manager's pure part for a second: decode, fold and age, when nothing is new."""
     beats = [NodeBeat(each.id, _BOOT, each.slots, each.pairs, each.features, pool=each.pool) for each in nodes]
     documents = [[encode_beat(beat) for beat in beats[place::STEPS]] for place in range(STEPS)]
-    hearing, fleet, now_ms, found = Hearing(), Known(), 10_000, []
+    hearing, fleet, now_ms, found = HeartbeatDecoder(), NodeState(), 10_000, []
     for _ in range(rounds + 1):
         from_ns = time.process_time_ns()
         for step in documents:
             now_ms += STEP_MS
             heard = [(beat, now_ms) for each in step if (beat := hearing.beat(each, now_ms)) is not None]
-            fleet = settled(age(fold(fleet, heard)[0], now_ms, SILENCE_MS))
+            fleet = clear_changed(age(fold(fleet, heard)[0], now_ms, SILENCE_MS))
         found.append((time.process_time_ns() - from_ns) / 1e6)
     return round(median(found[1:]), 1)  # the first is that in which all nodes join

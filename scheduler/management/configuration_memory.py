@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from scheduler.management.pools import PoolDocument
 
 
-class Memory:
+class ConfigurationMemory:
     """What was seen last, and the version that was published then: versions never fall but by a loss."""
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.config import DEFAULTS
-from scheduler.management.fleet import SUSPECTS_MIN, Fleet, age, capacity_of, fold, recover, settled
+from scheduler.management.fleet import SUSPECTS_MIN, Fleet, age, capacity_of, clear_changed, fold, recover
 from scheduler.management.publication import node_of
 from scheduler.protocol.documents import NodeBeat, boot_order
 from tests.unit.arrange import EN_DE, EN_ZH, a_beat, picture, same_picture
@@ -110,7 +110,7 @@ def test_to_look_when_somebody_is_due_is_to_look_always(happened: list[tuple[lis
 @given(heard, st.integers(0, 40_000))
 def test_whose_capacity_or_picture_changed_is_news(happened: list[tuple[NodeBeat, int]], now_ms: int) -> None:
     """And who says what he said before is not."""
-    before = settled(age(folded(happened[:10]), now_ms, SILENCE_MS))
+    before = clear_changed(age(folded(happened[:10]), now_ms, SILENCE_MS))
     after = age(fold(before, happened[10:])[0], now_ms, SILENCE_MS)
     others = {
         name
@@ -119,9 +119,11 @@ def test_whose_capacity_or_picture_changed_is_news(happened: list[tuple[NodeBeat
         or capacity_of(before.nodes[name]) != capacity_of(known)
         or node_of(before.nodes[name]) != node_of(known)
     }
-    assert others <= after.news
-    again, _ = fold(settled(after), [(known.beat, known.heard_ms) for known in after.nodes.values() if not known.dead])
-    assert again.news == {name for name, known in after.nodes.items() if known.suspect}
+    assert others <= after.changed
+    again, _ = fold(
+        clear_changed(after), [(known.beat, known.heard_ms) for known in after.nodes.values() if not known.dead]
+    )
+    assert again.changed == {name for name, known in after.nodes.items() if known.suspect}
 
 
 @settings(deadline=None)

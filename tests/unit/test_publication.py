@@ -5,35 +5,35 @@ from __future__ import annotations
 import pytest
 
 from scheduler.config import DEFAULTS
-from scheduler.management.fleet import Fleet, configure, fold, settled
+from scheduler.management.fleet import Fleet, clear_changed, configure, fold
 from scheduler.management.pools import DEFAULT_POOL, PoolDocument
 from scheduler.management.publication import (
     DELTA_SIZE_MAX,
     WHOLE_SHARE,
-    Picture,
+    FleetView,
     Stored,
-    picture_of,
     revise,
     snapshot_of,
     store,
     told,
+    view_of,
 )
 from scheduler.protocol.documents import NodeBeat
 from scheduler.protocol.snapshot import Delta, Node
 from tests.unit.arrange import BOOT, EN_ZH, a_beat, a_node, picture
 
 
-def seed_published(*beats: NodeBeat) -> tuple[Fleet, Picture]:
+def seed_published(*beats: NodeBeat) -> tuple[Fleet, FleetView]:
     """A fleet whose picture was published under version 5."""
     fleet, _ = fold(Fleet(), [(beat, 1_000) for beat in beats])
-    return settled(fleet), revise(Picture(), fleet, fleet.news, 5, DEFAULTS)[0]
+    return clear_changed(fleet), revise(FleetView(), fleet, fleet.changed, 5, DEFAULTS)[0]
 
 
 def test_a_delta_tells_who_is_another_one_and_who_is_gone() -> None:
     """And nothing of the others, nor of the pools."""
     fleet, before = seed_published(a_beat("n1"), a_beat("n2"), a_beat("n3"))
     fleet, _ = fold(fleet, [(a_beat("n2", capacity=9), 2_000), (a_beat("n3", draining=True), 2_000)])
-    after, delta = revise(before, fleet, fleet.news, 6, DEFAULTS)
+    after, delta = revise(before, fleet, fleet.changed, 6, DEFAULTS)
     changed = Node("n2", BOOT, 9, DEFAULT_POOL, (EN_ZH,), assigned=True)
     assert delta == Delta(6, 5, (changed,), ("n3",))
     assert snapshot_of(after) == picture(fleet, 6, DEFAULTS)
@@ -59,7 +59,7 @@ def test_a_pool_that_its_last_node_leaves_is_gone() -> None:
     """And one that its first node names is there."""
     fleet, before = seed_published(a_beat("n1", pool="a"))
     fleet, _ = fold(fleet, [(a_beat("n1", draining=True, pool="a"), 2_000), (a_beat("n2", pool="b"), 2_000)])
-    _, delta = revise(before, fleet, fleet.news, 6, DEFAULTS)
+    _, delta = revise(before, fleet, fleet.changed, 6, DEFAULTS)
     assert delta.pools is not None
     assert [pool.id for pool in delta.pools] == ["b", DEFAULT_POOL]
 
@@ -67,7 +67,7 @@ def test_a_pool_that_its_last_node_leaves_is_gone() -> None:
 def test_a_published_snapshot_is_the_picture_of_a_new_leader() -> None:
     """Which has nothing new to tell when he knows the same."""
     fleet, before = seed_published(a_beat("n1"), a_beat("n2", pool="a"))
-    _, delta = revise(picture_of(snapshot_of(before)), fleet, fleet.nodes, 6, DEFAULTS)
+    _, delta = revise(view_of(snapshot_of(before)), fleet, fleet.nodes, 6, DEFAULTS)
     assert delta.size == 0
 
 

@@ -10,15 +10,15 @@ from scheduler.config import DEFAULTS
 from scheduler.management.fleet import (
     Fleet,
     Ignored,
-    Known,
+    NodeState,
     age,
     capacity_of,
+    clear_changed,
     configure,
     fold,
     forget,
-    listen_anew,
     recover,
-    settled,
+    reset_silence,
 )
 from scheduler.management.pools import DEFAULT_POOL, PoolDocument, complete
 from scheduler.protocol.documents import NodeBeat
@@ -53,52 +53,52 @@ def placed_on(fleet: Fleet) -> list[str]:
 @pytest.mark.parametrize(
     ("beats", "expected", "ignored"),
     [
-        pytest.param([(a_beat(), 5)], Known(a_beat(), 5), [], id="the first is a registration"),
+        pytest.param([(a_beat(), 5)], NodeState(a_beat(), 5), [], id="the first is a registration"),
         pytest.param(
             [(a_beat(), 5), (a_beat(capacity=9, draining=True, healthy=False, running=3), 6)],
-            Known(a_beat(capacity=9, draining=True, healthy=False, running=3), 6),
+            NodeState(a_beat(capacity=9, draining=True, healthy=False, running=3), 6),
             [],
             id="capacity, health and load change within a boot",
         ),
         pytest.param(
             [(a_beat(), 5), (a_beat(pairs=(EN_DE,), pool="b", capacity=9), 6)],
-            Known(a_beat(capacity=9), 6),
+            NodeState(a_beat(capacity=9), 6),
             [Ignored("n1", f"boot {BOOT} changed what it serves; that takes a new boot")],
             id="what it serves does not",
         ),
         pytest.param(
             [(a_beat(), 5), (a_beat(boot=LATER_BOOT, pairs=(EN_DE,)), 6)],
-            Known(a_beat(boot=LATER_BOOT, pairs=(EN_DE,)), 6),
+            NodeState(a_beat(boot=LATER_BOOT, pairs=(EN_DE,)), 6),
             [],
             id="a later boot replaces all of it",
         ),
         pytest.param(
             [(a_beat(boot=LATER_BOOT), 5), (a_beat(capacity=9), 6)],
-            Known(a_beat(boot=LATER_BOOT), 5),
+            NodeState(a_beat(boot=LATER_BOOT), 5),
             [Ignored("n1", f"boot {BOOT} is older than {LATER_BOOT}")],
             id="an earlier boot changes nothing",
         ),
         pytest.param(
             [(a_beat(), 5), (a_beat(boot="1000-z"), 6)],
-            Known(a_beat(), 5),
+            NodeState(a_beat(), 5),
             [Ignored("n1", f"boot 1000-z is older than {BOOT}")],
             id="nor does another boot of the same number",
         ),
         pytest.param(
             [(a_beat(boot="999-a"), 5), (a_beat(boot="1000-a"), 6)],
-            Known(a_beat(boot="1000-a"), 6),
+            NodeState(a_beat(boot="1000-a"), 6),
             [],
             id="boots are ordered as numbers",
         ),
         pytest.param(
             [(a_beat(capacity=2), 9), (a_beat(), 6)],
-            Known(a_beat(), 9),
+            NodeState(a_beat(), 9),
             [],
             id="a stamp from before the clock was stepped makes nobody silent",
         ),
     ],
 )
-def test_fold(beats: Sequence[tuple[NodeBeat, int]], expected: Known, ignored: list[Ignored]) -> None:
+def test_fold(beats: Sequence[tuple[NodeBeat, int]], expected: NodeState, ignored: list[Ignored]) -> None:
     """What is known of a node after some of its heartbeats."""
     fleet, found = fold(Fleet(), beats)
     assert (fleet.nodes, found) == ({"n1": expected}, ignored)
@@ -108,7 +108,7 @@ def test_a_heartbeat_of_one_node_leaves_the_others_alone() -> None:
     """And the fleet before it as well: it is a value."""
     before = seed_fleet(a_beat("n1"), a_beat("n2"))
     after, _ = fold(before, [(a_beat("n2", capacity=9), 2_000)])
-    assert after.nodes == {"n1": Known(a_beat("n1"), 1_000), "n2": Known(a_beat("n2", capacity=9), 2_000)}
+    assert after.nodes == {"n1": NodeState(a_beat("n1"), 1_000), "n2": NodeState(a_beat("n2", capacity=9), 2_000)}
     assert before == seed_fleet(a_beat("n1"), a_beat("n2"))
 
 
@@ -175,7 +175,7 @@ def test_a_suspect_stays_one_until_it_is_heard(what: str) -> None:
         written = {item.node: item for item in map(capacity_of, fleet.nodes.values())}
         fleet = recover(picture(fleet, 1, DEFAULTS), written, 30_000)
     else:
-        fleet = listen_anew(fleet, 30_000)
+        fleet = reset_silence(fleet, 30_000)
     assert set(capacities(age(fleet, 30_001, SILENCE_MS)).values()) == {(4, "suspect")}
     heard, _ = fold(fleet, [(a_beat("n1"), 30_002)])
     assert capacities(age(heard, 30_003, SILENCE_MS))["n1"] == (4, "ready")
@@ -218,7 +218,7 @@ def test_a_node_that_drains_is_dead_when_it_falls_silent_with_many_others() -> N
 
 def test_silence_counts_only_while_somebody_listened() -> None:
     """After a pause of the leader every age starts anew."""
-    fleet = listen_anew(seed_fleet(a_beat("n1")), 60_000)
+    fleet = reset_silence(seed_fleet(a_beat("n1")), 60_000)
     assert capacities(age(fleet, 60_000 + SILENCE_MS - 1, SILENCE_MS)) == {"n1": (4, "ready")}
     assert capacities(age(fleet, 60_000 + SILENCE_MS, SILENCE_MS)) == {"n1": (0, "dead")}
 
@@ -227,10 +227,10 @@ def test_silence_counts_only_while_somebody_listened() -> None:
 def test_a_node_that_is_heard_again_is_news(nodes: int, reason: str) -> None:
     """Though it says what it said before: the cells have it as dead or suspect, and nothing else tells them."""
     beats = [a_beat(f"n{number}") for number in range(nodes)]
-    fleet = settled(age(seed_fleet(*beats), 1_000 + SILENCE_MS, SILENCE_MS))
+    fleet = clear_changed(age(seed_fleet(*beats), 1_000 + SILENCE_MS, SILENCE_MS))
     assert {why for _, why in capacities(fleet).values()} == {reason}
     heard, _ = fold(fleet, [(beats[0], 1_001 + SILENCE_MS)])
-    assert (set(heard.news), capacities(heard)["n0"]) == ({"n0"}, (4, "ready"))
+    assert (set(heard.changed), capacities(heard)["n0"]) == ({"n0"}, (4, "ready"))
 
 
 def test_a_node_whose_first_heartbeat_is_read_late_is_dead_in_time() -> None:
@@ -251,15 +251,15 @@ def test_what_is_read_late_is_old_news() -> None:
 def test_listening_anew_makes_everybody_heard_now() -> None:
     """Also whom the clock, before it went back, had heard later; of the dead only that."""
     fleet = seed_fleet(a_beat("n1"), a_beat("n2"), heard_ms=9_000)
-    assert {known.heard_ms for known in listen_anew(fleet, 8_000).nodes.values()} == {8_000}
+    assert {known.heard_ms for known in reset_silence(fleet, 8_000).nodes.values()} == {8_000}
     dead = age(fleet, 9_000 + SILENCE_MS, SILENCE_MS)
-    assert {known.heard_ms for known in listen_anew(dead, 8_000).nodes.values()} == {8_000}
-    assert {known.heard_ms for known in listen_anew(dead, 90_000).nodes.values()} == {9_000}
+    assert {known.heard_ms for known in reset_silence(dead, 8_000).nodes.values()} == {8_000}
+    assert {known.heard_ms for known in reset_silence(dead, 90_000).nodes.values()} == {9_000}
 
 
 def test_silence_counts_when_the_clock_went_back() -> None:
     """Whoever seems to be heard later than now was heard now, and is dead when it stays silent."""
-    fleet = settled(age(seed_fleet(a_beat("n1"), heard_ms=7_200_000), 7_200_000, SILENCE_MS))
+    fleet = clear_changed(age(seed_fleet(a_beat("n1"), heard_ms=7_200_000), 7_200_000, SILENCE_MS))
     fleet = age(fleet, 3_600_000, SILENCE_MS)
     assert not fleet.nodes["n1"].dead
     assert age(fleet, 3_600_000 + SILENCE_MS, SILENCE_MS).nodes["n1"].dead
@@ -268,7 +268,7 @@ def test_silence_counts_when_the_clock_went_back() -> None:
 def test_the_dead_stay_dead_when_listening_begins_anew() -> None:
     """A pause of the leader is no sign of life of a node that was dead before it."""
     fleet = age(seed_fleet(a_beat("n1")), 1_000 + SILENCE_MS, SILENCE_MS)
-    fleet = age(listen_anew(fleet, 60_000), 60_000, SILENCE_MS)
+    fleet = age(reset_silence(fleet, 60_000), 60_000, SILENCE_MS)
     assert (capacities(fleet), placed_on(fleet)) == ({"n1": (0, "dead")}, [])
 
 
@@ -283,7 +283,7 @@ def test_the_dead_stay_dead_when_listening_begins_anew() -> None:
 )
 def test_forget(dead: bool, present: list[str], now_ms: int, kept: bool) -> None:
     """A node goes when it is dead, was silent for a minute, and has been taken out of the cells."""
-    fleet = Fleet({"n1": Known(a_beat("n1"), 1_000, dead=dead), "n2": Known(a_beat("n2"), 60_000)})
+    fleet = Fleet({"n1": NodeState(a_beat("n1"), 1_000, dead=dead), "n2": NodeState(a_beat("n2"), 60_000)})
     assert set(forget(fleet, present, now_ms, 60_000).nodes) == ({"n1", "n2"} if kept else {"n2"})
 
 
@@ -293,15 +293,15 @@ def test_forget(dead: bool, present: list[str], now_ms: int, kept: bool) -> None
 @pytest.mark.parametrize(
     ("known", "slots", "reason"),
     [
-        pytest.param(Known(a_beat(), 0), 4, "ready", id="ready"),
-        pytest.param(Known(a_beat(draining=True), 0), 0, "draining", id="draining"),
-        pytest.param(Known(a_beat(healthy=False), 0), 0, "quarantined", id="it calls itself unhealthy"),
-        pytest.param(Known(a_beat(), 0, dead=True), 0, "dead", id="dead"),
-        pytest.param(Known(a_beat(draining=True, healthy=False), 0, dead=True), 0, "dead", id="dead before all"),
-        pytest.param(Known(a_beat(draining=True, healthy=False), 0), 0, "draining", id="draining before unhealthy"),
+        pytest.param(NodeState(a_beat(), 0), 4, "ready", id="ready"),
+        pytest.param(NodeState(a_beat(draining=True), 0), 0, "draining", id="draining"),
+        pytest.param(NodeState(a_beat(healthy=False), 0), 0, "quarantined", id="it calls itself unhealthy"),
+        pytest.param(NodeState(a_beat(), 0, dead=True), 0, "dead", id="dead"),
+        pytest.param(NodeState(a_beat(draining=True, healthy=False), 0, dead=True), 0, "dead", id="dead before all"),
+        pytest.param(NodeState(a_beat(draining=True, healthy=False), 0), 0, "draining", id="draining before unhealthy"),
     ],
 )
-def test_capacity_of(known: Known, slots: int, reason: Reason) -> None:
+def test_capacity_of(known: NodeState, slots: int, reason: Reason) -> None:
     """A node that can take no work has no slots, and the reason is said."""
     assert capacity_of(known) == CapacityItem("n1", slots, BOOT, reason)
 
@@ -409,6 +409,6 @@ def test_the_dead_do_not_get_a_new_period_by_a_take_over() -> None:
     """A node that the cell calls dead is dead at once, until it is heard; also if the new leader pauses."""
     fleet = recover(Snapshot(5), {"n1": CapacityItem("n1", 0, BOOT, "dead")}, 90_000)
     assert capacities(age(fleet, 90_000, SILENCE_MS)) == {"n1": (0, "dead")}
-    assert capacities(age(listen_anew(fleet, 99_000), 99_000, SILENCE_MS)) == {"n1": (0, "dead")}
+    assert capacities(age(reset_silence(fleet, 99_000), 99_000, SILENCE_MS)) == {"n1": (0, "dead")}
     heard, _ = fold(fleet, [(a_beat("n1"), 90_001)])
     assert capacities(age(heard, 90_002, SILENCE_MS)) == {"n1": (4, "ready")}

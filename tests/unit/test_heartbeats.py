@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from scheduler.errors import InvalidInput
 from scheduler.management import heartbeats as hearing_module
-from scheduler.management.heartbeats import BOOT_MAX, Hearing, NotGiven, without_running
+from scheduler.management.heartbeats import BOOT_MAX, HeartbeatDecoder, NotGiven, without_running
 from scheduler.protocol.documents import DispatcherBeat, decode_beat, encode_beat
 from tests.unit.arrange import a_beat
 
@@ -21,7 +21,7 @@ HEARD_MS = 5
 
 def test_a_node_that_says_the_same_is_not_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever runs on it; the very same object is the answer."""
-    hearing = Hearing()
+    hearing = HeartbeatDecoder()
     first = hearing.beat(encode_beat(a_beat(running=2)), HEARD_MS)
     monkeypatch.setattr(hearing_module, "decode_beat", None)
     again = [hearing.beat(encode_beat(a_beat(running=running)), HEARD_MS) for running in (0, 2, 17)]
@@ -31,7 +31,7 @@ def test_a_node_that_says_the_same_is_not_decoded_again(monkeypatch: pytest.Monk
 
 def test_what_a_node_says_anew_is_decoded() -> None:
     """And what it said before is forgotten."""
-    hearing = Hearing()
+    hearing = HeartbeatDecoder()
     said = [a_beat(), a_beat(capacity=9), a_beat(draining=True), a_beat()]
     heard = [hearing.beat(encode_beat(beat), HEARD_MS) for beat in said]
     assert heard == said
@@ -41,13 +41,13 @@ def test_what_a_node_says_anew_is_decoded() -> None:
 
 def test_who_is_no_node_is_no_news() -> None:
     """Dispatchers and reapers beat into the same stream."""
-    assert Hearing().beat(encode_beat(DispatcherBeat("d1", "b")), HEARD_MS) is None
+    assert HeartbeatDecoder().beat(encode_beat(DispatcherBeat("d1", "b")), HEARD_MS) is None
 
 
 @pytest.mark.parametrize("document", [b"", b"{", b"{}", b'{"kind":"node"}', b'{,"running":1}'])
 def test_a_broken_heartbeat_is_refused_each_time(document: bytes) -> None:
     """It is not remembered for anything."""
-    hearing = Hearing()
+    hearing = HeartbeatDecoder()
     for _ in range(2):
         with pytest.raises(InvalidInput):
             hearing.beat(document, HEARD_MS)
@@ -55,7 +55,7 @@ def test_a_broken_heartbeat_is_refused_each_time(document: bytes) -> None:
 
 def test_a_boot_that_no_script_gave_is_refused() -> None:
     """It could never be replaced. One of the future is none: the clock went back."""
-    hearing = Hearing()
+    hearing = HeartbeatDecoder()
     with pytest.raises(InvalidInput, match=r"expected a number that the script boot gave, below"):
         hearing.beat(encode_beat(a_beat(boot=f"{BOOT_MAX}-x")), HEARD_MS)
     assert hearing.beat(encode_beat(a_beat(boot=f"{BOOT_MAX - 1}-x")), HEARD_MS) is not None
@@ -63,7 +63,7 @@ def test_a_boot_that_no_script_gave_is_refused() -> None:
 
 def test_a_boot_that_no_clock_gives_is_heard_once_somebody_has_given_it() -> None:
     """Until then it is not remembered; from then on it is what the node said last."""
-    hearing, beat = Hearing(), a_beat(boot="5001-x", running=3)
+    hearing, beat = HeartbeatDecoder(), a_beat(boot="5001-x", running=3)
     hearing.boot_max = 5000
     for _ in range(2):
         with pytest.raises(NotGiven) as doubt:
@@ -76,7 +76,7 @@ def test_a_boot_that_no_clock_gives_is_heard_once_somebody_has_given_it() -> Non
 def test_more_nodes_than_can_be_remembered_are_heard_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are decoded again."""
     monkeypatch.setattr(hearing_module, "NODES_MAX", 2)
-    hearing = Hearing()
+    hearing = HeartbeatDecoder()
     for _ in range(2):
         for name in ("n1", "n2", "n3"):
             assert hearing.beat(encode_beat(a_beat(name)), HEARD_MS) == a_beat(name)

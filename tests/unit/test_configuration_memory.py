@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scheduler.management.memory import Memory
+from scheduler.management.configuration_memory import ConfigurationMemory
 from scheduler.management.pools import PoolDocument
 
 GOLD, SILVER = PoolDocument(session_concurrency=1), PoolDocument(session_concurrency=2)
@@ -10,7 +10,7 @@ GOLD, SILVER = PoolDocument(session_concurrency=1), PoolDocument(session_concurr
 
 def test_a_server_with_an_older_version_has_lost_what_was_seen_since() -> None:
     """Also a part of it."""
-    memory = Memory()
+    memory = ConfigurationMemory()
     memory.saw(5, {"gold": GOLD, "silver": SILVER})
     assert memory.missing(0, {}) == {"gold": GOLD, "silver": SILVER}
     assert memory.missing(4, {"gold": GOLD, "silver": GOLD}) == {"silver": SILVER}
@@ -18,7 +18,7 @@ def test_a_server_with_an_older_version_has_lost_what_was_seen_since() -> None:
 
 def test_a_server_that_has_no_older_version_has_lost_nothing() -> None:
     """Somebody else has configured less meanwhile."""
-    memory = Memory()
+    memory = ConfigurationMemory()
     memory.saw(5, {"gold": GOLD})
     assert memory.missing(5, {}) == {}
     assert memory.missing(6, {"silver": SILVER}) == {}
@@ -26,7 +26,7 @@ def test_a_server_that_has_no_older_version_has_lost_nothing() -> None:
 
 def test_what_is_seen_of_a_server_that_has_lost_something_is_not_remembered() -> None:
     """Or whoever stands by would forget before he leads."""
-    memory = Memory()
+    memory = ConfigurationMemory()
     memory.saw(5, {"gold": GOLD})
     memory.saw(0, {})
     assert memory.missing(0, {}) == {"gold": GOLD}

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from scheduler.management.arrivals import PAIRS_SHOWN_MAX, in_words, news_of
-from scheduler.management.fleet import Known
+from scheduler.management.fleet import NodeState
 from scheduler.node.idle import IDLE_AGAIN_MS, IDLE_TOLD_MS, Idle
 from scheduler.protocol.documents import NodeBeat
 from scheduler.protocol.messages import CapacityItem
@@ -17,7 +17,7 @@ from scheduler.runtime.intake import JobClass
 from scheduler.runtime.waiting.unserved import TOLD_MS, Unserved
 
 BEAT = NodeBeat("n1", "7-b", 4, pairs=(("en", "zh"),), features=("asr",), running=2)
-KNOWN = Known(BEAT, 0)
+KNOWN = NodeState(BEAT, 0)
 WORDS = "4 slots in pool default, en:zh, features asr"
 
 
@@ -51,10 +51,10 @@ def test_what_is_news_of_a_node(before: CapacityItem | None, after: CapacityItem
 def test_what_a_node_serves_in_words() -> None:
     """However much that is."""
     pairs = tuple((f"a{number}", "b") for number in range(PAIRS_SHOWN_MAX + 3))
-    many = Known(msgspec.structs.replace(BEAT, pairs=pairs, features=(), capacity=1), 0, pool="gold")
+    many = NodeState(msgspec.structs.replace(BEAT, pairs=pairs, features=(), capacity=1), 0, pool="gold")
     assert in_words(many).startswith("1 slot in pool gold, a0:b, a1:b, ")
     assert in_words(many).endswith("a7:b, and 3 more")
-    assert "jobs without languages" in in_words(Known(NodeBeat("n2", "1-a", 1), 0))
+    assert "jobs without languages" in in_words(NodeState(NodeBeat("n2", "1-a", 1), 0))
 
 
 def test_a_class_without_a_node_is_told_before_its_jobs_die(caplog: pytest.LogCaptureFixture) -> None:
