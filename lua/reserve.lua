@@ -16,7 +16,8 @@
 --   ARGV[4] jobs: entry_id, partition index, policy index, job_id, session, tenant, reply_to, first, last (which of the
 --     candidates are its own), bound (a node index, 0: none), why (it is elsewhere than on `bound`; see `explain`),
 --     binding (empty: leave it), stored_node (the node in the stored binding, empty: write it anew), variant,
---     unread (the caller does not know whether the session is bound: if it is, that is the answer),
+--     unread (the caller does not know whether the session is bound: if it is, that is the answer; it is too when an
+--     earlier call placed an earlier job of the session, for the caller may know an older binding then),
 --     follows (before its candidates it is tried where the session's last job of this call went),
 --     body (where in ARGV document and payload of the entry are; 0: to be read from it),
 --     rare: false, or a map with what few jobs have:
@@ -47,7 +48,7 @@ local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
 local now_ms = math.floor(now_us / 1000)
 local last_token = now_us - 1
-local answers, blocked, homes = {now_ms}, {}, {}
+local answers, blocked, homes, placed_before = {now_ms}, {}, {}, {}
 local INBOX_KEPT = 128
 
 -- INCLUDE streams
@@ -277,7 +278,11 @@ local function reserve(number)
   end
   local state = next_state(record.state, 'reserved')
   local answer = answer_of(record, state, entry, session, tenant, reply_to, jobs_key, entry_id)
-  if answer then return answer end
+  if answer then
+    -- Placed by an earlier call, perhaps by this one, whose answer was lost: the caller may know an older binding.
+    placed_before[session] = placed_before[session] or record.entry == entry
+    return answer
+  end
   local document, payload = ARGV[body], ARGV[body + 1]
   if body == 0 then
     document, payload = read_body(jobs_key, entry_id)
@@ -287,7 +292,8 @@ local function reserve(number)
   if blocked[session] then return 'behind' end
   if counted and is_outdated(rare.limits or NOTHING, tenant) then return wait(session, 'outdated ' .. counted) end
   local before = homes[session]
-  if unread and not before and redis.call('EXISTS', session_key) == 1 then return wait(session, 'bound') end
+  local is_unread = unread or placed_before[session]
+  if is_unread and not before and redis.call('EXISTS', session_key) == 1 then return wait(session, 'bound') end
   local limit = rare.limits and limit_of(rare.limits)
   if limit then return wait(session, 'limited ' .. limit) end
 

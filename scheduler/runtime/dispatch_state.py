@@ -224,9 +224,14 @@ class DispatchState:
         """
         bound = set()
         for attempt, answer in zip(call.attempts, answers, strict=True):
-            if not attempt.is_unread or isinstance(answer, messages.Reserved):
+            if isinstance(answer, messages.Reserved):
                 continue
-            if answer is None or answer.why == "bound":
+            if answer is not None and answer.why == "bound" and not attempt.is_unread:
+                bound.add(attempt.job.session_id)  # by an earlier call, whose answer was lost
+                self.bindings.forget([attempt.job.session_id])
+            elif not attempt.is_unread:
+                continue
+            elif answer is None or answer.why == "bound":
                 bound.add(attempt.job.session_id)
             elif answer.why in ("full", "limited"):
                 self.bindings.learn(attempt.job.session_id, None)

@@ -61,7 +61,7 @@ class ServerCalls:
                 return [messages.Refused("behind")]
             self.reserve_calls += 1
             answers = await self._cell.reserve(batch, index.boots, index.pools, index.version, life)
-            if isinstance(answers[0], messages.Refused) and answers[0].why in messages.HOLDS_BACK:
+            if _holds_back(answers[0]):
                 blocked.add(batch[0].session_id)
             return answers
 
@@ -100,6 +100,13 @@ class ServerCalls:
     async def have_room(self, nodes: Sequence[str]) -> dict[str, bool]:
         """Which of these nodes have room, in one question."""
         return dict(zip(nodes, await self._reads.are_open(nodes), strict=True)) if nodes else {}
+
+
+def _holds_back(answer: Answer) -> bool:
+    """Whether later jobs of the session wait: this one does, or an earlier call placed it, perhaps elsewhere."""
+    if isinstance(answer, messages.Reserved):
+        return answer.used < 0
+    return answer.why in messages.HOLDS_BACK or answer.why in messages.DEALT_WITH
 
 
 def reserve_item(

@@ -169,6 +169,33 @@ async def test_a_session_that_spills_is_bound_as_its_pool_says(store: Store, kee
     assert await binding(store) == f"default en:zh {home} -".encode()
 
 
+@pytest.mark.parametrize("has_ended", [False, True])
+async def test_a_repeat_does_not_move_a_session_back_that_its_first_call_moved(store: Store, has_ended: bool) -> None:
+    """The session's second job found no room at first. Its caller knows the binding of before: it is told that."""
+    epoch = await seed_fleet(store, 1, 1)
+    await seed_used(store, epoch, "n1", 1)
+    entries = [await seed_job(store, job_id) for job_id in ("j1", "j2")]
+    items = [
+        reserve_item(
+            entry_id, epoch, job_id, candidates=("n1", "n2"), **BOUND | {"stored_node": "n1"}, follows=number > 0
+        )
+        for number, (job_id, entry_id) in enumerate(zip(("j1", "j2"), entries, strict=True))
+    ]
+    first, full = await reserve(store, items)
+    assert isinstance(first, messages.Reserved)
+    assert (first.node, full) == ("n2", messages.Refused("full"))
+    _, token = (await store.reads.record("used-n1-0"))["holder"].split(" ")
+    await release(store, release_item(int(token), "finish", "used-n1-0", "session-used-n1-0", node="n1"))
+    if has_ended:
+        await release(store, release_item(first.token, "finish", job_id="j1", node="n2"))
+
+    again, second = await reserve(store, items)
+
+    assert again == messages.Reserved("n2", first.token, -1)
+    assert second == messages.Refused("bound")
+    assert await binding(store) == b"default en:zh n2 -"
+
+
 async def test_a_session_that_the_caller_does_not_know_is_looked_up(store: Store) -> None:
     """A bound one is the answer, nothing is placed, and later jobs of it are behind; a new one is placed and bound."""
     epoch = await seed_fleet(store, 9, 9)

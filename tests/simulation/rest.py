@@ -238,11 +238,24 @@ class RestChecker:
             least = min((int(score) for score in flat[1::2] if int(score)), default=0)
             if not has_room(limit, len(flat) // 2, least, wanted.pool, self._index):
                 return False
+        if self._is_coming_into_force(job):
+            return False
         pools = [pool for pool in self._index.tiers(wanted.pool) if self._admits(pool, job.tenant_id)]
         return any(
             self._index.nodes[node].pool in pools and can_run(node, job.src_lang, job.tgt_lang, job.features)
             for node in free
         )
+
+    def _is_coming_into_force(self, job: intake.Job) -> bool:
+        """Whether a job of the session runs under a limit that a leader has written into the cell and not published yet:
+        it holds the later ones of the session already.
+        """
+        counted = messages.parse_counted((self._server.ask("GET", _CELL.counted) or b"").decode())
+        if "session" not in counted.kinds - self._index.counted:
+            return False
+        flat = self._server.ask("ZRANGE", _CELL.held("session", job.session_id), 0, -1, "WITHSCORES")
+        least = min((int(score) for score in flat[1::2] if int(score)), default=0)
+        return 0 < least <= len(flat) // 2
 
     def _admits(self, pool: str, tenant: str) -> bool:
         tenants = self._index.policy(pool).match.tenants
