@@ -12,7 +12,7 @@ from scheduler.runtime.dispatch_state import DispatchState
 from scheduler.runtime.intake import Job, JobClass
 from scheduler.runtime.placement import candidates
 from scheduler.runtime.placement.attempt import Call, PlacementAttempt
-from scheduler.runtime.placement.candidates import Sampler
+from scheduler.runtime.placement.sampler import Sampler
 from scheduler.runtime.waiting.queues import Waiter
 
 

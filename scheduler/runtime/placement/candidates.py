@@ -12,133 +12,21 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Final
 
 import msgspec
 
-from scheduler.protocol.snapshot import Node, Pool, Strategy
+from scheduler.protocol.snapshot import Node, Pool
 from scheduler.runtime.index import Group, Index, Members, group
 from scheduler.runtime.intake import Job, JobClass
+from scheduler.runtime.placement import strategies
+from scheduler.runtime.placement.sampler import SPARE, Loads, Sampler
 from scheduler.session.bindings import Binding
 
 Groups = tuple[tuple[str, ...], ...]
-Loads = Mapping[str, int]
-_SAMPLE_FACTOR: Final = 2  # nodes drawn for each that may be taken
-_WIDER_MAX: Final = 8  # times so many are looked at where those drawn first are believed to be full
-_SPARE: Final = 3  # the bound node, the preferred one, and one that an attempt failed on may be among those drawn
 _HASH_RANGE: Final = float(2**64)
-
-
-class _Sample:
-    """Names drawn from a group, and whose turn it is. The group is kept, so that its id is nobody else's meanwhile.
-
-    full: a few that are believed to be full, for want of better. room_is_scarce: there were such.
-    exhausted: no more are to be drawn.
-    """
-
-    __slots__ = ("exhausted", "full", "group", "names", "next_offset", "room_is_scarce")
-
-    def __init__(self, group: Group) -> None:
-        self.group = group
-        self.names: list[str] = []
-        self.full: list[str] = []
-        self.next_offset = 0
-        self.room_is_scarce = False
-        self.exhausted = False
-
-
-class Sampler:
-    """Nodes drawn at random, once for all jobs of one call, and dealt out in turn.
-
-    A call of many jobs so names few nodes, and each of them is one that was believed to be little used. Of a group that
-    few of the jobs are for only a few are drawn.
-
-    Args: loads, node -> slots believed in use; random, for drawing; jobs of the call.
-    """
-
-    def __init__(self, loads: Loads, random: Random, jobs: int = 1) -> None:
-        self._loads = loads
-        self._random = random
-        self._jobs = jobs
-        self._drawn: dict[int, _Sample] = {}
-
-    def take(self, nodes: Group, count: int, *without: str) -> tuple[str, ...]:
-        """At most `count` of a group, least used first; another job gets others. without: names, or ""."""
-        if len(nodes.nodes) == 1:
-            only = nodes.nodes[0].id
-            return () if only in without else (only,)
-        without = tuple([name for name in without if name])
-        drawn = self._drawn.get(id(nodes))
-        if drawn is None:
-            drawn = self._drawn[id(nodes)] = _Sample(nodes)
-        served = drawn.next_offset if drawn.room_is_scarce else drawn.next_offset // _SAMPLE_FACTOR
-        if not drawn.exhausted and served + count + len(without) > len(drawn.names):
-            self._draw(drawn, count)
-        names = drawn.names
-        start = drawn.next_offset % (len(names) or 1)
-        drawn.next_offset += 1
-        if without:
-            dealt = [name for name in names[start : start + count + len(without)] if name not in without]
-        else:
-            dealt = names[start : start + count]
-        if len(dealt) < count and start:
-            dealt += [name for name in names[:start] if name not in without]
-        if len(dealt) < count and drawn.full:
-            dealt += [name for name in drawn.full if name not in without]
-        return tuple(dealt if len(dealt) <= count else dealt[:count])
-
-    def _draw(self, drawn: _Sample, count: int) -> None:
-        """As many again as there are, of which the less used of twice as many are taken; at first enough for one job.
-
-        At most one for every two jobs of the call, beside those for one; where room is scarce, one for each, and more
-        are looked at.
-        """
-        nodes, names = drawn.group.nodes, drawn.names
-        jobs = self._jobs if drawn.room_is_scarce else self._jobs // _SAMPLE_FACTOR
-        needed = min(max(count + _SPARE, 2 * len(names)), count + max(_SPARE, jobs)) - len(names)
-        if needed <= 0 or len(names) + len(drawn.full) == len(nodes):
-            drawn.exhausted = True
-            return
-        size = min(len(nodes), _SAMPLE_FACTOR * needed + len(names) if names else _SAMPLE_FACTOR * count + 1)
-        found, room = self._look(drawn, size)
-        if room < len(found):
-            drawn.room_is_scarce = True
-            if room < needed and size < len(nodes):
-                wider = min(_WIDER_MAX, -(-needed // max(1, room)) + 1)
-                found, room = self._look(drawn, min(len(nodes), wider * size))
-                drawn.exhausted = not room
-            drawn.full = drawn.full or found[room:][: count + _SPARE]
-        names += found[: min(room, needed)]
-
-    def _look(self, drawn: _Sample, size: int) -> tuple[list[str], int]:
-        """So many of a group that are not drawn yet, least used first, and how many of them may have room."""
-        loads = self._loads
-        used = [
-            (loads.get(node.id, 0) / node.slots, node.id) for node in _sample(drawn.group.nodes, size, self._random)
-        ]
-        if drawn.names or drawn.full:
-            known = {*drawn.names, *drawn.full}
-            used = [each for each in used if each[1] not in known]
-        used.sort(key=_use)
-        room = len(used) if not used or used[-1][0] < 1 else sum([use < 1 for use, _ in used])
-        return [name for _, name in used], room
-
-
-def _sample(nodes: Sequence[Node], size: int, random: Random) -> list[Node]:
-    """As `random.sample`, in two thirds of the time where few are drawn of many, and hardly one twice."""
-    count, draw = len(nodes), random.random
-    if 2 * size > count:
-        return random.sample(nodes, size)
-    places: dict[int, None] = {}
-    while len(places) < size:
-        places[int(draw() * count)] = None
-    return [nodes[place] for place in places]
-
-
-def _use(drawn: tuple[float, str]) -> float:
-    return drawn[0]
 
 
 class Placement(msgspec.Struct, frozen=True, gc=False):
@@ -229,7 +117,7 @@ def place(job: Job, job_class: JobClass, binding: Binding | None, index: Index, 
     policy = index.policy(job_class.pool)
     first_groups = first_choices(preferred, bound)
     avoid = _avoided(job, nodes)
-    found = STRATEGIES[policy.strategy](
+    found = strategies.FUNCTIONS[policy.strategy](
         bound.node, avoid, preferred, nodes, sampler, policy.candidates - len(first_groups)
     )
     return _placement((*first_groups, found) if found else first_groups, bound, preferred, note, policy)
@@ -266,9 +154,9 @@ def place_among(
         if tier in by_tier:
             everyone = group(by_tier[tier])
             nodes = everyone.trusted or everyone
-            count = len(nodes.nodes) + _SPARE
+            count = len(nodes.nodes) + SPARE
             avoid = _avoided(job, nodes)
-            groups += (STRATEGIES[policy.strategy](bound.node, avoid, preferred, nodes, sampler, count),)
+            groups += (strategies.FUNCTIONS[policy.strategy](bound.node, avoid, preferred, nodes, sampler, count),)
             groups += (tuple(sorted(everyone.ids)),)
     return _placement(_each_once(groups), bound, preferred, note, policy)
 
@@ -345,32 +233,3 @@ def _placement(groups: Groups, bound: SessionAffinity, preferred: str, note: str
     why = bound.why
     keeps = "avoid" if why == "avoid" else "full" if policy.pressure == "return" else ""
     return Placement(groups, bound.node if why != "strategy" else "", why, preferred, note, keeps)
-
-
-# ---- strategies -----------------------------------------------------------------------------------------------------
-
-
-def affinity(last: str, avoid: str, preferred: str, nodes: Group, sampler: Sampler, count: int) -> tuple[str, ...]:
-    """Behind the bound node, which is tried first: the least loaded of a few."""
-    return sampler.take(nodes, count, avoid, last, preferred)
-
-
-def spread(last: str, avoid: str, preferred: str, nodes: Group, sampler: Sampler, count: int) -> tuple[str, ...]:
-    """Not the session's last node, unless it is the only one."""
-    return sampler.take(nodes, count, avoid, last, preferred) or ((last,) if last in nodes.ids else ())
-
-
-def least_loaded(_: str, avoid: str, preferred: str, nodes: Group, sampler: Sampler, count: int) -> tuple[str, ...]:
-    """The least loaded of a few, whatever the session did before."""
-    return sampler.take(nodes, count, avoid, preferred)
-
-
-_Strategy = Callable[[str, str, str, Group, Sampler, int], tuple[str, ...]]
-"""The session's last node, the one to avoid, the one that is asked for (each "" for none), nodes that are alike, the
-sampler of the call, and how many to name -> nodes of one group, none of the other three unless there is no other.
-"""
-STRATEGIES: Final[Mapping[Strategy, _Strategy]] = {
-    "affinity": affinity,
-    "spread": spread,
-    "least_loaded": least_loaded,
-}
