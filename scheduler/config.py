@@ -20,7 +20,8 @@ import msgspec
 
 from scheduler.errors import InvalidConfig, InvalidInput, UnknownKey
 from scheduler.protocol.keys import check_name
-from scheduler.protocol.snapshot import Strategy
+from scheduler.protocol.snapshot import STRATEGIES, Strategy
+from scheduler.texts import choice
 
 PREFIX: Final = "SCHED_"
 MARGIN_MS_MIN: Final = 20
@@ -158,8 +159,8 @@ def check_settings(settings: Settings, prefix: str = "") -> Settings:
             refuse(field.name, "a whole number above 0")
         if field.type is int and value > NUMBER_MAX:
             refuse(field.name, f"at most {NUMBER_MAX}")
-    if settings.strategy not in ("affinity", "spread", "least_loaded"):
-        refuse("strategy", "affinity, spread or least_loaded")
+    if settings.strategy not in STRATEGIES:
+        refuse("strategy", choice(STRATEGIES))
     if settings.cells != 1:
         refuse("cells", "1: there is one cell so far")
     if settings.partitions > 4096:

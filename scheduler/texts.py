@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 DETAIL_LENGTH_MAX: Final = 1_000
@@ -19,3 +20,9 @@ def cut_middle(text: str, length_max: int) -> str:
 def storable(text: str) -> str:
     """A text without half characters, which names of files have and no server and no terminal takes."""
     return text.encode(errors="backslashreplace").decode()
+
+
+def choice(words: Iterable[str]) -> str:
+    """Words as a choice: `a, b or c`."""
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last

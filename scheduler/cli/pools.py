@@ -41,7 +41,7 @@ from scheduler.management.commands import (
     encode_command,
 )
 from scheduler.management.pools import DEFAULT_POOL, PoolDocument
-from scheduler.protocol.snapshot import Node, Pool
+from scheduler.protocol.snapshot import STRATEGIES, Node, Pool
 from scheduler.store.control import Led
 from scheduler.store.store import Store
 
@@ -75,7 +75,14 @@ def timeout_option(command: _Command) -> _Command:
 # ---- apply ----------------------------------------------------------------------------------------------------------
 
 
-@pools.command("apply", short_help="Configure the pools of a TOML file.")
+_STRATEGY_WIDTH: Final = max(map(len, STRATEGIES))
+_STRATEGIES: Final = "\n".join(
+    ["\b", "Strategies, by which a session gets a node of its pool:"]
+    + [f"  {name:{_STRATEGY_WIDTH}}  {sentence}" for name, sentence in STRATEGIES.items()]
+)
+
+
+@pools.command("apply", short_help="Configure the pools of a TOML file.", epilog=_STRATEGIES)
 @click.argument("file", type=click.File("rb"))
 @timeout_option
 @server_options()

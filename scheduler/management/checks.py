@@ -5,11 +5,12 @@ value, what was expected and, for a word that is unknown, the nearest known one.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final, NoReturn, TypeVar
 
 from scheduler.config import NUMBER_MAX
 from scheduler.errors import InvalidConfig, UnknownKey
+from scheduler.texts import choice
 
 T = TypeVar("T")
 Check = Callable[[str, object], object]
@@ -67,10 +68,10 @@ def _is_plain(letter: str) -> bool:
     return letter >= " " and not "\x7f" <= letter <= "\x9f" and not "\ud800" <= letter <= "\udfff"
 
 
-def one_of(key: str, value: object, words: tuple[str, ...]) -> str:
+def one_of(key: str, value: object, words: Collection[str]) -> str:
     """One of a few words. Raises: InvalidConfig."""
     if not (isinstance(value, str) and value in words):
-        refuse(key, value, f"{', '.join(words[:-1])} or {words[-1]}")
+        refuse(key, value, choice(words))
     return value
 
 

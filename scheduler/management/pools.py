@@ -20,7 +20,7 @@ from scheduler.errors import InvalidInput
 from scheduler.management.checks import Check, known_key, nearest, number, one_of, refuse, table, text, texts
 from scheduler.protocol.documents import ANY_LANGUAGE, NodeBeat, check_pair
 from scheduler.protocol.keys import check_name
-from scheduler.protocol.snapshot import Match, Pool, Pressure, Strategy
+from scheduler.protocol.snapshot import STRATEGIES, Match, Pool, Pressure, Strategy
 
 DEFAULT_POOL: Final = "default"
 STORED_PREFIX: Final = "pool:"
@@ -91,7 +91,7 @@ def _match(key: str, value: object) -> Match:
 
 _FIELDS: Final[Mapping[str, Check]] = {
     "description": partial(text, length_max=DESCRIPTION_LENGTH_MAX),
-    "strategy": partial(one_of, words=get_args(Strategy)),
+    "strategy": partial(one_of, words=STRATEGIES),
     "pressure": partial(one_of, words=get_args(Pressure)),
     "fallback": partial(texts, size_max=FALLBACK_MAX, check=check_name),
     "tenants": _names,

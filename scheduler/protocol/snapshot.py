@@ -5,16 +5,29 @@ Pure. Every struct is frozen. A reader ignores fields that it does not know, so 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Final, Literal, TypeAlias, get_args
 
 import msgspec
 
 from scheduler.errors import InvalidInput
 
-Strategy = Literal["affinity", "spread", "least_loaded"]
+Strategy: TypeAlias = (
+    Annotated[Literal["affinity"], "the node that the session is bound to, then the freest"]
+    | Annotated[Literal["spread"], "not the session's last node, unless it is the only one"]
+    | Annotated[Literal["least_loaded"], "the freest node, whatever the session did before"]
+)
+"""Which node of a pool a session gets: the names, each with a sentence for people.
+
+This is the only list. A name is that of its function in runtime/placement/strategies.py.
+"""
 Pressure = Literal["stay", "return"]
 Reason = Literal["ready", "suspect", "draining", "quarantined", "dead"]
+
+STRATEGIES: Final[Mapping[str, str]] = {
+    get_args(name)[0]: sentence for name, sentence in map(get_args, get_args(Strategy))
+}
+"""Each strategy with its sentence."""
 
 
 class Match(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -1,6 +1,6 @@
 """Decides attempts: which jobs are tried now, on which nodes, and in which calls.
 
-It reads a dispatcher's state and changes no more of it than the places of waiting jobs. No server is asked here.
+It reads a dispatcher's state and changes only the places of waiting jobs in it. No server is asked here.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from scheduler.runtime.dispatch_state import DispatchState
 from scheduler.runtime.intake import Job, JobClass
 from scheduler.runtime.placement import candidates
 from scheduler.runtime.placement.attempt import Call, PlacementAttempt
-from scheduler.runtime.placement.candidates import Sampler
+from scheduler.runtime.placement.sampler import Sampler
 from scheduler.runtime.waiting.queues import Waiter
 
 
 def chunks(jobs: Sequence[Job], size: int, lane_of: Callable[[int], int]) -> Iterator[Sequence[Job]]:
     """Divide jobs into calls of at most `size`, each partition in its order.
 
-    More than one call is divided into two lanes that take turns, and lane_of (partition -> 0 or 1) says into which. A
-    call then shares no partition with the one before, and can be sent while that one is under way.
+    More than one call is divided into two lanes that take turns. A call then shares no partition with the one before,
+    and can be sent while that one is under way.
+
+    lane_of: partition -> 0 or 1.
     """
     if len(jobs) <= size:
         yield jobs
@@ -75,7 +77,10 @@ def decide(state: DispatchState, jobs: Sequence[Job], random: Random, now_ms: fl
 def decide_waiting(
     state: DispatchState, waiters: Sequence[Waiter], random: Random, now_ms: float
 ) -> list[PlacementAttempt]:
-    """An attempt for each waiter whose turn it is, unless it blocks or asks instead. Their bindings must be known."""
+    """An attempt for each waiter whose turn it is, unless it blocks or asks instead.
+
+    The bindings of their sessions must have been read.
+    """
     attempts = []
     for waiter in waiters:
         attempt = _decide_waiter(state, waiter, random, now_ms)
@@ -106,7 +111,10 @@ def _decide_waiter(state: DispatchState, waiter: Waiter, random: Random, now_ms:
 
 
 def defer(state: DispatchState, jobs: Sequence[Job], now_ms: float) -> Sequence[Job]:
-    """Defer newcomers that must not be placed before the deferred ones have been read again. Returns: the others."""
+    """Defer newcomers that must not be placed before the deferred ones have been read again.
+
+    Returns: the jobs that are not deferred.
+    """
     if not state.overflow:
         return jobs
     kept = []
@@ -121,7 +129,9 @@ def defer(state: DispatchState, jobs: Sequence[Job], now_ms: float) -> Sequence[
 
 
 def split(state: DispatchState, jobs: Sequence[Job], now_ms: float) -> tuple[list[Job], list[Job]]:
-    """Newcomers that may be tried now, and those that come after: with a job of a session all later ones of it."""
+    """Newcomers that may be tried now, and those that come later. Once a job is to come later, so are all the next jobs
+    of its session.
+    """
     now: list[Job] = []
     later: list[Job] = []
     held_back: set[str] = set()

@@ -1,10 +1,14 @@
-"""Notices that the server has less than what was read of it, and forgets what hangs on that.
+"""Notices that the server has less than was read from it, and forgets what was read.
 
-A server comes back without its last writes, or without any; somebody deletes a stream. What is read next may have lower
-ids than what was read before, so a cursor stays above it for ever, and what is remembered of jobs is not so any more.
-Two signs: another server process answers (exact, and known with each connection), and a cursor above the highest id
-that its stream has ever had, for which all are compared once a second and after each read that failed. A partition is
-claimed anew then, as after a take-over; of `freed` only what comes next is read, as after a gap.
+A server may come back without its last writes, or without any, and a stream may be deleted. The next entries may then
+have lower ids than those that were read, so the cursor stays above them and they are never read; and what is remembered
+of jobs is wrong. There are two signs:
+
+- Another server process answers. This is exact, and known with each connection.
+- A cursor is above the highest id that its stream has ever had. All cursors are compared once a second, and after each
+  read that failed.
+
+The partition is then claimed anew, as after a take-over. Of `freed` the next events are read, as after a gap.
 """
 
 from __future__ import annotations
@@ -22,13 +26,16 @@ from scheduler.store.store import Store
 logger = logging.getLogger("scheduler.dispatcher")
 
 LOOK_MS: Final = 1_000
-ANEW: Final = "what was known of the one before is forgotten"
+NOTHING_HELD: Final = "what was read from the one before is forgotten"
 
 
 class Behind:
     """The looks of one dispatcher at its server.
 
-    Args: store; partitions and snapshots, which begin anew. Each look is told the reader.
+    Args:
+        store: the server.
+        partitions: are claimed anew.
+        snapshots: are read anew.
     """
 
     def __init__(self, store: Store, partitions: Partitions, snapshots: Snapshots) -> None:
@@ -63,21 +70,23 @@ class Behind:
             )  # fmt: skip
         if keys.freed in behind:
             reader.restart_freed(last_ids[keys.freed] or "0")
-        lost = frozenset(each for each in self._partitions.held if keys.jobs(each) in behind)
+        lost = frozenset(partition for partition in self._partitions.held if keys.jobs(partition) in behind)
         if lost:
             self._partitions.begin_anew(lost)
 
     async def _begin_anew(self, reader: Reader) -> None:
-        """Of another process nothing is known, whatever it has. What was remembered must not be sent there either.
+        """Forget everything: another process may have anything, and what was read from the one before must not be sent
+        to it.
 
-        The snapshot is read before anything is placed: one of a time that was lost can have a higher version than the
-        server now has, and the cell would believe that it says what is counted.
+        The snapshot is read before anything is placed. The one in hand may have a higher version than the server has
+        now, and the cell would count for limits as that version says.
         """
         life = self._store.connection.life
         freed = self._store.cell.keys.freed
         held = self._partitions.held
         logger.warning(
-            "another server process answers: %s", f"{counted(len(held), 'partition')} claimed anew" if held else ANEW
+            "another server process answers: %s",
+            f"{counted(len(held), 'partition')} claimed anew" if held else NOTHING_HELD,
         )
         self._partitions.begin_anew(held)
         reader.restart_freed((await self._store.reads.last_ids([freed]))[0] or "0")

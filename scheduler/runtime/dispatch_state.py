@@ -1,7 +1,7 @@
 """What one dispatcher knows, and how it changes: by a snapshot, by a batch that was read, by answers of the server.
 
-All of it may be out of date, which costs at most an attempt without success: the scripts look at what is true. Only the
-methods here change it.
+All of it may be out of date, which costs at most an attempt without success, because the scripts decide by what is
+stored. Only the methods here change it.
 """
 
 from __future__ import annotations
@@ -35,22 +35,30 @@ from scheduler.timings import Timing
 logger = logging.getLogger("scheduler.dispatcher")
 
 COUNTED_MS: Final = 60_000
-"""For so long a kind is counted that no snapshot names: `reserve` says so again if it still has to be."""
-TOO_LONG_MS: Final = 10  # a decision, or a wait for an earlier job of the session, that is counted and told
+"""How long a kind of limit is counted that no snapshot names. `reserve` asks for it again if that is too short."""
+TOO_LONG_MS: Final = 10  # a decision, or a wait for an earlier job of the session, that is counted and logged
 
 
 class DispatchState:
-    """Args: settings; layout, as stored; cell, its number; partitions, those that are ours; clock, the process's own.
+    """The state of one dispatcher.
+
+    Args:
+        settings: of the process.
+        layout: as stored.
+        cell: its number.
+        partitions: those that are ours.
+        clock: the process's own.
 
     index: the snapshot by which jobs are placed.
     loads: node -> slots believed in use.
-    counted: what the cell was last heard to count for limits.
+    counted: the limits that the cell counts for, by its last answer that named them.
     waiting: jobs that wait.
     overflow: entries that there is no memory for.
     undecided: waiting jobs that may belong to another pool.
     bindings: of sessions.
-    report: what was done so far.
-    decisions, session_waits: how long things took.
+    report: counts since the start.
+    decisions: how long it took to choose candidates.
+    session_waits: how long jobs waited for an earlier job of their session.
     """
 
     def __init__(
@@ -80,7 +88,9 @@ class DispatchState:
 
     @property
     def must_read_bindings(self) -> bool:
-        """Whether bindings are read before jobs are tried: while most are stored, or jobs wait, which is by class."""
+        """Whether bindings are read before jobs are tried: while most are stored, or jobs wait, whose class depends on
+        them.
+        """
         return self.bindings.should_prefetch or len(self.waiting) > 0 or bool(self.overflow)
 
     @property
@@ -94,13 +104,13 @@ class DispatchState:
         return bool(self.overflow) and self.overflow.is_due(self.waiting.count, len(self.waiting), self.clock.ms())
 
     def kinds(self, index: Index) -> frozenset[str]:
-        """The kinds of limits that a reservation counts for: those of the snapshot, and those of a later one that the
-        cell named.
+        """The kinds of limits that a reservation counts for: those of the snapshot, and those that the cell named
+        because a later snapshot has them.
         """
         return index.counted | self.counted.kinds if self.counted.kinds else index.counted
 
     def unread(self, sessions: Iterable[str]) -> list[str]:
-        """The sessions of these whose bindings must be read, for a session without one would move."""
+        """The sessions whose bindings must be read before they are placed; without its binding a session would move."""
         return [session for session in dict.fromkeys(sessions) if session not in self.bindings]
 
     def classify(self, job: Job, now_ms: float) -> JobClass:
@@ -140,7 +150,7 @@ class DispatchState:
                 self.waiting.reclassify(waiter, job_class)
 
     def forget_counted(self) -> None:
-        """What the cell named is over, if the snapshot says as much, or if that was long ago."""
+        """Forget the kinds that the cell named, if the snapshot has them now, or if that was long ago."""
         is_in_snapshot = self.counted.kinds <= self.index.counted and not self.is_outdated
         if is_in_snapshot or self.clock.ms() - self._counted_at_ms > COUNTED_MS:
             self.counted = messages.Counted()
@@ -169,9 +179,12 @@ class DispatchState:
         return self.in_time([job for job in batch.jobs if self.partitions.holds(job.partition, job.epoch)])
 
     def apply_bindings(self, sessions: Sequence[str], unread: Sequence[str], read: Sequence[Binding | None]) -> None:
-        """Bindings that were read. The others are used, so that none of them is forgotten for these.
+        """Learn the bindings that were read. Those that were known are used first, so that none is dropped for these.
 
-        Args: sessions, all; unread, those of them that were read; read, what they are bound to.
+        Args:
+            sessions: all that are needed.
+            unread: those of them that were not known.
+            read: the bindings of these.
         """
         now_ms = self.clock.ms()
         for session in sessions:
@@ -207,7 +220,7 @@ class DispatchState:
         return self.overflow.admit(in_time, lambda job: causes[job.key], waiting.count, len(waiting))
 
     def forget(self, partitions: Collection[int]) -> None:
-        """Forget everything about partitions; their sessions are another owner's, or are read anew."""
+        """Forget everything about partitions: they have another owner now, or are read anew."""
         self.waiting.drop_partitions(partitions)
         self.overflow.forget(partitions)
         self._rejections = [item for item in self._rejections if item.partition not in partitions]
@@ -219,8 +232,10 @@ class DispatchState:
     # ---- answers of `reserve` ----
 
     def apply_lookups(self, call: Call, answers: Sequence[Answer | None]) -> list[int]:
-        """What the script found of sessions whose bindings were not known. Returns: the numbers of the attempts that
-        have no slot yet and whose sessions are bound, or may be; a job that waits does so in the class of its session.
+        """Learn what the script found of sessions whose bindings were not known.
+
+        Returns: the numbers of the attempts that have no slot yet and whose sessions are bound, or may be. They are
+        decided anew, because a job that waits must do so in the class that its binding gives it.
         """
         bound = set()
         for attempt, answer in zip(call.attempts, answers, strict=True):
@@ -242,7 +257,7 @@ class DispatchState:
         ]
 
     def apply_answers(self, call: Call, answers: Sequence[Answer | None]) -> None:
-        """What came of each attempt of a call. None answers an attempt without candidates."""
+        """Apply the answer to each attempt of a call; None for an attempt without candidates."""
         waited_ms = []
         for attempt, answer in zip(call.attempts, answers, strict=True):
             job, waiter = attempt.job, attempt.waiter
@@ -286,7 +301,7 @@ class DispatchState:
             self.reclassify(self.waiting.of_session(job.session_id), now_ms)
 
     def _apply_end(self, attempt: PlacementAttempt, answer: messages.Refused) -> None:
-        """The job is not ours, is dealt with, or ends."""
+        """A job that is not ours, that was dealt with before, or that ends."""
         job = attempt.job
         if answer.why == "fenced":
             self.partitions.lose(job.partition)
@@ -300,7 +315,7 @@ class DispatchState:
             self.waiting.leave(attempt.waiter)
 
     def _apply_held_back(self, attempt: PlacementAttempt, answer: messages.Refused, sent_ms: float) -> None:
-        """What the answer says of nodes and limits."""
+        """Learn what the answer says about nodes and limits."""
         if answer.counted is not None:
             self.counted, self._counted_at_ms = answer.counted, sent_ms
         if answer.why == "full" and attempt.placement is not None:
@@ -313,7 +328,7 @@ class DispatchState:
     def _wait(self, attempt: PlacementAttempt, answer: messages.Refused | None, call: Call) -> None:
         """A newcomer that was not placed. answer: None when it was held back behind others, or no node can serve it.
 
-        What the answer says of a class is of no use if the job has another one now.
+        The answer is of no use if the job has another class now.
         """
         job, job_class, waiting = attempt.job.without_body(), attempt.job_class, self.waiting
         sent_ms = call.sent_ms
@@ -363,7 +378,7 @@ class DispatchState:
     # ---- other answers ----
 
     def _believe(self, has_room: Mapping[str, bool]) -> None:
-        """Nodes were seen just now: name -> whether it has room."""
+        """Correct the believed loads. has_room: node -> whether the server has just said that it has room."""
         for name, is_open in has_room.items():
             node = self.index.nodes.get(name)
             if node is not None and (not is_open or self.loads.get(name, 0) >= node.slots):
@@ -375,36 +390,39 @@ class DispatchState:
         open_nodes: Mapping[JobClass, Sequence[str]],
         has_room: Mapping[str, bool],
     ) -> None:
-        """Which eligible nodes of the asking waiters have room; the first of a class is told them for all of it.
+        """Apply which nodes have room for the asking waiters. The first of a class gets the nodes, for all of it.
 
-        Args: waiters; open_nodes, by class, in the order in which they are tried; has_room, of all that were asked.
+        Args:
+            waiters: that asked.
+            open_nodes: by class, in the order in which they are to be tried.
+            has_room: of every node that was asked about.
         """
         self._believe(has_room)
-        told: set[JobClass] = set()
+        answered: set[JobClass] = set()
         for waiter in waiters:
             nodes: Sequence[str] = ()
-            if waiter.job_class not in told and waiter.state != "left":
-                told.add(waiter.job_class)
+            if waiter.job_class not in answered and waiter.state != "left":
+                answered.add(waiter.job_class)
                 nodes = open_nodes.get(waiter.job_class, ())
             self.waiting.apply_open(waiter, tuple(nodes))
 
     def reject(self, items: Iterable[messages.RejectItem]) -> None:
-        """These jobs are to be ended."""
+        """Add jobs that are to be ended."""
         self._rejections += items
 
     def take_rejections(self) -> list[messages.RejectItem]:
-        """The jobs that are to be ended now."""
+        """Take the jobs that are to be ended now."""
         items, self._rejections = self._rejections, []
         return items
 
     def retry_rejections(self) -> None:
-        """Jobs that could not be ended are to be ended now."""
+        """End the jobs now that could not be ended before."""
         self._repeats.step()
         self._rejections += self._stuck
         self._stuck = []
 
     def apply_rejected(self, items: Sequence[messages.RejectItem], answers: Sequence[str]) -> None:
-        """What came of jobs that were to be ended."""
+        """Apply the answers to jobs that were to be ended."""
         for item, answer in zip(items, answers, strict=True):
             generated = keys.generated_job_id(self._cell, item.partition, item.entry_id)
             if answer == "fenced":
@@ -421,18 +439,18 @@ class DispatchState:
                     self._log_rejected(item)
 
     def _log_rejected(self, item: messages.RejectItem) -> None:
-        """A job that dies is a loss to somebody, one that was cancelled is not."""
+        """A job that died is a warning; one that was cancelled is not, because a person asked for that."""
         if item.reason == "cancelled":
             logger.info("job %s of session %s is cancelled: %s", item.job_id, item.session_id, item.detail)
             return
-        whose = f" of session {item.session_id}" if item.session_id else ""  # what is no document names none
+        whose = f" of session {item.session_id}" if item.session_id else ""  # an unreadable document names none
         line = f"job {item.job_id}{whose} is dead, {item.reason}: {item.detail}"
         self._repeats.warn(f"jobs are dead, {item.reason}", lambda: line)
 
     # ---- times ----
 
     def decided(self, started_ms: float, jobs: int) -> None:
-        """Candidates were chosen for so many jobs."""
+        """Count the time that it took to choose candidates. jobs: for how many they were chosen."""
         now_ms = self.clock.ms()
         took_us = (now_ms - started_ms) * 1_000 / max(1, jobs)
         if jobs and (above := self.decisions.add(took_us, now_ms, jobs)):
@@ -442,7 +460,7 @@ class DispatchState:
             )  # fmt: skip
 
     def _time_waits(self, waited: Iterable[tuple[float, Job]]) -> None:
-        """For how long jobs that were placed had waited for their session. Nothing is before the promoted any more."""
+        """Count how long jobs that were placed had waited for an earlier job of their session."""
         now_ms = self.clock.ms()
         at_once = 0
         for waited_ms, job in waited:

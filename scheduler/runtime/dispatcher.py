@@ -117,14 +117,15 @@ class Dispatcher:
         await self._upkeep.heartbeat()
         await self._keep()
         # Heartbeats last, see close.
-        running = (self._reader.run(), self.snapshots.run(), self._looks.run(), self._heartbeats.run())
-        self._tasks = [asyncio.create_task(each) for each in running]
+        loops = (self._reader.run(), self.snapshots.run(), self._looks.run(), self._heartbeats.run())
+        self._tasks = [asyncio.create_task(loop) for loop in loops]
 
     async def close(self) -> None:
         """Leave, and give up every partition at once; what was read and not placed stays in the intake.
 
-        In this order: a dispatcher that hears that partitions were given up must see that they are not wished to be
-        ours. A heartbeat that is under way comes first too, for after the last one it would make us seem alive.
+        In this order: a dispatcher that reads that partitions were given up must see that we are gone, or it would
+        leave them to us. A heartbeat that is under way ends first, because after the last one it would make us seem
+        alive.
         """
         self._heartbeats.stop()
         await asyncio.gather(*self._tasks[-1:], return_exceptions=True)
@@ -133,7 +134,7 @@ class Dispatcher:
         await self.partitions.give_up()
 
     async def end(self) -> None:
-        """End what runs beside the steps, without a word to the server."""
+        """End what runs beside the steps. Nothing is sent to the server."""
         if self._reader is not None:
             self._reader.stop()
         self.snapshots.stop()
@@ -201,7 +202,7 @@ class Dispatcher:
         """Apply what a batch says. Returns: its jobs that are still ours and in time."""
         if batch.handed_over or batch.gap:
             self.partitions.claim_now()
-            self._heartbeats.wake()  # perhaps its owner has left, and what it had should be ours now
+            self._heartbeats.wake()  # the dispatcher that gave partitions up may have left: some should be ours now
         return self.state.apply_batch(batch)
 
     def _idle_ms(self) -> float:
@@ -219,13 +220,15 @@ class Dispatcher:
         """Place jobs that were just read, and those that are read meanwhile. Jobs that must wait keep their place
         behind the earlier ones of their session.
 
-        Args: jobs, in the order of their partitions; is_again, whether these were deferred before.
+        Args:
+            jobs: in the order of their partitions.
+            is_again: whether they were deferred before.
         """
         under_way: UnderWay = []
         try:
             while jobs:
                 if self.state.overflow and not is_again:
-                    # Now already, so that what remains shares few calls; what is deferred meanwhile is seen later.
+                    # Before the jobs are divided into calls, so that those that remain need few.
                     await self._read_bindings(jobs)
                     jobs = attempts.defer(self.state, jobs, self._clock.ms())
                 for chunk in attempts.chunks(jobs, self._settings.batch_max, self.partitions.lane):
@@ -236,8 +239,8 @@ class Dispatcher:
             await _drop(under_way)
 
     def _next_jobs(self) -> Sequence[Job]:
-        """The jobs of the next batch, if there is one in hand and nothing else is due: a backlog is no reason to wait
-        for the last answers of each batch.
+        """The jobs of the next batch, if there is one in hand and nothing else is due. With a backlog the last answers
+        of a batch are then not waited for before the next one.
         """
         if self._idle_ms() <= 0 or (batch := self.reader.next_ready()) is None:
             return []
@@ -277,8 +280,8 @@ class Dispatcher:
     # ---- jobs that wait ----
 
     async def _place_waiting(self) -> None:
-        """Try jobs that wait and may have room, until none is left to be tried now. None is tried while the cell asks
-        for a snapshot that is not there yet.
+        """Try jobs that wait and may have room, until there are none to be tried now. None is tried while the cell asks
+        for a snapshot that is not published yet.
         """
         while self.state.waiting.busy:
             await self._keep()
@@ -292,8 +295,10 @@ class Dispatcher:
                 await _drop(under_way)
 
     async def _place_waiting_beside(self, jobs: Sequence[Job]) -> Sequence[Job]:
-        """Try jobs that wait, once, and beside them newcomers that need not wait: a class for which there is hardly any
-        room must not delay the others by an answer each time. Returns: the other newcomers.
+        """Try jobs that wait, once, and beside them newcomers that need not wait. A class that is short of room would
+        otherwise delay every other class by a round trip in each step.
+
+        Returns: the newcomers that were not tried.
         """
         first, rest = jobs[: self._settings.batch_max], jobs[self._settings.batch_max :]
         await self._read_bindings(first)
@@ -312,7 +317,7 @@ class Dispatcher:
         return [*later, *rest]
 
     async def _send_waiting(self, under_way: UnderWay) -> None:
-        """Ask for the jobs that ask, and send a call for those whose turn it is."""
+        """Ask where the asking jobs have room, and send a call for those whose turn it is."""
         state = self.state
         if asking := state.waiting.asking():
             has_room = await self._server.have_room(attempts.nodes_to_ask(state, asking))
@@ -325,8 +330,8 @@ class Dispatcher:
         self._begin(attempts.call_for(state, decided, self._clock.ms()), under_way)
 
     async def _reclassify(self) -> None:
-        """Decide some jobs anew whose pool may be another one now, even those that wait behind others: when their turn
-        comes, their class must be the one by which they would be placed.
+        """Decide the class anew of some jobs whose pool may be another one now, even of those that wait behind others:
+        when their turn comes, they must wait in the class by which they are placed.
         """
         waiters = self.state.undecided.next(RECLASSIFY_BATCH_MAX)
         await self._read_bindings(waiter.job for waiter in waiters)
@@ -338,8 +343,8 @@ class Dispatcher:
     async def _reserve(self, call: Call) -> list[Answer | None]:
         """The answer to each attempt of a call, None for one that was held back.
 
-        Sessions that are not known are taken for new ones, because most of them are, and the script says which are not:
-        their attempts are replaced by others, where they are bound. That spares a read of bindings before each call.
+        A session whose binding is not known is taken for a new one, because most are. The script says which sessions
+        are bound after all, and their attempts are decided anew. This saves a read of bindings before each call.
         """
         state, life = self.state, self.partitions.life
         answers = await self._server.reserve(call.attempts, call.index, state.kinds(call.index), life)
@@ -349,8 +354,8 @@ class Dispatcher:
             await self._read_bindings(jobs)
             decided = attempts.decide(state, jobs, self._random, self._clock.ms())
             numbers = {call.attempts[number].job.key: number for number in bound}
-            again = await self._server.reserve(decided, state.index, state.kinds(state.index), life)
-            for attempt, answer in zip(decided, again, strict=True):
+            second_answers = await self._server.reserve(decided, state.index, state.kinds(state.index), life)
+            for attempt, answer in zip(decided, second_answers, strict=True):
                 number = numbers[attempt.job.key]
                 call.attempts[number], answers[number] = attempt, answer
         return answers
@@ -379,7 +384,7 @@ class Dispatcher:
                 self.state.apply_rejected(items, await self._server.reject(items, self.partitions.life))
 
     async def _read_bindings(self, jobs: Iterable[Job]) -> None:
-        """Read what the sessions of these jobs are bound to, where that is not known."""
+        """Read the bindings of the sessions of these jobs, where they are not known."""
         sessions = [job.session_id for job in jobs]
         if unread := self.state.unread(sessions):
             self.state.apply_bindings(sessions, unread, await self._server.bindings(unread))

@@ -1,10 +1,12 @@
-"""Pure. Decides; never performs. The language index of one snapshot: (src, tgt, features) -> pools -> members.
+"""The language index of one snapshot: (src, tgt, features) -> pools -> members.
 
-Made from the index before it and a snapshot, or what changed: what no change touched is shared, so that a new version
-costs as much as its change and the groups in which that stands. A look-up walks the shortest list that has all who
-could serve (those of the pair, or of the rarest feature), once; its answer is remembered, so that the hot path reads no
-member list twice. A job without languages matches by features alone; a node without pairs serves only such jobs. `auto`
-is any source, of a job and of a node.
+Pure: no server, no clock.
+
+It is made from the index before it and a snapshot, or the changes. Parts that did not change are shared, so a new
+version costs as much as its changes and the groups that they are in. A look-up goes through the shortest list that has
+every node that could serve (that of the pair, or of the rarest feature), once; its answer is remembered. A job without
+languages matches by features alone; a node without pairs serves only such jobs. `auto` is any source, of a job and of a
+node.
 """
 
 from __future__ import annotations
@@ -19,20 +21,23 @@ from scheduler.runtime.intake import JobClass
 
 CLASSES_MAX: Final = 10_000  # answers that are remembered; jobs can name any languages and features
 REVISED_MAX: Final = 50_000  # (change, answer) pairs of one version; with more, all answers are made anew when needed
-MOVED_MIN: Final = 64  # nodes that may be others than those that were posted, in a small fleet,
-MOVED_SHARE: Final = 50  # and in a large one: one of so many
+MOVED_MIN: Final = 64  # nodes that may differ from the posted ones in a small fleet,
+MOVED_SHARE: Final = 50  # and in a large one: this part of it
 
 Term = tuple[str, ...]
-"""What a posting is of: ("pair", src, tgt), ("target", tgt) or ("feature", name)."""
+"""What a posting lists nodes for: ("pair", src, tgt), ("target", tgt) or ("feature", name)."""
 Posting = dict[str, Node]
 _Needs = tuple[str, str, tuple[str, ...], str]
-"""src_lang, tgt_lang, features, tenant: what members depend on."""
+"""src_lang, tgt_lang, features and tenant, on which the members depend."""
 
 
 class Group(NamedTuple):
-    """Nodes that are alike for a job; `ids` answers at once whether a node is one of them. slots: of all together.
+    """Nodes that are alike for a job.
 
-    trusted: those that are not suspect, None when that makes no difference.
+    nodes: in no order.
+    ids: of the nodes.
+    slots: of all together.
+    trusted: the nodes that are not suspect, None when all or none are.
     """
 
     nodes: Sequence[Node]
@@ -53,10 +58,10 @@ def group(nodes: Sequence[Node]) -> Group:
 
 
 def _revised(members: Members, lost: Sequence[Node], come: Sequence[Node]) -> Members:
-    """Members without some nodes and with others; pools in which none of them is are shared."""
+    """Members after nodes were lost and others came. Pools without any of these are shared."""
     revised = dict(members)
     for pool in dict.fromkeys(node.pool for node in (*lost, *come)):
-        before = members.get(pool, _NOBODY)
+        before = members.get(pool, _NO_NODES)
         after = _regrouped(
             before, [node for node in lost if node.pool == pool], [node for node in come if node.pool == pool]
         )
@@ -68,24 +73,26 @@ def _revised(members: Members, lost: Sequence[Node], come: Sequence[Node]) -> Me
 
 
 def _regrouped(before: Group, lost: Sequence[Node], come: Sequence[Node]) -> Group:
-    """`group` of the nodes without some and with others, by less work."""
-    left, joined = frozenset([node.id for node in lost]), frozenset([node.id for node in come])
-    nodes = [node for node in before.nodes if node.id not in left] if left else list(before.nodes)
+    """A group after nodes were lost and others came: as `group` makes it, with less work."""
+    gone, joined = frozenset([node.id for node in lost]), frozenset([node.id for node in come])
+    nodes = [node for node in before.nodes if node.id not in gone] if gone else list(before.nodes)
     is_alike = before.trusted is None and not any(node.suspect for node in (*nodes[:1], *come))
     nodes.extend(come)
     if not is_alike:
         return group(nodes)
-    ids = before.ids if left == joined else before.ids - left | joined
+    ids = before.ids if gone == joined else before.ids - gone | joined
     return Group(nodes, ids, before.slots + sum([node.slots for node in come]) - sum([node.slots for node in lost]))
 
 
-_NOBODY: Final = group([])
+_NO_NODES: Final = group([])
 
 
 class Index:
-    """Read-only. Replaced as a whole when a new version arrives.
+    """The index of a snapshot. It does not change; a new version has a new one.
 
-    Args: snapshot; before, the index of an earlier version, whose parts are shared where nothing changed.
+    Args:
+        snapshot: of nodes and pools.
+        before: the index of an earlier version, whose parts are shared where nothing changed.
     """
 
     def __init__(self, snapshot: Snapshot = EMPTY_SNAPSHOT, before: Index | None = None) -> None:
@@ -98,7 +105,7 @@ class Index:
         self._fill(snapshot.version, nodes, before, names)
 
     def revised(self, deltas: Sequence[Delta]) -> Index:
-        """The index after deltas that lead on from its version, one or more."""
+        """The index after one or more deltas that follow its version."""
         nodes = applied(self.nodes, deltas)
         named = [name for delta in deltas for name in (*delta.removed, *(node.id for node in delta.nodes))]
         names = [name for name in dict.fromkeys(named) if self.nodes.get(name) != nodes.get(name)]
@@ -125,7 +132,7 @@ class Index:
         self.counted = limited_kinds(pools)
 
     def _fill(self, version: int, nodes: Posting, before: Index | None, names: Sequence[str]) -> None:
-        """Share what did not change. names: of all nodes that came, went or are others."""
+        """Share what did not change. names: of all nodes that came, went or changed."""
         self.version = version
         self.nodes = nodes
         self._members: dict[_Needs, Members] = {}
@@ -144,8 +151,8 @@ class Index:
             self._share_answers(before, gone, [nodes[name] for name in names if name in nodes])
 
     def _post(self) -> None:
-        """Post the nodes that moved, in copies of the postings that they are in. That costs as much as the fleet is
-        large, so it is done for many at a time; until then look-ups pass over those that moved, and take them apart.
+        """Post the nodes that moved, in copies of the postings that they are in. The cost grows with the fleet, so it
+        is done for many nodes at a time. Until then look-ups leave out the nodes that moved, and look at them apart.
         """
         postings = dict(self._postings)
         owned: set[Term] = set()
@@ -167,20 +174,20 @@ class Index:
         self._posted, self._moved = self.nodes, {}
 
     def _share_answers(self, before: Index, gone: Sequence[Node], come: Sequence[Node]) -> None:
-        """Answers in which no changed node stands are still right; the others are revised, if that is little work."""
+        """Share the answers without a changed node, and revise those with one, if that is little work."""
         if (len(gone) + len(come)) * len(before._members) > REVISED_MAX:
             return
-        for needs, found in before._members.items():
+        for needs, members in before._members.items():
             fits = [node for node in come if serves(node, *needs[:3]) and self._admits(node.pool, needs[3])]
-            lost = [node for node in gone if node.pool in found and node.id in found[node.pool].ids]
-            self._members[needs] = _revised(found, lost, fits) if fits or lost else found
+            lost = [node for node in gone if node.pool in members and node.id in members[node.pool].ids]
+            self._members[needs] = _revised(members, lost, fits) if fits or lost else members
 
         def is_shared(job_class: JobClass) -> bool:
             needs = (job_class.src_lang, job_class.tgt_lang, job_class.features, job_class.tenant)
             return self._members.get(needs) is before._members.get(needs)
 
-        self._eligible = {job_class: found for job_class, found in before._eligible.items() if is_shared(job_class)}
-        self._serving = {job_class: found for job_class, found in before._serving.items() if is_shared(job_class)}
+        self._eligible = {job_class: nodes for job_class, nodes in before._eligible.items() if is_shared(job_class)}
+        self._serving = {job_class: ids for job_class, ids in before._serving.items() if is_shared(job_class)}
 
     # ---- answers ----
 
@@ -190,23 +197,25 @@ class Index:
 
     def members(self, src_lang: str, tgt_lang: str, features: tuple[str, ...], tenant: str = "") -> Members:
         """pool -> nodes that can serve the pair with all features. Pools without such a node are missing, and so are
-        those that are for other tenants alone. tenant: of scope_of.
+        pools that are for other tenants alone.
+
+        tenant: as `scope_of` returns it.
         """
         needs = (src_lang, tgt_lang, features, tenant)
-        found = self._members.get(needs)
-        if found is None:
+        members = self._members.get(needs)
+        if members is None:
             if len(self._members) >= CLASSES_MAX:
                 self._members.clear()
             grouped: dict[str, list[Node]] = {}
             for node in self._shortest(src_lang, tgt_lang, features):
                 if serves(node, src_lang, tgt_lang, features) and self._admits(node.pool, tenant):
                     grouped.setdefault(node.pool, []).append(node)
-            found = self._members[needs] = {pool: group(nodes) for pool, nodes in grouped.items()}
-        return found
+            members = self._members[needs] = {pool: group(nodes) for pool, nodes in grouped.items()}
+        return members
 
     def _shortest(self, src_lang: str, tgt_lang: str, features: tuple[str, ...]) -> Iterable[Node]:
-        """The shortest list that has every node that could serve, and those that moved; of all nodes only where nothing
-        is asked for.
+        """The shortest list with every node that could serve, and the nodes that moved. All nodes if nothing is asked
+        for.
         """
         lists = [self._postings.get(("feature", feature), {}) for feature in features]
         if src_lang == ANY_LANGUAGE:
@@ -227,16 +236,16 @@ class Index:
 
     def eligible(self, job_class: JobClass) -> tuple[Node, ...]:
         """Every node that may take jobs of a class: of its pool first, then of the fallback pools in their order."""
-        found = self._eligible.get(job_class)
-        if found is None:
+        nodes = self._eligible.get(job_class)
+        if nodes is None:
             if len(self._eligible) >= CLASSES_MAX:
                 self._eligible.clear()
                 self._serving.clear()
             members = self.members_of(job_class)
-            found = self._eligible[job_class] = tuple(
+            nodes = self._eligible[job_class] = tuple(
                 node for tier in self.tiers(job_class.pool) if tier in members for node in members[tier].nodes
             )
-        return found
+        return nodes
 
     def members_of(self, job_class: JobClass) -> Members:
         """The members of a class."""
@@ -245,11 +254,11 @@ class Index:
     def serves(self, job_class: JobClass, node: str) -> bool:
         """Whether a node may take jobs of a class."""
         if job_class not in self._serving:
-            self._serving[job_class] = frozenset(each.id for each in self.eligible(job_class))
+            self._serving[job_class] = frozenset(eligible.id for eligible in self.eligible(job_class))
         return node in self._serving[job_class]
 
     def policy(self, pool: str) -> Pool:
-        """The policy of a pool; of one that is not in the snapshot, that of a pool of which nobody said anything."""
+        """The policy of a pool; the default one if the pool is not in the snapshot."""
         return self.pools.get(pool) or Pool(pool)
 
     def tiers(self, pool: str) -> tuple[str, ...]:
@@ -261,8 +270,8 @@ class Index:
     def tier_of(self, job_class: JobClass, node: str) -> int:
         """The place of a node's pool among those that may serve a class: 0 for its own, then its fallback pools."""
         tiers = self.tiers(job_class.pool)
-        known = self.nodes.get(node)
-        return tiers.index(known.pool) if known is not None and known.pool in tiers else len(tiers)
+        member = self.nodes.get(node)
+        return tiers.index(member.pool) if member is not None and member.pool in tiers else len(tiers)
 
 
 def serves(node: Node, src_lang: str, tgt_lang: str, features: tuple[str, ...]) -> bool:
@@ -278,12 +287,12 @@ def serves(node: Node, src_lang: str, tgt_lang: str, features: tuple[str, ...]) 
 
 
 def _terms(node: Node) -> set[Term]:
-    """The postings that a node stands in."""
+    """The terms of the postings that a node is in."""
     pairs = {("pair", source, target) for source, target in node.pairs}
     targets = {("target", target) for _, target in node.pairs}
     return {*pairs, *targets, *(("feature", feature) for feature in node.features)}
 
 
 def _reach(pools: Mapping[str, Pool]) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-    """What eligibility depends on, of each pool."""
+    """What eligibility depends on, by pool."""
     return {pool.id: (pool.fallback, pool.match.tenants) for pool in pools.values()}

@@ -1,5 +1,6 @@
-"""Pure. Decides; never performs. An intake entry becomes a job, or a refusal with a reason that a person
-understands.
+"""Decodes an intake entry: it becomes a job, or a refusal with a reason for people.
+
+Pure: no server, no clock.
 """
 
 from __future__ import annotations
@@ -17,19 +18,21 @@ from scheduler.protocol.documents import JobDocument, decode_job
 
 _DETAIL_LENGTH_MAX: Final = 500
 BODY_BYTES_MAX: Final = 2_048
-"""A body up to here goes with its reservation, which costs the server less than to read it from the intake."""
+"""A body of at most this size is sent with its reservation: the server then need not read it from the intake."""
 _DIGITS_MAX: Final = 16  # of a time in milliseconds
 _WITHOUT_OTHERS: Final = frozenset({b"job", b"payload"})  # what a plain XADD of a producer has
 _NAMES_BYTES: Final = sum(map(len, _WITHOUT_OTHERS))
-_NAMED: Final = re.compile(rb'"(job_id|session_id)"\s*:\s*"([!-z|~]{1,128})"')  # as JSON has them
-_DEADLINE_MS_MAX: Final = 10**12  # no process lasts so long; documents can have numbers that no clock can be added to
+_IDS: Final = re.compile(rb'"(job_id|session_id)"\s*:\s*"([!-z|~]{1,128})"')  # as JSON has them
+_DEADLINE_MS_MAX: Final = 10**12  # longer than any process runs; documents can have numbers too large for a clock
 
 
 class JobClass(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
     """What a job needs. Waiting is by class.
 
-    pool: the session's preferred pool, empty when no pool could serve it. tenant: whose job it is where a pool is for
-    certain tenants alone and for this one too, else empty.
+    src_lang, tgt_lang: its language pair, empty for a job without languages.
+    features: that it needs, sorted.
+    pool: the session's preferred pool, empty when no pool could serve it.
+    tenant: of the job, if some pool is for certain tenants alone and this is one of them; else empty.
     """
 
     src_lang: str
@@ -40,8 +43,10 @@ class JobClass(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
 
 
 class Job(msgspec.Struct, frozen=True, gc=False):
-    """A job in the hands of its dispatcher. deadline_at_ms: by the dispatcher's own clock, or None; as decoded, by the
-    server's. body: a small one that was just read; others are in the intake only.
+    """A job of a dispatcher.
+
+    deadline_at_ms: by the dispatcher's own clock, or None; as decoded, by the server's.
+    body: a small one that was just read; a large one is in the intake only.
     """
 
     partition: int
@@ -63,7 +68,7 @@ class Job(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def key(self) -> tuple[int, str]:
-        """The entry that it is."""
+        """Its partition and entry id."""
         return self.partition, self.entry_id
 
     def without_body(self) -> Job:
@@ -72,9 +77,9 @@ class Job(msgspec.Struct, frozen=True, gc=False):
 
 
 def decode(entry: messages.Entry, cell: int, settings: Settings) -> Job | messages.RejectItem:
-    """Decode one entry.
+    """Decode an entry.
 
-    The field `job_id` of an entry that a script wrote overrides the document's; without either the id is generated.
+    The field `job_id` of an entry that a script wrote overrides that of the document; without both an id is generated.
     """
     fields = entry.fields
     body, payload = fields.get(b"job"), fields.get(b"payload", b"")
@@ -117,10 +122,15 @@ def decode(entry: messages.Entry, cell: int, settings: Settings) -> Job | messag
 
 
 def by_own_clock(job: Job, entry: messages.Entry, server_ms: int, own_ms: float) -> Job:
-    """The job with its deadline by the clock of its owner, so that it ends in time whatever the server's clock does.
+    """The job with its deadline by the clock of its owner: it then ends in time even if the server's clock is set.
 
-    Args: job, as decoded from entry; server_ms, the server's time after the entry was read; own_ms, our own at that
-    moment. An entry of the future was submitted now.
+    An entry of the future counts as submitted now.
+
+    Args:
+        job: as decoded from the entry.
+        entry: that was read.
+        server_ms: the server's time after the entry was read.
+        own_ms: our own time at that moment.
     """
     if job.deadline_at_ms is None:
         return job
@@ -129,40 +139,43 @@ def by_own_clock(job: Job, entry: messages.Entry, server_ms: int, own_ms: float)
 
 
 def refuse_head(entry: messages.Entry, head: messages.Head, cell: int, settings: Settings) -> messages.RejectItem:
-    """A refusal of an entry of which only the head was read, because a part of it is above its limit."""
+    """A refusal of an entry of which only the head was read, because a part of it is too large."""
     return _refuse_large(entry, (head.document_bytes, head.payload_bytes, head.other_bytes), cell, settings)
 
 
 def _refuse_large(
     entry: messages.Entry, sizes: tuple[int, int, int], cell: int, settings: Settings
 ) -> messages.RejectItem:
-    """It ends as the job that its document names, if that is within its limit; else the detail says what can be read.
+    """It ends as the job that its document names. If the document itself is too large, the detail has the ids in it.
 
-    sizes: bytes of document, of payload, and of all else.
+    sizes: bytes of the document, of the payload, and of all other fields.
     """
     detail = _too_large(*sizes, settings) or f"an entry of {sum(sizes)} bytes cannot be read"
     document = entry.fields.get(b"job", b"")
     if len(document) > settings.document_bytes_max:
-        found = {
-            each[1].decode(): each[2].decode() for each in _NAMED.finditer(document[: settings.document_bytes_max])
-        }
-        said = ", ".join(f"{name} = {value!r}" for name, value in found.items())
-        detail += f"; it says {said}" if said else ""
+        matches = _IDS.finditer(document[: settings.document_bytes_max])
+        ids = {match[1].decode(): match[2].decode() for match in matches}
+        listed = ", ".join(f"{name} = {value!r}" for name, value in ids.items())
+        detail += f"; it says {listed}" if listed else ""
     refusal = refuse(entry, cell, "too_large", detail, sum(sizes))
     if len(document) > settings.document_bytes_max or not document:
         return refusal
     try:
-        told = decode_job(document)
-        job_id = _job_id(entry, told, cell)
+        submitted = decode_job(document)
+        job_id = _job_id(entry, submitted, cell)
     except InvalidInput:
         return refusal
     return msgspec.structs.replace(
-        refusal, job_id=job_id, session_id=told.session_id, tenant_id=told.tenant_id, reply_to=told.reply_to
+        refusal,
+        job_id=job_id,
+        session_id=submitted.session_id,
+        tenant_id=submitted.tenant_id,
+        reply_to=submitted.reply_to,
     )
 
 
 def refuse(entry: messages.Entry, cell: int, reason: str, detail: str, size_bytes: int = 0) -> messages.RejectItem:
-    """A refusal of an entry whose document cannot be believed: it ends under its generated id."""
+    """A refusal of an entry whose document cannot be used: it ends under a generated id."""
     return messages.RejectItem(
         partition=entry.partition,
         epoch=entry.epoch,
@@ -198,12 +211,12 @@ def expired(job: Job) -> messages.RejectItem:
 
 
 def _other_bytes(fields: Mapping[bytes, bytes]) -> int:
-    """Of all names, and of all values but those that have limits of their own."""
+    """The bytes of all names, and of all values except those that have limits of their own."""
     return sum(map(len, fields)) + sum(len(value) for name, value in fields.items() if name not in _WITHOUT_OTHERS)
 
 
 def _too_large(document_bytes: int, payload_bytes: int, other_bytes: int, settings: Settings) -> str:
-    """What is above its limit, empty when nothing is."""
+    """The part that is above its limit, in words; empty when none is."""
     for what, size_bytes, limit in (
         ("payload", payload_bytes, settings.payload_bytes_max),
         ("job document", document_bytes, settings.document_bytes_max),
@@ -215,7 +228,7 @@ def _too_large(document_bytes: int, payload_bytes: int, other_bytes: int, settin
 
 
 def _script_job_id(entry: messages.Entry) -> str:
-    """The id that a script wrote beside the document, empty when there is none that could be a key."""
+    """The id that a script wrote beside the document, empty when there is none or it is not valid."""
     given = entry.fields.get(b"job_id", b"").decode(errors="replace")
     try:
         return keys.check_id("job_id", given) if given else ""
@@ -230,7 +243,7 @@ def _job_id(entry: messages.Entry, document: JobDocument, cell: int) -> str:
 
 
 def _submitted_ms(entry: messages.Entry) -> int:
-    """Milliseconds of the entry's id, or of the first submission when a script carried it on; the earlier one."""
+    """When the job was submitted, in ms: the time of the entry's id, or the earlier one that a script wrote into it."""
     entry_ms = int(entry.id.partition("-")[0])
     carried = entry.fields.get(b"submitted_ms", b"")
     return min(entry_ms, int(carried)) if carried.isdigit() and len(carried) <= _DIGITS_MAX else entry_ms

@@ -1,4 +1,4 @@
-"""Looks after the intakes that a dispatcher owns: one that takes no entry any more is rebuilt and claimed anew."""
+"""Looks after the intakes of a dispatcher's partitions: one that takes no entries any more is rebuilt."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from scheduler.store.cell import Cell
 from scheduler.store.reads import Reads, position
 from scheduler.store.rebuilding import rebuild
 
-MARGIN_MS: Final = 10_000  # ids that a stream gives between two looks are no further ahead
+MARGIN_MS: Final = 10_000  # the ids that a stream gives between two looks are at most so far ahead
 
 
 class Intakes:
-    """Looks after the partitions that a dispatcher holds, beside its steps.
+    """Looks after the intakes of a dispatcher's partitions, beside its steps.
 
-    rebuilt: partitions that are to be claimed anew.
+    rebuilt: partitions whose intake was rebuilt, which are to be claimed anew.
     """
 
     def __init__(self, cell: Cell, reads: Reads, partitions: Partitions) -> None:
@@ -27,7 +27,7 @@ class Intakes:
         self._above_ms: dict[int, int] = {}
 
     async def look(self) -> bool:
-        """Rebuild what takes no entry any more. Returns whether something is to be claimed anew."""
+        """Rebuild intakes that take no entries any more. Returns: whether partitions are to be claimed anew."""
         held = sorted(self._partitions.epochs.items())
         streams = [self._cell.keys.jobs(partition) for partition, _ in held]
         last_ids = await self._reads.last_ids(streams) if streams else []
@@ -40,11 +40,12 @@ class Intakes:
                 self._above_ms[partition] = max(self._above_ms.get(partition, 0), position(last_id)[0] + MARGIN_MS)
             elif await rebuild(self._cell, stream, last_id, "entry", hold, self._above_ms.get(partition, 0)):
                 self.rebuilt.add(partition)
-        # Whoever holds it meanwhile may give more.
-        self._above_ms = {each: ms for each, ms in self._above_ms.items() if each in self._partitions.epochs}
+        # While another dispatcher owns a partition, its intake may give higher ids.
+        epochs = self._partitions.epochs
+        self._above_ms = {partition: ms for partition, ms in self._above_ms.items() if partition in epochs}
         return bool(self.rebuilt)
 
     def begin_anew(self) -> None:
-        """Claim anew what was rebuilt: what was read of it may have other ids now, and cursors stand above them."""
+        """Claim anew what was rebuilt: its entries may have other ids now, below the cursor."""
         rebuilt, self.rebuilt = frozenset(self.rebuilt), set()
         self._partitions.begin_anew(rebuilt)

@@ -1,8 +1,9 @@
 """The partitions that this dispatcher holds, each under an epoch that every script call names.
 
-Who is alive says who should own what (a wish, session/ring.py); `claim.lua` says who does. What is held and not wished
-any more is handed over; what is wished and held by somebody else is claimed when its lease ends, or at once when the
-holder says that it gave it up. Nobody is asked: without a word of the others an owner keeps what it holds.
+The live dispatchers determine which of them should own each partition (the preferred owner, session/ring.py);
+`claim.lua` decides which one does. A partition that should not be ours any more is handed over. One that should be ours
+and has another owner is claimed when the lease of that owner ends, or at once when the owner says that it gave it up.
+An owner that hears nothing of other dispatchers keeps what it holds.
 """
 
 from __future__ import annotations
@@ -23,10 +24,16 @@ logger = logging.getLogger("scheduler.dispatcher")
 class Partitions:
     """What is held, and under which epoch.
 
-    Whoever remembers something of partitions asks `take_changes` before it acts on what it remembers.
+    Before anything that is remembered of partitions is used, `take_changes` must be applied to it.
 
-    Args: cell; owner, name+boot; count of partitions; settings; clock, the process's own.
-    life: of the server process that all of that is read from; calls about it go to no other one.
+    Args:
+        cell: of the partitions.
+        owner: name+boot.
+        count: of partitions.
+        settings: of the process.
+        clock: the process's own.
+
+    life: the server process that the partitions are read from; calls about them go to no other one.
     """
 
     def __init__(
@@ -79,17 +86,18 @@ class Partitions:
         return self._lanes.get(partition, 0)
 
     def server_ms(self) -> int:
-        """The server's time, as the last claim told it; a step of its clock since is not in it."""
+        """The server's time, by the answer to the last claim. A step of its clock since then is not in it."""
         return int(self._clock.ms() + self._ahead_ms)
 
     @property
     def has_changes(self) -> bool:
-        """Whether partitions were lost or gained since that was taken."""
+        """Whether partitions were lost or gained since `take_changes`."""
         return bool(self._dropped)
 
     def take_changes(self) -> tuple[frozenset[int], dict[int, int]]:
-        """What was lost or gained since the last time: partitions to forget everything about, and partition -> epoch of
-        those to begin with.
+        """What was lost or gained since the last call.
+
+        Returns: the partitions to forget everything about, and those to begin with, partition -> epoch.
         """
         dropped, gained = frozenset(self._dropped), self._gained
         self._dropped, self._gained = set(), {}
@@ -98,11 +106,15 @@ class Partitions:
     # ---- when to claim ----
 
     def update_members(self, live: Iterable[str], *, stepped: bool = False) -> bool:
-        """The dispatchers that are alive, as a heartbeat was told; stepped, the server's clock was since the last one.
+        """Apply which dispatchers are alive, by the answer to a heartbeat.
 
-        The first that is heard after an outage, or after a step of the clock, is told of nobody else. So it leaves the
-        others, who beat again as soon as they get through, the time for that before it calls them silent. After a step
-        it claims at once, which cuts the leases of the dead.
+        The first dispatcher that gets through after an outage, or after a step of the server's clock, reads of no other
+        one. It gives them time to write a heartbeat too before it takes them for dead. After a step it claims at once,
+        which cuts the leases of dead owners.
+
+        Args:
+            live: their names.
+            stepped: whether the server's clock was set since the last heartbeat.
         Returns: whether there is something to claim now.
         """
         now_ms = self._clock.ms()
@@ -136,10 +148,12 @@ class Partitions:
         return self._claim_due_ms - self._clock.ms()
 
     async def claim(self) -> None:
-        """Hand over what others should own, take what is wished and free, renew what is ours, learn what was lost."""
+        """Hand over what other dispatchers should own, take what should be ours and is free, renew what is ours, and
+        learn what was lost.
+        """
         self._claim_due_ms = self._clock.ms() + self._lease_ms / 3
         self._to_give_up |= self._drop(self.held - self._wished)
-        # What is wished again before it could be given up is given up all the same: under another epoch nothing that
+        # What should be ours again before it was given up is given up all the same: under another epoch nothing that
         # was read before the drop is placed after it.
         now_ms, answers = await self._cell.claim(self.owner, sorted(self._wished), sorted(self._to_give_up))
         self._to_give_up.clear()
@@ -148,13 +162,13 @@ class Partitions:
         self._drop(frozenset(answer.partition for answer in refused))
         self._take([answer for answer in answers if isinstance(answer, messages.Owned)])
         if refused:
-            # The holder renews, or hands over and says so; if it does neither, its lease ends.
+            # The owner renews its lease, or hands over and says so; if it does neither, the lease ends.
             lapse_ms = min(answer.until_ms for answer in refused) + 1 - now_ms
             self._claim_due_ms = min(self._claim_due_ms, self._clock.ms() + lapse_ms)
 
     def _take(self, owned: list[messages.Owned]) -> None:
-        """Begin each new hold with an empty memory."""
-        new = {each.partition: each.epoch for each in owned if not self.holds(each.partition, each.epoch)}
+        """Begin with an empty memory of each partition that is ours under a new epoch."""
+        new = {hold.partition: hold.epoch for hold in owned if not self.holds(hold.partition, hold.epoch)}
         lost = [partition for partition in new if partition in self._epochs]
         if lost:
             logger.warning("`owners` has lost our partitions %s: they are claimed anew", _listed(lost))
@@ -168,16 +182,18 @@ class Partitions:
     # ---- what ends ----
 
     def begin_anew(self, partitions: frozenset[int]) -> None:
-        """What is remembered of these is not what the server has: hold them under another epoch, with empty memory."""
+        """Hold these partitions under another epoch, with an empty memory: what is remembered of them is not what the
+        server has.
+        """
         self._to_give_up |= self._drop(partitions)
         self.claim_now()
 
     def lose(self, partition: int) -> bool:
-        """Hold a partition no more. Returns whether it was held."""
+        """Drop a partition. Returns: whether it was held."""
         return bool(self._drop(frozenset({partition})))
 
     def _drop(self, partitions: frozenset[int]) -> frozenset[int]:
-        """Hold these no more, and claim again soon what should be ours. Returns those that were held."""
+        """Drop partitions, and claim soon what should be ours. Returns: those that were held."""
         held = self.held & partitions
         if held:
             for partition in held:
@@ -192,7 +208,7 @@ class Partitions:
     async def give_up(self) -> None:
         """Hand everything over at once, so that the next owner need not wait for the lease.
 
-        Who claims again, perhaps we, does so under another epoch: nothing that was read before is placed after that.
+        The next claim, even our own, is under another epoch: nothing that was read before it is placed after it.
         """
         self._to_give_up |= self._drop(self.held)
         if self._to_give_up:
@@ -201,7 +217,7 @@ class Partitions:
 
 
 def counted(count: int, what: str) -> str:
-    """How many of something are: `1 dispatcher is`, `2 dispatchers are`."""
+    """A count with its verb: `1 dispatcher is`, `2 dispatchers are`."""
     return f"1 {what} is" if count == 1 else f"{count} {what}s are"
 
 

@@ -1,8 +1,11 @@
-"""Reads ahead: what comes next is read and decoded while the last batch is placed. One blocking XREAD for intake and
-`freed`, and where bindings must be known one read of those that are not yet. Whatever was read meanwhile is one batch.
-When that read took too long, the next ones are bounded by bytes (`store/paced.py`).
+"""Reads ahead: the next entries are read and decoded while the last batch is placed.
 
-Reading has no effect on the stream, so a batch that is thrown away is no loss: the next owner reads from the start.
+One blocking XREAD reads the intakes and `freed`; where bindings must be known, one more call reads those that are not.
+All that was read during a step is one batch. When a read takes too long, the next ones are bounded by bytes
+(`store/paced_reads.py`).
+
+Reading does not change the streams, so nothing is lost with a batch that is thrown away: the next owner reads from the
+start.
 """
 
 from __future__ import annotations
@@ -35,11 +38,15 @@ _PAUSE_AFTER_ERROR_MS: Final = 100
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """What was read since the last one.
+    """What was read since the last batch.
 
-    jobs, in the order of their partitions; refused, entries that are none; bindings, as stored, of sessions that were
-    not known; freed, nodes that got room; limits, such as got room; handed_over, somebody gave partitions up; gap,
-    events of `freed` may have been missed.
+    jobs: in the order of their partitions.
+    refused: entries that are no jobs.
+    bindings: as stored, of sessions that were not known.
+    freed: nodes that got room.
+    limits: those that got room.
+    handed_over: whether a dispatcher gave partitions up.
+    gap: whether events of `freed` may have been missed.
     """
 
     jobs: tuple[Job, ...] = ()
@@ -51,8 +58,8 @@ class Batch(msgspec.Struct, frozen=True):
     gap: bool = False
 
 
-class Told(msgspec.Struct, frozen=True):
-    """What events of `freed` name that are in the stream and not handed over yet."""
+class PendingEvents(msgspec.Struct, frozen=True):
+    """What the events of `freed` name that are in the stream and not handed over yet."""
 
     nodes: frozenset[str]
     limits: frozenset[str]
@@ -62,18 +69,18 @@ NOTHING: Final = Batch()
 
 
 class Reader:
-    """Cursors over the owned partitions and over `freed`, and in hand what was read and not taken yet.
+    """Cursors over the owned partitions and over `freed`, and the batch in hand that was not taken yet.
 
     Args:
         reads: of the cell.
-        paced: the same for what can be large.
+        paced: reads of the cell whose answers can be large.
         settings: of the dispatcher.
         clock: the process's own.
         freed_cursor: taken before the first reserve.
         bindings: that are remembered.
-        work: is set when something is in hand; others may set it too, so that `next` returns.
+        work: is set when something is in hand. It may be set from outside too, so that `next` returns.
 
-    doubted: a read failed, so that the server may have less now than it had.
+    doubted: whether a read failed, after which the server may have less than it had.
     reads_bindings: whether bindings that are not remembered are read with the jobs.
     """
 
@@ -109,31 +116,31 @@ class Reader:
         self.reads_bindings = True
 
     def own(self, partition: int, epoch: int) -> None:
-        """Read a partition, from its start when the epoch is new. A read that blocks is begun again with it."""
+        """Read a partition, from its start when the epoch is new. A read that blocks gives way to one with it."""
         if self._epochs.get(partition) != epoch:
             self._epochs[partition] = epoch
             self._cursors[partition] = "0"
             _wake(self._read_or_changed)
 
     def drop(self, partition: int) -> None:
-        """Read a partition no more."""
+        """Stop reading a partition."""
         self._epochs.pop(partition, None)
         self._cursors.pop(partition, None)
 
     def change(self, dropped: Iterable[int], gained: Mapping[int, int]) -> None:
-        """Read some partitions no more, and others (partition -> epoch) from their start."""
+        """Stop reading the partitions in dropped, and read those in gained (partition -> epoch) from their start."""
         for partition in dropped:
             self.drop(partition)
         for partition, epoch in gained.items():
             self.own(partition, epoch)
 
     def cursors(self) -> dict[str, str]:
-        """Up to where each stream was read: intake of what is owned, and `freed`."""
+        """Up to where each stream was read: the intakes of our partitions, and `freed`."""
         keys = self._reads.keys
         return {keys.jobs(partition): cursor for partition, cursor in self._cursors.items()} | {keys.freed: self._freed}
 
     def restart_freed(self, last_id: str) -> None:
-        """Read `freed` from there on; whatever it told before may have been missed."""
+        """Read `freed` from this id on; earlier events may have been missed."""
         self._freed = self._hand_freed = self._handed_freed = last_id
         self._missed = True
         _wake(self._read_or_changed)
@@ -147,7 +154,7 @@ class Reader:
         self._work.set()
 
     async def next(self, timeout_ms: float) -> Batch:
-        """What is in hand, or comes within `timeout_ms`; nothing after that."""
+        """The batch in hand, or the one that comes within `timeout_ms`; after that an empty one."""
         if timeout_ms <= 0:
             await asyncio.sleep(0)
         elif not self._work.is_set():
@@ -159,7 +166,7 @@ class Reader:
         return self.next_ready() or NOTHING
 
     def next_ready(self) -> Batch | None:
-        """What is in hand, None when that is nothing."""
+        """The batch in hand, None when it is empty."""
         batch, self._hand = self._hand, NOTHING
         self._handed_freed = self._hand_freed
         self._work.clear()
@@ -167,7 +174,7 @@ class Reader:
         return batch if batch is not NOTHING else None
 
     async def _put(self, batch: Batch) -> None:
-        """Add a batch to what is in hand, once no more than one read may bring are in it."""
+        """Add what was read to the batch in hand, once the two together are no larger than one read may be."""
         while self._hand.jobs and len(self._hand.jobs) + len(batch.jobs) > self._settings.read_ahead_max:
             self._taken.clear()
             await self._taken.wait()
@@ -175,31 +182,31 @@ class Reader:
         self._hand_freed = self._freed
         self._work.set()
 
-    async def peek_freed(self) -> Told:
-        """What is told by events that are in the stream but not handed over yet; for the sweep."""
+    async def peek_freed(self) -> PendingEvents:
+        """The events that are in the stream but not handed over yet, for the sweep."""
         key = self._reads.keys.freed
         read = await self._reads.streams({key: self._handed_freed}, count=self._settings.freed_max, block_ms=None)
         events = read.get(key, [])
-        return Told(frozenset(_named(b"nodes", events)), frozenset(_named(b"limits", events)))
+        return PendingEvents(frozenset(_named(b"nodes", events)), frozenset(_named(b"limits", events)))
 
     async def again(self, cursors: Mapping[int, str]) -> tuple[list[Job], dict[int, str | None]]:
-        """Entries that were read before, as many as one call takes, because the step goes on only when they are
-        decoded; what is read ahead does not change.
+        """Read entries again. They are as many as one call takes, because the step waits until they are decoded.
+        What is read ahead stays as it is.
 
-        Args: cursors, partition -> the id after which to read. Returns: (jobs, what each partition was read to, None
-        when it had no more).
+        cursors: partition -> the id after which to read.
+        Returns: the jobs, and to which id each partition was read, None when it had no more entries.
         """
         streams = {self._reads.keys.jobs(partition): partition for partition in cursors}
         count = max(1, self._settings.batch_max // max(1, len(cursors)))
-        read = await self._paced.read({stream: cursors[each] for stream, each in streams.items()}, count, None)
+        starts = {stream: cursors[partition] for stream, partition in streams.items()}
+        read = await self._paced.read(starts, count, None)
         more = {
             streams[stream]: part.last_id or cursors[streams[stream]]
             for stream, part in read.items()
             if not part.is_end
         }
-        jobs, _ = await self._decode(
-            self._entries(read, streams, self._epochs)
-        )  # heads were refused when they were new
+        # Entries of which only the head is read were refused when they were new.
+        jobs, _ = await self._decode(self._entries(read, streams, self._epochs))
         return list(jobs), {partition: more.get(partition) for partition in cursors}
 
     async def run(self) -> None:
@@ -215,11 +222,12 @@ class Reader:
             try:
                 batch = await self._read()
             except Exception as error:
-                is_told = isinstance(error, ServerUnavailable | ServerRefused) or is_temporary(error)  # by the store
-                level = logging.DEBUG if has_complained or is_told else logging.ERROR
-                is_known = is_told or isinstance(error, SchedulerError)
-                logger.log(level, "reading the intake failed: %s", _told(error), exc_info=not is_known)
-                has_complained = has_complained or not is_told
+                # These are logged by the store.
+                is_logged = isinstance(error, ServerUnavailable | ServerRefused) or is_temporary(error)
+                level = logging.DEBUG if has_complained or is_logged else logging.ERROR
+                is_expected = is_logged or isinstance(error, SchedulerError)
+                logger.log(level, "reading the intake failed: %s", _in_words(error), exc_info=not is_expected)
+                has_complained = has_complained or not is_logged
                 self._missed = is_failing = self.doubted = True
                 self.nudge()
                 await asyncio.sleep(_PAUSE_AFTER_ERROR_MS / 1000)
@@ -244,21 +252,21 @@ class Reader:
             self._missed = True
         self._heard_at_ms = now_ms
 
-        told = read.pop(keys.freed, None)
-        events = told.entries if told else []
-        if told and not told.is_end:
+        freed = read.pop(keys.freed, None)
+        events = freed.entries if freed else []
+        if freed and not freed.is_end:
             events += await self._rest_of(events)
         entries = self._entries(read, partitions, epochs)
         jobs, refused = await self._decode(entries)
         refused += self._refuse_heads(read, partitions, epochs)
         bindings = await self._bindings(jobs)
 
-        # Only now, so that after a failure all of it is read again. Of a partition that was lost or taken anew nothing
-        # that came of the old cursor counts: its jobs have the old epoch.
-        for stream, found in read.items():
+        # The cursors move only now, so that after a failure all of it is read again. That of a partition which was lost
+        # or claimed anew meanwhile stays: what was read of it has the old epoch.
+        for stream, part in read.items():
             partition = partitions[stream]
             if self._epochs.get(partition) == epochs[partition] and self._cursors[partition] == cursors[stream]:
-                self._cursors[partition] = found.last_id or cursors[stream]
+                self._cursors[partition] = part.last_id or cursors[stream]
         if events and self._freed == cursors[keys.freed]:
             self._freed = events[-1][0]
         gap, self._missed = self._missed, False
@@ -269,8 +277,8 @@ class Reader:
         return Batch(jobs, refused, bindings, tuple(nodes), tuple(limits), handed_over, gap)
 
     async def _wait_for_entries(self, cursors: Mapping[str, str], count: int) -> dict[str, Part]:
-        """The read that blocks; nothing when a partition was gained meanwhile. That read then ends by itself, beside
-        the next one: to cancel it would be of no use, for the client at times goes on reading all the same.
+        """Read, and block while there is nothing. Returns: nothing, when a partition was gained meanwhile. The read
+        then ends by itself beside the next one. It is not cancelled, because the client may go on reading all the same.
         """
         until = self._read_or_changed = asyncio.get_running_loop().create_future()
         read = asyncio.create_task(self._read_and_wake(cursors, count, until))
@@ -285,7 +293,7 @@ class Reader:
     async def _read_and_wake(
         self, cursors: Mapping[str, str], count: int, until: asyncio.Future[None]
     ) -> dict[str, Part]:
-        """Whoever waits goes on in the next turn of the event loop, not in the one after."""
+        """Read, and resolve `until`. A task that waited for the read would run one turn of the event loop later."""
         try:
             return await self._paced.read(cursors, count, first=self._reads.keys.freed)
         finally:
@@ -296,14 +304,14 @@ class Reader:
     ) -> list[Entry]:
         return [
             Entry(partitions[stream], epochs[partitions[stream]], identifier, fields)
-            for stream, found in read.items()
-            for identifier, fields in found.entries
+            for stream, part in read.items()
+            for identifier, fields in part.entries
         ]
 
     def _refuse_heads(
         self, read: Mapping[str, Part], partitions: Mapping[str, int], epochs: Mapping[int, int]
     ) -> tuple[RejectItem, ...]:
-        """What was too large to be read."""
+        """A refusal of each entry that is too large to be read."""
         return tuple(
             [
                 intake.refuse_head(
@@ -312,14 +320,14 @@ class Reader:
                     self._reads.keys.cell,
                     self._settings,
                 )
-                for stream, found in read.items()
-                for head in found.heads
+                for stream, part in read.items()
+                for head in part.heads
             ]
         )
 
     async def _rest_of(self, events: list[StreamEntry]) -> list[StreamEntry]:
-        """What came after a read of `freed` that was full. The stream is short: some of it may be gone before it was
-        read, but not while the entry that was read last is still there.
+        """The events after a read of `freed` that was full. The stream is short, so events may be gone before they are
+        read; none are while the entry that was read last is still there.
         """
         rest, whole = await self._reads.rest_of(
             self._reads.keys.freed, self._freed, events[-1][0] if events else self._freed, self._settings.freed_max
@@ -328,10 +336,10 @@ class Reader:
         return rest
 
     async def _decode(self, entries: list[Entry]) -> tuple[tuple[Job, ...], tuple[RejectItem, ...]]:
-        """Whatever is wrong with an entry is wrong with that one alone. An answer meanwhile is not kept waiting."""
+        """Decode entries. One that cannot be decoded is refused alone. Other tasks have their turn meanwhile."""
         cell, settings = self._reads.keys.cell, self._settings
         jobs, refused = [], []
-        told: tuple[int, float] | None = None
+        times_ms: tuple[int, float] | None = None
         for number, entry in enumerate(entries):
             if number % DECODED_AT_ONCE_MAX == DECODED_AT_ONCE_MAX - 1:
                 await asyncio.sleep(0)
@@ -342,17 +350,18 @@ class Reader:
                 decoded = intake.refuse(entry, cell, "invalid", f"it cannot be decoded: {error!r}")
             if isinstance(decoded, Job):
                 if decoded.deadline_at_ms is not None:
-                    # Asked after the read, and for those who need it only.
-                    told = told or (await self._reads.now_ms(), self._clock.ms())
-                    decoded = intake.by_own_clock(decoded, entry, *told)
+                    # Asked after the read, and only if a job has a deadline.
+                    times_ms = times_ms or (await self._reads.now_ms(), self._clock.ms())
+                    decoded = intake.by_own_clock(decoded, entry, *times_ms)
                 jobs.append(decoded)
             else:
                 refused.append(decoded)
         return tuple(jobs), tuple(refused)
 
     async def _bindings(self, jobs: tuple[Job, ...]) -> dict[str, bytes | None]:
-        """As owner of their partitions nobody but we can change them after this. Once memory is full, what we change
-        may be forgotten before the batch is placed: then they are read when it is.
+        """The stored bindings of sessions that are not known. As we own their partitions, no other process changes them
+        after this read. Once memory is full, our own changes may be forgotten before the batch is placed: then bindings
+        are read when it is.
         """
         if len(self._known) >= self._settings.sessions_max or not self.reads_bindings:
             return {}
@@ -360,8 +369,8 @@ class Reader:
         return dict(zip(unknown, await self._reads.bindings(unknown), strict=True)) if unknown else {}
 
 
-def _told(error: Exception) -> str:
-    """An error in words: some have none of their own."""
+def _in_words(error: Exception) -> str:
+    """What a log says of an error: some have no text of their own."""
     if isinstance(error, TimeoutError | RedisTimeoutError):
         return "the server did not answer in time"
     return str(error) or type(error).__name__
@@ -373,13 +382,13 @@ def _wake(future: asyncio.Future[None] | None) -> None:
 
 
 def _ignore(read: asyncio.Task[dict[str, Part]]) -> None:
-    """Whatever a read brought or failed with that nobody waits for any more."""
+    """Take the outcome of a read that is not waited for any more, or asyncio would log its error."""
     if not read.cancelled():
         read.exception()
 
 
 def _both(first: Batch, second: Batch) -> Batch:
-    """What two reads brought, as if one had."""
+    """Two batches as one."""
     return Batch(
         first.jobs + second.jobs,
         first.refused + second.refused,
@@ -392,5 +401,5 @@ def _both(first: Batch, second: Batch) -> Batch:
 
 
 def _named(field: bytes, events: list[StreamEntry]) -> dict[str, None]:
-    """What events name in a field, with spaces between; each once, in their order."""
+    """The names in a field of events, where they stand with spaces between; each once, in order."""
     return {name: None for _, fields in events for name in fields.get(field, b"").decode(errors="replace").split()}

@@ -10,7 +10,7 @@ from scheduler.timings import Histogram
 class Report(msgspec.Struct):
     """Counts since the start.
 
-    read: entries of the intake, each time that they were new.
+    read: entries of the intake that were new to the dispatcher.
     placed: jobs that got a slot.
     full: attempts that found no node with room.
     limited: attempts that found a limit full.
@@ -18,9 +18,9 @@ class Report(msgspec.Struct):
     calls: of the script `reserve`.
     sweep_hits: jobs that were placed only because the sweep looked; each is a lost event.
     waiting: jobs that wait now.
-    deferred: entries that found no memory, each time that they were read.
-    decision_us: the time to choose the candidates of a job, of calls as a whole.
-    session_wait_ms: for how long a job that was placed had waited for an earlier job of its session.
+    deferred: entries that there was no memory for, counted each time that they were read.
+    decision_us: how long it took to choose the candidates of a job, on average over its call.
+    session_wait_ms: how long a job that was placed had waited for an earlier job of its session.
     """
 
     read: int = 0

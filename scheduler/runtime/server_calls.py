@@ -17,15 +17,19 @@ from scheduler.store.connection import or_each_alone
 from scheduler.store.cutting import cut
 from scheduler.store.reads import Reads
 
-BURIED_BYTES_MAX: Final = (
-    32 * 2**20
-)  # of entries in a call: the server reads each whole to cut it, some 100 ms for these
+BURIED_BYTES_MAX: Final = 32 * 2**20
+"""Of entries in a call: the server reads each as a whole to cut it, which takes some 100 ms for these."""
 
 
 class ServerCalls:
     """The calls of one dispatcher.
 
-    Args: cell; reads; layout, for the retentions; batch_max, entries of one call.
+    Args:
+        cell: whose scripts are called.
+        reads: of the cell.
+        layout: for the retentions.
+        batch_max: entries of one call.
+
     reserve_calls: how many `reserve` calls were made.
     """
 
@@ -41,11 +45,12 @@ class ServerCalls:
     ) -> list[Answer | None]:
         """Reserve for the attempts that have candidates; None answers one that has none.
 
-        After an error inside the script the attempts are made one by one, still in the order of each session: a job
-        ends only for what is under its own id, one that fails otherwise is tried again later.
+        After an error inside the script the attempts are made one by one, each session in its order. A job ends only
+        when the error is in what is stored under its own id; after any other error it is tried again later.
 
         Args:
-            index: by which the candidates were chosen, so that the script compares the boots that they were chosen as.
+            attempts: of one call.
+            index: by which the candidates were chosen; the script compares the boots that the nodes had in it.
             kinds: of limits that reservations count for.
             life: the server process that the partitions were read from.
         """
@@ -82,7 +87,10 @@ class ServerCalls:
         return cut(items, lambda item: item.size_bytes, self._batch_max, BURIED_BYTES_MAX)
 
     async def reject(self, items: Sequence[messages.RejectItem], life: str) -> list[str]:
-        """End these jobs. Returns: an answer to each. life: the server process that the partitions were read from."""
+        """End these jobs. Returns: an answer to each.
+
+        life: the server process that the partitions were read from.
+        """
         return await or_each_alone(
             items,
             lambda batch: self._reject(batch, life),
@@ -112,9 +120,13 @@ def _holds_back(answer: Answer) -> bool:
 def reserve_item(
     attempt: PlacementAttempt, placement: Placement, policy: Pool, kinds: Container[str]
 ) -> messages.ReserveItem:
-    """What `reserve` is asked.
+    """What `reserve` is asked for an attempt.
 
-    Args: attempt; placement, its candidates; policy of the pool; kinds of limits that it counts for.
+    Args:
+        attempt: of the job.
+        placement: its candidates.
+        policy: of its pool.
+        kinds: of limits that it counts for.
     """
     job, binding, pool = attempt.job, attempt.binding, attempt.job_class.pool
     source = source_to_bind(binding, job.src_lang, job.tgt_lang)

@@ -12,7 +12,9 @@ from scheduler.runtime.intake import JobClass
 
 
 def gained_nodes(classes: Iterable[JobClass], old: Index, new: Index) -> Iterator[tuple[JobClass, list[str]]]:
-    """What each class has to be tried on in a new snapshot: nodes that did not serve it before, or in another boot."""
+    """The nodes that each class is to be tried on in a new snapshot: those that did not serve it before, or that did in
+    another boot.
+    """
     if old.pools == new.pools:
         changed = [node.id for node in new.nodes.values() if node != old.nodes.get(node.id)]
     else:
@@ -28,8 +30,8 @@ def gained_nodes(classes: Iterable[JobClass], old: Index, new: Index) -> Iterato
 def movable_classes(classes: Iterable[JobClass], old: Index, new: Index) -> Iterator[JobClass]:
     """Classes whose jobs may belong to another pool in a new snapshot.
 
-    Their own pool cannot serve them any more, another one can, or counts for more beside it, or tenants prefer other
-    pools.
+    Their pool cannot serve them any more, another pool can now, the weights of the pools have changed, or tenants
+    prefer other pools.
     """
     if (old.overrides, old.scopes) != (new.overrides, new.scopes):
         yield from classes
@@ -41,7 +43,7 @@ def movable_classes(classes: Iterable[JobClass], old: Index, new: Index) -> Iter
 
 
 def any_may_move(old: Index, new: Index) -> bool:
-    """Whether some job, of whatever class, may belong to another pool in a new snapshot."""
+    """Whether any job of any class may belong to another pool in a new snapshot."""
     if old.overrides != new.overrides or old.scopes != new.scopes:
         return True
     before, after = _places(old), _places(new)
@@ -49,10 +51,10 @@ def any_may_move(old: Index, new: Index) -> bool:
 
 
 def _places(index: Index) -> dict[str, tuple[object, ...]]:
-    """Of each node what the choice between pools depends on, its pool first."""
+    """What the choice between pools depends on, by node; its pool is first."""
     return {name: (node.pool, node.slots, node.pairs, node.features) for name, node in index.nodes.items()}
 
 
 def _weights(members: Members) -> dict[str, int]:
-    """What the choice between pools depends on: a node that was started again alters nothing."""
+    """What the choice between pools depends on. A node that was restarted changes nothing in it."""
     return {pool: group.slots for pool, group in members.items()}

@@ -1,7 +1,7 @@
 """The snapshot cache: one index, replaced by reference when another version is published. Reading it costs nothing.
 
-The index is revised by the deltas that lead on from its version. Whatever does not fit makes it read the whole: another
-version before, an entry that only tells of a change, a stream that is silent although the version differs, up or down.
+The index is revised by the deltas that follow its version. The whole snapshot is read when they do not fit: a delta
+follows another version, an entry has no delta, or the stream is silent although the published version differs.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ _PAUSE_AFTER_ERROR_MS: Final = 200
 class Snapshots:
     """Follows the published version.
 
-    Args: control; replaced, which is set after each replacement.
+    Args:
+        control: where snapshots are published.
+        replaced: is set after each replacement.
+
     index: the newest.
-    loads: how often the whole was read.
+    loads: how often a whole snapshot was read.
     """
 
     def __init__(self, control: Control, replaced: asyncio.Event | None = None) -> None:
@@ -42,7 +45,7 @@ class Snapshots:
         self._stopping = False
 
     def begin_anew(self) -> None:
-        """Read the whole again, after the read that is under way, and all deltas from the first."""
+        """Read the whole snapshot again, after the read that is under way, and all deltas from the first."""
         self._doubted = True
 
     def stop(self) -> None:
@@ -50,9 +53,9 @@ class Snapshots:
         self._stopping = True
 
     async def load(self) -> None:
-        """Read the whole; the index is replaced if the version differs, up or down, from the one in hand.
+        """Read the whole snapshot, and replace the index if the version is another one, higher or lower.
 
-        Read again if the index was replaced meanwhile: what was read may be older than that.
+        It is read again if the index was replaced meanwhile, because it may be older than that.
         """
         before = None
         while before is not self.index:
@@ -63,7 +66,7 @@ class Snapshots:
             self.swap(Index(snapshot, self.index))
 
     async def follow(self) -> None:
-        """Wait for what is published next, at most a second, and have it in the index."""
+        """Wait at most a second for what is published next, and apply it to the index."""
         if self._doubted:
             self._doubted = False
             await self.load()
@@ -88,13 +91,14 @@ class Snapshots:
                 await self.follow()
                 has_complained = False
             except (RedisError, OSError, SchedulerError) as error:
-                is_told = isinstance(error, ServerUnavailable | ServerRefused) or is_temporary(error)  # by the store
-                level = logging.DEBUG if has_complained or is_told else logging.ERROR
+                # These are logged by the store.
+                is_logged = isinstance(error, ServerUnavailable | ServerRefused) or is_temporary(error)
+                level = logging.DEBUG if has_complained or is_logged else logging.ERROR
                 logger.log(level, "following the snapshot failed: %s", error)
-                has_complained = has_complained or not is_told
+                has_complained = has_complained or not is_logged
                 await asyncio.sleep(_PAUSE_AFTER_ERROR_MS / 1000)
 
     def swap(self, index: Index) -> None:
-        """Replace the index: whoever reads it gets the one or the other."""
+        """Replace the index."""
         self.index = index
         self._replaced.set()

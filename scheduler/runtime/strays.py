@@ -1,6 +1,6 @@
-"""Jobs that count for a limit although nobody runs them, because somebody deleted their records.
+"""Finds jobs that count for a limit although no node runs them, because their records were deleted.
 
-They are looked for where others wait for that limit, who would wait for ever.
+They are looked for in limits that other jobs wait for, and would wait for without end.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from scheduler.store.reads import Reads
 
 logger = logging.getLogger("scheduler.dispatcher")
 
-LIMITS_AT_ONCE_MAX: Final = 20  # that one look asks for,
-MEMBERS_AT_ONCE_MAX: Final = 20  # and jobs of each; others the next time
+LIMITS_AT_ONCE_MAX: Final = 20  # limits that one look asks for
+MEMBERS_AT_ONCE_MAX: Final = 20  # jobs of each of these that one look asks for
 
 
 async def uncount_strays(limits: Sequence[str], reads: Reads, cell: Cell, random: Random) -> int:
-    """Look at some of those who count for some of these limits (`<kind>:<id>`), and take out who is not reserved.
+    """Look at some of the jobs that count for some of these limits, and take out those that are not reserved.
 
-    Returns: how many were taken out.
+    limits: as `<kind>:<id>`.
+    Returns: how many jobs were taken out.
     """
     chosen = random.sample(limits, min(len(limits), LIMITS_AT_ONCE_MAX))
     removed = 0
@@ -32,6 +33,6 @@ async def uncount_strays(limits: Sequence[str], reads: Reads, cell: Cell, random
         if strays:
             kind, _, name = limit.partition(":")
             gone = (await cell.uncount(kind, name, strays)).count("removed")
-            logger.warning("%d jobs counted for the limit %s and were not reserved, so they do no more", gone, limit)
+            logger.warning("%d jobs counted for the limit %s without being reserved: they count no more", gone, limit)
             removed += gone
     return removed

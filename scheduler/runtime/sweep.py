@@ -1,8 +1,8 @@
-"""Once a second over all that waits: classes that nobody can serve, and room that no event told of; and deadlines.
+"""The sweep: once a second it looks at waiting jobs for classes that no node serves and for room that no event named.
+It also ends jobs whose deadline has passed.
 
-The look for room is a safety net. Whenever it leads to a placement, an event was lost, so its hits are counted and are
-0 in tests. Whatever is done here at once is bounded, however many jobs wait: what is left has its turn a step or a
-second later.
+The look for room is a safety net. Whenever it leads to a placement, an event was lost; its hits are counted, and are 0
+in tests. What one look does is bounded, however many jobs wait: the rest has its turn a step or a second later.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ logger = logging.getLogger("scheduler.dispatcher")
 T = TypeVar("T")
 
 ENDED_AT_ONCE_MAX: Final = 256  # waiting jobs that one step refuses
-NODES_AT_ONCE_MAX: Final = 10_000  # nodes of classes, and limits, that one look asks for
-LIMITS_AT_ONCE_MAX: Final = 500
-MARKS_MAX: Final = 1_000  # in a time of grace: of who came when to its class
+NODES_AT_ONCE_MAX: Final = 10_000  # nodes of classes that one look asks for
+LIMITS_AT_ONCE_MAX: Final = 500  # limits that one look asks for
+MARKS_MAX: Final = 1_000  # of how many jobs had come to their class at a time, within the time of grace
 
 
 class Sweep:
@@ -42,7 +42,7 @@ class Sweep:
         self._settings = settings
         self._no_node_since_ms: dict[JobClass, float] = {}
         self._marks: deque[tuple[float, int]] = deque()  # (when, how many had come to their class by then)
-        self._given_up: dict[JobClass, int] = {}  # and the number up to which its jobs are
+        self._given_up: dict[JobClass, int] = {}  # class -> the number of the last of its jobs that is given up
         self._unserved = Unserved(settings.no_node_grace_ms)
         self._classes = _Turn[JobClass]()
         self._limits = _Turn[tuple[str, str]]()
@@ -50,35 +50,41 @@ class Sweep:
     # ---- what ends ----
 
     def overdue(self, now_ms: float) -> list[RejectItem]:
-        """Take some of those out of the waiting whose deadline has passed, by our own clock."""
+        """Take some of the jobs out of the waiting whose deadline has passed, by our own clock."""
         return self._leave(self._waiting.deadlines.overdue(now_ms, ENDED_AT_ONCE_MAX), intake.expired)
 
     @property
     def busy(self) -> bool:
-        """Whether more is to be taken out by `unservable`."""
+        """Whether `unservable` has more jobs to take out."""
         return bool(self._given_up)
 
     def judge(self, index: Index, undecided: Container[JobClass], now_ms: float) -> None:
-        """Give up the jobs of classes that no node served for the time of grace, since they came to them; now_ms:
-        monotonic.
+        """Give up the jobs that have been in a class for the time of grace while no node served it.
 
-        undecided: those of which jobs are about to be decided anew.
+        Args:
+            index: of the snapshot.
+            undecided: classes whose jobs are about to be decided anew.
+            now_ms: monotonic.
         """
-        job_class = self._waiting.members.classes()
-        unservable = [each for each in job_class if not index.eligible(each) and each not in undecided]
-        self._no_node_since_ms = {each: self._no_node_since_ms.get(each, now_ms) for each in unservable}
         members = self._waiting.members
+        unservable = [
+            job_class for job_class in members.classes() if not index.eligible(job_class) and job_class not in undecided
+        ]
+        self._no_node_since_ms = {job_class: self._no_node_since_ms.get(job_class, now_ms) for job_class in unservable}
         self._unserved.look(
-            self._no_node_since_ms, lambda each: len(members.of(each)), lambda each: _is_served(each, index), now_ms
+            self._no_node_since_ms,
+            lambda job_class: len(members.of(job_class)),
+            lambda job_class: _is_served(job_class, index),
+            now_ms,
         )
         grace_ms = self._settings.no_node_grace_ms
         number = self._came_before(now_ms - grace_ms, now_ms)
-        for each, since_ms in self._no_node_since_ms.items():
-            if now_ms - since_ms >= grace_ms and self._waiting.members.first(each, number, 1):
-                self._given_up[each] = number
+        for job_class, since_ms in self._no_node_since_ms.items():
+            if now_ms - since_ms >= grace_ms and members.first(job_class, number, 1):
+                self._given_up[job_class] = number
 
     def _came_before(self, then_ms: float, now_ms: float) -> int:
-        """The number of the last waiter that had come to its class by `then_ms`; and a mark is set now."""
+        """The number of the last waiter that had come to its class by `then_ms`. A mark of now is set."""
         if not self._marks or (now_ms - self._marks[-1][0]) * MARKS_MAX >= now_ms - then_ms:
             self._marks.append((now_ms, self._waiting.members.arrivals))
         while len(self._marks) > 1 and self._marks[1][0] <= then_ms:
@@ -87,10 +93,10 @@ class Sweep:
         return number if when_ms <= then_ms else 0
 
     def unservable(self, index: Index) -> list[RejectItem]:
-        """Take some of those out of the waiting that were given up, unless there is a node for their class now.
+        """Take some of the jobs out of the waiting that were given up, unless a node serves their class now.
 
-        Those who came first go first; of those who go at once the last does, so that none of them competes for a moment
-        before it goes too.
+        The earliest go first. Of those that go in one step the last goes first, or the next of a session would compete
+        for a moment before it goes too.
         """
         refused: list[RejectItem] = []
         for job_class, number in list(self._given_up.items()):
@@ -109,27 +115,28 @@ class Sweep:
             self._waiting.leave(waiter)
         return refused
 
-    # ---- what no event told ----
+    # ---- room that no event named ----
 
     async def look(self, index: Index, reads: Reads, reader: Reader) -> None:
-        """Wake those who wait although there is room, and no event on its way says so."""
-        job_class = [each for each in self._waiting.settled_classes() if index.eligible(each)]
-        classes = self._classes.take(job_class, NODES_AT_ONCE_MAX, lambda each: len(index.eligible(each)))
+        """Unblock jobs that wait although there is room that no event on its way names."""
+        settled = [job_class for job_class in self._waiting.settled_classes() if index.eligible(job_class)]
+        classes = self._classes.take(settled, NODES_AT_ONCE_MAX, lambda job_class: len(index.eligible(job_class)))
         limits = self._limits.take(self._waiting.limits.settled(), LIMITS_AT_ONCE_MAX, lambda _: 1)
-        nodes = list(dict.fromkeys(node.id for each in classes for node in index.eligible(each)))
+        nodes = list(dict.fromkeys(node.id for job_class in classes for node in index.eligible(job_class)))
         flags = await reads.are_open(nodes) if nodes else []
         are_open = {node for node, flag in zip(nodes, flags, strict=True) if flag}
         roomy = await _with_room(limits, index, reads) if limits else []
         if not are_open and not roomy:
             return
-        told = await reader.peek_freed()
-        for each in classes:
-            untold = [node.id for node in index.eligible(each) if node.id in are_open and node.id not in told.nodes]
-            if untold:
-                logger.debug("the sweep found room for %s on %s", each, untold)
-                self._waiting.unblock_class(each, untold, is_swept=True)
+        pending = await reader.peek_freed()
+        for job_class in classes:
+            eligible = [node.id for node in index.eligible(job_class)]
+            unnamed = [node for node in eligible if node in are_open and node not in pending.nodes]
+            if unnamed:
+                logger.debug("the sweep found room for %s on %s", job_class, unnamed)
+                self._waiting.unblock_class(job_class, unnamed, is_swept=True)
         for limit, pool in roomy:
-            if limit not in told.limits:
+            if limit not in pending.limits:
                 logger.debug("the sweep found room in the limit %s", limit)
                 self._waiting.limits.sweep(limit, pool)
 
@@ -161,12 +168,12 @@ class _Turn(Generic[T]):
 
 
 async def _with_room(limits: Sequence[tuple[str, str]], index: Index, reads: Reads) -> list[tuple[str, str]]:
-    """Those of these limits that have room for a job of the pool."""
+    """The (limit, pool) of these where the limit has room for a job of the pool."""
     used = await reads.held_sizes([limit for limit, _ in limits])
     return [
-        each
-        for each, (count, least) in zip(limits, used, strict=True)
-        if has_room(each[0], count, least, each[1], index)
+        (limit, pool)
+        for (limit, pool), (count, least) in zip(limits, used, strict=True)
+        if has_room(limit, count, least, pool, index)
     ]
 
 

@@ -19,10 +19,19 @@ from scheduler.store.store import Store
 
 
 class Upkeep:
-    """Args: store; settings; state; snapshots; owner, name+boot; random; work, which is set when a step has work to do.
+    """What one dispatcher does beside its steps.
 
-    behind: notices that the server has less than was read of it.
-    intakes: notices that an intake takes no entry.
+    Args:
+        store: the server.
+        settings: of the process.
+        state: of the dispatcher.
+        snapshots: that it follows.
+        owner: name+boot.
+        random: for the choice of limits that are looked at.
+        work: is set when a step has work to do.
+
+    behind: notices that the server has less than was read from it.
+    intakes: notices that an intake takes no entries.
     sweep: looks at jobs that wait.
     stepped_ms: when the last step began.
     """
@@ -50,7 +59,7 @@ class Upkeep:
         self._server_time = ServerTime()
 
     async def look(self, reader: Reader) -> None:
-        """The sweep. What the nodes were believed to hold is forgotten too: it grows stale."""
+        """Sweep. The believed loads are forgotten too, because they grow stale."""
         state = self._state
         state.loads.clear()
         state.forget_counted()
@@ -61,12 +70,14 @@ class Upkeep:
         await uncount_strays(limits, self._store.reads, self._store.cell, self._random)
 
     async def look_at_streams(self) -> None:
-        """Partitions that take no entry any more are rebuilt beside the steps, and claimed anew by the next one."""
+        """Rebuild intakes that take no entries any more. The next step claims their partitions anew."""
         if await self.intakes.look():
             self._work.set()
 
     async def heartbeat(self, leaves: bool = False) -> None:
-        """Write that we live, and learn which others do. Without a step for a whole lease we must not seem alive."""
+        """Write a heartbeat, and read which dispatchers are alive. After a whole lease without a step none is written:
+        we must not seem alive.
+        """
         clock, partitions = self._state.clock, self._state.partitions
         if leaves:
             await self._store.control.beat(self.document(), self._owner, leaves=True)

@@ -58,7 +58,7 @@ async def test_no_step_looks_at_all_who_wait(url: str, monkeypatch: pytest.Monke
 
 async def test_a_class_that_lost_its_nodes_is_decided_anew_in_parts(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A snapshot without the node of fifty waiting jobs costs a step no more than a few of them."""
-    monkeypatch.setattr(dispatcher, "RECLASSIFIED_AT_ONCE_MAX", 8)
+    monkeypatch.setattr(dispatcher, "RECLASSIFY_BATCH_MAX", 8)
     classified: list[Waiter] = []
     reclassify = Waiting.reclassify
 

@@ -32,7 +32,7 @@ from scheduler.node.handlers import Job
 from scheduler.protocol import keys
 from scheduler.protocol.documents import JobDocument
 from scheduler.protocol.lifecycle import TERMINAL
-from scheduler.protocol.snapshot import Match, Strategy
+from scheduler.protocol.snapshot import STRATEGIES, Match
 from scheduler.server.location import write_url_file
 from tests.system import System, running
 
@@ -468,7 +468,7 @@ def test_bounds(row: list[str]) -> None:
         return True
 
     if name == "strategy":
-        assert quoted(bounds) == list(get_args(Strategy))
+        assert quoted(bounds) == list(STRATEGIES)
         assert [word for word in [*quoted(bounds), "random"] if not is_accepted(word)] == ["random"]
     elif name == "namespace":
         assert bounds == "1 to 64 characters"

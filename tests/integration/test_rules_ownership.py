@@ -137,6 +137,7 @@ async def test_gaining_a_partition_again_forgets_what_was_known_of_it(url: str) 
         await b.store.cell.claim("d+2", [], [partition])
 
         await b.dispatcher.partitions.claim()
+        b.dispatcher._apply_partitions()  # which the next step begins with
         assert (len(b.dispatcher.state.waiting), "s1" in b.dispatcher.state.bindings) == (0, False)
         b.entries += 1
         await b.step_until_read()

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scheduler.protocol.snapshot import Node, Pool, Snapshot
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Job
-from scheduler.runtime.placement.candidates import Sampler, classify, place, place_among, rendezvous
+from scheduler.runtime.placement.candidates import classify, place, place_among, rendezvous
+from scheduler.runtime.placement.sampler import Sampler
 from scheduler.session.bindings import Binding
 from tests.unit.arrange import EN_DE, EN_ZH, a_job
 

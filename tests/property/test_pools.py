@@ -17,7 +17,7 @@ from scheduler.management.commands import decide
 from scheduler.management.pools import DEFAULT_POOL, Documents, PoolDocument
 from scheduler.protocol import messages
 from scheduler.protocol.documents import NodeBeat
-from scheduler.protocol.snapshot import Match
+from scheduler.protocol.snapshot import STRATEGIES, Match
 from tests.unit.arrange import EN_DE, EN_ZH, picture
 
 letters = st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="{}")
@@ -41,7 +41,7 @@ matches = st.builds(
 )
 said: dict[str, st.SearchStrategy[Any]] = {
     "description": texts,
-    "strategy": st.sampled_from(["affinity", "spread", "least_loaded"]),
+    "strategy": st.sampled_from(list(STRATEGIES)),
     "pressure": st.sampled_from(["stay", "return"]),
     "fallback": different(ids),
     "tenants": different(ids),

@@ -247,7 +247,7 @@ class RestChecker:
         )
 
     def _is_coming_into_force(self, job: intake.Job) -> bool:
-        """Whether a job of the session runs under a limit that a leader has written into the cell and not published yet:
+        """Whether a job of the session runs under a limit that a leader has counted in the cell and not published yet:
         it holds the later ones of the session already.
         """
         counted = messages.parse_counted((self._server.ask("GET", _CELL.counted) or b"").decode())

@@ -14,7 +14,7 @@ from scheduler.protocol.documents import NodeBeat
 from scheduler.protocol.messages import CapacityItem
 from scheduler.protocol.snapshot import Reason
 from scheduler.runtime.intake import JobClass
-from scheduler.runtime.waiting.unserved import TOLD_MS, Unserved
+from scheduler.runtime.waiting.unserved import LOG_AFTER_MS, Unserved
 
 BEAT = NodeBeat("n1", "7-b", 4, pairs=(("en", "zh"),), features=("asr",), running=2)
 KNOWN = NodeState(BEAT, 0)
@@ -63,7 +63,7 @@ def test_a_class_without_a_node_is_told_before_its_jobs_die(caplog: pytest.LogCa
     unserved = Unserved(60_000)
     german = JobClass("en", "de", ("asr",), "", "")
     served: set[JobClass] = set()
-    for now_ms in (0, TOLD_MS - 1, TOLD_MS, 5_000):
+    for now_ms in (0, LOG_AFTER_MS - 1, LOG_AFTER_MS, 5_000):
         unserved.look({german: 0}, lambda _: 3, served.__contains__, now_ms)
     words = "no node serves en:de with asr: jobs that wait for one: 3; each is dead when none has come for 60 s"
     assert caplog.messages == [words]

@@ -8,9 +8,6 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from benchmarks.against import report
 from benchmarks.against.held import Heat
 from benchmarks.against.interval import LIKELY, SURE, Interval, interval_of_ratios, median_of_ratios, rank_of_end
@@ -19,6 +16,8 @@ from benchmarks.against.measures import CPU, SPEED, TIMES, Benchmark, Pair, benc
 from benchmarks.against.run import Found, Plan, measure
 from benchmarks.against.sides import Code
 from benchmarks.measure import BenchmarkFailed
+from hypothesis import given
+from hypothesis import strategies as st
 
 RATIOS = st.lists(st.floats(0.01, 100), min_size=1, max_size=60)
 DISPATCH, LIFECYCLE, LATENCY = benchmarks(quick=False)

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
-
 from benchmarks import pictures
 from benchmarks.cited import BY_NAME, CITED, FIGURES, NoFigures, Row, number, of_claim
 from benchmarks.command import bench
 from benchmarks.promises import PROMISES
 from benchmarks.tables import BEGIN, END, pages, written
+from click.testing import CliRunner
 
 CLAIM: dict[str, Any] = {
     "what": "p50", "measured": 2.5, "limit": 2, "unit": "ms", "is_least": False, "rounds": [2.25, 3.0], "ok": False,

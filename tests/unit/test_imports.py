@@ -51,6 +51,8 @@ PURE: Final = {
     "scheduler.runtime.snapshot_changes",
     "scheduler.runtime.placement.attempt",
     "scheduler.runtime.placement.candidates",
+    "scheduler.runtime.placement.sampler",
+    "scheduler.runtime.placement.strategies",
     "scheduler.runtime.waiting.limits",
     "scheduler.runtime.waiting.overflow",
     "scheduler.runtime.waiting.queues",

@@ -11,7 +11,6 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 from lupa import lua51
-
 from mutants.command import mutants as command
 from mutants.listed import ROOT, InvalidList, Mutant, chosen, read_list
 from mutants.run import Memory, key_of

@@ -12,7 +12,8 @@ import pytest
 from scheduler.protocol.snapshot import Node, Pool, Strategy
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Job, JobClass
-from scheduler.runtime.placement.candidates import Groups, Sampler, classify, place, place_among, rendezvous
+from scheduler.runtime.placement.candidates import Groups, classify, place, place_among, rendezvous
+from scheduler.runtime.placement.sampler import Sampler
 from scheduler.session.bindings import Binding
 from tests.unit.arrange import EN_DE, EN_ZH, a_class, a_job, a_node, an_index
 

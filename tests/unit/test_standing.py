@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from scheduler.protocol.snapshot import Node, Pool
-from scheduler.runtime.placement.candidates import Placement, Sampler, classify, place
+from scheduler.runtime.placement.candidates import Placement, classify, place
+from scheduler.runtime.placement.sampler import Sampler
 from scheduler.session.bindings import Binding
 from tests.unit.arrange import EN_DE, EN_ZH, a_class, a_job, a_node, an_index
 from tests.unit.test_placement import A123, bound

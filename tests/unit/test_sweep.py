@@ -11,7 +11,7 @@ import pytest
 from scheduler.config import DEFAULTS
 from scheduler.protocol.snapshot import Pool
 from scheduler.runtime import sweep as sweep_module
-from scheduler.runtime.reader import Reader, Told
+from scheduler.runtime.reader import PendingEvents, Reader
 from scheduler.runtime.sweep import Sweep, _Turn
 from scheduler.runtime.waiting.waiting_jobs import Waiting
 from scheduler.store.reads import Reads
@@ -34,7 +34,7 @@ class Server:
     def __init__(self, are_open: str = "", held: int = 9, nodes: str = "", limits: str = "", least: int = 0) -> None:
         self._are_open = are_open.split()
         self._held = (held, least)
-        self._told = Told(frozenset(nodes.split()), frozenset(limits.split()))
+        self._pending = PendingEvents(frozenset(nodes.split()), frozenset(limits.split()))
 
     async def are_open(self, nodes: Sequence[str]) -> list[bool]:
         return [node in self._are_open for node in nodes]
@@ -42,8 +42,8 @@ class Server:
     async def held_sizes(self, limits: Sequence[str]) -> list[tuple[int, int]]:
         return [self._held] * len(limits)
 
-    async def peek_freed(self) -> Told:
-        return self._told
+    async def peek_freed(self) -> PendingEvents:
+        return self._pending
 
 
 async def look(waiting: Waiting, server: Server) -> list[str]:

@@ -21,11 +21,10 @@ class PlacementAttempt(msgspec.Struct, frozen=True, gc=False):
     job_class: decided once, for this attempt.
     waiter: None for a newcomer.
     placement: None when the job is held back from this call.
-    binding: of the session, as far as it is known.
-    is_fresh: whether the stored binding may be left alone when it names the node that the session is bound to
-        afterwards.
+    binding: of the session, None when it has none or it is not known.
+    is_fresh: whether the stored binding need not be written again if it does not change.
     is_unread: whether the binding is not known.
-    follows: an earlier job of the session is in the call and needs the same.
+    follows: whether an earlier job of the session is in the call and has the same class.
     together: why the job is not tried where that earlier job goes.
     """
 
@@ -46,10 +45,12 @@ Answer = messages.Reserved | messages.Refused
 class Call(msgspec.Struct):
     """The attempts of one script call.
 
+    attempts: in the order of their partitions.
     partitions: of its jobs.
+    sent_ms: when it was sent.
     index: the snapshot by which candidates were chosen.
     mark: of the limits, when it was sent.
-    is_again: its jobs had been deferred, and there is memory for them now.
+    is_again: whether its jobs had been deferred, and there is memory for them now.
     """
 
     attempts: list[PlacementAttempt]
@@ -61,7 +62,7 @@ class Call(msgspec.Struct):
 
 
 def rejection_of(job: Job, answer: messages.Refused, cell: int) -> messages.RejectItem | None:
-    """How a job ends that `reserve` will never place; None when nothing is left to do."""
+    """How a job ends that `reserve` will never place; None when it needs no rejection."""
     if answer.why == "job_id_taken":
         generated = keys.generated_job_id(cell, job.partition, job.entry_id)
         return refuse_job(job, "job_id_taken", f"job_id {job.job_id!r} belongs to another session", generated)
@@ -75,7 +76,7 @@ def rejection_of(job: Job, answer: messages.Refused, cell: int) -> messages.Reje
 
 
 def _reject_mismatch(job: Job, submitted: tuple[str, str, str]) -> messages.RejectItem:
-    """It ends under its own id, as the job that was submitted: its producer hears of it."""
+    """It ends under its own id, as the job that was submitted, so that its producer gets the result."""
     documented = (job.session_id, job.tenant_id, job.reply_to)
     detail = ", ".join(
         f"{name} = {document!r} in the document, and it was submitted with {given!r}"

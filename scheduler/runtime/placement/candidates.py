@@ -1,152 +1,46 @@
-"""Pure. Decides; never performs. Job, binding, snapshot -> candidates, best first, few.
+"""Chooses the nodes that a job is tried on: job, binding and snapshot give a few candidates, best first.
 
-A session keeps its pool while its language pair is unchanged and the pool can serve it; otherwise the pool is that of
+Pure: no server, no clock.
+
+A session keeps its pool while its language pair is unchanged and the pool can serve it. Otherwise the pool is that of
 its tenant, or is found by weighted rendezvous hashing of the routing key (Thaler and Ravishankar 1998; weights by
--w / ln h, Schindelhauer and Schomaker 2005). Within the pool the strategy orders nodes; with more nodes than
-candidates, those are the least loaded of a few drawn at random (Mitzenmacher 2001, the power of two choices), drawn
-once for all jobs of a call (Ousterhout et al. 2013, batch sampling). `reserve` decides by the slots really held, and
-writes down why a job is not where its session is bound.
+-w / ln h, Schindelhauer and Schomaker 2005). Within the pool the strategy chooses the nodes (strategies.py), from a
+sample of the less loaded ones (sampler.py). `reserve` decides by the slots really held, and stores the reason when a
+job is not where its session is bound.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Final
 
 import msgspec
 
-from scheduler.protocol.snapshot import Node, Pool, Strategy
+from scheduler.protocol.snapshot import Node, Pool
 from scheduler.runtime.index import Group, Index, Members, group
 from scheduler.runtime.intake import Job, JobClass
+from scheduler.runtime.placement import strategies
+from scheduler.runtime.placement.sampler import SPARE, Loads, Sampler
 from scheduler.session.bindings import Binding
 
 Groups = tuple[tuple[str, ...], ...]
-Loads = Mapping[str, int]
-_SAMPLE_FACTOR: Final = 2  # nodes drawn for each that may be taken
-_WIDER_MAX: Final = 8  # times so many are looked at where those drawn first are believed to be full
-_SPARE: Final = 3  # the bound node, the preferred one, and one that an attempt failed on may be among those drawn
 _HASH_RANGE: Final = float(2**64)
-
-
-class _Sample:
-    """Names drawn from a group, and whose turn it is. The group is kept, so that its id is nobody else's meanwhile.
-
-    full: a few that are believed to be full, for want of better. room_is_scarce: there were such.
-    exhausted: no more are to be drawn.
-    """
-
-    __slots__ = ("exhausted", "full", "group", "names", "next_offset", "room_is_scarce")
-
-    def __init__(self, group: Group) -> None:
-        self.group = group
-        self.names: list[str] = []
-        self.full: list[str] = []
-        self.next_offset = 0
-        self.room_is_scarce = False
-        self.exhausted = False
-
-
-class Sampler:
-    """Nodes drawn at random, once for all jobs of one call, and dealt out in turn.
-
-    A call of many jobs so names few nodes, and each of them is one that was believed to be little used. Of a group that
-    few of the jobs are for only a few are drawn.
-
-    Args: loads, node -> slots believed in use; random, for drawing; jobs of the call.
-    """
-
-    def __init__(self, loads: Loads, random: Random, jobs: int = 1) -> None:
-        self._loads = loads
-        self._random = random
-        self._jobs = jobs
-        self._drawn: dict[int, _Sample] = {}
-
-    def take(self, nodes: Group, count: int, *without: str) -> tuple[str, ...]:
-        """At most `count` of a group, least used first; another job gets others. without: names, or ""."""
-        if len(nodes.nodes) == 1:
-            only = nodes.nodes[0].id
-            return () if only in without else (only,)
-        without = tuple([name for name in without if name])
-        drawn = self._drawn.get(id(nodes))
-        if drawn is None:
-            drawn = self._drawn[id(nodes)] = _Sample(nodes)
-        served = drawn.next_offset if drawn.room_is_scarce else drawn.next_offset // _SAMPLE_FACTOR
-        if not drawn.exhausted and served + count + len(without) > len(drawn.names):
-            self._draw(drawn, count)
-        names = drawn.names
-        start = drawn.next_offset % (len(names) or 1)
-        drawn.next_offset += 1
-        if without:
-            dealt = [name for name in names[start : start + count + len(without)] if name not in without]
-        else:
-            dealt = names[start : start + count]
-        if len(dealt) < count and start:
-            dealt += [name for name in names[:start] if name not in without]
-        if len(dealt) < count and drawn.full:
-            dealt += [name for name in drawn.full if name not in without]
-        return tuple(dealt if len(dealt) <= count else dealt[:count])
-
-    def _draw(self, drawn: _Sample, count: int) -> None:
-        """As many again as there are, of which the less used of twice as many are taken; at first enough for one job.
-
-        At most one for every two jobs of the call, beside those for one; where room is scarce, one for each, and more
-        are looked at.
-        """
-        nodes, names = drawn.group.nodes, drawn.names
-        jobs = self._jobs if drawn.room_is_scarce else self._jobs // _SAMPLE_FACTOR
-        needed = min(max(count + _SPARE, 2 * len(names)), count + max(_SPARE, jobs)) - len(names)
-        if needed <= 0 or len(names) + len(drawn.full) == len(nodes):
-            drawn.exhausted = True
-            return
-        size = min(len(nodes), _SAMPLE_FACTOR * needed + len(names) if names else _SAMPLE_FACTOR * count + 1)
-        found, room = self._look(drawn, size)
-        if room < len(found):
-            drawn.room_is_scarce = True
-            if room < needed and size < len(nodes):
-                wider = min(_WIDER_MAX, -(-needed // max(1, room)) + 1)
-                found, room = self._look(drawn, min(len(nodes), wider * size))
-                drawn.exhausted = not room
-            drawn.full = drawn.full or found[room:][: count + _SPARE]
-        names += found[: min(room, needed)]
-
-    def _look(self, drawn: _Sample, size: int) -> tuple[list[str], int]:
-        """So many of a group that are not drawn yet, least used first, and how many of them may have room."""
-        loads = self._loads
-        used = [
-            (loads.get(node.id, 0) / node.slots, node.id) for node in _sample(drawn.group.nodes, size, self._random)
-        ]
-        if drawn.names or drawn.full:
-            known = {*drawn.names, *drawn.full}
-            used = [each for each in used if each[1] not in known]
-        used.sort(key=_use)
-        room = len(used) if not used or used[-1][0] < 1 else sum([use < 1 for use, _ in used])
-        return [name for _, name in used], room
-
-
-def _sample(nodes: Sequence[Node], size: int, random: Random) -> list[Node]:
-    """As `random.sample`, in two thirds of the time where few are drawn of many, and hardly one twice."""
-    count, draw = len(nodes), random.random
-    if 2 * size > count:
-        return random.sample(nodes, size)
-    places: dict[int, None] = {}
-    while len(places) < size:
-        places[int(draw() * count)] = None
-    return [nodes[place] for place in places]
-
-
-def _use(drawn: tuple[float, str]) -> float:
-    return drawn[0]
 
 
 class Placement(msgspec.Struct, frozen=True, gc=False):
     """Candidates for one job: the freest of the first group that has room is taken.
 
-    bound: the node that the session is bound to, where its slots at the decision are of interest; why: one word, should
-    the job go elsewhere; preferred: the node that it asked for; note: why it cannot go there; keeps: the session stays
-    bound to `bound` all the same, if that is why. See calls.ReserveItem.
+    See messages.ReserveItem.
+
+    groups: of nodes, best first.
+    bound: the node that the session is bound to, when its slots at the decision are stored with the reason.
+    why: one word, should the job go elsewhere.
+    preferred: the node that the job asks for.
+    note: why it cannot go there.
+    keeps: the session stays bound to `bound` if the job goes elsewhere for this reason.
     """
 
     groups: Groups
@@ -158,13 +52,16 @@ class Placement(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """All of them, best first."""
+        """All candidates, best first."""
         return tuple([name for group in self.groups for name in group])
 
 
 class SessionAffinity(msgspec.Struct, frozen=True, gc=False):
-    """Where a session stands. node: that it is bound to, "" for none that matters; first: whether the job is tried
-    there before all others; why, should it go elsewhere.
+    """Whether a job is tried where its session is bound.
+
+    node: that the session is bound to, "" for none that matters.
+    first: whether the job is tried there before all other nodes.
+    why: one word, should the job go elsewhere.
     """
 
     node: str
@@ -179,7 +76,7 @@ _NEW: Final = SessionAffinity("", False, "new")
 
 
 def classify(job: Job, binding: Binding | None, index: Index) -> JobClass:
-    """The class of a job under a snapshot: what it needs, and the pool that its session prefers."""
+    """The class of a job by a snapshot: what it needs, and the pool that its session prefers."""
     tenant = index.scope_of(job.tenant_id)
     members = index.members(job.src_lang, job.tgt_lang, job.features, tenant)
     pool = preferred_pool(job, binding, members, index.overrides)
@@ -187,8 +84,10 @@ def classify(job: Job, binding: Binding | None, index: Index) -> JobClass:
 
 
 def preferred_pool(job: Job, binding: Binding | None, members: Members, overrides: Mapping[str, str]) -> str:
-    """The pool of a session: the bound one while it fits and can serve, else its tenant's, else by the routing key;
-    "" when none can serve. overrides: tenant -> pool.
+    """The pool of a session: the bound one while it fits and can serve, else that of its tenant, else by the routing
+    key; "" when none can serve.
+
+    overrides: tenant -> pool.
     """
     if binding is not None and binding.pool in members and binding.fits(job.src_lang, job.tgt_lang):
         return binding.pool
@@ -196,11 +95,11 @@ def preferred_pool(job: Job, binding: Binding | None, members: Members, override
         return overrides[job.tenant_id]
     if len(members) <= 1:
         return next(iter(members), "")
-    return rendezvous(job.routing_key, {pool: each.slots for pool, each in members.items()})
+    return rendezvous(job.routing_key, {pool: nodes.slots for pool, nodes in members.items()})
 
 
 def rendezvous(key: str, weights: Mapping[str, int]) -> str:
-    """The name with the highest weighted score for a key; names that come or go move only their own keys."""
+    """The name with the highest weighted score for a key. A name that comes or goes moves only its own keys."""
 
     def score(name: str) -> tuple[float, str]:
         digest = hashlib.blake2b(f"{key} {name}".encode(), digest_size=8).digest()
@@ -214,10 +113,15 @@ def rendezvous(key: str, weights: Mapping[str, int]) -> str:
 
 
 def place(job: Job, job_class: JobClass, binding: Binding | None, index: Index, sampler: Sampler) -> Placement | None:
-    """Candidates of the preferred pool, and the node that the session is bound to, or that the job asked for, wherever
-    among the eligible it is.
+    """Candidates of the preferred pool. Before them the node that the job asks for and the one that its session is
+    bound to, in any eligible pool.
 
-    Args: job; job_class, from classify; binding; index; sampler of the call.
+    Args:
+        job: to be placed.
+        job_class: from `classify`.
+        binding: of the session.
+        index: of the snapshot.
+        sampler: of the call.
     Returns: None when no node of the pool can serve the job.
     """
     nodes = index.members_of(job_class).get(job_class.pool)
@@ -229,10 +133,10 @@ def place(job: Job, job_class: JobClass, binding: Binding | None, index: Index, 
     policy = index.policy(job_class.pool)
     first_groups = first_choices(preferred, bound)
     avoid = _avoided(job, nodes)
-    found = STRATEGIES[policy.strategy](
+    chosen = strategies.FUNCTIONS[policy.strategy](
         bound.node, avoid, preferred, nodes, sampler, policy.candidates - len(first_groups)
     )
-    return _placement((*first_groups, found) if found else first_groups, bound, preferred, note, policy)
+    return _placement((*first_groups, chosen) if chosen else first_groups, bound, preferred, note, policy)
 
 
 def place_among(
@@ -244,11 +148,12 @@ def place_among(
     loads: Loads,
     random: Random,
 ) -> Placement | None:
-    """Every named node that may take the job, those of the preferred pool before those of its fallback pools; before
-    them the node that the session is bound to, or that the job asked for, named or not.
+    """Every named node that may take the job, those of the preferred pool before those of its fallback pools. Before
+    them the node that the job asks for and the one that its session is bound to, named or not.
 
-    Room is known to be scarce, so what the strategy or an earlier failure would rather avoid comes last, but it comes.
-    Returns: None when no named node may take it.
+    Room is scarce, so nodes that the strategy or an earlier failure would rather avoid are candidates too, the last.
+
+    Returns: None when no named node may take the job.
     """
     bound = session_affinity(job, job_class, binding, index)
     preferred, note = preferred_node(job, job_class, index)
@@ -264,17 +169,17 @@ def place_among(
     groups = first_choices(preferred, bound)
     for tier in index.tiers(job_class.pool):
         if tier in by_tier:
-            everyone = group(by_tier[tier])
-            nodes = everyone.trusted or everyone
-            count = len(nodes.nodes) + _SPARE
+            named = group(by_tier[tier])
+            nodes = named.trusted or named
+            count = len(nodes.nodes) + SPARE
             avoid = _avoided(job, nodes)
-            groups += (STRATEGIES[policy.strategy](bound.node, avoid, preferred, nodes, sampler, count),)
-            groups += (tuple(sorted(everyone.ids)),)
+            groups += (strategies.FUNCTIONS[policy.strategy](bound.node, avoid, preferred, nodes, sampler, count),)
+            groups += (tuple(sorted(named.ids)),)
     return _placement(_each_once(groups), bound, preferred, note, policy)
 
 
 def session_affinity(job: Job, job_class: JobClass, binding: Binding | None, index: Index) -> SessionAffinity:
-    """Where the session of a job stands under a snapshot, and why it would have to move."""
+    """Whether a job is tried where its session is bound, and why it would go elsewhere."""
     if binding is None:
         return _NEW
     node = index.nodes.get(binding.node)
@@ -297,9 +202,12 @@ def session_affinity(job: Job, job_class: JobClass, binding: Binding | None, ind
 
 
 def together(job_class: JobClass, before: JobClass, binds: bool) -> str:
-    """Why a job is not tried where the job before it goes, with which it is placed in one call.
+    """Why a job is not tried where an earlier job of its session goes that is in the same call.
 
-    Args: job_class and before, the classes of both; binds, whether the strategy binds sessions to nodes.
+    Args:
+        job_class: of the job.
+        before: the class of the earlier job.
+        binds: whether the strategy binds sessions to nodes.
     """
     if not binds:
         return "strategy"
@@ -308,7 +216,7 @@ def together(job_class: JobClass, before: JobClass, binds: bool) -> str:
 
 
 def preferred_node(job: Job, job_class: JobClass, index: Index) -> tuple[str, str]:
-    """The node that a job asks for, "" when it asks for none or cannot have it, and then why."""
+    """(node, note): the node that a job asks for, "" when it asks for none or cannot have it; note says why."""
     name = job.preferred_node
     if not name or name == job.avoid:
         return "", ""
@@ -318,19 +226,19 @@ def preferred_node(job: Job, job_class: JobClass, index: Index) -> tuple[str, st
 
 
 def first_choices(preferred: str, bound: SessionAffinity) -> Groups:
-    """What is tried before all others: the node that the job asks for, then the one that the session is bound to."""
+    """The nodes that are tried first: the one that the job asks for, then the one that its session is bound to."""
     if bound.first and bound.node != preferred:
         return ((preferred,), (bound.node,)) if preferred else ((bound.node,),)
     return ((preferred,),) if preferred else ()
 
 
 def _avoided(job: Job, nodes: Group) -> str:
-    """The node that an earlier attempt failed on, where there is another one."""
+    """The node that an earlier attempt failed on, "" where it is the only one."""
     return job.avoid if len(nodes.nodes) > 1 else ""
 
 
 def _each_once(groups: Groups) -> Groups:
-    """Every node where it comes first."""
+    """The groups with every node once, where it comes first."""
     seen: set[str] = set()
     kept = []
     for names in groups:
@@ -345,32 +253,3 @@ def _placement(groups: Groups, bound: SessionAffinity, preferred: str, note: str
     why = bound.why
     keeps = "avoid" if why == "avoid" else "full" if policy.pressure == "return" else ""
     return Placement(groups, bound.node if why != "strategy" else "", why, preferred, note, keeps)
-
-
-# ---- strategies -----------------------------------------------------------------------------------------------------
-
-
-def affinity(last: str, avoid: str, preferred: str, nodes: Group, sampler: Sampler, count: int) -> tuple[str, ...]:
-    """Behind the bound node, which is tried first: the least loaded of a few."""
-    return sampler.take(nodes, count, avoid, last, preferred)
-
-
-def spread(last: str, avoid: str, preferred: str, nodes: Group, sampler: Sampler, count: int) -> tuple[str, ...]:
-    """Not the session's last node, unless it is the only one."""
-    return sampler.take(nodes, count, avoid, last, preferred) or ((last,) if last in nodes.ids else ())
-
-
-def least_loaded(_: str, avoid: str, preferred: str, nodes: Group, sampler: Sampler, count: int) -> tuple[str, ...]:
-    """The least loaded of a few, whatever the session did before."""
-    return sampler.take(nodes, count, avoid, preferred)
-
-
-_Strategy = Callable[[str, str, str, Group, Sampler, int], tuple[str, ...]]
-"""The session's last node, the one to avoid, the one that is asked for (each "" for none), nodes that are alike, the
-sampler of the call, and how many to name -> nodes of one group, none of the other three unless there is no other.
-"""
-STRATEGIES: Final[Mapping[Strategy, _Strategy]] = {
-    "affinity": affinity,
-    "spread": spread,
-    "least_loaded": least_loaded,
-}

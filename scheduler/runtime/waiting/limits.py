@@ -1,14 +1,16 @@
-"""Who waits for which limit: jobs that `reserve` answered with `limited`.
+"""Jobs that wait for a limit: `reserve` answered them with `limited`.
 
 Pure: no server, no clock.
 
-Such a job waits for that limit alone; it takes no part in the queue of its class. An event that names the limit lets
-the first of its queue try, and when that one is placed the next, until one is limited again. What a session or a tenant
-holds is counted in all pools together, but each pool says how much that may be: a limit can be full for one pool alone.
-A limit of a session also holds for jobs that come beside one that runs under it, whatever their pool.
+Such a job waits for that limit alone and is not in the queue of its class. An event that names the limit admits the
+first of its queue to an attempt; when that one is placed, the next is admitted, until one is limited again.
 
-A job that finds no room when it is admitted stands in the queue of its class from then on. No more of that class are
-admitted meanwhile than were placed since the limit was full, so that a long queue does not move over as a whole.
+The jobs of a session or a tenant are counted in all pools together, but each pool has its own maximum: a limit can be
+full for one pool alone. While a job runs under a limit of its session, that limit holds for all jobs of the session,
+whatever their pool.
+
+A job that finds no room when it is admitted is in the queue of its class from then on. Meanwhile no more jobs of the
+class are admitted than were placed since the limit was full, so that a long queue does not move over as a whole.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ SESSION: Final = "session:"
 
 
 def counted_by(job: Job, pool: Pool, kinds: Container[str]) -> tuple[tuple[str, str, int], ...]:
-    """(kind, id, most) of each limit that a job counts for, by the policy of its pool; most 0: which has none. kinds:
-    those that are counted.
+    """(kind, id, most) of each limit that a job counts for, by the policy of its pool; most is 0 where that sets none.
+
+    kinds: of limits that are counted.
     """
     counted: tuple[tuple[str, str, int], ...] = ()
     if "session" in kinds:
@@ -37,8 +40,8 @@ def counted_by(job: Job, pool: Pool, kinds: Container[str]) -> tuple[tuple[str, 
 
 
 def limits_of(job: Job, job_class: JobClass, index: Index) -> tuple[str, ...]:
-    """Those that may hold a job back, as `<kind>:<id>`: of its session if any pool limits sessions, and of its tenant
-    by the policy of the pool that its session prefers.
+    """The limits that may hold a job back, as `<kind>:<id>`: of its session if any pool limits sessions, and of its
+    tenant by the policy of the pool that its session prefers.
     """
     policy = index.pools.get(job_class.pool)
     if policy is None or not index.counted:
@@ -48,8 +51,14 @@ def limits_of(job: Job, job_class: JobClass, index: Index) -> tuple[str, ...]:
 
 
 def has_room(limit: str, used: int, least: int, pool: str, index: Index) -> bool:
-    """Whether a limit of which `used` are held leaves room for a job of a pool. least: the smallest limit of the pools
-    of those jobs, 0 for none.
+    """Whether a limit has room for a job of a pool.
+
+    Args:
+        limit: as `<kind>:<id>`.
+        used: how many jobs count for it.
+        least: the smallest limit of the pools of these jobs, 0 for none.
+        pool: of the job.
+        index: with the policies of pools.
     """
     policy = index.pools.get(pool)
     if policy is None:
@@ -60,7 +69,7 @@ def has_room(limit: str, used: int, least: int, pool: str, index: Index) -> bool
 
 
 def changed_limits(old: Mapping[str, Pool], new: Mapping[str, Pool]) -> list[str]:
-    """The pools whose limits are others now; also such as are new or gone."""
+    """The pools whose limits differ now, also those that are new or gone."""
 
     def limits(pool: Pool | None) -> tuple[int, int] | None:
         return (pool.session_concurrency, pool.tenant_concurrency) if pool is not None else None
@@ -85,11 +94,11 @@ class Limits:
         queue = self._queues.get(limit)
         return queue.counts.get(pool, 0) if queue is not None else 0
 
-    # ---- who waits ----
+    # ---- waiters ----
 
     def hold(self, waiter: Waiter, limit: str) -> None:
-        """A waiter joins the queue of a limit. There may be room under it while all others in the queue are of a class
-        that waits for nodes.
+        """Add a waiter to the queue of a limit. The limit may have room although jobs wait for it, when those are of
+        classes that wait for nodes.
         """
         queue = self._queue(limit)
         waiter.change("limit")
@@ -99,9 +108,11 @@ class Limits:
             self._roomy[limit] = None
 
     def refuse(self, waiter: Waiter, limit: str, mark: int) -> None:
-        """A call that was sent at `mark` was answered that this limit is full: the waiter is tried when it is named.
+        """Hold a waiter that a call found limited. It is tried when an event names the limit.
 
-        Unless it was named meanwhile: that event is spent, and there may be room since that answer.
+        If an event named it while the call was under way, it is tried at once, because there may be room since then.
+
+        mark: of the call.
         """
         self.hold(waiter, limit)
         queue = self._queue(limit)
@@ -112,14 +123,14 @@ class Limits:
             queue.pools.discard(waiter.job_class.pool)
 
     def remove(self, waiter: Waiter) -> None:
-        """A waiter is limited no more."""
+        """Take a waiter out of the queue of its limit."""
         queue, waiter.limit_queue = waiter.limit_queue, None
         assert queue is not None
         queue.remove(waiter)
         self._drop_empty(queue)
 
     def ended(self, waiter: Waiter, is_placed: bool) -> None:
-        """If a waiter was admitted by a limit, that is over, and perhaps it is the next one's turn."""
+        """End the attempt of a waiter, if a limit admitted it. The next of the limit may have its turn."""
         queue, waiter.admitted_by = waiter.admitted_by, None
         if queue is not None:
             queue.ended(waiter.job_class, is_placed)
@@ -130,11 +141,11 @@ class Limits:
 
     @property
     def mark(self) -> int:
-        """To be remembered with a call: what is named from now on is younger than the call."""
+        """A mark for a call that is sent now: events that come later are counted above it."""
         return self._notices
 
     def notify(self, limits: Iterable[str]) -> None:
-        """These limits may have room."""
+        """An event: these limits may have room."""
         named = dict.fromkeys(limits)
         if named:
             self._notices += 1
@@ -143,15 +154,15 @@ class Limits:
                 self._unblock(queue, queue.counts)
 
     def notify_all(self) -> None:
-        """Every limit may have room: events may have been missed."""
+        """Events may have been missed: every limit may have room."""
         self._notices += 1
         self._last_notice = None
         for queue in self._queues.values():
             self._unblock(queue, queue.counts)
 
     def notify_pools(self, pools: Iterable[str]) -> None:
-        """These pools have other limits than before, so there may be room under all that they limit; for any pool in a
-        session, where one of their jobs may run.
+        """The limits of these pools have changed, so there may be room for their jobs. In the limit of a session there
+        may be room for jobs of any pool, because a job of these pools may run there.
         """
         changed = frozenset(pools)
         if changed:
@@ -162,18 +173,18 @@ class Limits:
                 self._unblock(queue, queue.counts if is_session else changed.intersection(queue.counts))
 
     def sweep(self, limit: str, pool: str) -> None:
-        """A look found room that no event had told of."""
+        """The sweep found room that no event named."""
         queue = self._queues.get(limit)
         if queue is not None and pool in queue.counts:
             self._unblock(queue, (pool,), is_swept=True)
 
     @property
     def busy(self) -> bool:
-        """Whether a waiter may be to be admitted."""
+        """Whether there may be waiters to admit."""
         return bool(self._roomy)
 
     def admit(self, count: int) -> list[Waiter]:
-        """The next to be tried, at most `count`, of each limit in their order."""
+        """The next waiters to be tried, at most `count`, of each limit in order."""
         chosen: list[Waiter] = []
         for limit in list(self._roomy):
             queue = self._queues[limit]
@@ -187,7 +198,7 @@ class Limits:
         return chosen
 
     def settled(self) -> list[tuple[str, str]]:
-        """(limit, pool) where all wait for an event: what the sweep looks at."""
+        """(limit, pool) where all jobs wait for an event. The sweep looks at these."""
         queues = self._queues.items()
         return [(limit, pool) for limit, queue in queues for pool in queue.counts if pool not in queue.pools]
 
@@ -212,7 +223,9 @@ class Limits:
             self._roomy[queue.limit] = None
 
     def _was_named(self, limit: str, mark: int) -> bool:
-        """Whether a limit was named after `mark`; in doubt it was. A call is seldom older than one notice."""
+        """Whether an event named a limit after `mark`. Only the last notice is remembered; a limit counts as named by
+        earlier ones. Few calls are older than one notice.
+        """
         if mark == self._notices:
             return False
         return mark < self._notices - 1 or self._last_notice is None or limit in self._last_notice

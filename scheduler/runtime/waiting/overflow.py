@@ -2,18 +2,18 @@
 
 Pure: no server, no clock.
 
-What a job would wait for (its class, a limit, its session) has a share of the memory; `MemoryBounds` says how much. A
-newcomer above that is deferred: the job is not remembered, only that its session has a deferred job, and between which
-ids of the partition the deferred entries are. Until they have been read again, every job that would wait for the same
-is deferred too, and so is every job of those sessions, or it would pass an earlier one. False hits of sessions only
-delay.
+Each cause that a job waits for (its class, a limit, its session) has a share of the memory, see `MemoryBounds`. A
+newcomer above that share is deferred: the job itself is not remembered. What is remembered is its session, and between
+which ids of each partition the deferred entries are. Until they have been read again, every job with the same cause and
+every job of those sessions is deferred too, or it would pass an earlier one. Sessions are kept in a Bloom filter; a
+false hit only delays a job.
 
-Once there is memory again, deferred entries are read again in parts, from the lowest id of each partition on. Entries
-that there is memory for are admitted, in order; others remain. A pass ends when it has come to the highest id in all
-partitions, and then only what remains counts as deferred: that is how sessions and classes have caught up. A pass that
-cannot admit any more is given up, and the next one begins at the first entry that remains. Sometimes one is made to its
-end all the same: when many sessions may be taken for deferred ones, when the deadline of a deferred job passed, or when
-a snapshot came since which some of them may belong to another pool, and would not wait for what they did.
+Once there is memory again, deferred entries are read again in parts, from the lowest id of each partition on: this is a
+pass. Entries that there is memory for are admitted, in order; the rest remain deferred. A pass ends at the highest id
+of every partition. Sessions and causes without a remaining entry have then caught up, and are open to newcomers again.
+A pass that cannot admit any more is given up, and the next one begins at the first entry that remains. A pass goes to
+its end nevertheless in three cases: the filter has many sessions, the deadline of a deferred job has passed, or since a
+snapshot some of the deferred jobs may belong to another pool and have another cause.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from scheduler.runtime.waiting.queues import Cause, EntryOrder, entry_order
 from scheduler.runtime.waiting.waiting_jobs import MemoryBounds
 
 SESSION_BITS: Final = 2**23  # 1 MiB; with 100,000 deferred sessions, 1 of 200,000 others is taken for one
-CAUSES_MAX: Final = 1_000  # what newcomers are told apart by; above it all are deferred
-LATE_EVERY_MS: Final = 10_000  # how often all of it is read because deadlines passed
+CAUSES_MAX: Final = 1_000  # causes that are remembered; with more, every newcomer is deferred
+LATE_EVERY_MS: Final = 10_000  # the least time between two passes that go to their end because deadlines passed
 _HASHES: Final = 4
-_BITS_A_SESSION_MIN: Final = 32  # with fewer, a pass is made to its end, so that the bits are set anew
+_BITS_A_SESSION_MIN: Final = 32  # with fewer, a pass goes to its end, and the bits are set anew
 _LAST_SEQUENCE: Final = 2**64 - 1
 
 
@@ -51,7 +51,10 @@ def _deadline_of(job: Job) -> float:
 
 
 class _Sessions:
-    """A set of sessions that may say yes too often, never no (Bloom 1970). bits: a power of two, 2**32 at most."""
+    """A set of sessions that may have false hits, but no false misses (Bloom 1970).
+
+    bits: a power of two, 2**32 at most.
+    """
 
     def __init__(self, bits: int) -> None:
         self._mask = bits - 1
@@ -75,7 +78,7 @@ class _Sessions:
 
 
 def _hashes(session_id: str) -> int:
-    """All of them, 32 bits each."""
+    """All hashes of a session in one number, 32 bits each."""
     return int.from_bytes(hashlib.blake2b(session_id.encode(), digest_size=4 * _HASHES).digest())
 
 
@@ -107,9 +110,9 @@ class Overflow:
 
     Args:
         bounds: of the memory for waiting jobs.
-        bits: to remember sessions by.
+        bits: of the filter of sessions.
 
-    deferred: how many entries were, counted each time that they were read.
+    deferred: how many entries were deferred, counted each time that they were read.
     """
 
     def __init__(self, bounds: MemoryBounds, bits: int = SESSION_BITS) -> None:
@@ -137,14 +140,14 @@ class Overflow:
     # ---- newcomers ----
 
     def must_defer(self, session_id: str, causes: Iterable[Cause]) -> bool:
-        """Whether a newcomer has to be deferred, by its session and by what it may have to wait for."""
+        """Whether a newcomer has to be deferred, by its session and by the causes that it may have to wait for."""
         if self._sessions is None:
             return False
-        known = self._causes
-        return len(known) > CAUSES_MAX or any(cause in known for cause in causes) or session_id in self._sessions
+        closed = self._causes
+        return len(closed) > CAUSES_MAX or any(cause in closed for cause in causes) or session_id in self._sessions
 
     def defer(self, job: Job, cause: Cause | None = None) -> None:
-        """Defer a newcomer. cause: what it would have waited for, if there was no memory for it."""
+        """Defer a newcomer. cause: what it would have waited for, if its share is used up."""
         self.deferred += 1
         self._since_pass += 1
         if self._sessions is None:
@@ -154,28 +157,32 @@ class Overflow:
             _add(self._causes, cause)
         self._deadline_ms = min(self._deadline_ms, _deadline_of(job))
         order = entry_order(job.entry_id)
-        found = self._ranges.get(job.partition)
-        if found is None:
+        deferred = self._ranges.get(job.partition)
+        if deferred is None:
             self._ranges[job.partition] = _Range(order)
         else:
-            found.add(order)
+            deferred.add(order)
 
     def forget(self, partitions: Collection[int]) -> None:
-        """Partitions are another owner's, or are read anew."""
-        self._ranges = {partition: each for partition, each in self._ranges.items() if partition not in partitions}
+        """Forget partitions: they have another owner now, or are read anew."""
+        for partition in partitions:
+            self._ranges.pop(partition, None)
         if not self._ranges:
             self._clear()
 
     # ---- reading again ----
 
     def review(self) -> None:
-        """Some of what is deferred may belong to another pool now."""
+        """Look at every deferred job: some may belong to another pool now."""
         self._must_review = bool(self._ranges)
 
     def is_due(self, count_of: Callable[[Cause], int], waiting: int, now_ms: float) -> bool:
         """Whether the next part should be read again now.
 
-        Args: count_of, how many wait for a cause; waiting, for any; now_ms, by our own clock.
+        Args:
+            count_of: how many jobs wait for a cause.
+            waiting: how many jobs wait in all.
+            now_ms: by our own clock.
         """
         if not self._ranges:
             return False
@@ -196,8 +203,8 @@ class Overflow:
         return any(not self.bounds.are_full(cause, count_of(cause), waiting) for cause in self._causes)
 
     def _must_end(self, now_ms: float) -> bool:
-        """Whether a pass must come to its end: pools changed, a deadline passed, or many sessions were added since one
-        did.
+        """Whether a pass must go to its end: pools changed, a deadline passed, or many sessions were deferred since the
+        last pass that did.
         """
         if self._must_review or self._to_end:
             return True
@@ -210,10 +217,13 @@ class Overflow:
         """The id after which each partition is read next."""
         if not self._passing:
             self._begin_pass()
-            for each in self._ranges.values():
-                each.cursor, each.first_remaining = _before(each.lowest), None
-        unread = {partition: each for partition, each in self._ranges.items() if each.cursor < each.highest}
-        return {partition: "{}-{}".format(*each.cursor) for partition, each in unread.items()}
+            for deferred in self._ranges.values():
+                deferred.cursor, deferred.first_remaining = _before(deferred.lowest), None
+        return {
+            partition: "{}-{}".format(*deferred.cursor)
+            for partition, deferred in self._ranges.items()
+            if deferred.cursor < deferred.highest
+        }
 
     def _begin_pass(self) -> None:
         self._passing = True
@@ -224,17 +234,20 @@ class Overflow:
         self._remaining = 0
 
     def is_deferred(self, job: Job) -> bool:
-        """Whether an entry that was read again may be one of those; later ones are newcomers, or will be."""
-        found = self._ranges.get(job.partition)
-        return found is not None and found.cursor < entry_order(job.entry_id) <= found.highest
+        """Whether an entry that was read again may be a deferred one. Later entries are newcomers, or will be."""
+        deferred = self._ranges.get(job.partition)
+        return deferred is not None and deferred.cursor < entry_order(job.entry_id) <= deferred.highest
 
     def admit(
         self, jobs: Sequence[Job], cause_of: Callable[[Job], Cause], count_of: Callable[[Cause], int], waiting: int
     ) -> list[Job]:
-        """Who of a part there is memory for; the others are left.
+        """Admit the jobs of a part that there is memory for; the rest remain deferred.
 
-        Args: jobs, such as are deferred and not in hand, in the order of their partitions; cause_of, what a job would
-        wait for; count_of, how many wait for it; waiting, how many wait in all.
+        Args:
+            jobs: deferred ones that are not in hand, in the order of their partitions.
+            cause_of: what a job would wait for.
+            count_of: how many jobs wait for a cause.
+            waiting: how many jobs wait in all.
         """
         admitted: list[Job] = []
         taken: Counter[Cause] = Counter()
@@ -258,37 +271,43 @@ class Overflow:
             self._remaining_sessions = _Sessions(self._bits)
         self._remaining_sessions.add(job.session_id)
         self._remaining_deadline_ms = min(self._remaining_deadline_ms, _deadline_of(job))
-        each = self._ranges[job.partition]
+        deferred = self._ranges[job.partition]
         order = entry_order(job.entry_id)
-        each.first_remaining = order if each.first_remaining is None else min(each.first_remaining, order)
+        first = deferred.first_remaining
+        deferred.first_remaining = order if first is None else min(first, order)
 
     def advance(
         self, read_to: Mapping[int, str | None], count_of: Callable[[Cause], int], waiting: int, now_ms: float
     ) -> None:
-        """A part has been decided. read_to: the last entry of each partition that was read, None when it had no more.
+        """Go on after a part. The pass ends if it has come to its end, or if no more jobs could be admitted.
 
-        The pass ends here if it has come to its end, or if nobody else could be admitted.
+        Args:
+            read_to: the last entry of each partition that was read, None when it had no more.
+            count_of: how many jobs wait for a cause.
+            waiting: how many jobs wait in all.
+            now_ms: by our own clock.
         """
         for partition, entry_id in read_to.items():
-            each = self._ranges.get(partition)
-            if each is not None:
-                order = each.highest if entry_id is None else min(entry_order(entry_id), each.highest)
-                each.cursor = max(each.cursor, order)
-        if all(each.cursor >= each.highest for each in self._ranges.values()):
+            deferred = self._ranges.get(partition)
+            if deferred is not None:
+                order = deferred.highest if entry_id is None else min(entry_order(entry_id), deferred.highest)
+                deferred.cursor = max(deferred.cursor, order)
+        if all(deferred.cursor >= deferred.highest for deferred in self._ranges.values()):
             self._end_pass(now_ms)
         elif not self._must_end(now_ms) and not self._has_room(count_of, waiting):
             self._give_up_pass()
 
     def _end_pass(self, now_ms: float) -> None:
         self._looked_ms = now_ms
-        left = {partition: each for partition, each in self._ranges.items() if each.first_remaining is not None}
-        if not left:
+        remaining: dict[int, _Range] = {}
+        for partition, deferred in self._ranges.items():
+            if deferred.first_remaining is not None:
+                deferred.lowest = deferred.first_remaining
+                remaining[partition] = deferred
+        if not remaining:
             self._clear()
             return
-        for each in left.values():
-            assert each.first_remaining is not None
-            each.lowest = each.first_remaining
-        self._ranges = left
+        self._ranges = remaining
         self._causes, self._sessions = self._remaining_causes, self._remaining_sessions
         self._deadline_ms = self._remaining_deadline_ms
         self._remaining_after_pass, self._since_pass = self._remaining, 0
@@ -296,11 +315,11 @@ class Overflow:
 
     def _give_up_pass(self) -> None:
         self._passing = False
-        for partition, each in list(self._ranges.items()):
-            if each.first_remaining is not None:
-                each.lowest = each.first_remaining
-            elif each.cursor < each.highest:
-                each.lowest = max(each.lowest, (each.cursor[0], each.cursor[1] + 1))
+        for partition, deferred in list(self._ranges.items()):
+            if deferred.first_remaining is not None:
+                deferred.lowest = deferred.first_remaining
+            elif deferred.cursor < deferred.highest:
+                deferred.lowest = max(deferred.lowest, (deferred.cursor[0], deferred.cursor[1] + 1))
             else:
                 del self._ranges[partition]
         if not self._ranges:

@@ -16,10 +16,12 @@ from typing import Final, Literal
 from scheduler.errors import IllegalTransition
 from scheduler.runtime.intake import Job, JobClass
 
-DEADLINES_SPARE: Final = 1_000  # deadlines of waiters that left, kept beside as many as there are waiters
+DEADLINES_SPARE: Final = 1_000  # deadlines of waiters that left, kept beside twice as many as there are waiters
 
 Cause = JobClass | tuple[str, str]
-"""What a job waits for: room for its class; a limit, in a pool; or ("", session_id), an earlier job of its session."""
+"""What a job waits for: room for its class, a limit (`<kind>:<id>`) in a pool, or an earlier job of its session
+("", session_id).
+"""
 
 State = Literal["new", "behind", "limited", "blocked", "ready", "trying", "asking", "left"]
 Event = Literal["follow", "lead", "limit", "block", "ask", "prepare", "attempt", "move", "leave"]
@@ -74,14 +76,16 @@ def entry_order(entry_id: str) -> EntryOrder:
 class Waiter:
     """One waiting job.
 
-    competes: whether it is one of the queue of its class.
-    hint: the nodes to try, None to place it afresh.
+    key: its place in a queue: the more urgent first, then the earlier.
+    since_ms: since when it waits.
+    first_ms: since when no job of its session is before it.
+    competes: whether it is in the queue of its class, blocked or not.
+    hint: the nodes to try, None to choose candidates afresh.
     is_hint_complete: whether the hint names every node that may have room.
-    is_woken: whether the hint comes from an event or a look that told of room.
-    is_swept: whether no event had told of that room.
-    first_ms: since when nothing of its session is before it.
+    is_woken: whether the hint comes from an event, or from the sweep.
+    is_swept: whether no event named that room.
     limit_queue: the queue of the limit that it waits for.
-    admitted_by: the queue of a limit that lets it try now, until that attempt has an end.
+    admitted_by: the queue of the limit that admitted it to its attempt, until that ends.
     """
 
     __slots__ = (
@@ -109,7 +113,7 @@ class Waiter:
         return self.key < other.key
 
     def change(self, event: Event) -> None:
-        """Take the state that follows. Raises: IllegalTransition, and changes nothing, when the table has none."""
+        """Change the state as the table says. Raises: IllegalTransition, when it has no such row; nothing changes."""
         state = TRANSITIONS.get((self.state, event))
         if state is None:
             raise IllegalTransition(f"{event!r} of a waiting job that is {self.state!r}: not in the transition table")
@@ -117,15 +121,16 @@ class Waiter:
 
 
 class ClassQueue:
-    """The competing waiters of one class: those that are blocked in order, and the nodes that may have room for them.
+    """The competing waiters of one class: the blocked ones in order, and the nodes that may have room for them.
 
     Which waiter is next is decided here alone.
 
     competing: how many compete in all, blocked or not.
-    nodes: that may have room, in the order in which they were told.
-    must_ask: the next waiter that blocks asks first, because the one that was to find out left while none was blocked.
-    burst: waiters of the next call, doubled as long as room lasts.
-    is_swept: no event had told of the nodes.
+    nodes: those that may have room, in the order of the events that named them.
+    must_ask: whether the next waiter that blocks asks first, because the one that was to ask left while none was
+        blocked.
+    burst: how many waiters the next call takes; doubled as long as room lasts.
+    is_swept: whether the sweep found the nodes, and no event named them.
     """
 
     __slots__ = ("_blocked", "burst", "competing", "is_swept", "must_ask", "nodes")
@@ -146,31 +151,31 @@ class ClassQueue:
         return iter(self._blocked)
 
     def push(self, waiter: Waiter) -> None:
-        """A waiter is blocked: it takes its place."""
+        """Add a blocked waiter at its place."""
         bisect.insort(self._blocked, waiter)
 
     def pop(self, count: int) -> list[Waiter]:
-        """The next ones, `count` at most; they are taken out."""
+        """Take out the next waiters, `count` at most."""
         first = self._blocked[:count]
         del self._blocked[:count]
         return first
 
     def remove(self, waiter: Waiter) -> None:
-        """A blocked waiter leaves."""
+        """Take out a blocked waiter."""
         del self._blocked[bisect.bisect_left(self._blocked, waiter)]
 
     @property
     def may_place(self) -> bool:
-        """Whether somebody is blocked beside nodes that may have room."""
+        """Whether a waiter is blocked although nodes may have room."""
         return bool(self.nodes) and bool(self._blocked)
 
     @property
     def is_settled(self) -> bool:
-        """Whether all wait for an event."""
+        """Whether all waiters wait for an event."""
         return len(self._blocked) == self.competing and not self.nodes
 
     def unblock(self, nodes: Iterable[str], is_swept: bool = False) -> None:
-        """These nodes may have room: the blocked waiters are to be tried on them."""
+        """These nodes may have room: try the blocked waiters on them."""
         roomy = dict.fromkeys(nodes)
         if roomy:
             self.is_swept = is_swept and not self.nodes
@@ -181,10 +186,10 @@ class LimitQueue:
     """The waiters of one limit, in order, by class. Which of them is next is decided here alone.
 
     counts: waiters by pool.
-    pools: for which it may have room.
-    in_flight: how many of a class were admitted whose attempt has no end yet.
-    burst: how many of a class may be in flight at once.
-    is_swept: no event had told that there may be room.
+    pools: those for which the limit may have room.
+    in_flight: by class, how many waiters were admitted and are in an attempt.
+    burst: how many waiters of a class may be in flight at once.
+    is_swept: whether the sweep found the room, and no event named it.
     """
 
     __slots__ = ("_queues", "burst", "counts", "in_flight", "is_swept", "limit", "pools")
@@ -199,17 +204,17 @@ class LimitQueue:
         self.is_swept = False
 
     def __bool__(self) -> bool:
-        """Whether somebody waits."""
+        """Whether there are waiters."""
         return bool(self._queues)
 
     def push(self, waiter: Waiter) -> None:
-        """A waiter takes its place."""
+        """Add a waiter at its place."""
         pool = waiter.job_class.pool
         self.counts[pool] = self.counts.get(pool, 0) + 1
         bisect.insort(self._queues.setdefault(waiter.job_class, []), waiter)
 
     def remove(self, waiter: Waiter) -> None:
-        """A waiter leaves."""
+        """Take out a waiter."""
         job_class = waiter.job_class
         queue = self._queues[job_class]
         del queue[bisect.bisect_left(queue, waiter)]
@@ -220,7 +225,7 @@ class LimitQueue:
             del self.counts[job_class.pool]
 
     def pop(self) -> Waiter | None:
-        """The first of those that may be admitted now; it is taken out and in flight."""
+        """Take out the first waiter that may be admitted now; it is in flight then."""
         heads = [queue[0] for job_class, queue in self._queues.items() if self._may_admit(job_class)]
         if not heads:
             return None
@@ -233,7 +238,7 @@ class LimitQueue:
         return job_class.pool in self.pools and self.in_flight.get(job_class, 0) < self.burst
 
     def ended(self, job_class: JobClass, is_placed: bool) -> None:
-        """The attempt of a waiter that was admitted has an end."""
+        """End the attempt of a waiter that was admitted. Each placement lets one more try at once."""
         self.in_flight[job_class] -= 1
         if not self.in_flight[job_class]:
             del self.in_flight[job_class]
@@ -241,9 +246,9 @@ class LimitQueue:
 
 
 class WaitersByClass:
-    """All waiters by class, whatever each of them waits for, in the order in which they came to it.
+    """All waiters by class, whatever they wait for, in the order in which they came to their class.
 
-    arrivals: how many times one came to a class; the number of each is that of its own arrival.
+    arrivals: how many times a waiter came to a class. A waiter's number is that of its own arrival.
     """
 
     def __init__(self) -> None:
@@ -251,27 +256,27 @@ class WaitersByClass:
         self._classes: dict[JobClass, dict[Waiter, int]] = {}
 
     def classes(self) -> list[JobClass]:
-        """Every class of which a job waits."""
+        """Every class with a waiting job."""
         return list(self._classes)
 
     def add(self, waiter: Waiter) -> None:
-        """A waiter has this class now."""
+        """Add a waiter to its class."""
         self.arrivals += 1
         self._classes.setdefault(waiter.job_class, {})[waiter] = self.arrivals
 
     def remove(self, waiter: Waiter) -> None:
-        """A waiter left, or is about to have another class."""
+        """Take out a waiter that left, or that is about to have another class."""
         members = self._classes[waiter.job_class]
         del members[waiter]
         if not members:
             del self._classes[waiter.job_class]
 
     def of(self, job_class: JobClass) -> Collection[Waiter]:
-        """All of a class."""
+        """All waiters of a class."""
         return self._classes.get(job_class, {})
 
     def first(self, job_class: JobClass, number: int, count: int) -> list[Waiter]:
-        """The first of a class, `count` at most, as far as they came with this number or before."""
+        """The first waiters of a class, `count` at most, of those with this number or a lower one."""
         members = self._classes.get(job_class, {}).items()
         return [waiter for waiter, own in islice(members, count) if own <= number]
 
@@ -286,9 +291,11 @@ class Deadlines:
         return len(self._heap)
 
     def add(self, waiter: Waiter, waiting: int) -> None:
-        """Remember the deadline of a waiter, if it has one. waiting: how many there are.
+        """Remember the deadline of a waiter, if it has one.
 
-        Deadlines of waiters that left are dropped when they pile up; rarely, because that looks at all of them.
+        Deadlines of waiters that left are dropped when there are many. That is rare, because it looks at all of them.
+
+        waiting: how many waiters there are.
         """
         if waiter.job.deadline_at_ms is None:
             return
@@ -298,7 +305,7 @@ class Deadlines:
             heapq.heapify(self._heap)
 
     def overdue(self, now_ms: float, count: int) -> list[Waiter]:
-        """At most `count` waiters whose deadline has passed, earliest first; each is named once."""
+        """Take out the waiters whose deadline has passed, at most `count`, the earliest deadline first."""
         overdue: list[Waiter] = []
         while self._heap and self._heap[0][0] <= now_ms and len(overdue) < count:
             waiter = heapq.heappop(self._heap)[2]
@@ -314,8 +321,11 @@ class Deadlines:
 
 
 def shared_out(nodes: list[str], tier_of: Callable[[str], int], most: int) -> list[tuple[str, ...]]:
-    """Nodes in parts of at most `most`, for as many of the woken each: all of the best tier that there is, or else as
-    many as go into one part, of this tier and the next ones. tier_of: 0 is the best.
+    """Divide nodes into parts of at most `most`, each of which is for as many waiters.
+
+    The parts have all nodes of the best tier. If these fit into one part, nodes of the next tiers fill it up.
+
+    tier_of: the tier of a node; 0 is the best.
     """
     if len(nodes) <= most:
         return [tuple(nodes)]

@@ -1,4 +1,4 @@
-"""Tells of classes that no node serves, before their jobs are dead, and when a node comes that does."""
+"""Logs classes that no node serves, before their jobs are dead, and logs when a node serves them again."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from scheduler.runtime.intake import JobClass
 
 logger = logging.getLogger("scheduler.dispatcher")
 
-TOLD_MS: Final = 1_000  # a node that was only started again is back sooner
-TOLD_MAX: Final = 1_000  # classes; of more than these nothing is told
+LOG_AFTER_MS: Final = 1_000  # a node that is restarted is back sooner
+LOGGED_MAX: Final = 1_000  # classes; more than these are not logged
 
 
 class Unserved:
-    """The classes that were told of. grace_ms: how long their jobs wait for a node."""
+    """The classes that were logged.
+
+    grace_ms: how long their jobs wait for a node.
+    """
 
     def __init__(self, grace_ms: int) -> None:
         self._grace_ms = grace_ms
-        self._told: set[JobClass] = set()
+        self._logged: set[JobClass] = set()
 
     def look(
         self,
@@ -28,22 +31,25 @@ class Unserved:
         is_served: Callable[[JobClass], bool],
         now_ms: float,
     ) -> None:
-        """Tell what is new.
+        """Log what is new.
 
-        Args: since_ms, since when no node serves each class of which jobs wait; count, of a class; is_served, whether
-        a node serves one now.
+        Args:
+            since_ms: by class with waiting jobs, since when no node serves it.
+            count: how many jobs of a class wait.
+            is_served: whether a node serves a class now.
+            now_ms: monotonic.
         """
         for job_class, began_ms in since_ms.items():
-            if job_class in self._told or len(self._told) >= TOLD_MAX:
+            if job_class in self._logged or len(self._logged) >= LOGGED_MAX:
                 continue
-            if now_ms - began_ms >= min(TOLD_MS, self._grace_ms / 2):
-                self._told.add(job_class)
+            if now_ms - began_ms >= min(LOG_AFTER_MS, self._grace_ms / 2):
+                self._logged.add(job_class)
                 logger.warning(
                     "no node serves %s: jobs that wait for one: %d; each is dead when none has come for %g s",
                     in_words(job_class), count(job_class), self._grace_ms / 1000,
                 )  # fmt: skip
-        for job_class in [each for each in self._told if each not in since_ms]:
-            self._told.discard(job_class)
+        for job_class in self._logged - since_ms.keys():
+            self._logged.discard(job_class)
             if is_served(job_class):
                 logger.info("a node serves %s now", in_words(job_class))
 

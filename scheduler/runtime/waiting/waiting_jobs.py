@@ -3,19 +3,20 @@
 Pure: no server, no clock.
 
 Rules (docs/GUARANTEES.md promises the order of sessions, and that no job waits beside a free slot):
-- Only the first waiting job of a session competes; later ones queue behind it, whatever their class.
-- Newcomers do not pass competing jobs of their class, nor jobs that wait for a limit that they fall under.
+
+- Only the first waiting job of a session competes. Later ones queue behind it, whatever their class.
+- Newcomers do not pass competing jobs of their class, or jobs that wait for a limit that they count for.
 - A job blocks only after the server said that no eligible node has room. Events are applied one batch at a time between
   calls, in stream order, so none can fall between that question and the blocking.
-- What a class heard of a node with room ends only when no waiter of the class is left, when an attempt with that node
-  among its candidates found no room, or when one took its last slot. A freed slot that others take therefore costs at
-  most one attempt without success, and never leaves a waiter behind.
-- A waiter may block without a question of its own behind one of its class that is to find out. When that one leaves
-  although no event had told of room, the next of the class asks: the first that is blocked, or that blocks again.
-- A job that is limited waits for that limit alone (limits.py), and is placed afresh when its turn comes.
+- A class remembers a node with room until the class has no waiters, an attempt with that node among its candidates
+  found no room, or an attempt took the last slot of the node. A freed slot that another job takes therefore costs at
+  most one attempt without success, and no waiter is forgotten.
+- A waiter may block without a question of its own behind one of its class that asks or is in a call. When that one
+  leaves without the news of an event, the next of the class asks: the first blocked one, or else the first that blocks.
+- A job that is limited waits for that limit alone (limits.py). Its candidates are chosen afresh when its turn comes.
 
-The states of a waiter, and what leads from one to the next, stand in queues.py. Memory holds ids and the class of a
-job; its body stays in the intake.
+The states of a waiter and the events between them are in queues.py. Memory holds the ids and the class of a job; its
+body stays in the intake.
 """
 
 from __future__ import annotations
@@ -37,21 +38,21 @@ from scheduler.runtime.waiting.queues import (
     shared_out,
 )
 
-CANDIDATES_MAX: Final = 16  # nodes that one unblocked job tries; others are for other jobs, or stay pending
-BEYOND_SHARE: Final = 8  # one of so many that may wait, in all, when memory is full of others,
-BEYOND_MIN: Final = 256
-FEW_MAX: Final = 256  # and of these, for the same class or limit; a pass over millions must be worth it
-FEW_SHARE: Final = 16
+CANDIDATES_MAX: Final = 16  # nodes that one unblocked job tries; the rest are for other jobs, or stay remembered
+BEYOND_SHARE: Final = 8  # this part of waiting_max may wait beyond it, a few jobs of each cause,
+BEYOND_MIN: Final = 256  # and at least so many
+FEW_MAX: Final = 256  # jobs of a cause that may: enough to make a pass over millions of entries worth it,
+FEW_SHARE: Final = 16  # and at most this part of all that may
 
 
 class MemoryBounds:
     """How many jobs may wait: for the same cause, and in all.
 
-    A few of each class and each limit are remembered beyond that, or a flood of others would keep their jobs from free
-    slots. That has a bound of its own, for clients can name any number of classes; those that no node serves get half
-    of it.
+    Beyond that, a few jobs of each class and each limit are remembered, or a flood for one class would keep the jobs of
+    the other classes from free slots. Their number has a bound of its own, because clients can name any number of
+    classes. Classes that no node serves get half of it.
 
-    share_max: jobs that may wait for the same.
+    share_max: jobs that may wait for the same cause.
     waiting_max: jobs that may wait in all.
     """
 
@@ -62,19 +63,27 @@ class MemoryBounds:
         self._few = min(FEW_MAX, self._beyond_max // FEW_SHARE, max(1, share_max // 2))
 
     def are_full(self, cause: Cause, count: int, waiting: int) -> bool:
-        """Whether there is no place for one more with a cause, when `count` of all that wait do so for the same."""
+        """Whether there is no memory for one more job with a cause.
+
+        Args:
+            cause: that it would wait for.
+            count: how many jobs wait for it.
+            waiting: how many jobs wait in all.
+        """
         if waiting < self.waiting_max:
             return count >= self.share_max
         return count >= self.share_kept(cause) or waiting >= self.most(cause)
 
     def share_kept(self, cause: Cause) -> int:
-        """How many may wait for the same however many others do: a few of a class or limit, the first of a session."""
+        """How many jobs may wait for a cause when memory is full: a few of a class or limit, one of a session."""
         if isinstance(cause, JobClass):
             return self._few if cause.pool else 1
         return self._few if cause[0] else 1
 
     def most(self, cause: Cause) -> int:
-        """How many may wait in all when one with this cause comes. What no node serves leaves room for the others."""
+        """How many jobs may wait in all, for a newcomer with this cause. Jobs that no node serves leave room for those
+        that could be served.
+        """
         is_unserved = isinstance(cause, JobClass) and not cause.pool
         return self.waiting_max + (self._beyond_max // 2 if is_unserved else self._beyond_max)
 
@@ -82,10 +91,13 @@ class MemoryBounds:
 class Waiting:
     """All waiting jobs of one dispatcher.
 
-    index: the snapshot that says which limits hold a job, and which nodes come first.
-    arrivals: how many jobs have waited.
+    index: the snapshot by which limits hold a job, and by which some nodes come first.
+    arrivals: how many jobs have waited so far.
     sweep_hits: how many were placed only because the sweep looked.
-    promoted: waiters that became the first of their session, for whoever takes the time.
+    limits: the jobs that wait for limits.
+    deadlines: of the waiting jobs.
+    members: the waiting jobs by class.
+    promoted: waiters that became the first of their session; the caller takes the time and clears the list.
     """
 
     def __init__(self, index: Index | None = None) -> None:
@@ -134,7 +146,7 @@ class Waiting:
         return (limit, job_class.pool) if limit is not None else job_class
 
     def count(self, cause: Cause) -> int:
-        """How many wait for the same."""
+        """How many jobs wait for a cause."""
         if isinstance(cause, JobClass):
             queue = self._queues.get(cause)
             return queue.competing if queue is not None else 0
@@ -146,14 +158,16 @@ class Waiting:
         return list(self._sessions.get(session_id, ()))
 
     def holds(self, job: Job) -> bool:
-        """Whether this entry waits: later ones of its session come after it, so it is not later than the last."""
+        """Whether this entry waits. Of its session later entries come after it, so it waits if it is not above the last
+        one of its partition.
+        """
         for waiter in reversed(self._sessions.get(job.session_id, ())):
             if waiter.job.partition == job.partition:
                 return entry_order(job.entry_id) <= entry_order(waiter.job.entry_id)
         return False
 
     def queue(self, job: Job, job_class: JobClass, now_ms: float) -> Waiter:
-        """A newcomer that must wait without an attempt: behind its session, else for a limit, else in its class."""
+        """Add a newcomer that must wait without an attempt: behind its session, else for a limit, else in its class."""
         waiter = self._add(job, job_class, now_ms)
         if waiter.state == "new":
             limit = self._limit_before(job, job_class)
@@ -165,7 +179,7 @@ class Waiting:
         return waiter
 
     def found_no_room(self, job: Job, job_class: JobClass, now_ms: float) -> Waiter:
-        """A newcomer that no node has room for: the first of its session asks, later ones queue behind it."""
+        """Add a newcomer that found no room: the first of its session asks, later ones queue behind it."""
         waiter = self._add(job, job_class, now_ms)
         if waiter.state == "new":
             self._compete(waiter)
@@ -173,7 +187,7 @@ class Waiting:
         return waiter
 
     def found_limit_full(self, job: Job, job_class: JobClass, now_ms: float, limit: str, mark: int) -> Waiter:
-        """A newcomer that was answered `limited` by a call that was sent at `mark`."""
+        """Add a newcomer that was answered `limited`. mark: of its call."""
         waiter = self._add(job, job_class, now_ms)
         if waiter.state == "new":
             self.limits.refuse(waiter, limit, mark)
@@ -194,7 +208,7 @@ class Waiting:
         return waiter
 
     def _limit_before(self, job: Job, job_class: JobClass) -> str | None:
-        """The limit for which others wait, before a job that falls under it."""
+        """A limit of a job that earlier jobs wait for, None when there is none."""
         for limit in limits_of(job, job_class, self.index):
             if self.limits.count(limit, job_class.pool):
                 return limit
@@ -203,20 +217,20 @@ class Waiting:
     # ---- attempts ----
 
     def unblock(self, nodes: Iterable[str], serves: Callable[[JobClass, str], bool]) -> None:
-        """Nodes got room. serves: whether a node may take jobs of a class."""
+        """An event: nodes got room. serves: whether a node may take jobs of a class."""
         roomy = list(dict.fromkeys(nodes))
         if roomy:
             for job_class, queue in self._queues.items():
                 queue.unblock([node for node in roomy if serves(job_class, node)])
 
     def unblock_class(self, job_class: JobClass, nodes: Iterable[str], is_swept: bool = False) -> None:
-        """Nodes have room for one class: they are new to it, or (is_swept) a look found what no event told."""
+        """Nodes have room for one class: they are new to it, or (is_swept) the sweep found room that no event named."""
         queue = self._queues.get(job_class)
         if queue is not None:
             queue.unblock(nodes, is_swept)
 
     def ask_all(self) -> None:
-        """Events may have been missed: the first that is blocked asks, class by class, and limits are tried."""
+        """Events may have been missed: the first blocked waiter of each class asks, and all limits are tried."""
         self.limits.notify_all()
         for queue in self._queues.values():
             self._ask_next(queue)
@@ -256,7 +270,7 @@ class Waiting:
         return chosen
 
     def _attempt_limited(self, count: int) -> list[Waiter]:
-        """Waiters whose turn it is at a limit: placed afresh, or blocked behind others of their class."""
+        """Waiters that limits admit: with fresh candidates, or blocked if jobs of their class compete."""
         chosen = []
         for waiter in self.limits.admit(count):
             if waiter.job_class in self._queues:
@@ -270,7 +284,7 @@ class Waiting:
 
     @property
     def busy(self) -> bool:
-        """Whether some waiter is to be tried or asked for now; newcomers come after those."""
+        """Whether a waiter is to be tried or to ask now; newcomers come after these."""
         return bool(self._asking) or self.limits.busy or self._is_any_ready() or self._may_any_place()
 
     def _is_any_ready(self) -> bool:
@@ -280,13 +294,15 @@ class Waiting:
         return any(queue.may_place for queue in self._queues.values())
 
     def asking(self) -> list[Waiter]:
-        """The waiters for which the server is to be asked where there is room."""
+        """Take the waiters for which the server is to be asked where there is room."""
         asking = dict.fromkeys(waiter for waiter in self._asking if waiter.state == "asking")
         self._asking = []
         return list(asking)
 
     def apply_open(self, waiter: Waiter, open_nodes: tuple[str, ...]) -> None:
-        """Which of a waiter's eligible nodes have room: they unblock its class, and it blocks until its turn."""
+        """Apply the answer to a waiter that asked: these nodes have room. They unblock its class, in which it blocks
+        until its turn.
+        """
         if waiter.state == "left":
             return
         queue = self._queues[waiter.job_class]
@@ -295,7 +311,7 @@ class Waiting:
         self._block(waiter)
 
     def still_full(self, waiter: Waiter, candidates: Iterable[str]) -> None:
-        """An attempt found no room on any of `candidates`, so they count no more for this class."""
+        """An attempt found no room on any of the candidates. The class forgets that they may have room."""
         if waiter.state == "left":
             return
         self._compete(waiter)
@@ -309,33 +325,40 @@ class Waiting:
             self._ask(waiter)
 
     def filled(self, node: str) -> None:
-        """A waiter took the last slot of a node. An event about a slot that was freed after that comes after this: none
-        is applied while a call of waiting jobs is under way.
+        """A waiter took the last slot of a node. Every class forgets that the node may have room.
+
+        Events are not applied while a call of waiting jobs is under way, so an event about a slot that is freed later
+        comes after this.
         """
         for queue in self._queues.values():
             queue.nodes.pop(node, None)
 
     def still_limited(self, waiter: Waiter, limit: str, mark: int) -> None:
-        """An attempt in a call that was sent at `mark` found a limit full; the room of its class is for others."""
+        """An attempt found a limit full: the room that it was tried on stays for the rest of its class.
+
+        mark: of its call.
+        """
         if waiter.state != "left":
             self._step_aside(waiter)
             self.limits.refuse(waiter, limit, mark)
 
     def try_again(self, waiter: Waiter) -> None:
-        """An attempt was turned away unanswered: it is made afresh in the next call."""
+        """An attempt was sent back because the snapshot is outdated: it is made afresh in the next call."""
         if waiter.state != "left":
             self._compete(waiter)
             self._prepare(waiter)
 
     def block(self, waiter: Waiter) -> None:
-        """No node can serve it at all: it waits for a snapshot that has one."""
+        """No node can serve a waiter at all: it waits for a snapshot with one that can."""
         if waiter.state != "left":
             self._compete(waiter)
             self._block(waiter)
 
     def leave(self, waiter: Waiter, placed: str = "") -> None:
-        """Placed (on that node), rejected, cancelled, gone: the next of its session competes, and is tried at once
+        """A waiter is placed, rejected, cancelled or gone. The next of its session competes, and is tried at once
         unless its class waits.
+
+        placed: the node that it was placed on, "" if it was not.
         """
         if waiter.state == "left":
             return
@@ -359,10 +382,10 @@ class Waiting:
             session[0].change("lead")
             self._start_competing(session[0])
 
-    # ---- changes of the world ----
+    # ---- changes of snapshot and partitions ----
 
     def reclassify(self, waiter: Waiter, job_class: JobClass) -> None:
-        """Another snapshot, another class: a waiter of the old one takes its place in the new one."""
+        """Move a waiter to its place in another class, which another snapshot or binding gives it."""
         if waiter.state == "left":
             return
         is_first = waiter.state != "behind"
@@ -376,9 +399,9 @@ class Waiting:
             self._start_competing(waiter)
 
     def drop_partitions(self, partitions: Collection[int]) -> None:
-        """Forget every job of these partitions: they are another owner's business now.
+        """Forget every job of these partitions, which have another owner now.
 
-        The last go first: then none of them competes for a moment before it goes too.
+        The last go first, or the next of a session would compete for a moment before it goes too.
         """
         for waiter in [waiter for waiter in self if waiter.job.partition in partitions][::-1]:
             self.leave(waiter)
@@ -388,13 +411,15 @@ class Waiting:
         return list(self._queues.get(job_class, ()))
 
     def settled_classes(self) -> list[JobClass]:
-        """Classes whose jobs all wait for an event: what the sweep looks at."""
+        """Classes whose jobs all wait for an event. The sweep looks at these."""
         return [job_class for job_class, queue in self._queues.items() if queue.is_settled]
 
     # ---- inside ----
 
     def _start_competing(self, waiter: Waiter) -> None:
-        """The first of its session now. It waits without an attempt only behind others: of its class, or of a limit."""
+        """A waiter is the first of its session now. It is tried at once unless jobs compete in its class or wait for a
+        limit that it counts for.
+        """
         limit = self._limit_before(waiter.job, waiter.job_class) if self.limits else None
         if limit is not None:
             self.limits.hold(waiter, limit)
@@ -407,7 +432,7 @@ class Waiting:
             self._block(waiter)
 
     def _step_aside(self, waiter: Waiter, is_placed: bool = False) -> None:
-        """The first of a session leaves the queue that it is in."""
+        """Take the first of a session out of the queue that it is in."""
         if waiter.limit_queue is not None:
             self.limits.remove(waiter)
         elif waiter.competes:
@@ -420,7 +445,9 @@ class Waiting:
             self._queues.setdefault(waiter.job_class, ClassQueue()).competing += 1
 
     def _stop_competing(self, waiter: Waiter) -> None:
-        """A waiter leaves its class. If others blocked behind its attempt or its question, the next of them asks."""
+        """Take a waiter out of the queue of its class. If waiters blocked behind its attempt or its question, the next
+        of them asks.
+        """
         queue = self._queues[waiter.job_class]
         waiter.competes = False
         queue.competing -= 1
@@ -437,7 +464,7 @@ class Waiting:
         self._asking.append(waiter)
 
     def _ask_next(self, queue: ClassQueue) -> None:
-        """The first of the blocked asks; when all are in a call, the first of them that blocks again."""
+        """Let the first blocked waiter ask; when none is blocked, the first that blocks again."""
         queue.must_ask = not queue
         for waiter in queue.pop(1):
             self._ask(waiter)

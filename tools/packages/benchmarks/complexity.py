@@ -26,6 +26,8 @@ DECIDING: Final = (
     "scheduler/runtime/index.py",
     "scheduler/runtime/waiting/limits.py",
     "scheduler/runtime/placement/candidates.py",
+    "scheduler/runtime/placement/sampler.py",
+    "scheduler/runtime/placement/strategies.py",
     "scheduler/runtime/placement/attempt.py",
     "scheduler/session/bindings.py",
     "lua/reserve.lua",

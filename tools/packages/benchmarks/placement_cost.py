@@ -20,7 +20,8 @@ from benchmarks.verdict import Claim, Shown
 from scheduler.protocol.snapshot import Node, Pool, Snapshot
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Job
-from scheduler.runtime.placement.candidates import Sampler, classify, place
+from scheduler.runtime.placement.candidates import classify, place
+from scheduler.runtime.placement.sampler import Sampler
 from scheduler.session.bindings import Binding
 
 POOLS: Final = ("p0", "p1", "p2", "p3")
