@@ -18,7 +18,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final, get_args
+from typing import Final
 
 import click
 import msgspec
