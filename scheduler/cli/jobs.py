@@ -56,7 +56,22 @@ def jobs() -> None:
 # ---- submit ---------------------------------------------------------------------------------------------------------
 
 
-@jobs.command(short_help="Submit jobs from lines of JSON, and wait for them.")
+_SUBMIT_HELP: Final = f"""Submit the jobs of FILE, or of standard input for `-`: a JSON object a line.
+
+Its fields: {", ".join(JobDocument.__struct_fields__)}; and payload (text) or payload_base64. Only session_id is needed.
+Lines are submitted as they come.
+
+Prints the id of each accepted job, in order. A line that is not accepted is explained on stderr, the others are
+submitted all the same. Ends with 1 if a line was not accepted, or with --wait if a job did not complete.
+
+\b
+Examples:
+  scheduler jobs submit jobs.jsonl --wait --timeout-ms 60000
+  echo '{{"session_id": "s1", "payload": "hi"}}' | scheduler jobs submit -
+"""
+
+
+@jobs.command(short_help="Submit jobs from lines of JSON, and wait for them.", help=_SUBMIT_HELP)
 @click.argument("file", type=click.File("rb"))
 @click.option("--wait", is_flag=True, help="Print each outcome, a JSON line, instead of the ids.")
 @click.option(
@@ -66,19 +81,7 @@ def jobs() -> None:
 )
 @server_options()
 def submit(redis_url: str | None, file: BinaryIO, wait: bool, timeout_ms: int | None) -> None:
-    """Submit the jobs of FILE, or of standard input for `-`: a JSON object a line.
-
-    Its fields: session_id; optional job_id, src_lang and tgt_lang, tenant_id, routing_key, features, preferred_node,
-    priority, deadline_ms, reply_to; and payload (text) or payload_base64. Lines are submitted as they come.
-
-    Prints the id of each accepted job, in order. A line that is not accepted is explained on stderr, the others are
-    submitted all the same. Ends with 1 if a line was not accepted, or with --wait if a job did not complete.
-
-    \b
-    Examples:
-      scheduler jobs submit jobs.jsonl --wait --timeout-ms 60000
-      echo '{"session_id": "s1", "payload": "hi"}' | scheduler jobs submit -
-    """
+    """Its help is _SUBMIT_HELP."""
     if timeout_ms is not None and not wait:
         raise click.UsageError("--timeout-ms is for --wait.")
     settings = settings_of_environment()

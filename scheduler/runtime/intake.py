@@ -43,8 +43,11 @@ class JobClass(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
 
 
 class Job(msgspec.Struct, frozen=True, gc=False):
-    """A job of a dispatcher.
+    """A job of a dispatcher. It holds the document that the client sent; its fields can be read here.
 
+    features: of the document, sorted, each once.
+    routing_key: of the document, or what it defaults to.
+    avoid: the node on which an earlier attempt failed.
     deadline_at_ms: by the dispatcher's own clock, or None; as decoded, by the server's.
     body: a small one that was just read; a large one is in the intake only.
     """
@@ -53,18 +56,47 @@ class Job(msgspec.Struct, frozen=True, gc=False):
     epoch: int
     entry_id: str
     job_id: str
-    session_id: str
-    tenant_id: str
-    reply_to: str
-    src_lang: str
-    tgt_lang: str
+    document: JobDocument
     features: tuple[str, ...]
     routing_key: str
-    priority: int
     deadline_at_ms: int | None
     avoid: str
-    preferred_node: str = ""
     body: messages.Body | None = None
+
+    @property
+    def session_id(self) -> str:
+        """The conversation that the job belongs to."""
+        return self.document.session_id
+
+    @property
+    def tenant_id(self) -> str:
+        """Whose job it is."""
+        return self.document.tenant_id
+
+    @property
+    def reply_to(self) -> str:
+        """The results stream of its producer."""
+        return self.document.reply_to
+
+    @property
+    def src_lang(self) -> str:
+        """Source language."""
+        return self.document.src_lang
+
+    @property
+    def tgt_lang(self) -> str:
+        """Target language."""
+        return self.document.tgt_lang
+
+    @property
+    def priority(self) -> int:
+        """Higher goes first among waiting jobs of a class."""
+        return self.document.priority
+
+    @property
+    def preferred_node(self) -> str:
+        """Where the producer wants the job to run."""
+        return self.document.preferred_node
 
     @property
     def key(self) -> tuple[int, str]:
@@ -106,17 +138,11 @@ def decode(entry: messages.Entry, cell: int, settings: Settings) -> Job | messag
         entry.epoch,
         entry.id,
         job_id,
-        document.session_id,
-        document.tenant_id,
-        document.reply_to,
-        document.src_lang,
-        document.tgt_lang,
+        document,
         tuple(sorted(set(document.features))) if document.features else (),
         document.routing_key or document.tenant_id or document.session_id,
-        document.priority,
         None if document.deadline_ms is None else _submitted_ms(entry) + document.deadline_ms,
         entry.fields[b"avoid"].decode(errors="replace") if b"avoid" in entry.fields else "",
-        document.preferred_node,
         (body, payload) if len(body) + len(payload) <= BODY_BYTES_MAX else None,
     )
 

@@ -9,7 +9,7 @@ from scheduler.clock import SYSTEM_CLOCK
 from scheduler.config import DEFAULTS, Settings
 from scheduler.management.fleet import Fleet
 from scheduler.management.publication import FleetView, revise, snapshot_of
-from scheduler.protocol.documents import NodeBeat
+from scheduler.protocol.documents import JobDocument, NodeBeat
 from scheduler.protocol.messages import Layout
 from scheduler.protocol.snapshot import Node, Pool, Snapshot
 from scheduler.runtime.dispatch_state import DispatchState
@@ -37,25 +37,31 @@ def a_job(
     routing_key: str = "",
     avoid: str = "",
     tenant_id: str = "",
+    reply_to: str = "",
     preferred_node: str = "",
 ) -> Job:
     """A job in the hands of its dispatcher."""
+    document = JobDocument(
+        session_id,
+        job_id,
+        *pair,
+        tenant_id=tenant_id,
+        routing_key=routing_key,
+        features=features,
+        priority=priority,
+        reply_to=reply_to,
+        preferred_node=preferred_node,
+    )
     return Job(
         partition=partition,
         epoch=1,
         entry_id=f"{job_id}-0",
         job_id=job_id,
-        session_id=session_id,
-        tenant_id=tenant_id,
-        reply_to="",
-        src_lang=pair[0],
-        tgt_lang=pair[1],
+        document=document,
         features=features,
         routing_key=routing_key or session_id,
-        priority=priority,
         deadline_at_ms=deadline_at_ms,
         avoid=avoid,
-        preferred_node=preferred_node,
     )
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.config import DEFAULTS
+from scheduler.protocol.documents import JobDocument
 from scheduler.protocol.messages import Entry, Head, RejectItem
 from scheduler.runtime.intake import BODY_BYTES_MAX, Job, by_own_clock, decode, refuse_head, refuse_job
 from tests.unit.arrange import a_job
@@ -57,14 +58,9 @@ def test_a_full_document() -> None:
         epoch=9,
         entry_id="1000-5",
         job_id="j1",
-        session_id="s1",
-        tenant_id="t1",
-        reply_to="back",
-        src_lang="en",
-        tgt_lang="zh",
+        document=msgspec.convert(FULL, JobDocument),
         features=("asr", "gpu"),
         routing_key="r1",
-        priority=7,
         deadline_at_ms=1_500,
         avoid="",
         body=(msgspec.json.encode(FULL), b"audio"),
@@ -74,7 +70,7 @@ def test_a_full_document() -> None:
 def test_the_smallest_document() -> None:
     """The id is made of the entry, and the session is the routing key."""
     assert decode(entry({"session_id": "s1"}), CELL, DEFAULTS) == Job(
-        3, 9, "1000-5", "~2-3-1000-5", "s1", "", "", "", "", (), "s1", 0, None, "", "", (b'{"session_id":"s1"}', b"")
+        3, 9, "1000-5", "~2-3-1000-5", JobDocument("s1"), (), "s1", None, "", (b'{"session_id":"s1"}', b"")
     )
 
 

@@ -22,7 +22,7 @@ LIMITED = an_index(pools={name: Pool(name, tenant_concurrency=1) for name in ("a
 
 def a_tenants_job(job_id: str, session_id: str = "", tenant_id: str = "t1", priority: int = 0) -> Job:
     """A job of a tenant, by default in a session of its own."""
-    return msgspec.structs.replace(a_job(job_id, session_id or job_id, priority=priority), tenant_id=tenant_id)
+    return a_job(job_id, session_id or job_id, priority=priority, tenant_id=tenant_id)
 
 
 def seed_limited(*job_ids: str, job_class: JobClass = ZH) -> Waiting:

@@ -596,7 +596,7 @@ def test_an_entry_that_waits_is_known_again() -> None:
     for job in jobs[:2]:
         waiting.queue(job, ZH, 0)
     elsewhere = msgspec.structs.replace(jobs[0], partition=1)
-    another = msgspec.structs.replace(jobs[0], session_id="s2")
+    another = msgspec.structs.replace(a_job("j0", "s2"), entry_id="0-0")
     assert [waiting.holds(job) for job in (*jobs, elsewhere, another)] == [True, True, False, False, False]
 
 

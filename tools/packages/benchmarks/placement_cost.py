@@ -17,6 +17,7 @@ import msgspec
 
 from benchmarks.measure import without_collections
 from benchmarks.verdict import Claim, Shown
+from scheduler.protocol.documents import JobDocument
 from scheduler.protocol.snapshot import Node, Pool, Snapshot
 from scheduler.runtime.index import Index
 from scheduler.runtime.intake import Job
@@ -115,14 +116,9 @@ def _job(number: int, random: Random) -> Job:
         epoch=1,
         entry_id=f"{number}-0",
         job_id=f"j{number}",
-        session_id=session,
-        tenant_id="",
-        reply_to="",
-        src_lang=source,
-        tgt_lang=target,
+        document=JobDocument(session, f"j{number}", source, target, features=features),
         features=features,
         routing_key=session,
-        priority=0,
         deadline_at_ms=None,
         avoid="",
     )
