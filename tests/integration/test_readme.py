@@ -59,6 +59,7 @@ ELSEWHERE: Final = (
     "BENCHMARKS",
     "PROMISES",
     "PROTOCOL",
+    "PROTOCOL_MANAGEMENT",
     "RESULTS",
     "RULES",
     "SIMULATION",

@@ -38,7 +38,9 @@ from scheduler.store.control import COMMANDS_MAX
 from scheduler.store.scripts import SCRIPT_NAMES, load_scripts
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-PAGE: Final = (ROOT / "docs" / "PROTOCOL.md").read_text(encoding="utf-8")
+PAGE: Final = "\n".join(
+    (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("PROTOCOL.md", "PROTOCOL_MANAGEMENT.md")
+)
 GOLDEN: Final = ROOT / "tests" / "golden"
 
 
@@ -108,8 +110,8 @@ def test_each_argument_of_a_header_is_in_its_section(name: str) -> None:
 
 
 def test_no_section_tells_of_a_script_that_is_gone() -> None:
-    """The sections of the chapter are the scripts."""
-    assert set(re.findall(r"^#### `(\w+)`$", chapter("Scripts"), re.MULTILINE)) == set(SCRIPT_NAMES)
+    """The headings that are names of scripts are those of all scripts."""
+    assert set(re.findall(r"^###+ `(\w+)`$", PAGE, re.MULTILINE)) == set(SCRIPT_NAMES)
 
 
 def test_the_values_that_a_client_passes_are_the_defaults() -> None:
@@ -221,7 +223,8 @@ def test_every_temporary_error_is_on_the_page() -> None:
 
 def test_the_limits_on_the_page_are_those_of_the_code() -> None:
     """Sizes, lengths and times that a client has to keep."""
-    documents, node, ids = chapter("Documents"), chapter("A node"), chapter("Ids, partitions, time")
+    documents = chapter("Documents") + chapter("Documents of the scheduler")
+    node, ids = chapter("A node"), chapter("Ids, partitions, time")
     assert f"at most {DEFAULTS.document_bytes_max:,} bytes" in documents
     assert f"any {DEFAULTS.payload_bytes_max:,} bytes at most" in documents
     assert f"{_FEATURES_MAX} at most" in documents
@@ -276,4 +279,6 @@ def test_every_link_of_the_page_leads_somewhere() -> None:
         if target.startswith("#"):
             assert target[1:] in anchors, target
         else:
-            assert (ROOT / "docs" / target).exists(), target
+            path, _, anchor = target.partition("#")
+            assert (ROOT / "docs" / path).exists(), target
+            assert not anchor or not path.startswith("PROTOCOL") or anchor in anchors, target

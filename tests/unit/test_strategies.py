@@ -95,7 +95,7 @@ def test_the_architecture_has_the_sentence_of_every_strategy(name: str) -> None:
     [
         pytest.param("docs/POOLS.md", 1, id="the fields of a pool"),
         pytest.param("docs/SETTINGS.md", 1, id="the settings"),
-        pytest.param("docs/PROTOCOL.md", 1, id="the pools of the protocol"),
+        pytest.param("docs/PROTOCOL_MANAGEMENT.md", 1, id="the pools of the protocol"),
     ],
 )
 def test_tables_of_fields_name_every_strategy(page: str, count: int) -> None:
