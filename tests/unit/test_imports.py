@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -251,13 +252,18 @@ def test_clock_and_chance_are_handed_in() -> None:
 
 
 def test_nobody_imports_the_command_line() -> None:
-    """Except itself, and `python -m scheduler`."""
+    """Except itself, and `python -m scheduler`; the tools do not either."""
     assert [
         each
         for each in IMPORTS
         if within(each.imported, "scheduler.cli")
         and not within(each.importer, "scheduler.cli")
         and each.importer != "scheduler.__main__"
+    ] == []
+    tools = sorted((PACKAGE.parent / "tools" / "packages").rglob("*.py"))
+    assert tools
+    assert [
+        path.name for path in tools if re.search(r"^\s*(from|import) scheduler\.cli\b", path.read_text(), re.M)
     ] == []
 
 

@@ -23,8 +23,8 @@ from benchmarks.stage import Stage, staged, while_serving
 from benchmarks.traffic import Planned, Traffic
 from benchmarks.verdict import Claim, Shown
 from scheduler.audit.workloads import LanguagePair
-from scheduler.cli.rehearsal import on_own_server
 from scheduler.config import Settings
+from scheduler.console.own_server import on_own_server
 from scheduler.loop import end_tasks
 
 RARE: Final = LanguagePair("is", "mt")

@@ -23,8 +23,8 @@ from benchmarks.cores import process_us
 from benchmarks.history import Percentiles, percentiles
 from benchmarks.measure import STALL_S, BenchmarkFailed, busy_us, facts, server_counters
 from benchmarks.placement_cost import a_node
-from scheduler.cli.rehearsal import on_own_server
 from scheduler.config import Settings
+from scheduler.console.own_server import on_own_server
 from scheduler.loop import end_tasks
 from scheduler.protocol.documents import NodeBeat
 from scheduler.runtime.index import Index

@@ -21,8 +21,8 @@ from benchmarks.measure import STALL_S, BenchmarkFailed, Stopwatch, facts, serve
 from benchmarks.relay import relay_round
 from benchmarks.verdict import Claim, Shown
 from benchmarks.workload import Workload
-from scheduler.cli.rehearsal import on_own_server
 from scheduler.config import Settings
+from scheduler.console.own_server import on_own_server
 from scheduler.loop import end_tasks
 from scheduler.node.handlers import Job
 from scheduler.node.node import Node

@@ -14,8 +14,8 @@ from benchmarks.history import Hold, Placed, Wait, Window, mean_use, waits
 from benchmarks.measure import facts, without_collections
 from benchmarks.stage import Stage, staged, while_serving
 from benchmarks.traffic import HOLD_SPREAD, Traffic
-from scheduler.cli.rehearsal import on_own_server
 from scheduler.config import Settings
+from scheduler.console.own_server import on_own_server
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):

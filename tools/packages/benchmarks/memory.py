@@ -23,9 +23,9 @@ from benchmarks.measure import STALL_S, BenchmarkFailed, facts
 from benchmarks.verdict import Shown, conclude
 from benchmarks.watching import fleet
 from benchmarks.workload import SEED, Workload, fill, inboxes
-from scheduler.cli.rehearsal import on_own_server
 from scheduler.config import Settings
 from scheduler.console.common import find_server
+from scheduler.console.own_server import on_own_server
 from scheduler.protocol.snapshot import Node, Snapshot, decode_snapshot, encode_snapshot
 from scheduler.runtime.dispatcher import Dispatcher
 from scheduler.runtime.index import Index

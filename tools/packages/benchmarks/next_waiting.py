@@ -19,8 +19,8 @@ from benchmarks.measure import BenchmarkFailed, facts, without_collections
 from benchmarks.stage import Stage, staged
 from benchmarks.traffic import Planned
 from benchmarks.verdict import Claim, Shown
-from scheduler.cli.rehearsal import on_own_server
 from scheduler.config import Settings
+from scheduler.console.own_server import on_own_server
 from scheduler.protocol import messages
 from scheduler.store.reads import StreamEntry
 

@@ -13,8 +13,8 @@ from benchmarks.measure import Round, facts
 from benchmarks.relay import relay_round
 from benchmarks.sampling import Sampler
 from benchmarks.workload import Workload
-from scheduler.cli.rehearsal import on_own_server
 from scheduler.config import DEFAULTS, Settings
+from scheduler.console.own_server import on_own_server
 from scheduler.store.store import open_store
 
 Name = Literal["relay", "dispatch"]

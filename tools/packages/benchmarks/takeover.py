@@ -27,9 +27,9 @@ from benchmarks.measure import BenchmarkFailed, facts
 from benchmarks.verdict import Claim, Shown, conclude
 from benchmarks.watching import fleet
 from benchmarks.workload import Workload
-from scheduler.cli.rehearsal import on_own_server
 from scheduler.config import Settings
 from scheduler.console.common import find_server
+from scheduler.console.own_server import on_own_server
 from scheduler.protocol import keys, record_fields
 from scheduler.store.store import Store
 

@@ -20,8 +20,8 @@ from scheduler.audit import audit
 from scheduler.audit.records import Records, read_file
 from scheduler.audit.submission import beside, follow, look_up, submit_load, to_its_end, wait_for_outcomes
 from scheduler.audit.workloads import Arrival
-from scheduler.cli.rehearsal import on_own_server
 from scheduler.config import Settings
+from scheduler.console.own_server import on_own_server
 from scheduler.errors import SchedulerError
 from scheduler.producer import Producer
 from scheduler.store.cleanup import remove_namespace

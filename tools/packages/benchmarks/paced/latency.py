@@ -20,8 +20,8 @@ from benchmarks.v2.rows import OURS, RELAY, Row
 from benchmarks.verdict import Claim, Shown
 from benchmarks.watching import Sending, fleet, job_ids_in, watching
 from benchmarks.workload import Workload
-from scheduler.cli.rehearsal import on_own_server
 from scheduler.config import Settings
+from scheduler.console.own_server import on_own_server
 from scheduler.store.store import Store, open_store
 
 FOUND_MS_MAX: Final = 2_000

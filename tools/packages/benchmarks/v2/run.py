@@ -12,8 +12,8 @@ from benchmarks.v2.account import Measured
 from benchmarks.v2.cell import Load, Stage
 from benchmarks.v2.child import child
 from benchmarks.v2.rows import ROWS, Row
-from scheduler.cli.rehearsal import on_own_server
 from scheduler.config import Settings
+from scheduler.console.own_server import on_own_server
 from scheduler.store.store import open_store
 
 FOUND_MS_MAX: Final = 2_000
