@@ -1,0 +1,1 @@
+"""Counts the statements of product, tests and tools, without docstrings, comments and blank lines."""
