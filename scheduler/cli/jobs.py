@@ -339,7 +339,7 @@ def _in_words(picture: Picture) -> list[tuple[str, str]]:
         ("submitted", at(picture.submitted_ms)),
         ("due", at(picture.due_ms)),
         ("node" if live else "last node", picture.node or ""),
-        ("because", in_words(picture.decision)),
+        ("placed because", in_words(picture.decision)),
         ("boot", picture.boot or ""),
         ("pool", picture.pool or ""),
         ("token", str(picture.token or "")),

@@ -112,7 +112,7 @@ def streams_ls(redis_url: str | None, as_json: bool) -> None:
     for intake in seen.partitions:
         lease_ms = intake.lease_left_ms
         lease = "" if lease_ms is None else duration(lease_ms) if lease_ms > 0 else "lapsed"
-        add_row(intakes, intake.partition, intake.backlog, age(intake.oldest_ms), intake.owner or "nobody", lease)
+        add_row(intakes, intake.partition, intake.backlog, age(intake.oldest_ms), intake.owner or "-", lease)
     columns: tuple[Column, ...] = (("stream", "left"), ("entries", "right"), "what")
     others = new_table(*columns * _STREAMS_A_ROW, keep=("stream", "entries"), has_header=False)
     cells = [cell for name, entries in seen.entries.items() for cell in (name, entries, _STREAM_WORDS[name])]
@@ -225,15 +225,17 @@ async def _read_reservations(redis_url: str | None, settings: Settings, node_id:
 
 
 class Member(msgspec.Struct, frozen=True):
-    """A node; reason says why it takes no work. What it then serves is what its last heartbeat said, if that is kept;
-    pool is None if it is not.
+    """A node.
+
+    state: ready, or why it takes no work. What it serves then is what its last heartbeat said, if that is kept.
+    pool: None if it is not.
     """
 
     id: str
     pool: str | None
     slots: int
     used: int
-    reason: str
+    state: str
     pairs: tuple[tuple[str, str], ...]
     features: tuple[str, ...]
     labels: dict[str, str]
@@ -243,8 +245,8 @@ class Member(msgspec.Struct, frozen=True):
 
 
 _NODE_COLUMNS: Final[tuple[Column, ...]] = (
-    "node", "pool", ("used", "right"), ("slots", "right"), ("reason", "left"), ("pairs", "left"), ("features", "left"),
-    ("boot", "right"),
+    "node", "pool", ("used", "right"), ("slots", "right"), ("state", "left"), ("pairs", "left"), ("features", "left"),
+    ("age", "right"),
 )  # fmt: skip
 
 
@@ -260,16 +262,16 @@ def nodes_ls(redis_url: str | None, as_json: bool) -> None:
     \b
     Examples:
       scheduler nodes ls
-      scheduler nodes ls --json | jq '.[] | select(.reason != "ready")'
+      scheduler nodes ls --json | jq '.[] | select(.state != "ready")'
     """
     fleet, led = run_async(_read_nodes(redis_url, settings_of_environment()))
     if as_json:
         print_json([msgspec.to_builtins(each) | led_fields(led) for each in fleet])
         return
-    table = new_table(*_NODE_COLUMNS, keep=("node", "reason"))
+    table = new_table(*_NODE_COLUMNS, keep=("node", "state"))
     for each in fleet:
         pairs = some([f"{source}:{target}" for source, target in each.pairs], PAIRS_WIDTH_MAX)
-        words = (each.reason, pairs, some(each.features, FEATURES_WIDTH_MAX), age(each.boot_age_ms))
+        words = (each.state, pairs, some(each.features, FEATURES_WIDTH_MAX), age(each.boot_age_ms))
         add_row(table, each.id, each.pool or "-", each.used, each.slots, *words)
     print_parts(table if fleet else "no node is known", *[line for line in unled(led) if fleet])
 
@@ -324,7 +326,7 @@ def _member(item: messages.CapacityItem, node: Node | None, used: int, now_us: i
         pool=node.pool if node else None,
         slots=item.slots,
         used=used,
-        reason=item.reason,
+        state=item.reason,
         pairs=node.pairs if node else (),
         features=node.features if node else (),
         labels=node.labels if node else {},

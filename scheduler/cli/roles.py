@@ -28,7 +28,7 @@ from scheduler.console.process import (
     begin_within,
     begun,
     check_server,
-    linger_option,
+    shutdown_grace_option,
     run_serving,
     stop_roles,
     unless_gone,
@@ -56,9 +56,9 @@ OVER_MS_MAX: Final = 1_700  # of a drain that is too short for the last words; w
 
 @click.command(short_help="Run a manager alone.")
 @wait_server_option
-@linger_option("nodes to leave")
+@shutdown_grace_option("nodes to leave")
 @server_options(log_level="info")
-def manager(redis_url: str | None, wait_server_ms: int, linger_ms: int) -> None:
+def manager(redis_url: str | None, wait_server_ms: int, shutdown_grace_ms: int) -> None:
     """Run a manager: it folds heartbeats into capacities and the snapshot.
 
     The first one writes the layout. Of several one leads and the others stand by. Prints `ready` when it runs; SIGTERM
@@ -68,7 +68,7 @@ def manager(redis_url: str | None, wait_server_ms: int, linger_ms: int) -> None:
     Example:
       scheduler manager --redis-url redis://10.0.0.5:6379/0
     """
-    _run_role(redis_url, roles.start_manager, wait_server_ms, linger_ms)
+    _run_role(redis_url, roles.start_manager, wait_server_ms, shutdown_grace_ms)
 
 
 @click.command(short_help="Run a dispatcher alone.")
@@ -113,7 +113,7 @@ def _find_server(redis_url: str | None, wait_ms: int) -> ServerUrl | None:
     return run_serving(find)
 
 
-def _run_role(redis_url: str | None, start: StartRole, wait_server_ms: int, linger_ms: int = 0) -> None:
+def _run_role(redis_url: str | None, start: StartRole, wait_server_ms: int, shutdown_grace_ms: int = 0) -> None:
     settings, url = settings_of_environment(), _find_server(redis_url, wait_server_ms)
     if url is None:
         return
@@ -133,7 +133,7 @@ def _run_role(redis_url: str | None, start: StartRole, wait_server_ms: int, ling
         try:
             announce("ready")
             await unless_refused([role], stopping.wait())
-            if not linger_ms or await _see_nodes_off(url, settings, linger_ms):
+            if not shutdown_grace_ms or await _see_nodes_off(url, settings, shutdown_grace_ms):
                 stop_ms_max = STOP_MS_MAX
         finally:
             await stop_roles([role], stop_ms_max)

@@ -19,7 +19,7 @@ import click
 
 from scheduler.console.common import log_level_option
 from scheduler.console.failures import Failure
-from scheduler.console.process import ask_aside, linger_option, run_serving
+from scheduler.console.process import ask_aside, shutdown_grace_option, run_serving
 from scheduler.console.streams import announce
 from scheduler.errors import InvalidInput, ServerUnavailable
 from scheduler.server.embedded import EmbeddedServer, start_embedded
@@ -50,9 +50,9 @@ def data_dir_option(command: _Command) -> _Command:
 
 @click.command(short_help="Run a server alone, for roles in processes of their own.")
 @data_dir_option
-@linger_option("clients to disconnect")
+@shutdown_grace_option("clients to disconnect")
 @log_level_option("info")
-def server(data_dir: Path, linger_ms: int) -> None:
+def server(data_dir: Path, shutdown_grace_ms: int) -> None:
     """Run a server of one's own, with its data on disk, and nothing else.
 
     Prints the server's URL, and `ready` when it answers. Other commands of this directory find it by themselves. Ends
@@ -68,7 +68,7 @@ def server(data_dir: Path, linger_ms: int) -> None:
     _warn_of_another()
     try:
         with own_server(data_dir) as running:
-            run_serving(lambda stopping: _serve(running, stopping, linger_ms))
+            run_serving(lambda stopping: _serve(running, stopping, shutdown_grace_ms))
     except ServerUnavailable:
         _refuse_second()  # two that start at once: the later one learns of the other only now
         raise
@@ -124,14 +124,14 @@ def has_ended(running: EmbeddedServer) -> ServerUnavailable:
     return ServerUnavailable(f"the server that was started here has ended; its log is {running.log_path}")
 
 
-async def _serve(running: EmbeddedServer, stopping: asyncio.Event, linger_ms: int) -> None:
+async def _serve(running: EmbeddedServer, stopping: asyncio.Event, shutdown_grace_ms: int) -> None:
     """Run until told to stop. Raises: ServerUnavailable when the server ended by itself."""
     announce(str(parse_url(running.url)))
     announce("ready")
     if not await alive_until(stopping, running):
         raise has_ended(running)
     remove_url_file(HERE, running.url)  # at once: nobody who starts now should use a server that is about to end
-    until_s = time.monotonic() + linger_ms / 1000
+    until_s = time.monotonic() + shutdown_grace_ms / 1000
     while time.monotonic() < until_s:
         if await ask_aside(partial(count_clients, running.url), 1) == 0:  # not asked, somebody may be there
             return

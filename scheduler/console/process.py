@@ -65,10 +65,10 @@ def wait_server_option(command: _Command) -> _Command:
     )(command)
 
 
-def linger_option(whom: str) -> Callable[[_Command], _Command]:
-    """`--linger-ms`: for how long an end waits for others, who are told in its help."""
+def shutdown_grace_option(whom: str) -> Callable[[_Command], _Command]:
+    """`--shutdown-grace-ms`: for how long an end waits for others, who are told in its help."""
     return click.option(
-        "--linger-ms",
+        "--shutdown-grace-ms",
         type=milliseconds(),
         default=0,
         show_default=True,

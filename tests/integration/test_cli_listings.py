@@ -44,9 +44,9 @@ def test_streams(ready_url: str) -> None:
     on_server(ready_url, seed)
     rows, document = listed(ready_url, "streams", "ls")
     assert rows[0] == ["partition", "backlog", "oldest", "owner", "lease"]
-    assert rows[1] == ["0", "0", "nobody"]
+    assert rows[1] == ["0", "0", "-"]
     assert (rows[2][:2], rows[2][4], rows[2][6]) == (["1", "2"], seeds.OWNER, "s")
-    assert rows[3] == ["2", "0", "nobody"]
+    assert rows[3] == ["2", "0", "-"]
     assert [" ".join(row) for row in rows[18:]] == [
         "heartbeats 1 from nodes and roles results 0 outcomes kept",
         "freed 1 news for waiting jobs delayed 0 not due yet",
@@ -117,7 +117,7 @@ def test_nodes(ready_url: str) -> None:
 
     on_server(ready_url, seed)
     rows, document = listed(ready_url, "nodes", "ls")
-    assert rows[0] == ["node", "pool", "used", "slots", "reason", "pairs", "features", "boot"]
+    assert rows[0] == ["node", "pool", "used", "slots", "state", "pairs", "features", "age"]
     assert rows[1][2:10] == ["1", "4", "ready", "en:de", "en:es", "+4", "asr", "tts"]
     assert rows[2][:5] == ["n2", "-", "0", "0", "draining"]
     assert document[0] | {"boot_age_ms": 0} == {
@@ -125,7 +125,7 @@ def test_nodes(ready_url: str) -> None:
         "pool": "a-pool-with-a-long-name",
         "slots": 4,
         "used": 1,
-        "reason": "ready",
+        "state": "ready",
         "pairs": [list(pair) for pair in pairs],
         "features": ["asr", "tts"],
         "labels": {"zone": "eu"},

@@ -53,8 +53,8 @@ def test_second_server(tmp_path: Path) -> None:
 
 
 def test_server_lingers(tmp_path: Path) -> None:
-    """With --linger-ms it stops when the last client has gone; nobody finds it any more in the meantime."""
-    with Command(tmp_path, "server", "--linger-ms", "60000") as command:
+    """With --shutdown-grace-ms it stops when the last client has gone; nobody finds it any more in the meantime."""
+    with Command(tmp_path, "server", "--shutdown-grace-ms", "60000") as command:
         url = told_url(tmp_path, command.line())
         with redis.Redis.from_url(url) as client:
             client.ping()
@@ -145,11 +145,11 @@ async def test_named_server_that_comes_later(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_manager_sees_nodes_off(tmp_path: Path) -> None:
-    """With --linger-ms a manager that was told to stop lets a node leave that was told so later."""
+    """With --shutdown-grace-ms a manager that was told to stop lets a node leave that was told so later."""
     with start_embedded() as server:
         on = ("--redis-url", server.url)
         with (
-            Command(tmp_path, "manager", "--linger-ms", "60000", *on) as manager,
+            Command(tmp_path, "manager", "--shutdown-grace-ms", "60000", *on) as manager,
             running(tmp_path, "node", "--id", "n1", *on) as node,
         ):
             manager.ready()
@@ -164,7 +164,7 @@ def test_server_that_is_gone_keeps_nobody(tmp_path: Path) -> None:
     """Every role ends soon after its signal when the server does not answer; what could not leave says so with 1."""
     with start_embedded() as server, contextlib.ExitStack() as stack:
         on = ("--redis-url", server.url)
-        roles = [("manager", "--linger-ms", "60000"), ("dispatcher",), ("reaper",), ("node", "--id", "n1")]
+        roles = [("manager", "--shutdown-grace-ms", "60000"), ("dispatcher",), ("reaper",), ("node", "--id", "n1")]
         commands = [stack.enter_context(Command(tmp_path, *role, *on)) for role in roles]
         for command in commands:
             command.ready()

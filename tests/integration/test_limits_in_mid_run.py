@@ -306,9 +306,9 @@ async def test_a_limit_after_flushall_is_counted_before_it_is_published(
     told: list[str] = []
     publish, count = Control.publish, Cell.count
 
-    async def note_publish(control: Control, *arguments: Any, **rest: Any) -> None:
+    async def note_publish(control: Control, *arguments: Any, **rest: Any) -> Any:
         told.append("publish")
-        await publish(control, *arguments, **rest)
+        return await publish(control, *arguments, **rest)
 
     async def note_count(cell: Cell, *arguments: Any) -> Any:
         told.append("count")
