@@ -216,7 +216,7 @@ def _check_what_is_there(command: str, end: End, text: str) -> None:
         if end.width is None:
             assert all(" ".join(f"{source}:{target}" for source, target in PAIRS) in row for row in rows)
         if end.width == 40:
-            assert lines[0].split() == ["node", "reason"]
+            assert lines[0].split() == ["node", "state"]
     elif command == "nodes json":
         assert {each["id"] for each in json.loads(text)} == {NODE, TWIN, EVIL_NODE, "n2"}
     elif command == "reservations":
