@@ -19,7 +19,7 @@ import click
 
 from scheduler.console.common import log_level_option
 from scheduler.console.failures import Failure
-from scheduler.console.process import ask_aside, shutdown_grace_option, run_serving
+from scheduler.console.process import ask_aside, run_serving, shutdown_grace_option
 from scheduler.console.streams import announce
 from scheduler.errors import InvalidInput, ServerUnavailable
 from scheduler.server.embedded import EmbeddedServer, start_embedded
