@@ -250,20 +250,26 @@ class DispatchState:
                 bound.add(attempt.job.session_id)
             elif answer.why in ("full", "limited"):
                 self.bindings.learn(attempt.job.session_id, None)
+        if not bound:
+            return []
         return [
             number
             for number, attempt in enumerate(call.attempts)
-            if bound and attempt.job.session_id in bound and not isinstance(answers[number], messages.Reserved)
+            if attempt.job.session_id in bound and not isinstance(answers[number], messages.Reserved)
         ]
 
     def apply_answers(self, call: Call, answers: Sequence[Answer | None]) -> None:
         """Apply the answer to each attempt of a call; None for an attempt without candidates."""
-        waited_ms = []
+        at_once, waited = 0, []
+        holds = self.partitions.holds
         for attempt, answer in zip(call.attempts, answers, strict=True):
             job, waiter = attempt.job, attempt.waiter
-            if isinstance(answer, messages.Reserved):
-                waited_ms.append((waiter.first_ms - waiter.since_ms if waiter is not None else 0, job))
-            if not self.partitions.holds(job.partition, job.epoch):
+            is_placed = isinstance(answer, messages.Reserved)
+            if is_placed and waiter is None:
+                at_once += 1
+            elif is_placed and waiter is not None:
+                waited.append((waiter.first_ms - waiter.since_ms, job))
+            if not holds(job.partition, job.epoch):
                 continue
             if isinstance(answer, messages.Reserved):
                 self._apply_placed(attempt, answer, call.sent_ms)
@@ -276,7 +282,7 @@ class DispatchState:
                     self._wait(attempt, answer, call)
                 else:
                     self._wait_again(attempt, waiter, answer, call.mark)
-        self._time_waits(waited_ms)
+        self._time_waits(at_once, waited)
 
     def _apply_placed(self, attempt: PlacementAttempt, answer: messages.Reserved, now_ms: float) -> None:
         job, bindings = attempt.job, self.bindings
@@ -459,10 +465,12 @@ class DispatchState:
                 TOO_LONG_MS, above.count, above.max / 1_000,
             )  # fmt: skip
 
-    def _time_waits(self, waited: Iterable[tuple[float, Job]]) -> None:
-        """Count how long jobs that were placed had waited for an earlier job of their session."""
+    def _time_waits(self, at_once: int, waited: Iterable[tuple[float, Job]]) -> None:
+        """Count how long jobs that were placed had waited for an earlier job of their session.
+
+        Args: at_once, jobs that did not wait at all; waited, milliseconds of each other one.
+        """
         now_ms = self.clock.ms()
-        at_once = 0
         for waited_ms, job in waited:
             if waited_ms < 1:
                 at_once += 1

@@ -129,25 +129,24 @@ def reserve_item(
         kinds: of limits that it counts for.
     """
     job, binding, pool = attempt.job, attempt.binding, attempt.job_class.pool
-    source = source_to_bind(binding, job.src_lang, job.tgt_lang)
-    is_same = (
-        binding is not None and binding.pool == pool and binding.src_lang == source and binding.tgt_lang == job.tgt_lang
-    )
+    document = job.document
+    source, target = source_to_bind(binding, document.src_lang, document.tgt_lang), document.tgt_lang
+    is_same = binding is not None and binding.pool == pool and binding.src_lang == source and binding.tgt_lang == target
     return messages.ReserveItem(  # in the order of its fields: to name them costs five times as much
         job.partition,
         job.epoch,
         job.entry_id,
         job.job_id,
-        job.session_id,
-        job.tenant_id,
-        job.reply_to,
+        document.session_id,
+        document.tenant_id,
+        document.reply_to,
         pool,
         placement.groups,
         placement.bound,
         placement.preferred,
         placement.why,
         placement.note,
-        prefix(pool, source, job.tgt_lang),
+        prefix(pool, source, target),
         binding.node if binding is not None and is_same and attempt.is_fresh else "",
         NO_VARIANT,
         attempt.is_unread,

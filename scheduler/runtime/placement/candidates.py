@@ -77,10 +77,11 @@ _NEW: Final = SessionAffinity("", False, "new")
 
 def classify(job: Job, binding: Binding | None, index: Index) -> JobClass:
     """The class of a job by a snapshot: what it needs, and the pool that its session prefers."""
-    tenant = index.scope_of(job.tenant_id)
-    members = index.members(job.src_lang, job.tgt_lang, job.features, tenant)
+    document, features = job.document, job.features
+    tenant = index.scope_of(document.tenant_id)
+    members = index.members(document.src_lang, document.tgt_lang, features, tenant)
     pool = preferred_pool(job, binding, members, index.overrides)
-    return JobClass(job.src_lang, job.tgt_lang, job.features, pool, tenant)
+    return JobClass(document.src_lang, document.tgt_lang, features, pool, tenant)
 
 
 def preferred_pool(job: Job, binding: Binding | None, members: Members, overrides: Mapping[str, str]) -> str:
